@@ -1,0 +1,98 @@
+"""`python -m structures list | show NAME IN OUT [--option value] | table`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from structures import registry
+from structures.spec import Spec, SpecError
+from structures.structure import Structure
+
+TABLE_WIDTH = 1024  # the square width at which the table gives parameters and FLOPs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. Mistakes of the user are one line on stderr and status 2."""
+    parser = argparse.ArgumentParser(prog="python -m structures", description="The registry of structured layers.")
+    parser.add_argument("--registry", action="append", default=[], metavar="FILE", help="a YAML file of more entries")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="every entry with its options and einsum")
+    commands.add_parser("table", help="the README's table, in Markdown")
+    show = commands.add_parser("show", help="an entry bound to widths: its steps and counts")
+    show.add_argument("name")
+    show.add_argument("in_features", type=int)
+    show.add_argument("out_features", type=int)
+    parsed, rest = parser.parse_known_args(arguments)
+    try:
+        for file in parsed.registry:
+            registry.load(file)
+        if parsed.command == "show":
+            spec = registry.get(parsed.name)
+            print(spec.bind(parsed.in_features, parsed.out_features, **_options(spec, rest)))
+            return 0
+        if rest:
+            parser.error(f"unknown argument {rest[0]!r}")
+        print("\n".join(table() if parsed.command == "table" else _list()))
+    except (SpecError, KeyError) as error:
+        print(error.args[0], file=sys.stderr)
+        return 2
+    return 0
+
+
+def table() -> list[str]:
+    """The registry as a Markdown table, counts at one square width with default options."""
+    lines = [
+        "| name | einsum | parameters | FLOPs a token | source |\n|---|---|---:|---:|---|",
+    ]
+    for name in registry.names():
+        spec = registry.get(name)
+        structure = spec.bind(TABLE_WIDTH, TABLE_WIDTH)
+        einsum = "<br>+ ".join(f"`{term}`" for term in spec.einsum)
+        lines.append(
+            f"| `{name}`{_given(structure)} | {einsum} | {_share(structure.params, structure.dense_params)} "
+            f"| {_share(structure.flops(), structure.dense_flops())} | {spec.source} |"
+        )
+    return lines
+
+
+def _given(structure: Structure) -> str:
+    return "".join(f"<br>{k}={list(v) if isinstance(v, tuple) else v}" for k, v in structure.options)
+
+
+def _share(count: int, dense: int) -> str:
+    return f"{count:,} ({count / dense:.3g})"
+
+
+def _list() -> list[str]:
+    lines = []
+    for name in registry.names():
+        spec = registry.get(name)
+        options = ", ".join(f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in spec.options)
+        lines.append(f"{name:18} {spec.title}{f' ({options})' if options else ''}")
+        lines += [f"{'':18}   {term}" for term in spec.einsum]
+    return lines
+
+
+def _options(spec: Spec, rest: Sequence[str]) -> dict[str, object]:
+    """`--n_blocks 8` or `--n_blocks=8`, lists with commas: the values as numbers."""
+    options: dict[str, object] = {}
+    words = [part for word in rest for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    if len(words) % 2:
+        raise SpecError(f"{spec.name}: an option is written --name value, found {' '.join(rest)!r}")
+    for flag, text in zip(words[::2], words[1::2], strict=True):
+        if not flag.startswith("--"):
+            raise SpecError(f"{spec.name}: an option is written --name value, found {flag!r}")
+        name = flag[2:].replace("-", "_")
+        is_list = isinstance(dict(spec.options).get(name), tuple)
+        try:
+            numbers = [float(n) if "." in n else int(n) for n in text.split(",")]
+        except ValueError:
+            raise SpecError(f"{spec.name}: option {name} is a number, found {text!r}") from None
+        options[name] = tuple(numbers) if is_list else numbers[0]
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

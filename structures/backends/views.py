@@ -1,0 +1,33 @@
+"""Reading the input as a term views it, shared by the backends."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from structures.structure import Gather, Structure, Term
+
+
+def load(structure: Structure, term: Term, x: Tensor) -> Tensor:
+    """x (tokens, in_features) -> (tokens, *term.loaded): a view, but for the copy that a gather makes."""
+    z, axes = x.reshape(x.shape[0], *structure.shape(term.input)), term.input
+    for gather in term.gathers:
+        at = axes.index(gather.axis)
+        z = z.index_select(1 + at, index(gather, x.device)).unflatten(1 + at, structure.shape(gather.by))
+        axes = (*axes[:at], *gather.by, *axes[at + 1 :])
+    return z
+
+
+def index(gather: Gather, device: torch.device) -> Tensor:
+    """The gather's table on `device`; kept, except while a graph is traced, where it becomes a constant of the graph."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(gather.table, device=device)
+    return _index(gather.table, device)
+
+
+@lru_cache(maxsize=256)
+def _index(table: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # an inference tensor kept here could not be saved for a later backward
+        return torch.tensor(table, device=device)

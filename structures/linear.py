@@ -1,0 +1,159 @@
+"""The layer: parameters, initialisation and forward of a structured linear map, in place of `nn.Linear`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from structures import backends, initial, reference, registry
+from structures.spec import Spec
+from structures.structure import Structure
+
+
+class StructuredLinear(nn.Module):
+    """`y = W x + bias` with W a structured matrix; behaves as `nn.Linear` of the same widths does.
+
+    Args:
+        structure: name of a registry entry, or a Spec.
+        in_features, out_features: widths.
+        bias: learn an additive bias (out_features,).
+        device, dtype: of the parameters.
+        backend: how it runs: "auto", or one of `structures.backends.names()`, which then never falls back.
+        init: how fresh parameters are drawn: "linear" (output variance and bias of a fresh nn.Linear), "spectral"
+            (muP) or "paper" (the entry's source's own).
+        options: the entry's options, such as `n_blocks=4`.
+    Shape:
+        (..., in_features) -> (..., out_features), any number of leading dimensions.
+    Raises:
+        KeyError: no such entry.
+        ValueError: sizes that do not fit the widths, or an option, backend or init that does not exist.
+
+    The parameters are `factor_0`, `factor_1`, ... in the order and shape written in the einsum, and `bias`.
+    """
+
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        structure: str | Spec,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        backend: str = backends.AUTO,
+        init: str = "linear",
+        **options: object,
+    ):
+        super().__init__()
+        spec = registry.get(structure) if isinstance(structure, str) else structure
+        self.structure: Structure = spec.bind(in_features, out_features, **options)
+        self.in_features, self.out_features = self.structure.in_features, self.structure.out_features
+        backends.check_name(backend)
+        self.backend = backend  # what was asked for
+        self.ran: str | None = None  # the backend of the last eager forward
+        self.init = init
+        self._names = self.structure.factor_names
+        initial.draws(self.structure, init)  # an unknown rule is an error before anything is allocated
+        for name, shape in zip(self._names, self.structure.factor_shapes, strict=True):
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        empty = torch.empty(self.out_features, device=device, dtype=dtype) if bias else None
+        self.register_parameter("bias", None if empty is None else nn.Parameter(empty))
+        self.reset_parameters()
+
+    @property
+    def factors(self) -> tuple[Tensor, ...]:
+        """The trainable factors in written order."""
+        return tuple(getattr(self, name) for name in self._names)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, by the rule given as `init`."""
+        for factor, draw in zip(self.factors, initial.draws(self.structure, self.init), strict=True):
+            if draw.distribution == "uniform":
+                factor.uniform_(-draw.scale, draw.scale)
+            else:
+                factor.normal_(0, draw.scale)
+        if self.bias is not None:
+            bound = initial.bias_bound(self.structure)
+            self.bias.uniform_(-bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features).
+
+        Raises:
+            ValueError: x has another width, dtype or device than the layer, or the backend asked for refuses.
+        """
+        factors, bias = self.factors, self.bias
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(_wrong_width(self, x))
+        x, factors, bias = _autocast(x, factors, bias)
+        for tensor in (*factors, *(() if bias is None else (bias,))):
+            if tensor.dtype != x.dtype or tensor.device != x.device:
+                raise ValueError(_mismatch(self, x, tensor))
+        tokens = x if x.dim() == 2 else x.reshape(-1, self.in_features)
+        name = backends.choose(self.backend, self.structure, tokens)
+        if not torch.compiler.is_compiling():
+            self.ran = name
+        y = backends.apply(name, self.structure, tokens, factors, bias)
+        return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)
+
+    def to_dense(self) -> Tensor:
+        """W of shape (out_features, in_features), what nn.Linear calls weight; gradients flow to the factors."""
+        return reference.to_dense(self.structure, self.factors)
+
+    def extra_repr(self) -> str:
+        parts = [repr(self.structure.name), str(self.in_features), str(self.out_features)]
+        parts.append(f"bias={self.bias is not None}")
+        parts += [f"{name}={list(v) if isinstance(v, tuple) else v}" for name, v in self.structure.options]
+        like = next(self.parameters(), None)
+        if like is not None and like.dtype != torch.float32:
+            parts.append(f"dtype={like.dtype}")
+        if like is not None and like.device.type != "cpu":
+            parts.append(f"device={str(like.device)!r}")
+        if self.backend != backends.AUTO:
+            parts.append(f"backend={self.backend!r}")
+        if self.init != "linear":
+            parts.append(f"init={self.init!r}")
+        return ", ".join(parts)
+
+    def __getattr__(self, name: str) -> object:
+        if name == "weight":
+            raise AttributeError(
+                f"{self.structure.name} has no dense weight; `factors` holds its parameters, and to_dense() computes "
+                f"the ({self.out_features}, {self.in_features}) matrix"
+            )
+        return super().__getattr__(name)
+
+
+def _autocast(
+    x: Tensor, factors: tuple[Tensor, ...], bias: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+    """Inside an autocast region everything but float64 is cast to its dtype, as nn.Linear's operands are."""
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return x, factors, bias
+    dtype = torch.get_autocast_dtype(kind)
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+
+    return cast(x), tuple(cast(f) for f in factors), None if bias is None else cast(bias)
+
+
+def _wrong_width(layer: StructuredLinear, x: Tensor) -> str:
+    hint = ""
+    if x.dim() > 1 and x.shape[-2] == layer.in_features:
+        hint = "; its last but one dimension fits: is it transposed?"
+    name = layer.structure.name
+    return f"{name}: x has shape {tuple(x.shape)}, its last dimension must be in_features={layer.in_features}{hint}"
+
+
+def _mismatch(layer: StructuredLinear, x: Tensor, parameter: Tensor) -> str:
+    name = layer.structure.name
+    if x.device != parameter.device:
+        return f"{name}: x is on {x.device}, the parameters are on {parameter.device}; move one with .to()"
+    return (
+        f"{name}: x is {x.dtype}, the parameters are {parameter.dtype}; convert one with .to(), or use torch.autocast"
+    )

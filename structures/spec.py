@@ -1,0 +1,596 @@
+"""One registry entry: checked when it is made, bound to widths when it is used."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from structures.expressions import (
+    ExpressionError,
+    Value,
+    divisors,
+    evaluate,
+    names_in,
+    nearest,
+    parse,
+)
+from structures.notation import POSITION, Expanded, NotationError, Pattern, expand, parse_term
+from structures.structure import Axes, Gather, Structure, Term, order_steps
+
+RESERVED_OPTIONS = frozenset({"in_features", "out_features", "bias", "device", "dtype", "backend", "init"})
+WIDTHS = ("in_features", "out_features")
+MAX_WIDTH = 2**24
+MAX_TABLE = 2**16  # entries of a gather
+# Widths an entry is tried at when it is made: rich in divisors, so that mistakes of form show before the first use.
+TRIAL_WIDTHS = ((4096, 4096), (5040, 5040), (720720, 720720), (768, 3072), (59049, 59049))
+
+
+class SpecError(ValueError):
+    """An entry that cannot be, or that cannot be bound to the widths and options asked for."""
+
+
+class SizeError(SpecError):
+    """Widths and options that this entry cannot take: other ones may."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A structured linear map of any width: its einsum terms, the sizes of their axes and the options behind them.
+
+    Mappings and lists may be passed for the tuples; they are normalised and checked.
+
+    Args:
+        einsum: one term or several, which are summed: `input view, factor, ... -> output view`.
+        sizes: expression for each axis (or for several at once, `"a b"`, from a list); earlier names may be used.
+        options: what a user sets, with defaults: integers, floats, lists of numbers, or an expression of the widths.
+        index: axes of the input view that are read through an integer expression of other axes.
+        init: the source's own initialisation: `{"uniform" or "normal": expression, "source": text}`.
+        file: where the entry stands, with `marks` giving line and column of each part.
+    Raises:
+        SpecError: anything that no width could make right.
+    """
+
+    name: str
+    einsum: tuple[str, ...]
+    sizes: tuple[tuple[str, str], ...] = ()
+    options: tuple[tuple[str, object], ...] = ()
+    index: tuple[tuple[str, str], ...] = ()
+    init: tuple[tuple[str, str], ...] = ()
+    title: str = ""
+    source: str = ""
+    file: str = field(default="", compare=False, repr=False)
+    marks: tuple[tuple[tuple[str, ...], tuple[int, int]], ...] = field(default=(), compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        normal = {
+            "einsum": (self.einsum,) if isinstance(self.einsum, str) else tuple(self.einsum),
+            "sizes": _pairs(self.sizes, str),
+            "options": tuple((k, _freeze(v)) for k, v in _pairs(self.options, lambda v: v)),
+            "index": _pairs(self.index, str),
+            "init": _pairs(self.init, str),
+        }
+        for key, value in normal.items():
+            object.__setattr__(self, key, value)
+        _check(self)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.einsum, self.sizes))
+
+    def bind(self, in_features: int, out_features: int, **options: object) -> Structure:
+        """The Structure of these widths.
+
+        Args:
+            in_features, out_features: widths, 1 to 2**24.
+            options: values for some of the entry's options; the others keep their defaults.
+        Raises:
+            SizeError: a size that does not divide or is out of range; the message names what works.
+            SpecError: an option that does not exist or is of the wrong kind.
+        """
+        widths = []
+        for name, value in zip(WIDTHS, (in_features, out_features), strict=True):
+            try:
+                width = operator.index(value)
+            except TypeError:
+                raise SpecError(f"{self.name}: {name} is a whole number, found {value!r}") from None
+            if isinstance(value, bool) or not 1 <= width <= MAX_WIDTH:
+                raise SizeError(f"{self.name}: {name} is from 1 to {MAX_WIDTH}, found {value!r}")
+            widths.append(width)
+        given = tuple(sorted((k, _option(self, k, v)) for k, v in options.items()))
+        return _bind(self, widths[0], widths[1], given)
+
+    def where(self, *path: str) -> str:
+        """`file:line:column` of a part of the entry, or of the nearest part around it; empty without a file."""
+        marks = dict(self.marks)
+        while path not in marks and path:
+            path = path[:-1]
+        if not self.file:
+            return ""
+        line, column = marks.get(path, (0, 0))
+        return f"{self.file}:{line}:{column}" if line else self.file
+
+    def error(self, message: str, *path: str, offset: int = 0, kind: type[SpecError] = SpecError) -> SpecError:
+        """The error to raise about the part at `path`, with its place in front."""
+        place = self.where(*path)
+        if place and offset and (found := dict(self.marks).get(path)):
+            place = f"{self.file}:{found[0]}:{found[1] + offset}"
+        return kind(f"{place}: {self.name}: {message}" if place else f"{self.name}: {message}")
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """The parsed terms."""
+        return tuple(parse_term(text) for text in self.einsum)
+
+    @property
+    def axis_sizes(self) -> dict[str, str]:
+        """The size expression of each sized name, `"a b"` taken apart."""
+        return {name: text for names, text in self.sizes for name in names.split()}
+
+
+def _pairs(value, convert) -> tuple:  # type: ignore[no-untyped-def,type-arg]
+    items = value.items() if isinstance(value, Mapping) else value
+    return tuple((str(k), convert(v)) for k, v in items)
+
+
+def _freeze(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+# -- checks that need no widths
+
+
+def _check(spec: Spec) -> None:
+    if not spec.name.isidentifier():
+        raise spec.error(f"{spec.name!r} is not a name; write letters, digits and _")
+    if not spec.einsum:
+        raise spec.error("the entry has no einsum", "einsum")
+    axes = _check_notation(spec)
+    known = _check_options(spec)
+    _check_sizes(spec, known, axes)
+    _check_index(spec, axes)
+    _check_init(spec)
+    _check_uses(spec)
+    _try_widths(spec)
+
+
+def _check_notation(spec: Spec) -> set[str]:
+    axes: set[str] = set()
+    for number, text in enumerate(spec.einsum):
+        try:
+            pattern = parse_term(text)
+        except NotationError as error:
+            raise spec.error(f"{error} in {text!r}", "einsum", str(number), offset=error.offset) from None
+        axes |= {a.name for operand in pattern.operands for a in operand.axes}
+    return axes
+
+
+def _check_options(spec: Spec) -> set[str]:
+    known = set(WIDTHS)
+    for name, value in spec.options:
+        path = ("options", name)
+        if not name.isidentifier() or name in RESERVED_OPTIONS or name == POSITION:
+            raise spec.error(f"an option cannot be called {name!r}", *path)
+        if isinstance(value, str):
+            _parse_known(spec, value, known, *path)
+        elif isinstance(value, tuple):
+            if not value or not all(_is_number(v) for v in value):
+                raise spec.error(f"option {name} is a list of numbers, found {list(value)}", *path)
+        elif not _is_number(value):
+            raise spec.error(f"option {name} is a number, a list of numbers or an expression, found {value!r}", *path)
+        known.add(name)
+    return known
+
+
+def _check_sizes(spec: Spec, known: set[str], axes: set[str]) -> None:
+    sized: set[str] = set()
+    for names, text in spec.sizes:
+        for name in names.split():
+            if not name.isidentifier() or name == POSITION or name in WIDTHS:
+                raise spec.error(f"an axis cannot be called {name!r}", "sizes", names)
+            if name in sized:
+                raise spec.error(f"axis {name!r} has two sizes", "sizes", names)
+        _parse_known(spec, text, known | sized, "sizes", names)
+        sized |= set(names.split())
+    defaults = [(name, value) for name, value in spec.options if isinstance(value, str)]
+    read = {n for _, text in (*spec.sizes, *spec.index, *defaults) for n in names_in(text)}
+    for name in sized:
+        if name not in axes and name not in read:
+            raise spec.error(f"{name!r} has a size but stands neither in the einsum nor in another size", "sizes", name)
+    for name, _ in spec.options:
+        if name not in read:
+            raise spec.error(f"option {name!r} is used by no size", "options", name)
+    for number, pattern in enumerate(spec.patterns):
+        _check_inferred(spec, pattern, sized, str(number))
+
+
+def _check_inferred(spec: Spec, pattern: Pattern, sized: set[str], number: str) -> None:
+    in_views = set()
+    for view, what in ((pattern.input, "input"), (pattern.output, "output")):
+        missing = [a for a in view.axes if a.name not in sized]
+        if len(missing) > 1:
+            raise spec.error(
+                f"axes {', '.join(repr(a.name) for a in missing)} of the {what} view have no size; one may be left "
+                "out, to be found by division", "einsum", number, offset=missing[1].offset)  # fmt: skip
+        if missing and missing[0].subscript is not None:
+            raise spec.error(f"axis {missing[0].name!r} is indexed and needs a size", "einsum", number,
+                             offset=missing[0].offset)  # fmt: skip
+        in_views |= {a.name for a in view.axes}
+    for factor in pattern.factors:
+        for axis in factor.axes:
+            if axis.name not in sized and axis.name not in in_views:
+                hint = nearest(axis.name, sorted(sized | in_views))
+                raise spec.error(f"axis {axis.name!r} of a factor has no size{hint}", "einsum", number,
+                                 offset=axis.offset)  # fmt: skip
+
+
+def _check_index(spec: Spec, axes: set[str]) -> None:
+    for axis, text in spec.index:
+        path = ("index", axis)
+        if axis not in axes:
+            raise spec.error(f"index: {axis!r} is not an axis of the einsum{nearest(axis, sorted(axes))}", *path)
+        if axis not in spec.axis_sizes:
+            raise spec.error(f"index: axis {axis!r} needs a size", *path)
+        _parse_known(spec, text, axes | {n for n, _ in spec.options} | set(spec.axis_sizes) | set(WIDTHS), *path)
+        if axis in names_in(text):
+            raise spec.error(f"index: axis {axis!r} is read through itself", *path)
+
+
+def _check_init(spec: Spec) -> None:
+    if not spec.init:
+        return
+    kinds = [key for key, _ in spec.init if key != "source"]
+    if len(kinds) != 1 or kinds[0] not in ("uniform", "normal"):
+        raise spec.error("init has one of 'uniform' (its bound) or 'normal' (its standard deviation)", "init")
+    known = {n for n, _ in spec.options} | set(spec.axis_sizes) | {*WIDTHS, "fan_in", "fan_out"}
+    _parse_known(spec, dict(spec.init)[kinds[0]], known, "init", kinds[0])
+
+
+def _check_uses(spec: Spec) -> None:
+    """Axes without an index can be counted before any size is known; the others when they are written out."""
+    indexed = {axis for axis, _ in spec.index}
+    for number, pattern in enumerate(spec.patterns):
+        plain = Expanded(*(
+            (lambda operand: tuple((a.name, None) for a in operand.axes if a.subscript is None))(o)
+            if not isinstance(o, tuple)
+            else tuple(tuple((a.name, None) for a in f.axes if a.subscript is None) for f in o)
+            for o in (pattern.input, pattern.factors, pattern.output)
+        ), families=())  # fmt: skip
+        repeated = {a.name for f in pattern.factors if f.repeated for a in f.axes}
+        _count_uses(spec, plain, str(number), indexed, skip=repeated)
+
+
+def _try_widths(spec: Spec) -> None:
+    """Binds at widths with many divisors; an error of form is raised, one of size is left to the widths in use."""
+    for widths in TRIAL_WIDTHS:
+        try:
+            _build(spec, *widths, {})
+        except SizeError:
+            continue
+        return
+
+
+def _parse_known(spec: Spec, text: str, known: set[str], *path: str) -> None:
+    try:
+        parse(text)
+        unknown = sorted(names_in(text) - known)
+    except ExpressionError as error:
+        raise spec.error(f"{error}", *path, offset=error.offset) from None
+    if unknown:
+        raise spec.error(f"unknown name {unknown[0]!r} in {text!r}{nearest(unknown[0], sorted(known))}", *path)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# -- binding
+
+
+def _option(spec: Spec, name: str, value: object) -> object:
+    defaults = dict(spec.options)
+    if name not in defaults:
+        raise spec.error(f"there is no option {name!r}{nearest(name, sorted(defaults))}")
+    default = defaults[name]
+    if isinstance(default, tuple):
+        values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+        if not values or not all(_is_number(v) for v in values):
+            raise spec.error(f"option {name} is a list of numbers, found {value!r}")
+        return values
+    if not isinstance(value, bool | float | str):
+        try:
+            value = operator.index(value)  # type: ignore[arg-type]  # also numpy's integers
+        except TypeError:
+            pass
+    wanted = "a number" if isinstance(default, float) else "a whole number"
+    if not _is_number(value) or (isinstance(value, float) and not isinstance(default, float)):
+        raise spec.error(f"option {name} is {wanted}, found {value!r}")
+    if value < 0:  # type: ignore[operator]
+        raise spec.error(f"option {name} cannot be negative, found {value}", kind=SizeError)
+    return value
+
+
+@lru_cache(maxsize=4096)
+def _bind(spec: Spec, in_features: int, out_features: int, given: tuple[tuple[str, object], ...]) -> Structure:
+    try:
+        return _build(spec, in_features, out_features, dict(given))
+    except SizeError as error:
+        hint = _values_that_work(spec, in_features, out_features, dict(given))
+        raise SizeError(f"{error}{hint}") from None
+
+
+def _values_that_work(spec: Spec, in_features: int, out_features: int, given: dict[str, object]) -> str:
+    """`; n_blocks that work here: 2, 4, 6`: found by trying, nearest to what was asked for."""
+    texts = []
+    for name, default in spec.options:
+        asked = given.get(name, default)
+        if not isinstance(default, int) or not isinstance(asked, int):
+            continue
+        candidates = sorted({*divisors(in_features), *divisors(out_features)})
+        candidates.sort(key=lambda c: abs(math.log(c / max(asked, 1))))  # noqa: B023  # sorted at once
+        working: list[int] = []
+        for candidate in candidates[:48]:
+            try:
+                _build(spec, in_features, out_features, {**given, name: candidate})
+            except SizeError:
+                continue
+            working.append(candidate)
+            if len(working) == 8:
+                break
+        if working:
+            texts.append(f"{name} that work here: {', '.join(map(str, sorted(working)))}")
+    return "".join(f"; {text}" for text in texts)
+
+
+def _build(spec: Spec, in_features: int, out_features: int, given: Mapping[str, object]) -> Structure:
+    widths = {"in_features": in_features, "out_features": out_features}
+    options = _evaluate_options(spec, widths, given)
+    values = _evaluate_sizes(spec, {**widths, **options})
+    patterns = spec.patterns
+    lengths = {name: len(v) for name, v in values.items() if isinstance(v, tuple)}
+    written = []
+    for number, pattern in enumerate(patterns):
+        try:
+            written.append(expand(pattern, lengths))
+        except NotationError as error:
+            raise spec.error(f"{error} in {pattern.text!r}", "einsum", str(number), offset=error.offset) from None
+        _count_uses(spec, written[-1], str(number), {axis for axis, _ in spec.index})
+    size = _axis_sizes(spec, values, written, widths)
+    return _assemble(spec, widths, options, values, size, written)
+
+
+def _evaluate_options(spec: Spec, widths: Mapping[str, int], given: Mapping[str, object]) -> dict[str, Value]:
+    options: dict[str, Value] = {}
+    for name, default in spec.options:
+        value = given.get(name, default)
+        if isinstance(value, str):
+            try:
+                value = evaluate(value, {**widths, **options})
+            except ExpressionError as error:
+                raise spec.error(f"option {name}: {error}{_at(widths)}", "options", name, kind=SizeError) from None
+        options[name] = value  # type: ignore[assignment]
+    return options
+
+
+def _evaluate_sizes(spec: Spec, names: dict[str, Value]) -> dict[str, Value]:
+    values: dict[str, Value] = {}
+    for key, text in spec.sizes:
+        targets = key.split()
+        try:
+            value = evaluate(text, {**names, **values})
+        except ExpressionError as error:
+            raise spec.error(f"size {key}: {error}{_at(names)}", "sizes", key, kind=SizeError) from None
+        parts = value if isinstance(value, tuple) and len(targets) > 1 else (value,)
+        if len(parts) != len(targets):
+            raise spec.error(f"sizes {key!r} names {len(targets)} axes, its list has {len(parts)}", "sizes", key)
+        for target, part in zip(targets, parts, strict=True):
+            whole = part if isinstance(part, tuple) else (part,)
+            if not all(isinstance(n, int) and n >= 0 for n in whole):
+                raise spec.error(f"size {target} = {text} is {part}, not a whole number{_at(names)}", "sizes", key,
+                                 kind=SizeError)  # fmt: skip
+            values[target] = part
+    return values
+
+
+def _at(names: Mapping[str, Value]) -> str:
+    shown = ", ".join(f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in names.items())
+    return f" at {shown}"
+
+
+def _axis(name: str, position: int | None) -> str:
+    return name if position is None else f"{name}{position}"
+
+
+def _names(axes: Sequence[tuple[str, int | None]]) -> Axes:
+    return tuple(_axis(*a) for a in axes)
+
+
+def _count_uses(
+    spec: Spec, term: Expanded, number: str, indexed: set[str], skip: set[str] | frozenset[str] = frozenset()
+) -> None:
+    """Every axis stands in two operands at least; an output axis stands in the input or in a factor."""
+    operands = [term.input, *term.factors, term.output]
+    inputs = {name for name, _ in term.input}
+    reads = {name for axis, text in spec.index if axis in inputs for name in names_in(text)}
+    for axis in dict.fromkeys(itertools.chain(*operands)):
+        uses = sum(axis in operand for operand in operands) + (axis[0] in reads)
+        if axis[0] in indexed:
+            if axis in term.input and uses > 1:
+                raise spec.error(f"axis {axis[0]!r} is read through an index and can stand in the input view alone",
+                                 "einsum", number)  # fmt: skip
+            continue
+        bond_end = axis[1] is not None and axis not in (*term.input, *term.output)
+        if uses > 1 or bond_end or axis[0] in skip:
+            continue
+        what = _axis(*axis)
+        if axis in term.output:
+            raise spec.error(f"output axis {what!r} occurs neither in the input nor in a factor", "einsum", number)
+        raise spec.error(
+            f"axis {what!r} stands in one operand alone; sum it away by leaving it out, or use it twice",
+            "einsum", number)  # fmt: skip
+
+
+def _axis_sizes(
+    spec: Spec, values: Mapping[str, Value], terms: Sequence[Expanded], widths: Mapping[str, int]
+) -> dict[tuple[str, int | None], int]:
+    """The size of every axis that occurs: evaluated, 1 for the end of a bond, or found by division of a width."""
+    size: dict[tuple[str, int | None], int] = {}
+    shared = _shared(terms)
+    for term in terms:
+        for axis in itertools.chain(term.input, *term.factors, term.output):
+            name, position = axis
+            if name not in values:
+                continue
+            value = values[name]
+            if isinstance(value, tuple):
+                size[axis] = int(value[position])  # type: ignore[index]  # expand() has indexed every list axis
+            else:
+                size[axis] = int(value) if position is None or axis in shared else 1
+    for number, term in enumerate(terms):
+        for view, width in ((term.input, "in_features"), (term.output, "out_features")):
+            _divide(spec, size, view, width, widths[width], str(number))
+    _check_collisions(spec, size)
+    return size
+
+
+def _shared(terms: Sequence[Expanded]) -> set[tuple[str, int | None]]:
+    """Axes that stand in two operands of some term."""
+    shared = set()
+    for term in terms:
+        operands = (term.input, *term.factors, term.output)
+        for axis in set(itertools.chain(*operands)):
+            if sum(axis in operand for operand in operands) > 1:
+                shared.add(axis)
+    return shared
+
+
+def _divide(
+    spec: Spec,
+    size: dict[tuple[str, int | None], int],
+    view: Sequence[tuple[str, int | None]],
+    width_name: str,
+    width: int,
+    number: str,
+) -> None:
+    missing = [axis for axis in view if axis not in size]
+    known = [axis for axis in view if axis in size]
+    text = " ".join(_names(view))
+    for axis in known:
+        if size[axis] < 1 or width % size[axis]:
+            near = _nearest_divisors(width, size[axis])
+            raise spec.error(
+                f"axis {_axis(*axis)}={size[axis]} does not divide {width_name}={width}; nearest sizes that do: {near}",
+                "einsum", number, kind=SizeError)  # fmt: skip
+    product = math.prod(size[axis] for axis in known)
+    if not missing:
+        if product != width:
+            sizes = " x ".join(str(size[a]) for a in known)
+            raise spec.error(f"the view ({text}) holds {sizes} = {product}, but {width_name}={width}", "einsum", number,
+                             kind=SizeError)  # fmt: skip
+        return
+    if width % product:
+        raise spec.error(
+            f"the sizes of ({text}) without {_axis(*missing[0])} multiply to {product}, which does not divide "
+            f"{width_name}={width}; nearest products that do: {_nearest_divisors(width, product)}",
+            "einsum", number, kind=SizeError)  # fmt: skip
+    found = width // product
+    size[missing[0]] = found
+
+
+def _nearest_divisors(width: int, wanted: int) -> str:
+    below = [d for d in divisors(width) if d < wanted][-1:]
+    above = [d for d in divisors(width) if d > wanted][:1]
+    return ", ".join(map(str, below + above))
+
+
+def _check_collisions(spec: Spec, size: Mapping[tuple[str, int | None], int]) -> None:
+    seen: dict[str, tuple[str, int | None]] = {}
+    for axis in size:
+        other = seen.setdefault(_axis(*axis), axis)
+        if other != axis:
+            raise spec.error(
+                f"axis {_axis(*axis)!r} is also position {axis[1] or other[1]} of an indexed axis; rename one"
+            )
+
+
+def _assemble(
+    spec: Spec,
+    widths: Mapping[str, int],
+    options: Mapping[str, Value],
+    values: Mapping[str, Value],
+    size: Mapping[tuple[str, int | None], int],
+    written: Sequence[Expanded],
+) -> Structure:
+    named = {_axis(*axis): n for axis, n in size.items()}
+    factors: list[Axes] = []
+    terms: list[Term] = []
+    for number, term in enumerate(written):
+        axes = dict.fromkeys(itertools.chain(term.input, *term.factors, term.output))
+        if any(size[axis] == 0 for axis in axes):
+            continue  # a bond of size zero: the term is zero for every input
+        gathers = tuple(_gathers(spec, term, named, {**widths, **options, **values}, str(number)))
+        loaded = _loaded(spec, term, gathers, str(number))
+        positions = {len(factors) + i: _names(f) for i, f in enumerate(term.factors)}
+        families = dict(zip(positions, term.families, strict=True))
+        factors += positions.values()
+        output = _names(term.output)
+        steps = order_steps(named, loaded, positions, families, output)
+        terms.append(Term(_names(term.input), loaded, gathers, tuple(positions), output, steps))
+    if not terms:
+        raise spec.error("every term is dropped, since each has an axis of size zero", kind=SizeError)
+    used = dict.fromkeys(a for t in terms for a in (*t.input, *t.loaded, *t.output))
+    used.update(dict.fromkeys(a for f in factors for a in f))
+    return Structure(
+        name=spec.name,
+        title=spec.title,
+        in_features=widths["in_features"],
+        out_features=widths["out_features"],
+        options=tuple(options.items()),
+        sizes=tuple((axis, named[axis]) for axis in used),
+        factors=tuple(factors),
+        terms=tuple(terms),
+        spec=spec,
+    )
+
+
+def _gathers(
+    spec: Spec, term: Expanded, named: Mapping[str, int], names: Mapping[str, Value], number: str
+) -> Iterator[Gather]:
+    inputs = set(_names(term.input))
+    here = {_axis(*a) for a in itertools.chain(term.input, *term.factors, term.output)}
+    for axis, text in spec.index:
+        if axis not in inputs:
+            continue
+        by = tuple(a for a in named if a in names_in(text) and a in here)
+        if not by:
+            raise spec.error(f"index: {axis} = {text} reads no axis of the term", "index", axis)
+        clash = [a for a in by if a in inputs]
+        if clash:
+            raise spec.error(f"index: {axis} is read through {clash[0]!r}, which stands in the same input view",
+                             "index", axis)  # fmt: skip
+        grid = [range(named[a]) for a in by]
+        if math.prod(len(g) for g in grid) > MAX_TABLE:
+            raise spec.error(f"index: {axis} takes more than {MAX_TABLE} values", "index", axis, kind=SizeError)
+        table = []
+        for values in itertools.product(*grid):
+            at = dict(zip(by, values, strict=True))
+            try:
+                value = evaluate(text, {**names, **at})
+            except ExpressionError as error:
+                raise spec.error(f"index: {error}", "index", axis, kind=SizeError) from None
+            if not isinstance(value, int) or not 0 <= value < named[axis]:
+                where = ", ".join(f"{k}={v}" for k, v in at.items())
+                raise spec.error(f"index: {axis} = {text} is {value} at {where}, outside 0 to {named[axis] - 1}",
+                                 "index", axis, kind=SizeError)  # fmt: skip
+            table.append(value)
+        yield Gather(axis, by, tuple(table), text)
+
+
+def _loaded(spec: Spec, term: Expanded, gathers: Sequence[Gather], number: str) -> Axes:
+    replaced = {g.axis: g.by for g in gathers}
+    loaded = tuple(itertools.chain.from_iterable(replaced.get(a, (a,)) for a in _names(term.input)))
+    if len(set(loaded)) < len(loaded):
+        raise spec.error("two indexed axes of one input view are read through the same axis", "einsum", number)
+    return loaded

@@ -1,0 +1,337 @@
+"""A registry entry bound to widths: terms, their steps as batched matrix products, and every count.
+
+Nothing here is declared by an entry: all of it follows from the axes of its einsum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from structures import analysis
+
+Axes = tuple[str, ...]
+
+MAX_ORDER_STATES = 1024  # partial contraction orders looked at; longer terms are contracted as written
+
+
+@dataclass(frozen=True)
+class Gather:
+    """An input axis read through an integer expression of other axes.
+
+    `table[j]` is the position on `axis` for the j-th combination of `by`, in row-major order.
+    """
+
+    axis: str
+    by: Axes
+    table: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One batched matrix product: activation x factor -> activation, its axes in four groups.
+
+    `batch` stands in both operands and in the result, `rows` in the activation and the result, `contracted` in both
+    operands alone, `cols` in the factor and the result. The tokens are rows too and are not listed.
+    """
+
+    factor: int  # position in Structure.factors
+    batch: Axes
+    rows: Axes
+    contracted: Axes
+    cols: Axes
+    left: Axes  # axes of the activation that goes in
+    right: Axes  # axes of the factor, as written
+
+    @property
+    def result(self) -> Axes:
+        """Axes of the activation that comes out, in the order batch, rows, cols."""
+        return self.batch + self.rows + self.cols
+
+    @property
+    def axes(self) -> Axes:
+        return self.batch + self.rows + self.contracted + self.cols
+
+
+@dataclass(frozen=True)
+class Term:
+    """One einsum term with all axes written out; `loaded` is the input view once gathers are applied."""
+
+    input: Axes
+    loaded: Axes
+    gathers: tuple[Gather, ...]
+    factors: tuple[int, ...]  # positions in Structure.factors, in written order
+    output: Axes
+    steps: tuple[Step, ...]  # in the order of contraction
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A structured linear map of fixed widths: `y = W x`, W of shape (out_features, in_features) a sum of terms.
+
+    Frozen and hashable. `factors` holds the axes of each trainable factor, in written order; a factor's shape is the
+    sizes of its axes. Sizes and options are mappings stored as tuples of pairs.
+    """
+
+    name: str
+    title: str
+    in_features: int
+    out_features: int
+    options: tuple[tuple[str, object], ...]
+    sizes: tuple[tuple[str, int], ...]
+    factors: tuple[Axes, ...]
+    terms: tuple[Term, ...]
+    spec: object = field(compare=False, repr=False)  # the Spec it was bound from
+
+    def __hash__(self) -> int:  # three fields tell nearly all apart; hashing the terms would cost on every lookup
+        return hash((self.name, self.in_features, self.out_features, self.sizes))
+
+    @cached_property
+    def size(self) -> Mapping[str, int]:
+        """Size of each axis."""
+        return dict(self.sizes)
+
+    @cached_property
+    def factor_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of each trainable factor, in written order."""
+        return tuple(self.shape(axes) for axes in self.factors)
+
+    @property
+    def factor_names(self) -> tuple[str, ...]:
+        """Names of the factors as parameters: `factor_0`, `factor_1`, ... in written order."""
+        return tuple(f"factor_{i}" for i in range(len(self.factors)))
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps of all terms, one term after another."""
+        return tuple(step for term in self.terms for step in term.steps)
+
+    def shape(self, axes: Axes) -> tuple[int, ...]:
+        """The sizes of `axes`."""
+        return tuple(self.size[a] for a in axes)
+
+    def numel(self, axes: Axes) -> int:
+        """The product of the sizes of `axes`."""
+        return math.prod(self.size[a] for a in axes)
+
+    @cached_property
+    def params(self) -> int:
+        """Trainable numbers of all factors, without the bias."""
+        return sum(math.prod(shape) for shape in self.factor_shapes)
+
+    @property
+    def dense_params(self) -> int:
+        return self.in_features * self.out_features
+
+    def flops(self, tokens: int = 1, *, train: bool = False) -> int:
+        """Floating-point operations of `tokens` tokens: 2 per multiply-add, forward, without the bias.
+
+        Args:
+            train: count the gradients of the input and of every factor too: three times the forward.
+        """
+        return 2 * tokens * sum(self.numel(step.axes) for step in self.steps) * (3 if train else 1)
+
+    def dense_flops(self, tokens: int = 1, *, train: bool = False) -> int:
+        """The same count for a dense layer of these widths."""
+        return 2 * tokens * self.dense_params * (3 if train else 1)
+
+    @cached_property
+    def activation_size(self) -> int:
+        """Numbers a token in the intermediate activations, from the first step's result to the last one's operand."""
+        return sum(self.numel(step.result) for term in self.terms for step in term.steps[:-1])
+
+    def bytes(self, tokens: int = 1, itemsize: int = 4, *, train: bool = False, intermediates: bool = True) -> int:
+        """Bytes moved when every tensor passes through memory once for each product that reads or writes it.
+
+        Forward: input and factors are read, the output is written, each intermediate is written and read. Training
+        adds the backward: input, intermediates and factors are read again, the output's gradient is read, and the
+        gradients of input, factors and intermediates are written (those of intermediates also read, twice).
+
+        Args:
+            itemsize: bytes of one number.
+            intermediates: without them it is the least that any execution of this structure moves.
+        """
+        inputs, outputs = tokens * self.in_features, tokens * self.out_features
+        between = tokens * self.activation_size if intermediates else 0
+        count = inputs + outputs + self.params + 2 * between
+        if train:
+            count += 2 * inputs + outputs + 2 * self.params + 4 * between
+        return count * itemsize
+
+    def dense_bytes(self, tokens: int = 1, itemsize: int = 4, *, train: bool = False) -> int:
+        """The same count for a dense layer of these widths."""
+        count = tokens * (self.in_features + self.out_features) + self.dense_params
+        if train:
+            count += tokens * (2 * self.in_features + self.out_features) + 2 * self.dense_params
+        return count * itemsize
+
+    @cached_property
+    def rank(self) -> int | None:
+        """Rank of W for generic factors; None where only bounds are known (`structures.analysis.generic_rank`)."""
+        return analysis.generic_rank(self)
+
+    @cached_property
+    def degrees_of_freedom(self) -> int | None:
+        """Dimension of the set of matrices W; None where it is not computed (`structures.analysis`)."""
+        return analysis.degrees_of_freedom(self)
+
+    @cached_property
+    def exponents(self) -> Mapping[str, float]:
+        """Each axis's size as a power of the width it divides: the realised theta of the einsum space.
+
+        Input axes are powers of in_features, output axes of out_features, all others of the smaller width.
+        """
+        inputs = {a for term in self.terms for a in term.input}
+        outputs = {a for term in self.terms for a in term.output}
+        small = min(self.in_features, self.out_features)
+        base = {a: self.in_features if a in inputs else self.out_features if a in outputs else small for a in self.size}
+        return {a: math.log(n) / math.log(base[a]) if base[a] > 1 else 0.0 for a, n in self.size.items()}
+
+    def fan(self, factor: int) -> tuple[int, int]:
+        """(fan_in, fan_out) of one slice of the batched product that applies `factor`."""
+        step = next(step for step in self.steps if step.factor == factor)
+        return self.numel(step.contracted), self.numel(step.cols)
+
+    def term_of(self, factor: int) -> Term:
+        """The term that `factor` belongs to."""
+        return next(term for term in self.terms if factor in term.factors)
+
+    def __str__(self) -> str:
+        return "\n".join(_page(self))
+
+
+def _view(axes: Axes) -> str:
+    return f"({' '.join(axes)})" if len(axes) != 1 else axes[0]
+
+
+def _page(s: Structure) -> Iterator[str]:
+    options = "".join(f", {name}={_plain(value)}" for name, value in s.options)
+    yield f"{s.name}({s.in_features} -> {s.out_features}{options})    {s.title}"
+    yield ""
+    for term in s.terms:
+        operands = [_view(_wide(s, term.input)), *(" ".join(_wide(s, s.factors[f])) for f in term.factors)]
+        yield f"  y {'=' if term is s.terms[0] else '+'} {', '.join(operands)} -> {_view(_wide(s, term.output))}"
+        for gather in term.gathers:
+            yield f"      {gather.axis} is read at {gather.text}"
+    wide = _wide(s, tuple(s.size))
+    yield "  " + "  ".join(f"{axis}={s.size[axis]}" for axis in wide)
+    yield f"  as powers of the width: {'  '.join(f'{a} {s.exponents[a]:.2f}' for a in wide)}"
+    if len(wide) < len(s.size):
+        yield f"  of size 1, not shown: {' '.join(a for a in s.size if a not in wide)}"
+    yield ""
+    yield "  steps: batch x (tokens rows, contracted) @ (contracted, cols)"
+    for number, step in enumerate(s.steps):
+        groups = (_group(s, axes) for axes in (step.batch, step.rows, step.contracted, step.cols))
+        batch, rows, contracted, cols = groups
+        left = "tokens" if rows == "1" else f"tokens {rows}"
+        yield (
+            f"  {number:3d}  {s.factor_names[step.factor]:10} {batch} x ({left}, {contracted}) @ ({contracted}, {cols})"
+            f"    {2 * s.numel(step.axes):,} FLOPs a token"
+        )
+    yield ""
+    share = s.params / s.dense_params
+    yield f"  parameters          {s.params:>15,}   {share:8.4f} of dense"
+    freedom = s.degrees_of_freedom
+    yield f"  degrees of freedom  {'not computed' if freedom is None else f'{freedom:,}':>15}"
+    rank = s.rank
+    yield f"  generic rank        {'not computed' if rank is None else f'{rank:,}':>15}   of {min(s.in_features, s.out_features)}"
+    yield f"  FLOPs a token       {s.flops():>15,}   {s.flops() / s.dense_flops():8.4f} of dense"
+    yield f"  FLOPs to train      {s.flops(train=True):>15,}   forward and both gradients"
+    yield f"  bytes for one token {s.bytes():>15,}   {s.bytes() / s.dense_bytes():8.4f} of dense, fp32"
+    yield f"  intermediates       {s.activation_size:>15,}   numbers a token"
+
+
+def _wide(s: Structure, axes: Axes) -> Axes:
+    return tuple(a for a in axes if s.size[a] > 1)
+
+
+def _group(s: Structure, axes: Axes) -> str:
+    axes = _wide(s, axes)
+    if not axes:
+        return "1"
+    return " ".join(axes) + f" [{'x'.join(str(s.size[a]) for a in axes)}]"
+
+
+def _plain(value: object) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def order_steps(
+    size: Mapping[str, int],
+    loaded: Axes,
+    factors: Mapping[int, Axes],
+    families: Mapping[int, int],
+    output: Axes,
+) -> tuple[Step, ...]:
+    """The steps of a term in the cheapest order in which every step has the activation as an operand.
+
+    Cost is the product of all axis sizes of a step, summed; tokens multiply every step alike and do not matter.
+    Factors of one family (copies of one written factor) keep their order; ties go to the written order.
+
+    Args:
+        factors: axes of each factor of the term, by position in Structure.factors, in written order.
+        families: which written factor each factor is a copy of.
+    """
+    chains: list[list[int]] = []
+    for position in factors:
+        if chains and families[chains[-1][0]] == families[position]:
+            chains[-1].append(position)
+        else:
+            chains.append([position])
+    order = _cheapest_order(size, loaded, factors, chains, output)
+    steps, left = [], loaded
+    for index, position in enumerate(order):
+        step = _step(left, position, factors[position], _needed(factors, order[index + 1 :], output))
+        steps.append(step)
+        left = step.result
+    return tuple(steps)
+
+
+def _needed(factors: Mapping[int, Axes], remaining: tuple[int, ...] | list[int], output: Axes) -> frozenset[str]:
+    return frozenset(output).union(*(factors[p] for p in remaining))
+
+
+def _step(left: Axes, position: int, right: Axes, needed: frozenset[str]) -> Step:
+    both = [a for a in left if a in right]
+    return Step(
+        factor=position,
+        batch=tuple(a for a in both if a in needed),
+        rows=tuple(a for a in left if a not in right),
+        contracted=tuple(a for a in both if a not in needed),
+        cols=tuple(a for a in right if a not in left and a in needed),  # ends of bonds, of size one, drop out here
+        left=left,
+        right=right,
+    )
+
+
+def _cheapest_order(
+    size: Mapping[str, int], loaded: Axes, factors: Mapping[int, Axes], chains: list[list[int]], output: Axes
+) -> tuple[int, ...]:
+    """Shortest path over how far each chain has been contracted (dynamic programming over partial orders)."""
+    if math.prod(len(chain) + 1 for chain in chains) > MAX_ORDER_STATES:
+        return tuple(factors)
+    start = (0,) * len(chains)
+    # state -> (cost, order, axes of the activation); the axes depend on the state alone
+    best: dict[tuple[int, ...], tuple[int, tuple[int, ...], frozenset[str]]] = {start: (0, (), frozenset(loaded))}
+    frontier = [start]
+    for _ in factors:
+        following: dict[tuple[int, ...], None] = {}
+        for state in frontier:
+            cost, order, axes = best[state]
+            remaining = [p for chain, done in zip(chains, state, strict=True) for p in chain[done:]]
+            for c, chain in enumerate(chains):
+                if state[c] == len(chain):
+                    continue
+                position = chain[state[c]]
+                reached = (*state[:c], state[c] + 1, *state[c + 1 :])
+                involved = axes.union(factors[position])
+                total = cost + math.prod(size[a] for a in involved)
+                if reached not in best or (total, (*order, position)) < best[reached][:2]:
+                    needed = _needed(factors, [p for p in remaining if p != position], output)
+                    best[reached] = (total, (*order, position), involved & needed)
+                following[reached] = None
+        frontier = list(following)
+    return best[tuple(len(chain) for chain in chains)][1]
