@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from structures.structure import Axes, Structure, Term
+    from structures.structure import Axes, Gather, Structure, Term
 
 MAX_CUT_FACTORS = 16  # 2**16 cuts are looked at; no registry entry has more factors up to width 65536
 MAX_NUMERIC_RANK = 2**22  # entries of a matrix whose rank is computed numerically: 2048 x 2048, seconds
@@ -48,7 +48,7 @@ def mixing_depth(structure: Structure) -> int | None:
     if structure.in_features == structure.out_features:
         layers = [there]
     else:
-        back = structure.spec.bind(structure.out_features, structure.in_features, **dict(structure.options))  # type: ignore[attr-defined]
+        back = structure.spec.bind(structure.out_features, structure.in_features, **dict(structure.options))
         layers = [there, support(back)]
     matrices = [layer.astype(np.float32) for layer in layers]
     reach, depth, seen = there, 1, set()
@@ -143,7 +143,7 @@ def _add_support(structure: Structure, term: Term, mask: NDArray[np.bool_]) -> N
         mask[np.ix_(r, c)] |= row_key[r][:, None] == column_key[c][None, :]
 
 
-def _look_up(structure: Structure, gather, at: dict[str, int]) -> int:  # type: ignore[no-untyped-def]
+def _look_up(structure: Structure, gather: Gather, at: dict[str, int]) -> int:
     index = 0
     for axis in gather.by:
         index = index * structure.size[axis] + at[axis]
@@ -180,7 +180,7 @@ def _term_rank(structure: Structure, term: Term) -> tuple[int | None, int]:
     return _least_cut(structure, term, tuple(names.get(a, a) for a in term.input)), full
 
 
-def _renames(structure: Structure, gather, moving: str) -> bool:  # type: ignore[no-untyped-def]
+def _renames(structure: Structure, gather: Gather, moving: str) -> bool:
     size = structure.size[moving]
     if size != structure.size[gather.axis]:
         return False
@@ -205,7 +205,7 @@ def _least_cut(structure: Structure, term: Term, loaded: Axes) -> int:
 
 
 def _jacobian(structure: Structure) -> NDArray[np.float64]:
-    """(params, entries of W): W is linear in each factor, so its derivative puts a unit tensor in the factor's place."""
+    """(params, entries of W): W is linear in each factor, so its derivative has a unit tensor in the factor's place."""
     rng = np.random.default_rng(0)
     factors = [rng.standard_normal(shape) for shape in structure.factor_shapes]
     rows = []
@@ -229,7 +229,7 @@ def _dense_term(structure: Structure, term: Term, factors: Sequence[NDArray[np.f
     for step in term.steps:
         letters = {a: i + 1 for i, a in enumerate(dict.fromkeys((*step.left, *step.right)))}
         left, right, out = ([letters[a] for a in group] for group in (axes, step.right, step.result))
-        result = np.einsum(result, [0, *left], factors[step.factor], right, [0, *out])
+        result = np.einsum(result, [0, *left], factors[step.factor], right, [0, *out])  # type: ignore[arg-type]
         axes = step.result
     order = [1 + axes.index(a) for a in term.output]
     return result.transpose(0, *order).reshape(structure.in_features, structure.out_features).T

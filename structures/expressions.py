@@ -10,7 +10,8 @@ import ast
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import cast
 
 Number = int | float
 Value = Number | tuple[Number, ...]
@@ -93,7 +94,7 @@ def split_by_weights(n: int, weights: tuple[float, ...]) -> tuple[int, ...]:
     log_n = math.log(n) if n > 1 else 1.0
     last = max(i for i, w in enumerate(weights) if w > 0)
 
-    @lru_cache(maxsize=None)
+    @cache
     def best(rest: int, position: int) -> tuple[float, tuple[int, ...]]:
         if position == len(weights):
             return (0.0, ()) if rest == 1 else (math.inf, ())
@@ -164,7 +165,7 @@ def _check(node: ast.AST, depth: int) -> None:
         )
     if isinstance(node, ast.Constant) and (isinstance(node.value, bool) or not isinstance(node.value, int | float)):
         raise ExpressionError(f"{node.value!r} is not a number", offset)
-    if isinstance(node, ast.Constant) and not abs(node.value) <= MAX_VALUE:
+    if isinstance(node, ast.Constant) and not abs(cast(float, node.value)) <= MAX_VALUE:
         raise ExpressionError("a number is beyond 2**53", offset)
     if isinstance(node, ast.Call):
         if not isinstance(node.func, ast.Name) or node.func.id not in _FUNCTIONS or node.keywords:
@@ -183,6 +184,9 @@ class _Evaluator(ast.NodeVisitor):
     def __init__(self, names: Mapping[str, Value], real: bool):
         self.names = names
         self.real = real
+
+    def visit(self, node: ast.AST) -> Value:
+        return cast(Value, super().visit(node))
 
     def visit_Constant(self, node: ast.Constant) -> Value:
         return node.value  # type: ignore[return-value]  # parse() has checked that it is a number

@@ -37,7 +37,7 @@ def draws(structure: Structure, init: str) -> tuple[Draw, ...]:
 
 def bias_bound(structure: Structure) -> float:
     """The bias is uniform on [-bound, bound], as in nn.Linear."""
-    return structure.in_features**-0.5
+    return 1 / math.sqrt(structure.in_features)
 
 
 def _summed(structure: Structure) -> int:
@@ -59,7 +59,7 @@ def _spectral(structure: Structure, factor: int) -> Draw:
 
 
 def _paper(structure: Structure, factor: int) -> Draw:
-    rule = dict(structure.spec.init)  # type: ignore[attr-defined]
+    rule = dict(structure.spec.init)
     if not rule:
         raise ValueError(f"{structure.name}: the entry gives no initialisation of its own; use 'linear' or 'spectral'")
     distribution: Literal["uniform", "normal"] = "uniform" if "uniform" in rule else "normal"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -61,6 +63,11 @@ class StructuredLinear(nn.Module):
         empty = torch.empty(self.out_features, device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if empty is None else nn.Parameter(empty))
         self.reset_parameters()
+        backends.prepare(self.structure)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        backends.prepare(self.structure)
 
     @property
     def factors(self) -> tuple[Tensor, ...]:
@@ -118,7 +125,7 @@ class StructuredLinear(nn.Module):
             parts.append(f"init={self.init!r}")
         return ", ".join(parts)
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
         if name == "weight":
             raise AttributeError(
                 f"{self.structure.name} has no dense weight; `factors` holds its parameters, and to_dense() computes "

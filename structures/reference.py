@@ -26,8 +26,8 @@ def apply(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tens
         ValueError: a term has more than 51 axes larger than 1.
     """
     tokens = x.reshape(-1, structure.in_features)
-    total = sum((_term(structure, term, tokens, factors) for term in structure.terms), tokens.new_zeros(()))
-    y = total if bias is None else total + bias.to(total.dtype)
+    y = torch.stack([_term(structure, term, tokens, factors) for term in structure.terms]).sum(0)
+    y = y if bias is None else y + bias
     return y.reshape(*x.shape[:-1], structure.out_features)
 
 
@@ -66,6 +66,7 @@ def _load(structure: Structure, term: Term, x: Tensor) -> Tensor:
     for gather in term.gathers:
         at = axes.index(gather.axis)
         index = torch.tensor(gather.table, device=x.device)
-        z = z.index_select(1 + at, index).unflatten(1 + at, structure.shape(gather.by))
+        z = z.index_select(1 + at, index)
+        z = z.reshape(*z.shape[: 1 + at], *structure.shape(gather.by), *z.shape[2 + at :])
         axes = (*axes[:at], *gather.by, *axes[at + 1 :])
     return z

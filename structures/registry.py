@@ -183,7 +183,7 @@ class _Reader:
         if not isinstance(node, yaml.MappingNode):
             raise self._error(f"{name}: an entry is a mapping with an einsum, found {_kind(node)}", node)
         fields: dict[str, object] = {}
-        marks = {(): _place(key)}
+        marks: dict[tuple[str, ...], tuple[int, int]] = {(): _place(key)}
         for field, field_key, value in self._items(node, f"field of {name}"):
             if field not in FIELDS:
                 raise self._error(f"{name}: unknown field {field!r}{nearest(field, FIELDS)}", field_key)
@@ -213,7 +213,8 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             return tuple(self._number(what, item) for item in node.value)
         text = self._string(what, node)
-        return text if node.style in ("'", '"') or not _is_number(text) else _to_number(text)
+        quoted = getattr(node, "style", None) in ("'", '"')
+        return text if quoted or not _is_number(text) else _to_number(text)
 
     def _number(self, what: str, node: yaml.Node) -> int | float:
         text = self._string(what, node)
@@ -228,16 +229,16 @@ class _Reader:
         kind = node.tag.rpartition(":")[2]
         if kind == "null":
             cause = ""
-            if parent is not None and parent.flow_style:
+            if getattr(parent, "flow_style", False):
                 cause = "; inside {...} a comma ends a value, so write an expression with commas on a line of its own"
             raise self._error(f"{what}: there is no value{cause}", node)
         if kind == "bool":
             raise self._error(f"{what}: YAML reads {node.value!r} as a truth value; quote it or rename it", node)
-        if kind == "int" and ":" in node.value or kind == "float" and ":" in node.value:
+        if kind in ("int", "float") and ":" in node.value:
             raise self._error(f"{what}: YAML reads {node.value!r} as a number in base 60; quote it", node)
         if kind == "timestamp":
             raise self._error(f"{what}: YAML reads {node.value!r} as a date; quote it", node)
-        return node.value
+        return str(node.value)
 
     def _items(self, node: yaml.MappingNode, what: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
         first: dict[str, yaml.Node] = {}
@@ -258,6 +259,7 @@ class _Reader:
 def _place(at: yaml.Node | yaml.Event, inside: bool = False) -> tuple[int, int]:
     """Line and column, counted from 1; `inside` is the first character after an opening quote."""
     quoted = inside and getattr(at, "style", None) in ("'", '"')
+    assert at.start_mark is not None  # the composer marks every node
     return at.start_mark.line + 1, at.start_mark.column + 1 + quoted
 
 

@@ -18,7 +18,7 @@ from structures.expressions import (
     nearest,
     parse,
 )
-from structures.notation import POSITION, Expanded, NotationError, Pattern, expand, parse_term
+from structures.notation import POSITION, Expanded, NotationError, Operand, Pattern, expand, parse_term
 from structures.structure import Axes, Gather, Structure, Term, order_steps
 
 RESERVED_OPTIONS = frozenset({"in_features", "out_features", "bias", "device", "dtype", "backend", "init"})
@@ -252,14 +252,13 @@ def _check_uses(spec: Spec) -> None:
     """Axes without an index can be counted before any size is known; the others when they are written out."""
     indexed = {axis for axis, _ in spec.index}
     for number, pattern in enumerate(spec.patterns):
-        plain = Expanded(*(
-            (lambda operand: tuple((a.name, None) for a in operand.axes if a.subscript is None))(o)
-            if not isinstance(o, tuple)
-            else tuple(tuple((a.name, None) for a in f.axes if a.subscript is None) for f in o)
-            for o in (pattern.input, pattern.factors, pattern.output)
-        ), families=())  # fmt: skip
+        plain = Expanded(_plain(pattern.input), tuple(map(_plain, pattern.factors)), _plain(pattern.output), ())
         repeated = {a.name for f in pattern.factors if f.repeated for a in f.axes}
         _count_uses(spec, plain, str(number), indexed, skip=repeated)
+
+
+def _plain(operand: Operand) -> tuple[tuple[str, int | None], ...]:
+    return tuple((a.name, None) for a in operand.axes if a.subscript is None)
 
 
 def _try_widths(spec: Spec) -> None:
@@ -329,7 +328,7 @@ def _values_that_work(spec: Spec, in_features: int, out_features: int, given: di
         if not isinstance(default, int) or not isinstance(asked, int):
             continue
         candidates = sorted({*divisors(in_features), *divisors(out_features)})
-        candidates.sort(key=lambda c: abs(math.log(c / max(asked, 1))))  # noqa: B023  # sorted at once
+        candidates.sort(key=lambda c: abs(math.log(c / max(asked, 1))))
         working: list[int] = []
         for candidate in candidates[:48]:
             try:

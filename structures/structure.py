@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from structures import analysis
+
+if TYPE_CHECKING:
+    from structures.spec import Spec
 
 Axes = tuple[str, ...]
 
@@ -84,10 +88,18 @@ class Structure:
     sizes: tuple[tuple[str, int], ...]
     factors: tuple[Axes, ...]
     terms: tuple[Term, ...]
-    spec: object = field(compare=False, repr=False)  # the Spec it was bound from
+    spec: Spec = field(compare=False, repr=False)  # the Spec it was bound from
 
     def __hash__(self) -> int:  # three fields tell nearly all apart; hashing the terms would cost on every lookup
         return hash((self.name, self.in_features, self.out_features, self.sizes))
+
+    def __getstate__(self) -> dict[str, object]:  # what was worked out is worked out again
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @cached_property
+    def memo(self) -> dict[str, Any]:
+        """What a backend works out once and keeps with the structure, by the backend's name."""
+        return {}
 
     @cached_property
     def size(self) -> Mapping[str, int]:
@@ -237,7 +249,8 @@ def _page(s: Structure) -> Iterator[str]:
     freedom = s.degrees_of_freedom
     yield f"  degrees of freedom  {'not computed' if freedom is None else f'{freedom:,}':>15}"
     rank = s.rank
-    yield f"  generic rank        {'not computed' if rank is None else f'{rank:,}':>15}   of {min(s.in_features, s.out_features)}"
+    full = min(s.in_features, s.out_features)
+    yield f"  generic rank        {'not computed' if rank is None else f'{rank:,}':>15}   of {full:,}"
     yield f"  FLOPs a token       {s.flops():>15,}   {s.flops() / s.dense_flops():8.4f} of dense"
     yield f"  FLOPs to train      {s.flops(train=True):>15,}   forward and both gradients"
     yield f"  bytes for one token {s.bytes():>15,}   {s.bytes() / s.dense_bytes():8.4f} of dense, fp32"

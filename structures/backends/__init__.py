@@ -3,6 +3,7 @@
     refuses(structure, x) -> str | None                    why it cannot run this, as a sentence
     apply(structure, x, factors, bias) -> y                x: (tokens, in_features), y: (tokens, out_features)
     executed_flops(structure, tokens, train) -> int        what it really computes, 2 per multiply-add
+    prepare(structure) -> None                             optional: what can be worked out when a layer is made
 
 `choose` is the one place that selects. A backend named by the user never falls back to another one.
 """
@@ -10,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
+from typing import Protocol
 
 from torch import Tensor
 
@@ -18,7 +19,18 @@ from structures.backends import bmm, einsum
 from structures.expressions import nearest
 from structures.structure import Structure
 
-_BACKENDS: dict[str, ModuleType] = {"einsum": einsum, "bmm": bmm}
+
+class Backend(Protocol):
+    """What a backend's module holds."""
+
+    def refuses(self, structure: Structure, x: Tensor) -> str | None: ...
+
+    def apply(self, structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor: ...
+
+    def executed_flops(self, structure: Structure, tokens: int = 1, *, train: bool = False) -> int: ...
+
+
+_BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm}
 AUTO = "auto"
 PREFERENCE = ("bmm", "einsum")  # what `auto` tries, in this order
 
@@ -28,7 +40,7 @@ def names() -> tuple[str, ...]:
     return tuple(_BACKENDS)
 
 
-def register(name: str, backend: ModuleType) -> None:
+def register(name: str, backend: Backend) -> None:
     """Add a backend; the contract tests then cover it."""
     if name == AUTO or name in _BACKENDS:
         raise ValueError(f"there is a backend {name!r} already")
@@ -41,7 +53,7 @@ def check_name(name: str) -> None:
         raise ValueError(f"unknown backend {name!r}{nearest(name, [AUTO, *_BACKENDS])}")
 
 
-def get(name: str) -> ModuleType:
+def get(name: str) -> Backend:
     """The backend called `name`."""
     check_name(name)
     return _BACKENDS[name]
@@ -59,6 +71,12 @@ def choose(name: str, structure: Structure, x: Tensor) -> str:
     if reason is not None:
         raise ValueError(f"backend {name!r}: {reason}")
     return name
+
+
+def prepare(structure: Structure) -> None:
+    """Let every backend work out what it can before the first call: a compiler's trace then finds plain constants."""
+    for backend in _BACKENDS.values():
+        getattr(backend, "prepare", lambda structure: None)(structure)
 
 
 def apply(name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:

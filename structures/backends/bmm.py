@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -30,7 +29,8 @@ def executed_flops(structure: Structure, tokens: int = 1, *, train: bool = False
 
 def apply(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
     """y (tokens, out_features) = W x + bias, x (tokens, in_features)."""
-    programs = _programs(structure)
+    prepare(structure)
+    programs: tuple[_Program, ...] = structure.memo["bmm"]
     if bias is not None and len(programs) == 1 and programs[0].ends_in_place:
         return _run(programs[0], structure, x, factors, bias)
     total = None
@@ -87,9 +87,10 @@ def _multiply(product: _Product, z: Tensor, factor: Tensor, tokens: int, bias: T
     return torch.bmm(left, right).view(result)
 
 
-@lru_cache(maxsize=4096)
-def _programs(structure: Structure) -> tuple[_Program, ...]:
-    return tuple(_program(structure, term) for term in structure.terms)
+def prepare(structure: Structure) -> None:
+    """Work out the permutations of every step."""
+    if "bmm" not in structure.memo:
+        structure.memo["bmm"] = tuple(_program(structure, term) for term in structure.terms)
 
 
 def _program(structure: Structure, term: Term) -> _Program:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,15 +17,16 @@ LETTERS = "abcdefghijklmnopqrsuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"  # all but the t
 
 def refuses(structure: Structure, x: Tensor) -> str | None:
     """Nothing is refused but a step with more axes than an einsum has letters."""
-    widest = max((len(step.axes) for step in structure.steps), default=0)
-    return f"a step has {widest} axes; einsum names {len(LETTERS)}" if widest > len(LETTERS) else None
+    prepare(structure)
+    return structure.memo["einsum"].refusal  # type: ignore[no-any-return]
 
 
 def apply(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
     """y (tokens, out_features) = W x + bias, x (tokens, in_features)."""
+    prepare(structure)
     total = None
-    for term in structure.terms:
-        piece = _term(structure, term, x, factors)
+    for term, equations in zip(structure.terms, structure.memo["einsum"].equations, strict=True):
+        piece = _term(structure, term, equations, x, factors)
         total = piece if total is None else total + piece
     assert total is not None  # a Structure has a term
     return total if bias is None else total + bias
@@ -36,17 +37,33 @@ def executed_flops(structure: Structure, tokens: int = 1, *, train: bool = False
     return structure.flops(tokens, train=train)
 
 
-def _term(structure: Structure, term: Term, x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+@dataclass(frozen=True)
+class _Prepared:
+    equations: tuple[tuple[str, ...], ...]  # one a step, for each term
+    refusal: str | None
+
+
+def prepare(structure: Structure) -> None:
+    """Write the equations of every step."""
+    if "einsum" in structure.memo:
+        return
+    widest = max([len({*step.left, *step.right}) for step in structure.steps], default=0)
+    if widest > len(LETTERS):
+        structure.memo["einsum"] = _Prepared((), f"a step has {widest} axes; einsum names {len(LETTERS)}")
+    else:
+        structure.memo["einsum"] = _Prepared(tuple(_equations(term) for term in structure.terms), None)
+
+
+def _term(structure: Structure, term: Term, equations: tuple[str, ...], x: Tensor, factors: Sequence[Tensor]) -> Tensor:
     z = load(structure, term, x)
     if not term.steps:
         z = z.permute(0, *(1 + term.loaded.index(a) for a in term.output))
-    for equation, step in zip(equations(term), term.steps, strict=True):
+    for equation, step in zip(equations, term.steps, strict=True):
         z = torch.einsum(equation, z, factors[step.factor])
     return z.reshape(x.shape[0], structure.out_features)
 
 
-@lru_cache(maxsize=4096)
-def equations(term: Term) -> tuple[str, ...]:
+def _equations(term: Term) -> tuple[str, ...]:
     """One equation a step; the last one writes the output view's order."""
     texts = []
     for number, step in enumerate(term.steps):

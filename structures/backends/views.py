@@ -15,13 +15,14 @@ def load(structure: Structure, term: Term, x: Tensor) -> Tensor:
     z, axes = x.reshape(x.shape[0], *structure.shape(term.input)), term.input
     for gather in term.gathers:
         at = axes.index(gather.axis)
-        z = z.index_select(1 + at, index(gather, x.device)).unflatten(1 + at, structure.shape(gather.by))
+        z = z.index_select(1 + at, index(gather, x.device))
+        z = z.reshape(*z.shape[: 1 + at], *structure.shape(gather.by), *z.shape[2 + at :])
         axes = (*axes[:at], *gather.by, *axes[at + 1 :])
     return z
 
 
 def index(gather: Gather, device: torch.device) -> Tensor:
-    """The gather's table on `device`; kept, except while a graph is traced, where it becomes a constant of the graph."""
+    """The gather's table on `device`; kept, but while a graph is traced, where it becomes a constant of the graph."""
     if torch.compiler.is_compiling():
         return torch.tensor(gather.table, device=device)
     return _index(gather.table, device)

@@ -1,0 +1,65 @@
+"""What every layer must hold, whatever its structure and backend: shared by the tests."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import structures
+from structures import reference
+
+# Widths that suit every entry's default options: two rectangles and a square, none a power of two.
+SHAPES = ((48, 96), (144, 48), (240, 240))
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+FLOOR = 4  # units in the last place that any order of summation may differ by
+
+
+def layer(name: str, shape: tuple[int, int], *, dtype: torch.dtype = torch.float64, seed: int = 0, **more: object):
+    """A layer with seeded parameters."""
+    torch.manual_seed(seed)
+    return structures.StructuredLinear(name, *shape, dtype=dtype, **more)
+
+
+def tensors(made, tokens: int, dtype: torch.dtype, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """(x, dy) in `dtype`, drawn in float64 so that every dtype sees the same numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, made.in_features, generator=generator, dtype=torch.float64)
+    dy = torch.randn(tokens, made.out_features, generator=generator, dtype=torch.float64)
+    return x.to(dtype), dy.to(dtype)
+
+
+def value_and_gradients(function, x: Tensor, parameters: list[Tensor], dy: Tensor) -> list[Tensor]:
+    """[y, dx, a gradient for each parameter]."""
+    x = x.detach().clone().requires_grad_()
+    parameters = [p.detach().clone().requires_grad_() for p in parameters]
+    y = function(x, parameters)
+    return [y.detach(), *torch.autograd.grad(y, [x, *parameters], dy)]
+
+
+def truth(made, x: Tensor, dy: Tensor) -> list[Tensor]:
+    """Value and gradients of the reference in float64, at the layer's own (rounded) parameters."""
+    parameters = [p.double() for p in made.parameters()]
+    return value_and_gradients(
+        lambda x, p: reference.apply(made.structure, x, p[: len(made.factors)], p[-1]),
+        x.double(),
+        parameters,
+        dy.double(),
+    )
+
+
+def of_backend(made, backend: str, x: Tensor, dy: Tensor) -> list[Tensor]:
+    """Value and gradients of one backend, in the dtype of x."""
+    from structures import backends
+
+    def run(x: Tensor, p: list[Tensor]) -> Tensor:
+        chosen = backends.choose(backend, made.structure, x)
+        return backends.apply(chosen, made.structure, x, tuple(p[: len(made.factors)]), p[-1])
+
+    return value_and_gradients(run, x, list(made.parameters()), dy)
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    """Relative error in the Frobenius norm; 0 for two zeros."""
+    found, wanted = found.detach().double(), wanted.detach().double()
+    difference = (found - wanted).norm()
+    return float(difference / wanted.norm().clamp_min(1e-300)) if difference > 0 else 0.0

@@ -1,0 +1,83 @@
+"""The layer under torch.compile and torch.export: one graph, any number of tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from contract import SHAPES, layer, tensors
+from torch import nn
+
+import structures
+from structures import backends
+
+NAMES = structures.names()
+BACKENDS = backends.names()
+# What the compiler itself warns of; none of it concerns the graph.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*"),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def check(compiled, made, tokens, dtype=torch.float64):
+    x, dy = tensors(made, tokens, dtype)
+    x.requires_grad_()
+    found, wanted = compiled(x), made(x)
+    torch.testing.assert_close(found, wanted)
+    leaves = [x, *made.parameters()]
+    for f, w in zip(torch.autograd.grad(found, leaves, dy), torch.autograd.grad(wanted, leaves, dy), strict=True):
+        torch.testing.assert_close(f, w)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_it_compiles_to_one_graph_with_dynamic_tokens(name, backend):
+    made = layer(name, SHAPES[0], backend=backend)
+    counted = []
+
+    def count(graph, inputs):
+        counted.append(graph)
+        return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
+
+    import torch._dynamo.backends.debugging
+
+    compiled = torch.compile(made, backend=count, fullgraph=True, dynamic=True)
+    for tokens in (5, 63, 130):
+        check(compiled, made, tokens)
+    assert len(counted) == 1, "every number of tokens should share one graph"
+    with torch.no_grad():
+        x, _ = tensors(made, 7, torch.float64)
+        torch.testing.assert_close(compiled(x), made(x))
+
+
+@pytest.mark.parametrize("name", ["dyad_it", "monarch"])
+def test_the_real_compiler_gives_the_same_values_and_gradients(name):
+    made = layer(name, SHAPES[0], dtype=torch.float32)
+    compiled = torch.compile(made, fullgraph=True, dynamic=True)
+    for tokens in (16, 33):
+        check(compiled, made, tokens, torch.float32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_exported_with_dynamic_tokens(name):
+    made = layer(name, SHAPES[0], dtype=torch.float32).eval()
+    x, _ = tensors(made, 8, torch.float32)
+    dynamic = {"x": {0: torch.export.Dim("tokens", min=2, max=4096)}}
+    exported = torch.export.export(made, (x,), dynamic_shapes=dynamic)
+    more, _ = tensors(made, 100, torch.float32)
+    torch.testing.assert_close(exported.module()(more), made(more))
+
+
+def test_a_model_of_several_layers_compiles_whole():
+    model = nn.Sequential(layer("dyad_dt", (48, 96)), nn.GELU(), layer("btt", (96, 48)))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    x = torch.randn(4, 10, 48, dtype=torch.float64)
+    torch.testing.assert_close(compiled(x), model(x))

@@ -1,0 +1,76 @@
+"""DDP and FSDP2 on two gloo processes train as one process does."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+import structures
+
+NAMES = ("dyad_it", "monarch", "butterfly", "pixelfly", "low_rank", "dense")
+STEPS = 3
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [structures.StructuredLinear(name, 48, 48, dtype=torch.float64) for name in NAMES]
+    return nn.Sequential(*(part for made in layers for part in (made, nn.Tanh())))
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return tuple(torch.randn(8, 48, generator=generator, dtype=torch.float64) for _ in range(2))
+
+
+def train(net: nn.Module, x: torch.Tensor, target: torch.Tensor) -> list[float]:
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(STEPS):
+        loss = (net(x) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def worker(rank: int, port: int, kind: str, results) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    net = model()
+    if kind == "ddp":
+        net = nn.parallel.DistributedDataParallel(net)
+    else:
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+        for part in net:
+            if isinstance(part, structures.StructuredLinear):
+                fully_shard(part, mesh=mesh)
+        fully_shard(net, mesh=mesh)
+    x, target = (half.chunk(2)[rank] for half in batch())
+    losses = torch.tensor(train(net, x, target), dtype=torch.float64)
+    dist.all_reduce(losses)
+    if rank == 0:
+        results.put((losses / 2).tolist())
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_train_as_one(kind):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    results = mp.get_context("spawn").SimpleQueue()
+    context = mp.spawn(worker, args=(port, kind, results), nprocs=2, join=False)
+    while not context.join():
+        pass
+    torch.testing.assert_close(torch.tensor(results.get()), torch.tensor(train(model(), *batch())))

@@ -1,0 +1,362 @@
+"""The layer behaves as nn.Linear does, for every entry and backend."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+from contract import DTYPES, FLOOR, SHAPES, error, layer, of_backend, tensors, truth
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+
+import structures
+from structures import backends, reference
+
+NAMES = structures.names()
+BACKENDS = backends.names()
+TOKENS = (1, 63, 1000)
+SMALL = (48, 48)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_backend_matches_the_reference_in_value_and_every_gradient(name, dtype, backend):
+    for shape in SHAPES:
+        made = layer(name, shape, dtype=dtype)
+        for tokens in TOKENS:
+            x, dy = tensors(made, tokens, dtype)
+            wanted = truth(made, x, dy)
+            plain = of_backend(made, "einsum", x, dy)
+            found = of_backend(made, backend, x, dy)
+            floor = FLOOR * torch.finfo(dtype).eps
+            for what, f, p, w in zip(["y", "dx", *dict(made.named_parameters())], found, plain, wanted, strict=True):
+                assert f.dtype == dtype and f.shape == w.shape
+                assert error(f, w) <= 2 * error(p, w) + floor, (shape, tokens, what)
+
+
+def test_the_comparison_with_the_reference_can_fail():
+    made = layer("monarch", SHAPES[0])
+    x, dy = tensors(made, 5, torch.float64)
+    wanted = truth(made, x, dy)
+    with torch.no_grad():
+        made.factor_1[0, 0] += 1e-6
+    assert error(of_backend(made, "bmm", x, dy)[0], wanted[0]) > 1e-8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_dense_form_is_what_the_layer_multiplies_by(name):
+    for shape in SHAPES:
+        made = layer(name, shape)
+        weight = made.to_dense()
+        assert weight.shape == shape[::-1] and weight.is_contiguous()
+        x, _ = tensors(made, 7, torch.float64)
+        torch.testing.assert_close(made(x), nn.functional.linear(x, weight, made.bias))
+        assert all(g is not None for g in torch.autograd.grad(weight.sum(), made.factors))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_any_leading_dimensions_and_strides_are_taken(name, backend):
+    made = layer(name, SHAPES[0], backend=backend)
+    linear = nn.Linear(*SHAPES[0], dtype=torch.float64)
+    linear.weight.data, linear.bias.data = made.to_dense().detach(), made.bias.detach()
+    x = torch.randn(6, 5, 48, dtype=torch.float64)
+    inputs = {
+        "one vector": x[0, 0],
+        "three dimensions": x,
+        "no tokens": x[:0],
+        "no tokens, two dimensions": x[0, :0],
+        "transposed": x.transpose(0, 1),
+        "columns first": x[0].t().contiguous().t(),
+        "every other row": x[:, ::2],
+        "every other column": torch.randn(3, 96, dtype=torch.float64)[:, ::2],
+        "expanded": x[:1, :1].expand(4, 3, 48),
+        "five dimensions": x.reshape(2, 3, 1, 5, 48),
+    }
+    for what, case in inputs.items():
+        y = made(case)
+        torch.testing.assert_close(y, linear(case), msg=lambda m, what=what: f"{what}: {m}")
+    assert made(x[:0]).shape == (0, 5, 96)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_bias_nothing_is_added(name):
+    made = layer(name, SHAPES[0], bias=False)
+    assert made.bias is None and "bias" not in made.state_dict()
+    x, _ = tensors(made, 3, torch.float64)
+    torch.testing.assert_close(made(x), reference.apply(made.structure, x, made.factors))
+    assert not made(torch.zeros_like(x)).any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_runs_in_its_dtype_and_gives_gradients_in_the_parameters(name, backend):
+    made = layer(name, SMALL, dtype=torch.float32, backend=backend)
+    x = torch.randn(9, 48, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = made(x)
+        assert y.dtype == nn.Linear(48, 48)(x).dtype == torch.bfloat16
+    y.float().square().sum().backward()
+    assert {p.grad.dtype for p in made.parameters()} == {torch.float32} and x.grad.dtype == torch.float32
+    wanted = reference.apply(made.structure, x.double(), [f.double() for f in made.factors], made.bias.double())
+    plain = layer(name, SMALL, dtype=torch.float32, backend="einsum")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        limit = 2 * error(plain(x), wanted) + FLOOR * torch.finfo(torch.bfloat16).eps
+    assert error(y, wanted) <= limit
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert made.double()(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_differentiable_twice(name, backend):
+    torch.manual_seed(0)
+    spec = structures.get(name)
+    made = structures.StructuredLinear(spec, 16, 16, dtype=torch.float64, backend=backend, **small_options(spec))
+    x = torch.randn(2, 16, dtype=torch.float64, requires_grad=True)
+    leaves = [p.detach().clone().requires_grad_() for p in made.parameters()]
+    keys = list(dict(made.named_parameters()))
+
+    def run(x, *p):
+        return torch.func.functional_call(made, dict(zip(keys, p, strict=True)), (x,))
+
+    assert gradcheck(run, (x, *leaves), fast_mode=True)
+    assert gradgradcheck(run, (x, *leaves), fast_mode=True)
+
+
+def small_options(spec):
+    """Default options, or the largest smaller ones that bind at width 16."""
+    for divisor in (1, 2, 4, 8):
+        options = {k: max(1, v // divisor) for k, v in spec.options if isinstance(v, int)}
+        try:
+            spec.bind(16, 16, **options)
+        except structures.spec.SizeError:
+            continue
+        return options
+    raise AssertionError(spec.name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_function_transforms_agree_with_the_plain_call(name, backend):
+    made = layer(name, SMALL, backend=backend)
+    x = torch.randn(4, 3, 48, dtype=torch.float64)
+    parameters = {k: p.detach() for k, p in made.named_parameters()}
+
+    def run(parameters, x):
+        return torch.func.functional_call(made, parameters, (x,))
+
+    torch.testing.assert_close(torch.func.vmap(run, (None, 0))(parameters, x), made(x))
+    jacobian = torch.func.jacrev(lambda x: made(x))(x[0, 0])
+    torch.testing.assert_close(jacobian, made.to_dense())
+    # per-sample gradients, as in differential privacy
+    per_sample = torch.func.vmap(torch.func.grad(lambda p, x: run(p, x).square().sum()), (None, 0))(parameters, x)
+    for key, stacked in per_sample.items():
+        made.zero_grad()
+        made(x[1]).square().sum().backward()
+        torch.testing.assert_close(stacked[1], dict(made.named_parameters())[key].grad)
+    # an ensemble: parameters batched too
+    many = {k: torch.stack([p, 2 * p]) for k, p in parameters.items()}
+    torch.testing.assert_close(torch.func.vmap(run, (0, None))(many, x[0])[0], made(x[0]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_copied_pickled_and_saved_with_readable_names(name, tmp_path):
+    made = layer(name, SHAPES[0])
+    x, _ = tensors(made, 4, torch.float64)
+    wanted = [f"factor_{i}" for i in range(len(made.factors))]
+    assert sorted(made.state_dict()) == sorted([*wanted, "bias"])
+    assert all(torch.equal(copied(x), made(x)) for copied in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))))
+
+    file = io.BytesIO()
+    torch.save(made.state_dict(), file)
+    file.seek(0)
+    other = layer(name, SHAPES[0], seed=5)
+    assert not torch.equal(other(x), made(x))
+    other.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    assert torch.equal(other(x), made(x))
+
+    safetensors.torch.save_model(made, str(tmp_path / "layer.safetensors"))
+    third = layer(name, SHAPES[0], seed=6)
+    safetensors.torch.load_model(third, str(tmp_path / "layer.safetensors"), strict=True)
+    assert torch.equal(third(x), made(x))
+    for i, factor in enumerate(made.factors):
+        assert factor is made.get_parameter(f"factor_{i}") and factor.is_contiguous()
+        assert tuple(factor.shape) == made.structure.factor_shapes[i]
+
+
+def test_a_state_dict_of_another_shape_is_refused():
+    with pytest.raises(RuntimeError, match="size mismatch for factor_0"):
+        layer("monarch", SHAPES[0]).load_state_dict(layer("monarch", SHAPES[1]).state_dict())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_made_on_meta_and_filled_later(name):
+    made = layer(name, SHAPES[0], device="meta", dtype=torch.float32)
+    assert all(p.is_meta for p in made.parameters())
+    assert made(torch.empty(3, 48, device="meta")).shape == (3, 96)
+    assert list(dict(made.named_buffers())) == []
+    made.to_empty(device="cpu")
+    torch.manual_seed(0)
+    made.reset_parameters()
+    fresh = layer(name, SHAPES[0], dtype=torch.float32)
+    for ours, theirs in zip(made.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_it_works_as_a_module_among_modules():
+    model = nn.Sequential(
+        layer("dyad_it", (48, 96), dtype=torch.float32), nn.ReLU(), layer("monarch", (96, 48), dtype=torch.float32)
+    )
+    seen = []
+    model[0].register_forward_hook(lambda module, args, y: seen.append(y.shape))
+    model[2].requires_grad_(False)
+    groups = [
+        {"params": [p for k, p in model.named_parameters() if k.endswith("factor_0")], "lr": 0.1},
+        {"params": [p for k, p in model.named_parameters() if not k.endswith("factor_0")]},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.01)
+    model(torch.randn(3, 48)).sum().backward()
+    optimizer.step()
+    assert seen == [(3, 96)]
+    assert model[0].factor_0.grad is not None and model[2].factor_0.grad is None
+    assert model.half().half()[0].factor_0.dtype == torch.float16 and model.eval().training is False
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_repr_rebuilds_it(name):
+    for made in (layer(name, SHAPES[0]), layer(name, SHAPES[1], bias=False, backend="einsum", dtype=torch.bfloat16)):
+        rebuilt = eval(repr(made), {"StructuredLinear": structures.StructuredLinear, "torch": torch})
+        assert repr(rebuilt) == repr(made) and rebuilt.structure == made.structure
+        assert rebuilt.factor_0.dtype == made.factor_0.dtype and (rebuilt.bias is None) == (made.bias is None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(256, 256), (96, 240), (240, 96)], ids=str)
+def test_a_fresh_layer_has_the_output_variance_and_bias_of_a_fresh_linear(name, shape):
+    torch.manual_seed(0)
+    squares = []
+    for _ in range(24):
+        made = structures.StructuredLinear(name, *shape, bias=False)
+        with torch.no_grad():
+            squares.append(made(torch.randn(64, shape[0])).square().mean())
+    found = torch.stack(squares)
+    # a chain's matrix fluctuates as a whole from draw to draw: the mean is held within five of its own errors
+    slack = 5 * float(found.std()) / math.sqrt(len(squares)) + 0.02
+    assert abs(float(found.mean()) - 1 / 3) < slack
+    assert slack < 0.3, "too few draws to tell"
+    bias = structures.StructuredLinear(name, *shape).bias
+    assert bias.abs().max() <= shape[0] ** -0.5 and bias.abs().max() > 0.9 * shape[0] ** -0.5
+
+
+def test_dense_draws_its_weight_as_linear_does():
+    made = structures.StructuredLinear("dense", 300, 200)
+    bound = 300**-0.5
+    assert 0.99 * bound < made.factor_0.abs().max() <= bound
+    assert math.isclose(made.factor_0.detach().std(), bound / math.sqrt(3), rel_tol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "stds"),
+    [
+        ("dyad_it", {"n_blocks": 8}, [math.sqrt(1 / (2 * 64))] * 2),
+        ("low_rank", {"rank": 64}, [math.sqrt(1 / 512) * math.sqrt(64 / 512), math.sqrt(1 / 64)]),
+        ("btt", {"rank": 2}, [math.sqrt(1 / 32), math.sqrt(1 / 32) * math.sqrt(32 / 32)]),
+        ("butterfly", {}, [math.sqrt(1 / 2)] * 9),
+        ("dense", {}, [math.sqrt(1 / 512)]),
+    ],
+)
+def test_spectral_init_is_the_mup_rule(name, options, stds):
+    torch.manual_seed(0)
+    made = structures.StructuredLinear(name, 512, 512, init="spectral", **options)
+    for factor, std in zip(made.factors, stds, strict=True):
+        assert math.isclose(factor.detach().std(), std, rel_tol=6 / math.sqrt(2 * factor.numel()))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "bounds"),
+    [
+        ("dyad_it", {"n_blocks": 4}, [512**-0.5] * 2),
+        ("monarch", {"n_blocks": 4}, [128**-0.5, 128**-0.5]),
+        ("low_rank", {"rank": 64}, [512**-0.5, 64**-0.5]),
+    ],
+)
+def test_the_papers_own_init_is_an_option(name, options, bounds):
+    made = structures.StructuredLinear(name, 512, 512, init="paper", **options)
+    for factor, bound in zip(made.factors, bounds, strict=True):
+        assert 0.98 * bound < factor.abs().max() <= bound
+
+
+ERRORS = [  # (arguments, options, words of the message)
+    (("monach", 48, 48), {}, KeyError, "unknown structure 'monach'; did you mean 'monarch'?"),
+    (("monarch", 48, 48), {"n_block": 2}, ValueError, "there is no option 'n_block'; did you mean 'n_blocks'?"),
+    (("monarch", 48, 50), {}, ValueError, "l=4 does not divide out_features=50"),
+    (("monarch", 24, 24), {}, ValueError, "n_blocks that work here: 1, 2"),
+    (
+        ("dyad_it", 48, 48),
+        {"n_blocks": 5},
+        ValueError,
+        "n=5 does not divide in_features=48; nearest sizes that do: 4, 6",
+    ),
+    (("dyad_it", 48, 48), {"n_blocks": 0}, ValueError, "n=0 does not divide"),
+    (("dyad_it", 48, 48), {"n_blocks": True}, ValueError, "option n_blocks is a whole number, found True"),
+    (("dyad_it", 48, 48), {"n_blocks": -4}, ValueError, "cannot be negative"),
+    (("dense", 0, 48), {}, ValueError, "in_features is from 1 to"),
+    (("dense", 48, 48), {"backend": "einsumm"}, ValueError, "unknown backend 'einsumm'; did you mean 'einsum'?"),
+    (("dense", 48, 48), {"init": "xavier"}, ValueError, "init is one of linear, spectral, paper"),
+    (("kronecker", 48, 48), {"init": "paper"}, ValueError, "gives no initialisation of its own"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "options", "kind", "words"), ERRORS, ids=[e[3][:40] for e in ERRORS])
+def test_a_wrong_layer_is_an_error_that_names_a_way_out(arguments, options, kind, words):
+    with pytest.raises(kind) as caught:
+        structures.StructuredLinear(*arguments, **options)
+    assert words in caught.value.args[0]
+
+
+def test_a_wrong_input_is_an_error_that_names_a_way_out():
+    made = layer("dyad_it", SHAPES[0], dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"x has shape \(48, 7\).*in_features=48; .* is it transposed"):
+        made(torch.randn(48, 7))
+    with pytest.raises(ValueError, match=r"x has shape \(\)"):
+        made(torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"x is torch.float64, the parameters are torch.float32; convert"):
+        made(torch.randn(3, 48, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"x is on meta, the parameters are on cpu; move"):
+        made(torch.randn(3, 48, device="meta"))
+    with pytest.raises(AttributeError, match=r"no dense weight.*to_dense\(\)"):
+        made.weight  # noqa: B018
+    assert not hasattr(made, "weight")
+    with pytest.raises(AttributeError, match="no attribute 'wieght'"):
+        made.wieght  # noqa: B018
+
+
+def test_a_backend_asked_for_never_falls_back():
+    class Never:
+        @staticmethod
+        def refuses(structure, x):
+            return "it never runs"
+
+    backends.register("never", Never)
+    try:
+        made = layer("dense", SMALL, backend="never")
+        with pytest.raises(ValueError, match="backend 'never': it never runs"):
+            made(torch.randn(2, 48, dtype=torch.float64))
+        with pytest.raises(ValueError, match="there is a backend 'never' already"):
+            backends.register("never", Never)
+    finally:
+        del backends._BACKENDS["never"]
+
+
+def test_the_layer_says_what_ran():
+    made = layer("dense", SMALL)
+    assert made.backend == "auto" and made.ran is None
+    made(torch.randn(2, 48, dtype=torch.float64))
+    assert made.ran in BACKENDS
