@@ -221,8 +221,8 @@ def _check_inferred(spec: Spec, pattern: Pattern, sized: set[str], number: str) 
     for factor in pattern.factors:
         for axis in factor.axes:
             if axis.name not in sized and axis.name not in in_views:
-                hint = nearest(axis.name, sorted(sized | in_views))
-                raise spec.error(f"axis {axis.name!r} of a factor has no size{hint}", "einsum", number,
+                hint = nearest(axis.name, sorted(sized | in_views)).replace("there are", "axes with a size")
+                raise spec.error(f"axis {axis.name!r} of a factor has no size; give it one under sizes{hint}", "einsum", number,
                                  offset=axis.offset)  # fmt: skip
 
 

@@ -1,0 +1,55 @@
+"""What the README shows runs, and what it lists is what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import structures
+from structures import registry
+from structures.__main__ import table
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.fixture
+def in_a_folder_with_the_yaml(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text(blocks("yaml")[0], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_added", {})
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_every_python_block_runs(number, in_a_folder_with_the_yaml, capsys):
+    exec(compile(blocks("python")[number], f"README block {number}", "exec"), {})
+
+
+def test_the_first_block_is_at_most_eight_lines():
+    assert len(blocks("python")[0].strip().splitlines()) <= 10
+
+
+def test_the_yaml_block_is_a_structure_of_three_lines(in_a_folder_with_the_yaml):
+    (name,) = structures.load("mine.yaml")
+    assert len(blocks("yaml")[0].strip().splitlines()) == 4  # its name and three lines
+    made = structures.StructuredLinear(name, 64, 128)
+    assert made.to_dense().shape == (128, 64)
+
+
+def test_the_table_of_structures_is_the_generated_one():
+    shown = README.split("<!-- table: python -m structures table -->\n")[1].split("<!-- end of table -->")[0]
+    assert shown.strip().splitlines() == "\n".join(table()).splitlines(), "run: python -m structures table"
+
+
+def test_the_commands_name_files_and_extras_that_exist():
+    commands = " ".join(blocks("bash"))
+    for file in re.findall(r"-c (\S+)", commands):
+        assert (ROOT / file).exists()
+    for extra in re.findall(r"\.\[(\w+)\]", commands):
+        assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
