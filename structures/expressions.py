@@ -16,6 +16,7 @@ from typing import cast
 Number = int | float
 Value = Number | tuple[Number, ...]
 
+WIDTHS = ("in_features", "out_features")  # the two names that every expression knows
 MAX_LENGTH = 200  # characters of one expression
 MAX_DEPTH = 20  # nesting of one expression
 MAX_VALUE = 2**53  # integers stay exact as floats up to here
@@ -282,6 +283,11 @@ class _Evaluator(ast.NodeVisitor):
         if not isinstance(value, int):
             raise ExpressionError(f"{value} is not a whole number", node.col_offset)
         return value
+
+
+def is_number(value: object) -> bool:
+    """A finite int or float; a truth value is neither."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def nearest(name: str, known: Mapping[str, object] | Sequence[str]) -> str:

@@ -1,0 +1,327 @@
+"""An entry and two widths -> a Structure."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from structures.errors import SizeError
+from structures.expressions import ExpressionError, Value, divisors, evaluate, is_number, names_in, nearest
+from structures.notation import Expanded, NotationError, expand
+from structures.structure import Axes, Gather, Structure, Term, order_steps
+
+if TYPE_CHECKING:
+    from structures.spec import Spec
+
+MAX_TABLE = 2**16  # entries of a gather
+
+
+def check_option(spec: Spec, name: str, value: object) -> object:
+    defaults = dict(spec.options)
+    if name not in defaults:
+        raise spec.error(f"there is no option {name!r}{nearest(name, sorted(defaults))}")
+    default = defaults[name]
+    if isinstance(default, tuple):
+        values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+        if not values or not all(is_number(v) for v in values):
+            raise spec.error(f"option {name} is a list of numbers, found {value!r}")
+        return values
+    if not isinstance(value, bool | float | str):
+        try:
+            value = operator.index(value)  # type: ignore[arg-type]  # also numpy's integers
+        except TypeError:
+            pass
+    wanted = "a number" if isinstance(default, float) else "a whole number"
+    if not is_number(value) or (isinstance(value, float) and not isinstance(default, float)):
+        raise spec.error(f"option {name} is {wanted}, found {value!r}")
+    if value < 0:  # type: ignore[operator]
+        raise spec.error(f"option {name} cannot be negative, found {value}", kind=SizeError)
+    return value
+
+
+@lru_cache(maxsize=4096)
+def bind(spec: Spec, in_features: int, out_features: int, given: tuple[tuple[str, object], ...]) -> Structure:
+    try:
+        return build(spec, in_features, out_features, dict(given))
+    except SizeError as error:
+        hint = _values_that_work(spec, in_features, out_features, dict(given))
+        raise SizeError(f"{error}{hint}") from None
+
+
+def _values_that_work(spec: Spec, in_features: int, out_features: int, given: dict[str, object]) -> str:
+    """`; n_blocks that work here: 2, 4, 6`: found by trying, nearest to what was asked for."""
+    texts = []
+    for name, default in spec.options:
+        asked = given.get(name, default)
+        if not isinstance(default, int) or not isinstance(asked, int):
+            continue
+        candidates = sorted({*divisors(in_features), *divisors(out_features)})
+        candidates.sort(key=lambda c: abs(math.log(c / max(asked, 1))))
+        working: list[int] = []
+        for candidate in candidates[:48]:
+            try:
+                build(spec, in_features, out_features, {**given, name: candidate})
+            except SizeError:
+                continue
+            working.append(candidate)
+            if len(working) == 8:
+                break
+        if working:
+            texts.append(f"{name} that work here: {', '.join(map(str, sorted(working)))}")
+    return "".join(f"; {text}" for text in texts)
+
+
+def build(spec: Spec, in_features: int, out_features: int, given: Mapping[str, object]) -> Structure:
+    widths = {"in_features": in_features, "out_features": out_features}
+    options = _evaluate_options(spec, widths, given)
+    values = _evaluate_sizes(spec, {**widths, **options})
+    patterns = spec.patterns
+    lengths = {name: len(v) for name, v in values.items() if isinstance(v, tuple)}
+    written = []
+    for number, pattern in enumerate(patterns):
+        try:
+            written.append(expand(pattern, lengths))
+        except NotationError as error:
+            raise spec.error(f"{error} in {pattern.text!r}", "einsum", str(number), offset=error.offset) from None
+        count_uses(spec, written[-1], str(number), {axis for axis, _ in spec.index})
+    size = _axis_sizes(spec, values, written, widths)
+    return _assemble(spec, widths, options, values, size, written)
+
+
+def _evaluate_options(spec: Spec, widths: Mapping[str, int], given: Mapping[str, object]) -> dict[str, Value]:
+    options: dict[str, Value] = {}
+    for name, default in spec.options:
+        value = given.get(name, default)
+        if isinstance(value, str):
+            try:
+                value = evaluate(value, {**widths, **options})
+            except ExpressionError as error:
+                raise spec.error(f"option {name}: {error}{_at(widths)}", "options", name, kind=SizeError) from None
+        options[name] = value  # type: ignore[assignment]
+    return options
+
+
+def _evaluate_sizes(spec: Spec, names: dict[str, Value]) -> dict[str, Value]:
+    values: dict[str, Value] = {}
+    for key, text in spec.sizes:
+        targets = key.split()
+        try:
+            value = evaluate(text, {**names, **values})
+        except ExpressionError as error:
+            raise spec.error(f"size {key}: {error}{_at(names)}", "sizes", key, kind=SizeError) from None
+        parts = value if isinstance(value, tuple) and len(targets) > 1 else (value,)
+        if len(parts) != len(targets):
+            raise spec.error(f"sizes {key!r} names {len(targets)} axes, its list has {len(parts)}", "sizes", key)
+        for target, part in zip(targets, parts, strict=True):
+            whole = part if isinstance(part, tuple) else (part,)
+            if not all(isinstance(n, int) and n >= 0 for n in whole):
+                raise spec.error(f"size {target} = {text} is {part}, not a whole number{_at(names)}", "sizes", key,
+                                 kind=SizeError)  # fmt: skip
+            values[target] = part
+    return values
+
+
+def _at(names: Mapping[str, Value]) -> str:
+    shown = ", ".join(f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in names.items())
+    return f" at {shown}"
+
+
+def _axis(name: str, position: int | None) -> str:
+    return name if position is None else f"{name}{position}"
+
+
+def _names(axes: Sequence[tuple[str, int | None]]) -> Axes:
+    return tuple(_axis(*a) for a in axes)
+
+
+def count_uses(
+    spec: Spec, term: Expanded, number: str, indexed: set[str], skip: set[str] | frozenset[str] = frozenset()
+) -> None:
+    """Every axis stands in two operands at least; an output axis stands in the input or in a factor."""
+    operands = [term.input, *term.factors, term.output]
+    inputs = {name for name, _ in term.input}
+    reads = {name for axis, text in spec.index if axis in inputs for name in names_in(text)}
+    for axis in dict.fromkeys(itertools.chain(*operands)):
+        uses = sum(axis in operand for operand in operands) + (axis[0] in reads)
+        if axis[0] in indexed:
+            if axis in term.input and uses > 1:
+                raise spec.error(f"axis {axis[0]!r} is read through an index and can stand in the input view alone",
+                                 "einsum", number)  # fmt: skip
+            continue
+        bond_end = axis[1] is not None and axis not in (*term.input, *term.output)
+        if uses > 1 or bond_end or axis[0] in skip:
+            continue
+        what = _axis(*axis)
+        if axis in term.output:
+            raise spec.error(f"output axis {what!r} occurs neither in the input nor in a factor", "einsum", number)
+        raise spec.error(
+            f"axis {what!r} stands in one operand alone; sum it away by leaving it out, or use it twice",
+            "einsum", number)  # fmt: skip
+
+
+def _axis_sizes(
+    spec: Spec, values: Mapping[str, Value], terms: Sequence[Expanded], widths: Mapping[str, int]
+) -> dict[tuple[str, int | None], int]:
+    """The size of every axis that occurs: evaluated, 1 for the end of a bond, or found by division of a width."""
+    size: dict[tuple[str, int | None], int] = {}
+    shared = _shared(terms)
+    for term in terms:
+        for axis in itertools.chain(term.input, *term.factors, term.output):
+            name, position = axis
+            if name not in values:
+                continue
+            value = values[name]
+            if isinstance(value, tuple):
+                size[axis] = int(value[position])  # type: ignore[index]  # expand() has indexed every list axis
+            else:
+                size[axis] = int(value) if position is None or axis in shared else 1
+    for number, term in enumerate(terms):
+        for view, width in ((term.input, "in_features"), (term.output, "out_features")):
+            _divide(spec, size, view, width, widths[width], str(number))
+    _check_collisions(spec, size)
+    return size
+
+
+def _shared(terms: Sequence[Expanded]) -> set[tuple[str, int | None]]:
+    """Axes that stand in two operands of some term."""
+    shared = set()
+    for term in terms:
+        operands = (term.input, *term.factors, term.output)
+        for axis in set(itertools.chain(*operands)):
+            if sum(axis in operand for operand in operands) > 1:
+                shared.add(axis)
+    return shared
+
+
+def _divide(
+    spec: Spec,
+    size: dict[tuple[str, int | None], int],
+    view: Sequence[tuple[str, int | None]],
+    width_name: str,
+    width: int,
+    number: str,
+) -> None:
+    missing = [axis for axis in view if axis not in size]
+    known = [axis for axis in view if axis in size]
+    text = " ".join(_names(view))
+    for axis in known:
+        if size[axis] < 1 or width % size[axis]:
+            near = _nearest_divisors(width, size[axis])
+            raise spec.error(
+                f"axis {_axis(*axis)}={size[axis]} does not divide {width_name}={width}; nearest sizes that do: {near}",
+                "einsum", number, kind=SizeError)  # fmt: skip
+    product = math.prod(size[axis] for axis in known)
+    if not missing:
+        if product != width:
+            sizes = " x ".join(str(size[a]) for a in known)
+            raise spec.error(f"the view ({text}) holds {sizes} = {product}, but {width_name}={width}", "einsum", number,
+                             kind=SizeError)  # fmt: skip
+        return
+    if width % product:
+        raise spec.error(
+            f"the sizes of ({text}) without {_axis(*missing[0])} multiply to {product}, which does not divide "
+            f"{width_name}={width}; nearest products that do: {_nearest_divisors(width, product)}",
+            "einsum", number, kind=SizeError)  # fmt: skip
+    found = width // product
+    size[missing[0]] = found
+
+
+def _nearest_divisors(width: int, wanted: int) -> str:
+    below = [d for d in divisors(width) if d < wanted][-1:]
+    above = [d for d in divisors(width) if d > wanted][:1]
+    return ", ".join(map(str, below + above))
+
+
+def _check_collisions(spec: Spec, size: Mapping[tuple[str, int | None], int]) -> None:
+    seen: dict[str, tuple[str, int | None]] = {}
+    for axis in size:
+        other = seen.setdefault(_axis(*axis), axis)
+        if other != axis:
+            raise spec.error(
+                f"axis {_axis(*axis)!r} is also position {axis[1] or other[1]} of an indexed axis; rename one"
+            )
+
+
+def _assemble(
+    spec: Spec,
+    widths: Mapping[str, int],
+    options: Mapping[str, Value],
+    values: Mapping[str, Value],
+    size: Mapping[tuple[str, int | None], int],
+    written: Sequence[Expanded],
+) -> Structure:
+    named = {_axis(*axis): n for axis, n in size.items()}
+    factors: list[Axes] = []
+    terms: list[Term] = []
+    for number, term in enumerate(written):
+        axes = dict.fromkeys(itertools.chain(term.input, *term.factors, term.output))
+        if any(size[axis] == 0 for axis in axes):
+            continue  # a bond of size zero: the term is zero for every input
+        gathers = tuple(_gathers(spec, term, named, {**widths, **options, **values}, str(number)))
+        loaded = _loaded(spec, term, gathers, str(number))
+        positions = {len(factors) + i: _names(f) for i, f in enumerate(term.factors)}
+        families = dict(zip(positions, term.families, strict=True))
+        factors += positions.values()
+        output = _names(term.output)
+        steps = order_steps(named, loaded, positions, families, output)
+        terms.append(Term(_names(term.input), loaded, gathers, tuple(positions), output, steps))
+    if not terms:
+        raise spec.error("every term is dropped, since each has an axis of size zero", kind=SizeError)
+    used = dict.fromkeys(a for t in terms for a in (*t.input, *t.loaded, *t.output))
+    used.update(dict.fromkeys(a for f in factors for a in f))
+    return Structure(
+        name=spec.name,
+        title=spec.title,
+        in_features=widths["in_features"],
+        out_features=widths["out_features"],
+        options=tuple(options.items()),
+        sizes=tuple((axis, named[axis]) for axis in used),
+        factors=tuple(factors),
+        terms=tuple(terms),
+        spec=spec,
+    )
+
+
+def _gathers(
+    spec: Spec, term: Expanded, named: Mapping[str, int], names: Mapping[str, Value], number: str
+) -> Iterator[Gather]:
+    inputs = set(_names(term.input))
+    here = {_axis(*a) for a in itertools.chain(term.input, *term.factors, term.output)}
+    for axis, text in spec.index:
+        if axis not in inputs:
+            continue
+        by = tuple(a for a in named if a in names_in(text) and a in here)
+        if not by:
+            raise spec.error(f"index: {axis} = {text} reads no axis of the term", "index", axis)
+        clash = [a for a in by if a in inputs]
+        if clash:
+            raise spec.error(f"index: {axis} is read through {clash[0]!r}, which stands in the same input view",
+                             "index", axis)  # fmt: skip
+        grid = [range(named[a]) for a in by]
+        if math.prod(len(g) for g in grid) > MAX_TABLE:
+            raise spec.error(f"index: {axis} takes more than {MAX_TABLE} values", "index", axis, kind=SizeError)
+        table = []
+        for values in itertools.product(*grid):
+            at = dict(zip(by, values, strict=True))
+            try:
+                value = evaluate(text, {**names, **at})
+            except ExpressionError as error:
+                raise spec.error(f"index: {error}", "index", axis, kind=SizeError) from None
+            if not isinstance(value, int) or not 0 <= value < named[axis]:
+                where = ", ".join(f"{k}={v}" for k, v in at.items())
+                raise spec.error(f"index: {axis} = {text} is {value} at {where}, outside 0 to {named[axis] - 1}",
+                                 "index", axis, kind=SizeError)  # fmt: skip
+            table.append(value)
+        yield Gather(axis, by, tuple(table), text)
+
+
+def _loaded(spec: Spec, term: Expanded, gathers: Sequence[Gather], number: str) -> Axes:
+    replaced = {g.axis: g.by for g in gathers}
+    loaded = tuple(itertools.chain.from_iterable(replaced.get(a, (a,)) for a in _names(term.input)))
+    if len(set(loaded)) < len(loaded):
+        raise spec.error("two indexed axes of one input view are read through the same axis", "einsum", number)
+    return loaded

@@ -1,0 +1,156 @@
+"""What can be said of an entry before any width is known."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from structures.binding import build, count_uses
+from structures.errors import SizeError
+from structures.expressions import WIDTHS, ExpressionError, is_number, names_in, nearest, parse
+from structures.notation import POSITION, Expanded, NotationError, Operand, Pattern, parse_term
+
+if TYPE_CHECKING:
+    from structures.spec import Spec
+
+RESERVED_OPTIONS = frozenset({*WIDTHS, "bias", "device", "dtype", "backend", "init"})
+# Widths an entry is tried at when it is made: rich in divisors, so that mistakes of form show before the first use.
+TRIAL_WIDTHS = ((4096, 4096), (5040, 5040), (720720, 720720), (768, 3072), (59049, 59049))
+
+
+def check(spec: Spec) -> None:
+    if not spec.name.isidentifier():
+        raise spec.error(f"{spec.name!r} is not a name; write letters, digits and _")
+    if not spec.einsum:
+        raise spec.error("the entry has no einsum", "einsum")
+    axes = _check_notation(spec)
+    known = _check_options(spec)
+    _check_sizes(spec, known, axes)
+    _check_index(spec, axes)
+    _check_init(spec)
+    _check_uses(spec)
+    _try_widths(spec)
+
+
+def _check_notation(spec: Spec) -> set[str]:
+    axes: set[str] = set()
+    for number, text in enumerate(spec.einsum):
+        try:
+            pattern = parse_term(text)
+        except NotationError as error:
+            raise spec.error(f"{error} in {text!r}", "einsum", str(number), offset=error.offset) from None
+        axes |= {a.name for operand in pattern.operands for a in operand.axes}
+    return axes
+
+
+def _check_options(spec: Spec) -> set[str]:
+    known = set(WIDTHS)
+    for name, value in spec.options:
+        path = ("options", name)
+        if not name.isidentifier() or name in RESERVED_OPTIONS or name == POSITION:
+            raise spec.error(f"an option cannot be called {name!r}", *path)
+        if isinstance(value, str):
+            _parse_known(spec, value, known, *path)
+        elif isinstance(value, tuple):
+            if not value or not all(is_number(v) for v in value):
+                raise spec.error(f"option {name} is a list of numbers, found {list(value)}", *path)
+        elif not is_number(value):
+            raise spec.error(f"option {name} is a number, a list of numbers or an expression, found {value!r}", *path)
+        known.add(name)
+    return known
+
+
+def _check_sizes(spec: Spec, known: set[str], axes: set[str]) -> None:
+    sized: set[str] = set()
+    for names, text in spec.sizes:
+        for name in names.split():
+            if not name.isidentifier() or name == POSITION or name in WIDTHS:
+                raise spec.error(f"an axis cannot be called {name!r}", "sizes", names)
+            if name in sized:
+                raise spec.error(f"axis {name!r} has two sizes", "sizes", names)
+        _parse_known(spec, text, known | sized, "sizes", names)
+        sized |= set(names.split())
+    defaults = [(name, value) for name, value in spec.options if isinstance(value, str)]
+    read = {n for _, text in (*spec.sizes, *spec.index, *defaults) for n in names_in(text)}
+    for name in sized:
+        if name not in axes and name not in read:
+            raise spec.error(f"{name!r} has a size but stands neither in the einsum nor in another size", "sizes", name)
+    for name, _ in spec.options:
+        if name not in read:
+            raise spec.error(f"option {name!r} is used by no size", "options", name)
+    for number, pattern in enumerate(spec.patterns):
+        _check_inferred(spec, pattern, sized, str(number))
+
+
+def _check_inferred(spec: Spec, pattern: Pattern, sized: set[str], number: str) -> None:
+    in_views = set()
+    for view, what in ((pattern.input, "input"), (pattern.output, "output")):
+        missing = [a for a in view.axes if a.name not in sized]
+        if len(missing) > 1:
+            raise spec.error(
+                f"axes {', '.join(repr(a.name) for a in missing)} of the {what} view have no size; one may be left "
+                "out, to be found by division", "einsum", number, offset=missing[1].offset)  # fmt: skip
+        if missing and missing[0].subscript is not None:
+            raise spec.error(f"axis {missing[0].name!r} is indexed and needs a size", "einsum", number,
+                             offset=missing[0].offset)  # fmt: skip
+        in_views |= {a.name for a in view.axes}
+    for factor in pattern.factors:
+        for axis in factor.axes:
+            if axis.name not in sized and axis.name not in in_views:
+                hint = nearest(axis.name, sorted(sized | in_views)).replace("there are", "axes with a size")
+                message = f"axis {axis.name!r} of a factor has no size; give it one under sizes{hint}"
+                raise spec.error(message, "einsum", number, offset=axis.offset)
+
+
+def _check_index(spec: Spec, axes: set[str]) -> None:
+    for axis, text in spec.index:
+        path = ("index", axis)
+        if axis not in axes:
+            raise spec.error(f"index: {axis!r} is not an axis of the einsum{nearest(axis, sorted(axes))}", *path)
+        if axis not in spec.axis_sizes:
+            raise spec.error(f"index: axis {axis!r} needs a size", *path)
+        _parse_known(spec, text, axes | {n for n, _ in spec.options} | set(spec.axis_sizes) | set(WIDTHS), *path)
+        if axis in names_in(text):
+            raise spec.error(f"index: axis {axis!r} is read through itself", *path)
+
+
+def _check_init(spec: Spec) -> None:
+    if not spec.init:
+        return
+    kinds = [key for key, _ in spec.init if key != "source"]
+    if len(kinds) != 1 or kinds[0] not in ("uniform", "normal"):
+        raise spec.error("init has one of 'uniform' (its bound) or 'normal' (its standard deviation)", "init")
+    known = {n for n, _ in spec.options} | set(spec.axis_sizes) | {*WIDTHS, "fan_in", "fan_out"}
+    _parse_known(spec, dict(spec.init)[kinds[0]], known, "init", kinds[0])
+
+
+def _check_uses(spec: Spec) -> None:
+    """Axes without an index can be counted before any size is known; the others when they are written out."""
+    indexed = {axis for axis, _ in spec.index}
+    for number, pattern in enumerate(spec.patterns):
+        plain = Expanded(_plain(pattern.input), tuple(map(_plain, pattern.factors)), _plain(pattern.output), ())
+        repeated = {a.name for f in pattern.factors if f.repeated for a in f.axes}
+        count_uses(spec, plain, str(number), indexed, skip=repeated)
+
+
+def _plain(operand: Operand) -> tuple[tuple[str, int | None], ...]:
+    return tuple((a.name, None) for a in operand.axes if a.subscript is None)
+
+
+def _try_widths(spec: Spec) -> None:
+    """Binds at widths with many divisors; an error of form is raised, one of size is left to the widths in use."""
+    for widths in TRIAL_WIDTHS:
+        try:
+            build(spec, *widths, {})
+        except SizeError:
+            continue
+        return
+
+
+def _parse_known(spec: Spec, text: str, known: set[str], *path: str) -> None:
+    try:
+        parse(text)
+        unknown = sorted(names_in(text) - known)
+    except ExpressionError as error:
+        raise spec.error(f"{error}", *path, offset=error.offset) from None
+    if unknown:
+        raise spec.error(f"unknown name {unknown[0]!r} in {text!r}{nearest(unknown[0], sorted(known))}", *path)
