@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from structures.structure import Axes, Gather, Structure, Term
 
 MAX_CUT_FACTORS = 16  # 2**16 cuts are looked at; no registry entry has more factors up to width 65536
-MAX_NUMERIC_RANK = 2**22  # entries of a matrix whose rank is computed numerically: 2048 x 2048, seconds
-MAX_JACOBIAN = 2**23  # entries of a Jacobian whose rank is computed: seconds
+MAX_ELIMINATION = 2**19  # entries of a matrix whose rank is computed by elimination: about a second
 MAX_SUPPORT = 2**28  # entries of a support mask: 256 MiB
+MAX_MIXING = 2**24  # entries of a matrix that mixing_depth multiplies: 4096 x 4096, seconds
+PRIME = 2**25 - 39  # a product of two residues summed over 4096 terms stays within int64
 
 
 def support(structure: Structure) -> NDArray[np.bool_]:
@@ -44,6 +45,11 @@ def mixing_depth(structure: Structure) -> int | None:
 
     Source: reference facts on DYAD; DYAD-DT with more blocks than features a block never mixes.
     """
+    if structure.dense_params > MAX_MIXING:
+        raise ValueError(
+            f"{structure.name}: supports of {structure.out_features} x {structure.in_features} entries take too long "
+            "to multiply; the answer depends on the options and the ratio of the widths, so ask at a smaller width"
+        )
     there = support(structure)
     if structure.in_features == structure.out_features:
         layers = [there]
@@ -65,48 +71,73 @@ def mixing_depth(structure: Structure) -> int | None:
 def generic_rank(structure: Structure) -> int | None:
     """Rank of W for almost all factors.
 
-    A term's rank is the least product of axis sizes over all cuts that part its input from its output (factors fall on
-    either side, an axis counts once if it touches both sides); for two factors this is the closed form of the einsum
-    space. A sum has at least the rank of its best term and at most the sum; where the two differ, W is drawn at random
-    and its rank computed, up to 2**22 entries. Beyond that: None.
+    From above, a term's rank is at most the product of axis sizes over any cut that parts its input from its output
+    (factors fall on either side, an axis counts once if it touches both sides), and a sum's at most the sum. From
+    below, steps that only shrink the activation followed by steps that only widen it have the narrowest width as rank,
+    of the term or of a special case of it; a sum has at least the rank of its best term. Where the two
+    meet, that is it. Otherwise W is drawn at random modulo a prime and eliminated exactly, up to 2**19 entries (float64
+    will not do: products of Gaussian factors are so ill-conditioned that they seem to lack rank); beyond that: None.
+
+    The least cut alone, the closed form given for the two-factor einsum space, is not always reached: a Kronecker
+    product of sizes (5, 6) x (6, 5) summed twice has rank 27, and every cut of it is at least 30.
     """
-    full = min(structure.in_features, structure.out_features)
-    ranks = [_term_rank(structure, term) for term in structure.terms]
-    if all(lower is not None for lower, _ in ranks):
-        least = max(lower for lower, _ in ranks if lower is not None)
-        most = min(full, sum(upper for _, upper in ranks))
-        if least == most:
-            return least
-    if structure.dense_params > MAX_NUMERIC_RANK:
+    lower, upper = rank_bounds(structure)
+    if lower == upper:
+        return lower
+    if structure.dense_params > MAX_ELIMINATION:
         return None
-    return int(np.linalg.matrix_rank(random_dense(structure)))
+    return max(_eliminate(dense(structure, _residues(structure, seed), PRIME)) for seed in range(2))
+
+
+def rank_bounds(structure: Structure) -> tuple[int, int]:
+    """(lower, upper) bound of the generic rank, as `generic_rank` tells; cheap at every width."""
+    full = min(structure.in_features, structure.out_features)
+    bounds = [_term_rank(structure, term) for term in structure.terms]
+    return max(lower for lower, _ in bounds), min(full, sum(upper for _, upper in bounds))
 
 
 def degrees_of_freedom(structure: Structure) -> int | None:
     """Dimension of the set of matrices that the structure can express.
 
     Exact for sums of one-factor terms in which each parameter is one entry (the union of the supports); otherwise the
-    rank of the Jacobian of W at random factors, up to 2**23 entries of it. Beyond that: None.
+    rank of the Jacobian of W at random factors, exact modulo a prime, up to 2**19 entries of it. Beyond that: None.
     """
     if all(_is_mask(structure, term) for term in structure.terms) and structure.dense_params <= MAX_SUPPORT:
         return int(support(structure).sum())
-    if structure.dense_params * structure.params > MAX_JACOBIAN:
+    if structure.dense_params * structure.params > MAX_ELIMINATION:
         return None
-    return int(np.linalg.matrix_rank(_jacobian(structure)))
+    return _eliminate(_jacobian(structure))
 
 
-def random_dense(structure: Structure, seed: int = 0) -> NDArray[np.float64]:
-    """W of shape (out_features, in_features) for Gaussian factors, in float64."""
+def dense(structure: Structure, factors: Sequence[NDArray[Any]], modulus: int | None = None) -> NDArray[Any]:
+    """W of shape (out_features, in_features) for the given factors; of integers modulo `modulus` if it is given."""
+    total = sum(_dense_term(structure, term, factors, modulus) for term in structure.terms)
+    return np.asarray(total if modulus is None else total % modulus)
+
+
+def _residues(structure: Structure, seed: int) -> list[NDArray[Any]]:
     rng = np.random.default_rng(seed)
-    return dense(structure, [rng.standard_normal(shape) for shape in structure.factor_shapes])
+    return [rng.integers(1, PRIME, shape) for shape in structure.factor_shapes]
 
 
-def dense(structure: Structure, factors: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """W of shape (out_features, in_features) for the given factors, one einsum a term."""
-    total = np.zeros((structure.out_features, structure.in_features))
-    for term in structure.terms:
-        total += _dense_term(structure, term, factors)
-    return total
+def _eliminate(matrix: NDArray[Any]) -> int:
+    """Rank modulo PRIME, by Gaussian elimination on the shorter side: too low with probability below 1e-3."""
+    rows = matrix % PRIME if matrix.shape[0] <= matrix.shape[1] else matrix.T % PRIME
+    rank = 0
+    for column in range(rows.shape[1]):
+        below = np.flatnonzero(rows[rank:, column])
+        if not len(below):
+            continue
+        pivot = rank + int(below[0])
+        rows[[rank, pivot]] = rows[[pivot, rank]]
+        scaled = rows[rank, column:] * pow(int(rows[rank, column]), -1, PRIME) % PRIME
+        rest = rows[rank + 1 :, column:]
+        rest -= rest[:, :1] * scaled % PRIME
+        rest %= PRIME
+        rank += 1
+        if rank == rows.shape[0]:
+            break
+    return rank
 
 
 def _is_mask(structure: Structure, term: Term) -> bool:
@@ -159,25 +190,58 @@ def _key(
     return key
 
 
-def _term_rank(structure: Structure, term: Term) -> tuple[int | None, int]:
-    """(lower, upper) bound of a term's generic rank; they agree unless an input axis is gathered or it is too long."""
+def _term_rank(structure: Structure, term: Term) -> tuple[int, int]:
+    """(lower, upper) bound of a term's generic rank."""
     full = min(structure.in_features, structure.out_features)
-    if len(term.factors) > MAX_CUT_FACTORS:
-        return None, full
+    lower = max(_narrowest(*narrowed) for narrowed in _narrowed(structure, term))
     if not term.gathers:
-        rank = _least_cut(structure, term, term.loaded)
-        return rank, rank
-    # With the axes that are not in the output held fixed, a gather that is one to one only renames the axis.
-    renamed = []
-    for gather in term.gathers:
-        moving = [a for a in gather.by if a in term.output]
-        if len(moving) != 1 or not _renames(structure, gather, moving[0]):
-            return None, full
-        renamed.append(moving[0])
-    names = dict(zip((g.axis for g in term.gathers), renamed, strict=True))
-    if len(set(renamed)) < len(renamed):
-        return None, full
-    return _least_cut(structure, term, tuple(names.get(a, a) for a in term.input)), full
+        return lower, _least_cut(structure, term) if len(term.factors) <= MAX_CUT_FACTORS else full
+    return (lower if _gathers_rename(structure, term) else 0), full
+
+
+def _narrowed(structure: Structure, term: Term) -> Iterator[tuple[dict[str, int], Axes, list[Axes], Axes]]:
+    """Special cases of a term, none of larger rank: (sizes, input axes, factors in order of contraction, output axes).
+
+    As it is; with bonds of size one; with an input and an output axis that two factors share tied into one, so that
+    the factors hold only the diagonal of the two.
+    """
+    factors = [structure.factors[step.factor] for step in term.steps]
+    # A gathered axis is renamed: with the other axes of its index held fixed, they are contracted at size one.
+    fixed = {a for g in term.gathers for a in g.by if a not in term.output}
+    size = {a: 1 if a in fixed else n for a, n in structure.sizes}
+    yield size, term.loaded, factors, term.output
+    bonds = {a for f in factors for a in f} - {*term.loaded, *term.output}
+    yield {**size, **dict.fromkeys(bonds, 1)}, term.loaded, factors, term.output
+    for near, far in itertools.product(term.loaded, term.output):
+        if near != far and sum(near in f and far in f for f in factors) > 1:
+            tied = {**size, near: min(size[near], size[far])}
+            renamed = [tuple(dict.fromkeys(near if a == far else a for a in f)) for f in factors]
+            yield tied, term.loaded, renamed, tuple(near if a == far else a for a in term.output)
+
+
+def _narrowest(size: dict[str, int], loaded: Axes, factors: list[Axes], output: Axes) -> int:
+    """The rank of a term whose steps first only shrink the activation and then only widen it; 0 for any other."""
+    here = set(loaded)
+    narrowest = math.prod(size[a] for a in here)
+    widening = False
+    for position, factor in enumerate(factors):
+        needed = set(output).union(*factors[position + 1 :])
+        after = (here | set(factor)) & needed
+        before, width = (math.prod(size[a] for a in axes) for axes in (here, after))
+        if widening and width < before:
+            return 0
+        widening |= width > before
+        narrowest = min(narrowest, width)
+        here = after
+    return narrowest
+
+
+def _gathers_rename(structure: Structure, term: Term) -> bool:
+    """Whether each gather, its axes outside the output held fixed, is one to one onto an output axis of its own."""
+    moving = [[a for a in gather.by if a in term.output] for gather in term.gathers]
+    if any(len(axes) != 1 for axes in moving) or len({a for axes in moving for a in axes}) < len(moving):
+        return False
+    return all(_renames(structure, g, axes[0]) for g, axes in zip(term.gathers, moving, strict=True))
 
 
 def _renames(structure: Structure, gather: Gather, moving: str) -> bool:
@@ -189,14 +253,14 @@ def _renames(structure: Structure, gather: Gather, moving: str) -> bool:
     return len(set(table[fixed].tolist())) == size
 
 
-def _least_cut(structure: Structure, term: Term, loaded: Axes) -> int:
+def _least_cut(structure: Structure, term: Term) -> int:
     count = len(term.factors)
     sides = (np.arange(2**count)[:, None] >> np.arange(count)) & 1  # 1: on the input's side
     bits = np.zeros(2**count)
     cut_axes: dict[str, NDArray[np.bool_]] = {}
     for axis, size in structure.sizes:
         holders = [i for i, f in enumerate(term.factors) if axis in structure.factors[f]]
-        touches_input = axis in loaded or (sides[:, holders] == 1).any(axis=1)
+        touches_input = axis in term.loaded or (sides[:, holders] == 1).any(axis=1)
         touches_output = axis in term.output or (sides[:, holders] == 0).any(axis=1)
         cut_axes[axis] = np.broadcast_to(touches_input & touches_output, (2**count,))
         bits += cut_axes[axis] * math.log2(size)
@@ -204,24 +268,24 @@ def _least_cut(structure: Structure, term: Term, loaded: Axes) -> int:
     return math.prod(size for axis, size in structure.sizes if cut_axes[axis][best])
 
 
-def _jacobian(structure: Structure) -> NDArray[np.float64]:
+def _jacobian(structure: Structure) -> NDArray[Any]:
     """(params, entries of W): W is linear in each factor, so its derivative has a unit tensor in the factor's place."""
-    rng = np.random.default_rng(0)
-    factors = [rng.standard_normal(shape) for shape in structure.factor_shapes]
+    factors = _residues(structure, 0)
     rows = []
     for term in structure.terms:
         for position in term.factors:
-            kept = factors[position]
-            for index in np.ndindex(kept.shape):
-                unit = np.zeros(kept.shape)
-                unit[index] = 1.0
-                rows.append(_dense_term(structure, term, [*factors[:position], unit, *factors[position + 1 :]]).ravel())
+            for index in np.ndindex(factors[position].shape):
+                unit = np.zeros_like(factors[position])
+                unit[index] = 1
+                changed = [*factors[:position], unit, *factors[position + 1 :]]
+                rows.append(_dense_term(structure, term, changed, PRIME).ravel())
     return np.array(rows).reshape(structure.params, structure.dense_params)
 
 
-def _dense_term(structure: Structure, term: Term, factors: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """The term applied to the identity: its input view is kept beside its output view."""
-    result, axes = np.eye(structure.in_features).reshape(-1, *structure.shape(term.input)), term.input
+def _dense_term(structure: Structure, term: Term, factors: Sequence[NDArray[Any]], modulus: int | None) -> NDArray[Any]:
+    """The term applied to the identity, step by step."""
+    identity = np.eye(structure.in_features, dtype=np.float64 if modulus is None else np.int64)
+    result, axes = identity.reshape(-1, *structure.shape(term.input)), term.input
     for gather in term.gathers:
         at = axes.index(gather.axis)
         result = np.take(result, np.array(gather.table).reshape(structure.shape(gather.by)), axis=1 + at)
@@ -230,6 +294,6 @@ def _dense_term(structure: Structure, term: Term, factors: Sequence[NDArray[np.f
         letters = {a: i + 1 for i, a in enumerate(dict.fromkeys((*step.left, *step.right)))}
         left, right, out = ([letters[a] for a in group] for group in (axes, step.right, step.result))
         result = np.einsum(result, [0, *left], factors[step.factor], right, [0, *out])  # type: ignore[arg-type]
-        axes = step.result
+        result, axes = result if modulus is None else result % modulus, step.result
     order = [1 + axes.index(a) for a in term.output]
     return result.transpose(0, *order).reshape(structure.in_features, structure.out_features).T

@@ -26,7 +26,8 @@ def check_option(spec: Spec, name: str, value: object) -> object:
         raise spec.error(f"there is no option {name!r}{nearest(name, sorted(defaults))}")
     default = defaults[name]
     if isinstance(default, tuple):
-        values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+        plain = value.tolist() if hasattr(value, "tolist") else value  # arrays and tensors
+        values = tuple(plain) if isinstance(plain, Sequence) and not isinstance(plain, str) else ()
         if not values or not all(is_number(v) for v in values):
             raise spec.error(f"option {name} is a list of numbers, found {value!r}")
         return values

@@ -60,7 +60,7 @@ def evaluate(source: str, names: Mapping[str, Value], *, real: bool = False) -> 
     try:
         return _Evaluator(names, real).visit(parse(source))
     except ExpressionError as error:
-        raise ExpressionError(f"{str(source).strip()!r}: {error}", error.offset) from None
+        raise ExpressionError(f"{str(source).strip()[:MAX_LENGTH]!r}: {error}", error.offset) from None
 
 
 @lru_cache(maxsize=4096)
@@ -169,9 +169,11 @@ def _check(node: ast.AST, depth: int) -> None:
     if isinstance(node, ast.Constant) and not abs(cast(float, node.value)) <= MAX_VALUE:
         raise ExpressionError("a number is beyond 2**53", offset)
     if isinstance(node, ast.Call):
-        if not isinstance(node.func, ast.Name) or node.func.id not in _FUNCTIONS or node.keywords:
-            name = node.func.id if isinstance(node.func, ast.Name) else "this"
-            raise ExpressionError(f"{name!r} is not a function here; there are {', '.join(_FUNCTIONS)}", offset)
+        if not isinstance(node.func, ast.Name) or node.func.id not in _FUNCTIONS:
+            name = repr(node.func.id) if isinstance(node.func, ast.Name) else "an expression"
+            raise ExpressionError(f"{name} is not a function here; there are {', '.join(_FUNCTIONS)}", offset)
+        if node.keywords:
+            raise ExpressionError(f"{node.func.id} takes no keywords", offset)
         for argument in node.args:
             _check(argument, depth + 1)
         return
@@ -204,7 +206,7 @@ class _Evaluator(ast.NodeVisitor):
         left, right = self.number(node.left), self.number(node.right)
         kind = type(node.op)
         integers = isinstance(left, int) and isinstance(right, int)
-        if kind is ast.Pow and left and abs(right) * max(1.0, abs(math.log2(abs(left)))) > 64:
+        if kind is ast.Pow and integers and right > 0 and abs(left) > 1 and right * math.log2(abs(left)) > 64:
             raise ExpressionError(f"{left} ** {right} is beyond 2**53", node.col_offset)
         if kind is ast.BitXor and not integers:
             raise ExpressionError("^ (exclusive or) takes integers", node.col_offset)
@@ -215,8 +217,10 @@ class _Evaluator(ast.NodeVisitor):
                 value: Number = left // right
             else:
                 value = _OPERATORS[kind](left, right)
-        except (ZeroDivisionError, OverflowError):
-            raise ExpressionError(f"{left} and {right} cannot be divided or raised", node.col_offset) from None
+        except ZeroDivisionError:
+            raise ExpressionError(f"{left} is divided by zero", node.col_offset) from None
+        except OverflowError:
+            raise ExpressionError(f"{left} ** {right} is beyond 2**53", node.col_offset) from None
         if isinstance(value, complex) or not abs(value) <= MAX_VALUE:
             raise ExpressionError("a value is beyond 2**53 or not real", node.col_offset)
         return value
