@@ -65,12 +65,12 @@ def choose(name: str, structure: Structure, x: Tensor) -> str:
     Raises:
         ValueError: the backend asked for refuses; its reason is the message.
     """
-    if name == AUTO:
-        return next(n for n in PREFERENCE if _BACKENDS[n].refuses(structure, x) is None)
-    reason = _BACKENDS[name].refuses(structure, x)
-    if reason is not None:
-        raise ValueError(f"backend {name!r}: {reason}")
-    return name
+    reason = None
+    for candidate in PREFERENCE if name == AUTO else (name,):
+        reason = _BACKENDS[candidate].refuses(structure, x)
+        if reason is None:
+            return candidate
+    raise ValueError(f"backend {name!r}: {reason}")
 
 
 def prepare(structure: Structure) -> None:
