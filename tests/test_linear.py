@@ -267,7 +267,7 @@ def test_dense_draws_its_weight_as_linear_does():
     [
         ("dyad_it", {"n_blocks": 8}, [math.sqrt(1 / (2 * 64))] * 2),
         ("low_rank", {"rank": 64}, [math.sqrt(1 / 512) * math.sqrt(64 / 512), math.sqrt(1 / 64)]),
-        ("btt", {"rank": 2}, [math.sqrt(1 / 32), math.sqrt(1 / 32) * math.sqrt(32 / 32)]),
+        ("btt", {"rank": 2}, [math.sqrt(1 / 16), math.sqrt(1 / 64) * math.sqrt(32 / 64)]),
         ("butterfly", {}, [math.sqrt(1 / 2)] * 9),
         ("dense", {}, [math.sqrt(1 / 512)]),
     ],
