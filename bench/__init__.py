@@ -1,0 +1,1 @@
+"""The benchmark: sweeps run by pytest, and what is made of their results."""

@@ -1,0 +1,254 @@
+"""Rows sorted into panels and curves: what may share a chart, and under which name.
+
+A panel is one machine, device, clock, dtype, thread count, mode, number of tokens and budget class. Curves of different
+machines, clocks or budgets therefore never meet in one chart. Dense, and the controls without a budget, are in every
+panel of their kind.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from bench.report import words
+from bench.rows import MODES, Results, Row, Run
+
+DENSE, STRUCTURE, CONTROL, CACHED = "dense", "structure", "control", "cached dense"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One structure with one rule for its options: what a single line may join."""
+
+    id: str  # unique in its panel; what charts refer to, so that no name from a file does
+    kind: str  # DENSE, STRUCTURE, CONTROL or CACHED: a dense weight computed from the factors beforehand
+    label: str
+    structure: str
+    series: str
+    backends: str  # every one that ran
+    variant: int  # among the curves of this structure in this panel
+    rule: str  # how the options scale with width
+    rows: tuple[Row, ...]  # by width
+
+    @property
+    def squares(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if row.square)
+
+    @property
+    def rectangles(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if not row.square)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that may be compared, and what they have in common."""
+
+    machine: str
+    device: str
+    clock: str
+    dtype: str
+    threads: int
+    mode: str
+    tokens: int
+    budget: str | None
+    curves: tuple[Curve, ...]
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple({id(row.run): row.run for curve in self.curves for row in curve.rows}.values())
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for curve in self.curves for row in curve.rows]
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """The panel's place, one word or phrase per question a reader chooses by."""
+        clock = " (device clock)" if self.clock == "device" else ""
+        return {
+            "Compared at": words.budget(self.budget),
+            "Mode": self.mode,
+            "Tokens": str(self.tokens),
+            "Type": self.dtype,
+            "Device": self.device + clock,
+            "Threads": str(self.threads),
+            "Machine": self.machine,
+        }
+
+    @property
+    def slug(self) -> str:
+        """A file name's stem out of the closed vocabularies of results files: no free text of a file is in it."""
+        budget = (self.budget or "own-options").replace("=", "-")
+        clock = "-device-clock" if self.clock == "device" else ""
+        return f"{budget}-{self.mode}-{self.tokens}-tokens-{self.dtype}-{self.device}{clock}-{self.threads}-threads"
+
+    @property
+    def title(self) -> str:
+        place = f"{self.mode}, {words.tokens(self.tokens)}, {self.dtype}, {self.device}"
+        return f"{words.budget(self.budget)[0].upper()}{words.budget(self.budget)[1:]}: {place}"
+
+
+def panels(results: Results) -> list[Panel]:
+    """Every panel that has a structure, or dense alone where no structure was measured; the one to show first in front.
+
+    In front is the panel with most structures; among those forward before train, then the middle budget and tokens.
+    """
+    names = machine_names(results.runs)
+    groups: dict[tuple[Any, ...], dict[str | None, list[Row]]] = {}
+    for row in results.rows:
+        place = (names[id(row.run)], row.device, row.clock, row.dtype, row.threads, row.mode, row.tokens)
+        groups.setdefault(place, {}).setdefault(row.budget, []).append(row)
+    found = []
+    for place, classes in groups.items():
+        everywhere = [row for row in classes.get(None, []) if kind(row) in (DENSE, CONTROL)]
+        worth = [budget for budget, rows in classes.items() if any(kind(row) in (STRUCTURE, CACHED) for row in rows)]
+        only_dense = sorted(classes, key=lambda budget: (budget is not None, budget or ""))[:1]
+        for budget in worth or only_dense:
+            rows = classes[budget]
+            found.append(Panel(*place, budget, curves(rows if budget is None else everywhere + rows)))
+    return _ordered(found)
+
+
+def kind(row: Row) -> str:
+    """Which of the four kinds of curve a row belongs to."""
+    if row.control:
+        return CONTROL
+    if row.backend == "dense_cache":
+        return CACHED
+    return DENSE if row.structure == "dense" else STRUCTURE
+
+
+def curves(rows: Iterable[Row]) -> tuple[Curve, ...]:
+    """The rows of one panel as curves: dense, then DYAD, then the other structures by name, then the controls.
+
+    A series is one curve whatever its backend, which may be chosen anew at each width; only where one shape was
+    measured with several backends is it a curve for each.
+    """
+    groups: dict[_Key, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_Key(kind(row), row.structure, row.series, row.budget, None), []).append(row)
+    for key, members in list(groups.items()):
+        if len({(row.in_features, row.out_features) for row in members}) < len(members):
+            del groups[key]
+            for row in members:
+                groups.setdefault(key._replace(backend=row.backend), []).append(row)
+    keys = sorted(groups, key=_Key.order)
+    seen: dict[str, int] = {}
+    made = []
+    for i, key in enumerate(keys):
+        ordered = tuple(sorted(groups[key], key=lambda row: (row.width, row.in_features)))
+        backends = ", ".join(dict.fromkeys(row.backend for row in ordered))
+        rule = ordered[0].run.rules.get(key.series, "")
+        label, variant = key.label(keys), seen.get(key.structure, 0)
+        made.append(Curve(f"c{i}", key.kind, label, key.structure, key.series, backends, variant, rule, ordered))
+        seen[key.structure] = variant + 1
+    return tuple(made)
+
+
+class _Key(NamedTuple):
+    """What sets a curve apart from the others of its panel."""
+
+    kind: str
+    structure: str
+    series: str
+    budget: str | None
+    backend: str | None  # None: whichever ran
+
+    def order(self) -> tuple[Any, ...]:
+        rank = (DENSE, STRUCTURE, CACHED, CONTROL).index(self.kind)
+        return (rank, not dyad(self.structure), self.structure, self.series, self.backend or "", self.budget or "")
+
+    def label(self, keys: Iterable["_Key"]) -> str:
+        """The shortest name that tells the curve from the others: a structure's, unless it has several series."""
+        series = {key.series for key in keys if key[:2] == self[:2]}
+        own = self.kind == DENSE or (self.budget and self.structure != "dense")
+        name = self.structure if own and len(series) == 1 else self.series
+        cached = " (dense weight cached)" if self.kind == CACHED else ""
+        return name + cached + (f" · {self.backend}" if self.backend and not cached else "")
+
+
+def machine_names(runs: Sequence[Run]) -> dict[int, str]:
+    """A name for each run's machine, by id: its processor, and whatever else sets it apart from the other runs."""
+    keys = [key for key in runs[0].machine if len({run.machine[key] for run in runs}) > 1 and key not in ("cpu", "gpu")]
+    names = {}
+    for run in runs:
+        gpu = [] if run.machine["gpu"] == "none" else [run.machine["gpu"]]
+        names[id(run)] = ", ".join([run.machine["cpu"], *gpu, *(f"{key} {run.machine[key]}" for key in keys)])
+    return names
+
+
+def dyad(structure: str) -> bool:
+    """Whether a structure is a variant of DYAD, which are drawn alike."""
+    return structure.startswith("dyad")
+
+
+def break_even(curve: Curve) -> tuple[float | None, str]:
+    """The width from which on a curve is faster than dense at every width measured, and the same in words.
+
+    Between the last width that is slower and the next, log(speed-up) is read as a straight line over log(width).
+    """
+    points = [(row.width, row.speedup.median) for row in curve.squares if row.speedup]
+    if not points:
+        return None, "not measured"
+    slower = [i for i, (_, speedup) in enumerate(points) if speedup <= 1]
+    if not slower:
+        return None, f"{points[0][0]:.0f} or less"
+    if slower[-1] == len(points) - 1:
+        return None, f"none up to {points[-1][0]:.0f}"
+    (w0, s0), (w1, s1) = points[slower[-1]], points[slower[-1] + 1]
+    width = w0 * (w1 / w0) ** (math.log(s0) / (math.log(s0) - math.log(s1)))
+    return width, f"about {width:.2g}" if width < 100 else f"about {round(width, -1):.0f}"
+
+
+def arrival(row: Row) -> float | None:
+    """Share of the FLOP saving that arrives as time: the speed-up over dense_flops / flops."""
+    return row.speedup.median * row.flops / row.dense_flops if row.speedup else None
+
+
+@dataclass(frozen=True)
+class Best:
+    """The fastest structure of a panel at its largest shape, and those whose spread overlaps with it."""
+
+    row: Row
+    label: str
+    close: tuple[str, ...]
+
+
+def best(panel: Panel) -> Best | None:
+    """The structure with the highest paired speed-up at the panel's largest square (or largest shape, without one)."""
+    found = [(c, r) for c in panel.curves if c.kind == STRUCTURE for r in c.rows if r.speedup]
+    if not found:
+        return None
+    largest = max((row.square, row.width) for _, row in found)
+    rivals = [(c, r, r.speedup) for c, r in found if (r.square, r.width) == largest and r.speedup]
+    rivals.sort(key=lambda rival: -rival[2].median)
+    curve, row, speedup = rivals[0]
+    return Best(row, curve.label, tuple(c.label for c, _, s in rivals[1:] if s.q3 >= speedup.q1))
+
+
+def _ordered(found: list[Panel]) -> list[Panel]:
+    tokens = sorted({panel.tokens for panel in found})
+    budgets = sorted({panel.budget for panel in found if panel.budget})
+
+    def order(panel: Panel) -> tuple[Any, ...]:
+        structures = len({c.structure for c in panel.curves if c.kind == STRUCTURE})
+        middle = abs(tokens.index(panel.tokens) - (len(tokens) - 1) / 2)
+        middle_budget = abs(budgets.index(panel.budget) - (len(budgets) - 1) / 2) if panel.budget else 0
+        return (panel.budget is None, -structures, MODES.index(panel.mode), panel.clock, middle_budget, middle)
+
+    front = min(found, key=order, default=None)
+    return sorted(
+        found,
+        key=lambda p: (
+            p is not front,
+            p.machine,
+            p.device,
+            p.clock,
+            p.dtype,
+            p.threads,
+            MODES.index(p.mode),
+            p.budget is None,
+            p.budget or "",
+            p.tokens,
+        ),
+    )

@@ -1,0 +1,635 @@
+"""The report: from results files, made up here and never measured, to pages, figures and tables."""
+
+import copy
+import csv
+import json
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from bench.__main__ import main
+from bench.fields import BadResults
+from bench.report import charts, layout, page, panels, style, words
+from bench.report.figures import specifications
+from bench.rows import Results, Spread, read
+
+# name: share of dense parameters at its own options, FLOPs per parameter, share of the saving that arrives when large
+STRUCTURES = {
+    "block_diagonal": (0.25, 2.0, 0.92),
+    "blast": (0.5, 2.0, 0.7),
+    "btt": (0.0625, 2.0, 0.45),
+    "butterfly": (0.02, 2.0, 0.12),
+    "dyad_dt": (0.5, 2.0, 0.82),
+    "dyad_it": (0.5, 2.0, 0.9),
+    "dyad_ot": (0.5, 2.0, 0.88),
+    "einsum": (0.25, 2.0, 0.4),
+    "kronecker": (0.002, 130.0, 0.3),
+    "low_rank": (0.0625, 2.0, 0.95),
+    "monarch": (0.5, 2.0, 0.75),
+    "pixelfly": (0.25, 2.0, 0.6),
+    "tensor_train": (0.03, 60.0, 0.35),
+    "toeplitz": (0.002, 900.0, 0.2),
+}
+BUDGETS = {"params=0.5": 0.5, "params=0.25": 0.25, "params=0.125": 0.125, None: None}
+SQUARES = [(n, n) for n in (256, 512, 1024, 2048)]
+RECTANGLES = [(768, 3072), (3072, 768), (2048, 8192)]
+
+
+def made_up(
+    *,
+    structures: dict[str, tuple[float, float, float]] = STRUCTURES,
+    shapes: list[tuple[int, int]] = SQUARES,
+    tokens: tuple[int, ...] = (16, 128, 1024),
+    modes: tuple[str, ...] = ("forward", "train"),
+    budgets: dict[str | None, float | None] = BUDGETS,
+    device: str = "cpu",
+    clock: str = "host",
+    cpu: str = "Made-up CPU @ 2.00GHz",
+) -> dict[str, Any]:
+    """A results file with invented figures of plausible size."""
+    dice = random.Random(0)
+    benchmarks, refused, rules = [], [], {"dense": "has no options", "nn.Linear": "has no options"}
+    for shape, t, mode in ((s, t, m) for s in shapes for t in tokens for m in modes):
+        where = {"shape": shape, "tokens": t, "mode": mode, "device": device, "clock": clock, "dice": dice}
+        benchmarks.append(point("dense", "dense", None, 1.0, 2.0, 1.0, **where))
+        benchmarks.append(point("dense", "nn.Linear", None, 1.0, 2.0, 0.97, control=True, **where))
+        for budget, part in budgets.items():
+            if budget:
+                control = point(
+                    "dense_narrow", f"dense_narrow @ {budget}", budget, part, 2.0, 0.93, control=True, **where
+                )
+                benchmarks.append(control)
+            for name, (own, density, efficiency) in structures.items():
+                if (part and name in ("kronecker", "toeplitz")) or (name == "blast" and shape[0] == 256):
+                    reason = f"{name}: no options come within 20 % of {budget or 'these widths'}"
+                    refused.append(refusal(name, budget, reason, shape, t, mode, device))
+                    continue
+                series = f"{name} @ {budget}" if budget else f"{name} n_blocks=4"
+                scale = "n_blocks = 4 at every width" if budget is None else f"rank or blocks so that {budget}"
+                rules[series] = scale
+                benchmarks.append(point(name, series, budget, part or own, density, efficiency, **where))
+    run = {
+        "argv": ["pytest", "bench", "--benchmark-json=results.json"],
+        "datetime": "2031-02-03T04:05:06+00:00",
+        "commit": "0123456789abcdef0123456789abcdef01234567",
+        "dirty": False,
+        "versions": {"python": "3.11", "torch": "2.13", "structures": "0.1", "numpy": "2.4", "pytest_benchmark": "5.3"},
+        "cpu": cpu,
+        "device_names": {"cpu": cpu} | ({"cuda": "Made-up GPU"} if device == "cuda" else {}),
+        "threads": 2,
+        "pinned": [0, 1],
+        "allocator": "mallopt M_MMAP_THRESHOLD=4294967296",
+        "tf32": None,
+        "cold": False,
+        "complete": True,
+        "foreign_load": 0.03,
+    }
+    limit = {"device": device, "dtype": "float32", "threads": 2, "gemm_flops_per_s": 1.9e11, "copy_bytes_per_s": 1.8e10}
+    section = {"schema": 1, "run": run, "roofline": [limit], "rules": rules, "refused": refused}
+    return {
+        "machine_info": {},
+        "commit_info": {},
+        "benchmarks": benchmarks,
+        "datetime": run["datetime"],
+        "version": "5.3.1",
+        "structures": section,
+    }
+
+
+def point(
+    structure: str,
+    series: str,
+    budget: str | None,
+    share: float,
+    density: float,
+    efficiency: float,
+    *,
+    shape: tuple[int, int],
+    tokens: int,
+    mode: str,
+    device: str,
+    clock: str,
+    dice: random.Random,
+    control: bool = False,
+) -> dict[str, Any]:
+    """One benchmark: a call costs its overhead, and its FLOPs at a rate that grows with the work."""
+    passes = 3 if mode == "train" else 1
+    dense_params = shape[0] * shape[1]
+    params = max(1, round(dense_params * share))
+    dense_flops = 2 * dense_params * tokens * passes
+    flops = params * density * tokens * passes
+
+    def seconds(work: float, rate: float, calls: float) -> float:
+        return calls * passes * 4e-6 + work / (1.6e11 * rate * work / (work + 2e6))
+
+    dense = seconds(dense_flops, 1.0, 1)
+    time = seconds(flops, efficiency, 1 if structure.startswith("dense") else 4) * dice.uniform(0.96, 1.04)
+    ratio = dense / time
+
+    def spread(median: float) -> dict[str, Any]:
+        width = dice.uniform(0.01, 0.08) if tokens > 16 else dice.uniform(0.05, 0.15)
+        return {"median": median, "q1": median * (1 - width), "q3": median * (1 + width), "rounds": 31}
+
+    name = f"test_point[{series}-{shape[0]}x{shape[1]}-{tokens}-float32-{device}-{mode}]"
+    info = {
+        "structure": structure,
+        "series": series,
+        "options": {} if structure.startswith("dense") else {"n_blocks": 4},
+        "budget": budget,
+        "in_features": shape[0],
+        "out_features": shape[1],
+        "tokens": tokens,
+        "dtype": "float32",
+        "device": device,
+        "mode": mode,
+        "backend": "linear" if structure == "dense" else "planned",
+        "threads": 2,
+        "params": params,
+        "params_share": params / dense_params,
+        "flops": flops,
+        "executed_flops": flops,
+        "dense_flops": dense_flops,
+        "flops_share": flops / dense_flops,
+        "bytes": 4 * (params + tokens * sum(shape)),
+        "activation_bytes": None,
+        "speedup": None if structure == "dense" and not control else spread(ratio),
+        "error": 1.2e-7,
+        "roofline": {"bound": "arithmetic", "fraction": 0.7},
+        "flags": ["noisy"] if dice.random() < 0.05 else [],
+        "control": control,
+        "clock": clock,
+    }
+    stats = spread(time) | {"min": time * 0.8, "max": time * 2, "mean": time, "stddev": time * 0.1, "iterations": 1}
+    return {"name": name, "fullname": f"bench/test_sweep.py::{name}", "group": None, "stats": stats, "extra_info": info}
+
+
+def refusal(
+    structure: str, budget: str | None, reason: str, shape: tuple[int, int], tokens: int, mode: str, device: str
+) -> dict[str, Any]:
+    return {
+        "structure": structure,
+        "series": f"{structure} @ {budget}" if budget else f"{structure} n_blocks=4",
+        "options": None,
+        "in_features": shape[0],
+        "out_features": shape[1],
+        "tokens": tokens,
+        "dtype": "float32",
+        "device": device,
+        "mode": mode,
+        "backend": "auto",
+        "threads": 2,
+        "budget": budget,
+        "reason": reason,
+    }
+
+
+SMALL = {"dyad_it": STRUCTURES["dyad_it"], "dyad_ot": STRUCTURES["dyad_ot"], "monarch": STRUCTURES["monarch"]}
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    """Made-up results of one panel."""
+    plain: dict[str, Any] = {"structures": SMALL, "tokens": (128,), "modes": ("forward",)}
+    plain |= {"budgets": {"params=0.25": 0.25}}
+    return made_up(**plain | changes)
+
+
+def saved(folder: Path, *contents: Any) -> list[Path]:
+    paths = [folder / f"results{i}.json" for i in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_text(json.dumps(content), encoding="utf-8")
+    return paths
+
+
+def results(folder: Path, *contents: Any) -> Results:
+    return read(saved(folder, *contents))
+
+
+def rendered(found: Results) -> str:
+    """The page alone, without the static figures that take seconds to draw."""
+    made = panels.panels(found)
+    looks = [style.styles(panel.curves, [row.structure for row in found.rows]) for panel in made]
+    return page.render(found, made, looks, [["figure"] for _ in made])
+
+
+class Elements(HTMLParser):
+    """Start tags with their attributes, and the contents of scripts."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem == "script":
+            self.scripts[-1] += data
+
+
+def test_the_command_writes_the_page_and_all_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [path] = saved(tmp_path, small(shapes=[(256, 256), (512, 512), (768, 3072)]))
+    out = tmp_path / "report"
+    assert main(["report", str(path), "-o", str(out)]) == 0
+    assert "18 points in 1 panels, 0 refused" in capsys.readouterr().out
+    stem = "params-0.25-forward-128-tokens-float32-cpu-2-threads"
+    files = {f"{stem}{part}.{kind}" for part in ("", "-shapes") for kind in ("svg", "png")}
+    assert {file.name for file in out.iterdir()} == files | {"index.html", "points.csv", "refused.csv"}
+    for name in sorted(files):
+        content = (out / name).read_bytes()
+        if name.endswith("png"):
+            assert content.startswith(b"\x89PNG")
+        else:
+            assert {"dyad_it", "dyad_ot", "monarch", "dense_narrow"} <= set(ElementTree.fromstring(content).itertext())
+    links = {attributes["href"] for tag, attributes in Elements((out / "index.html").read_text()).tags if tag == "a"}
+    assert {link for link in links if link and not link.startswith("#")} == files | {"points.csv"}
+
+
+def test_the_tables_hold_every_point_and_every_refusal(tmp_path: Path) -> None:
+    content = small(structures={"blast": STRUCTURES["blast"]}, shapes=[(256, 256), (512, 512)])
+    content["benchmarks"][0]["extra_info"]["spare"] = {"unknown": 1}
+    found = results(tmp_path, content)
+    from bench.report import tables
+
+    tables.write_points(found, tmp_path / "points.csv")
+    tables.write_refused(found, tmp_path / "refused.csv")
+    with (tmp_path / "points.csv").open(newline="") as points, (tmp_path / "refused.csv").open(newline="") as refused:
+        lines, reasons = list(csv.DictReader(points)), list(csv.DictReader(refused))
+    assert [line["structure"] for line in lines] == [b["extra_info"]["structure"] for b in content["benchmarks"]]
+    assert [float(line["time_median"]) for line in lines] == [b["stats"]["median"] for b in content["benchmarks"]]
+    assert lines[0]["extra.spare"] == '{"unknown": 1}' and lines[0]["speedup_median"] == ""
+    assert [line["reason"] for line in reasons] == ["blast: no options come within 20 % of params=0.25"]
+
+
+def test_neither_torch_nor_structures_is_imported() -> None:
+    code = "import sys, bench.__main__, bench.rows, bench.report; print({'torch', 'structures'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_the_page_asks_for_nothing_outside_itself(tmp_path: Path) -> None:
+    text = rendered(results(tmp_path, small()))
+    elements = Elements(text)
+    policy = next(a["content"] for tag, a in elements.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy and "default-src 'none'" in policy and "unsafe-eval" not in policy
+    assert not [a for _, a in elements.tags if "src" in a or re.match(r"(https?:)?//", a.get("href") or "")]
+    assert "url(" not in page.Path(page.__file__).with_name("page.css").read_text() and "@import" not in text
+    runnable = [script for script in elements.scripts if not script.startswith("{")]
+    assert [page._hash(script) in policy for script in runnable] == [True, True]
+    assert page._hash(runnable[0] + " ") not in policy
+
+
+MARKUP = [
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(2)>",
+    "<!-- <script>",
+    "datum.constructor.constructor('alert(3)')()",
+    "a.b[0]['c']",
+    "{{ 7 * 7 }} ${alert(4)}",
+    "quote' \" &amp; é 日本",
+    "x" * 300,
+]
+
+
+def test_text_from_a_file_is_data_and_never_markup(tmp_path: Path) -> None:
+    content = small(structures={name: (0.25, 2.0, 0.5 + 0.04 * i) for i, name in enumerate(MARKUP)})
+    content["structures"]["run"] |= {"cpu": MARKUP[0], "argv": MARKUP, "allocator": "a\u2028b\x00\ud800"}
+    content["structures"]["refused"].append(refusal(MARKUP[1], None, f"{MARKUP[0]}\n\x00", (1, 1), 1, "forward", "cpu"))
+    for row in content["benchmarks"]:
+        row["extra_info"] |= {"flags": [MARKUP[0]], "options": {MARKUP[1]: MARKUP[0]}}
+    text = rendered(results(tmp_path, content))
+    elements = Elements(text)
+    assert [tag for tag, _ in elements.tags if tag in ("script", "img", "iframe")] == ["script"] * 3
+    assert not [name for _, attributes in elements.tags for name in attributes if name.startswith("on")]
+    data = json.loads(elements.scripts[0])
+    assert set(MARKUP) <= {record["label"] for record in data["panels"][0]["rows"]}
+    assert not set("<>&") & set(elements.scripts[0]) and "\u2028" not in text
+    assert text.encode("utf-8")
+
+
+def test_no_specification_holds_a_name_from_a_file(tmp_path: Path) -> None:
+    content = small(structures={"hostile.name[0]": (0.25, 2.0, 0.5), **SMALL}, shapes=[*SQUARES, (768, 3072)])
+    [panel] = panels.panels(results(tmp_path, content))
+    looks = style.styles(panel.curves, [row.structure for row in panel.rows])
+    for chart in specifications(panel, looks, width=300).values():
+        spec = chart.to_dict()
+        spec.pop("datasets", None)
+        assert not [name for name in ("hostile", "dyad", "monarch", "narrow") if name in json.dumps(spec)]
+
+
+def at(*keys: Any, value: Any) -> Callable[[Any], Any]:
+    """A change that sets, or with `value` ... deletes, the entry under the keys."""
+
+    def change(content: Any) -> Any:
+        place = content
+        for key in keys[:-1]:
+            place = place[key]
+        if value is ...:
+            del place[keys[-1]]
+        else:
+            place[keys[-1]] = value
+        return content
+
+    return change
+
+
+ROW = ("benchmarks", 1)
+INFO = (*ROW, "extra_info")
+NAMED = "results0.json: benchmarks[1] ('test_point[nn.Linear-256x256-128-float32-cpu-forward]')"
+BAD = [
+    (lambda content: [], "results0.json is a list, must be an object"),
+    (lambda content: {"a": 1}, "not a results file: it has no 'benchmarks'"),
+    (at("structures", value=...), "written by pytest-benchmark, but not by this sweep: it has no section 'structures'"),
+    (at("structures", value=3), "structures is 3, must be an object"),
+    (at("structures", "schema", value=2), "structures.schema 2 is newer than the 1 this version reads"),
+    (at("structures", "schema", value="1"), "structures: schema is the text '1', must be a whole number from 1"),
+    (at("structures", "run", "cpu", value=...), "structures: run: cpu is missing"),
+    (at("structures", "run", "versions", "torch", value=...), "structures: run: versions: torch is missing"),
+    (at("structures", "run", "foreign_load", value=float("nan")), "foreign_load is NaN, must be null or a number"),
+    (at("structures", "refused", value=[{"structure": "a"}]), "structures: refused[0]: reason is missing"),
+    (at("benchmarks", value=[]), "holds no points; the sweep ended before the first one"),
+    (at("benchmarks", value={}), "benchmarks is an object, must be a list"),
+    (at("benchmarks", 1, value=None), "benchmarks[1] is null, must be an object"),
+    (at(*ROW, "stats", "median", value=-1.0), f"{NAMED}: stats: median is -1.0, must be a positive number"),
+    (at(*ROW, "stats", "median", value=0), f"{NAMED}: stats: median is 0, must be a positive number"),
+    (at(*ROW, "stats", "median", value=True), f"{NAMED}: stats: median is true, must be a positive number"),
+    (at(*ROW, "stats", "median", value="0.1"), f"{NAMED}: stats: median is the text '0.1', must be a positive number"),
+    (at(*ROW, "stats", "q1", value=float("nan")), f"{NAMED}: stats: q1 is NaN, must be a positive number"),
+    (at(*ROW, "stats", "q3", value=float("inf")), f"{NAMED}: stats: q3 is Infinity, must be a positive number"),
+    (at(*ROW, "stats", "q3", value=10**400), f"{NAMED}: stats: q3 is 1000000000000000000000000000000000000000, "),
+    (at(*ROW, "stats", "median", value=9.0), f"{NAMED}: stats: median is 9.0, must be between q1 = "),
+    (at(*ROW, "stats", value=...), f"{NAMED}: stats is missing"),
+    (at(*INFO, "speedup", "median", value=None), f"{NAMED}: extra_info: speedup: median is null, must be a positive"),
+    (at(*INFO, "dense_flops", value=...), f"{NAMED}: extra_info: dense_flops is missing"),
+    (at(*INFO, "tokens", value=1.5), f"{NAMED}: extra_info: tokens is 1.5, must be a whole number from 1"),
+    (at(*INFO, "mode", value="backward"), f"{NAMED}: extra_info: mode is the text 'backward', must be one of "),
+    (at(*INFO, "mode", value=[]), f"{NAMED}: extra_info: mode is a list, must be one of forward, train"),
+    (at(*INFO, "budget", value="half"), f"{NAMED}: extra_info: budget is the text 'half', must be null, params=S"),
+    (at(*INFO, "series", value="a\x1b[2J"), f"{NAMED}: extra_info: series is the text 'a\\x1b[2J', must be a name"),
+    (at(*INFO, "series", value="\ud800"), f"{NAMED}: extra_info: series is the text '\\ud800', must be a name"),
+    (at(*INFO, "error", value=float("nan")), f"{NAMED}: extra_info: error is NaN, must be null, a number from 0, or"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[message[-40:] for _, message in BAD])
+def test_a_bad_file_is_refused_in_one_sentence(
+    change: Callable[[Any], Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [path] = saved(tmp_path, change(small(shapes=[(256, 256)])))
+    assert main(["report", str(path), "-o", str(tmp_path / "report")]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and said.startswith("error: ")
+    assert not (tmp_path / "report").exists()
+
+
+BROKEN = [
+    (b"", "is empty"),
+    (b" \n", "is empty"),
+    (b"{", "not JSON: "),
+    (b'{"benchmarks": [{"name": "te', "(cut off?)"),
+    (b"\xff\xff\xff garbage", "not a results file"),
+    (b"[" * 100_000, "not a results file"),
+    (b'{"benchmarks": [], "benchmarks": []}', "the key 'benchmarks' stands twice in one object"),
+    (b"1" * 5000, "not a results file"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BROKEN, ids=[message for _, message in BROKEN])
+def test_a_broken_file_is_refused_in_one_sentence(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.json"
+    path.write_bytes(content)
+    with pytest.raises(BadResults, match=re.escape(message)) as raised:
+        read([path])
+    assert str(raised.value).startswith(str(path)) and "\n" not in str(raised.value)
+
+
+def test_a_missing_file_and_a_folder_in_the_way_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path / "absent.json")]) == 2
+    assert "absent.json: cannot be read: No such file or directory" in capsys.readouterr().err
+    [path] = saved(tmp_path, small(shapes=[(256, 256)]))
+    assert main(["report", str(path), "-o", str(path)]) == 2
+    assert f"cannot write the report: {path}: File exists" in capsys.readouterr().err
+
+
+def test_a_file_cut_anywhere_is_refused_or_whole(tmp_path: Path) -> None:
+    content = json.dumps(small(shapes=[(256, 256)])).encode()
+    path = tmp_path / "cut.json"
+    for length in range(0, len(content), 211):
+        path.write_bytes(content[:length])
+        with pytest.raises(BadResults, match=r"cut\.json"):
+            read([path])
+
+
+def test_the_same_point_twice_is_kept_once_if_equal_and_refused_if_not(tmp_path: Path) -> None:
+    first = small()
+    second = copy.deepcopy(first)
+    assert len(results(tmp_path, first, second).rows) == len(first["benchmarks"])
+    second["benchmarks"][3]["stats"]["median"] *= 1.001
+    with pytest.raises(BadResults, match=r"the same point twice.*results0\.json and .*results1\.json; leave one"):
+        results(tmp_path, first, second)
+    with pytest.raises(BadResults, match="the same point twice"):
+        results(tmp_path, first | {"benchmarks": first["benchmarks"] + second["benchmarks"]})
+
+
+def test_machines_commits_and_clocks_never_share_a_panel(tmp_path: Path) -> None:
+    other = small()
+    other["structures"]["run"]["commit"] = "fedcba9876543210"
+    contents = [small(), other, small(cpu="Second CPU"), small(device="cuda", clock="device"), small(device="cuda")]
+    made = panels.panels(results(tmp_path, *contents))
+    assert len(made) == 5
+    for panel in made:
+        places = {(tuple(row.run.machine.items()), row.device, row.clock) for row in panel.rows}
+        assert len(places) == 1
+    assert len({panel.choices["Machine"] + panel.choices["Device"] for panel in made}) == 5
+    assert any("commit fedcba987654" in panel.machine for panel in made)
+
+
+def test_dense_and_the_controls_are_in_every_panel(tmp_path: Path) -> None:
+    made = panels.panels(results(tmp_path, made_up(tokens=(128,))))
+    assert sorted({panel.budget or "" for panel in made}) == ["", "params=0.125", "params=0.25", "params=0.5"]
+    for panel in made:
+        kinds = {curve.label: curve.kind for curve in panel.curves}
+        assert kinds["dense"] == panels.DENSE and kinds["nn.Linear"] == panels.CONTROL
+        assert ("dense_narrow" in kinds) == (panel.budget is not None)
+        assert {row.budget for row in panel.rows} <= {None, panel.budget}
+    assert (made[0].budget, made[0].mode, made[0].tokens) == ("params=0.25", "forward", 128)
+
+
+def test_a_budget_that_only_controls_meet_has_no_panel(tmp_path: Path) -> None:
+    content = made_up(tokens=(128,), modes=("forward",), structures={"monarch": STRUCTURES["monarch"]})
+    content["benchmarks"] = [b for b in content["benchmarks"] if b["extra_info"]["series"] != "monarch @ params=0.5"]
+    made = panels.panels(results(tmp_path, content))
+    assert {panel.budget for panel in made} == {"params=0.125", "params=0.25", None} and len(made) == 3
+    content["benchmarks"] = [b for b in content["benchmarks"] if b["extra_info"]["structure"] != "monarch"]
+    [panel] = panels.panels(results(tmp_path, content))
+    assert panel.budget is None and {curve.label for curve in panel.curves} == {"dense", "nn.Linear"}
+
+
+def test_backends_and_a_cached_dense_weight_are_curves_of_their_own(tmp_path: Path) -> None:
+    content = small(structures={"monarch": STRUCTURES["monarch"]})
+    for backend in ("einsum", "dense_cache"):
+        extra = [copy.deepcopy(b) for b in content["benchmarks"] if b["extra_info"]["structure"] == "monarch"]
+        for row in extra[:4]:
+            row["extra_info"]["backend"] = backend
+        content["benchmarks"] += extra[:4]
+    [panel] = panels.panels(results(tmp_path, content))
+    labels = {curve.label: curve.kind for curve in panel.curves}
+    assert labels["monarch (dense weight cached)"] == panels.CACHED
+    assert labels["monarch · einsum"] == labels["monarch · planned"] == panels.STRUCTURE
+    assert all(len({row.backend for row in curve.rows}) == 1 for curve in panel.curves)
+
+
+def test_a_backend_chosen_anew_at_each_width_leaves_one_curve(tmp_path: Path) -> None:
+    content = small()
+    for row in (b["extra_info"] for b in content["benchmarks"]):
+        row["backend"] = "addmm" if row["in_features"] < 1024 else "bmm"
+    [panel] = panels.panels(results(tmp_path, content))
+    assert [len(curve.rows) for curve in panel.curves] == [4] * 6
+    assert {curve.backends for curve in panel.curves} == {"addmm, bmm"}
+
+
+def test_rectangles_are_in_no_curve_against_width(tmp_path: Path) -> None:
+    [panel] = panels.panels(results(tmp_path, small(shapes=[*SQUARES, (768, 3072)])))
+    assert {row.in_features for curve in panel.curves for row in curve.squares} == {256, 512, 1024, 2048}
+    made = specifications(panel, style.styles(panel.curves, ["dense_narrow", *SMALL]), width=300)
+    assert list(made) == ["speedup", "time", "flops", "params", "speedup by shape", "time by shape"]
+    squares = json.dumps(made["time"].to_dict())
+    assert '{"filter": "datum.square"}' in squares and "1536" not in squares
+
+
+def with_speedups(folder: Path, *speedups: float) -> panels.Curve:
+    """The curve of one structure, with the given speed-ups at widths 256, 512, ..."""
+    content = small(structures={"monarch": STRUCTURES["monarch"]}, shapes=SQUARES[: len(speedups)])
+    rows = [b["extra_info"] for b in content["benchmarks"] if b["extra_info"]["structure"] == "monarch"]
+    for row, value in zip(rows, speedups, strict=True):
+        row["speedup"] = {"median": value, "q1": value, "q3": value, "rounds": 9}
+    [panel] = panels.panels(results(folder, content))
+    return next(curve for curve in panel.curves if curve.structure == "monarch")
+
+
+@pytest.mark.parametrize(
+    ("speedups", "width", "said"),
+    [
+        ((0.5, 2.0), 362.04, "about 360"),
+        ((0.5, 2.0, 0.5, 2.0), 1448.15, "about 1450"),
+        ((2.0, 4.0), None, "256 or less"),
+        ((2.0, 0.5), None, "none up to 512"),
+        ((1.0, 1.0), None, "none up to 512"),
+    ],
+)
+def test_break_even_is_the_width_from_which_on_a_curve_is_faster(
+    speedups: tuple[float, ...], width: float | None, said: str, tmp_path: Path
+) -> None:
+    found, sentence = panels.break_even(with_speedups(tmp_path, *speedups))
+    assert sentence == said and found == (width and pytest.approx(width, abs=0.01))
+
+
+def test_the_saving_that_arrives_is_the_speedup_over_the_saving_in_flops(tmp_path: Path) -> None:
+    [row] = with_speedups(tmp_path, 3.0).rows
+    assert row.dense_flops / row.flops == 4
+    assert panels.arrival(row) == 0.75
+
+
+def test_the_summary_names_the_fastest_and_what_cannot_be_told_from_it(tmp_path: Path) -> None:
+    content = small()
+    speeds = {"dyad_it": (3.0, 2.9, 3.1), "dyad_ot": (2.95, 2.8, 3.05), "monarch": (1.5, 1.4, 1.6)}
+    for row in (b["extra_info"] for b in content["benchmarks"]):
+        if row["structure"] in speeds:
+            row["speedup"] = dict(zip(("median", "q1", "q3", "rounds"), (*speeds[row["structure"]], 9), strict=True))
+        elif row["control"]:
+            row["speedup"] = {"median": 9.0, "q1": 9.0, "q3": 9.0, "rounds": 9}
+    found = results(tmp_path, content)
+    best = panels.best(panels.panels(found)[0])
+    assert best and (best.label, best.close, best.row.in_features) == ("dyad_it", ("dyad_ot",), 2048)
+    text = re.sub(r"<[^>]*>|\s+", " ", rendered(found).split("</header>")[1].split("Curves")[0])
+    assert "the fastest is dyad_it: 3.0" in re.sub(r" +", " ", text)
+    assert "dyad_ot cannot be told from it" in text and "3 of 3 structures are clearly faster than dense there" in text
+
+
+def test_an_incomplete_run_is_said_to_be_one(tmp_path: Path) -> None:
+    content = small()
+    assert "not complete" not in rendered(results(tmp_path, content))
+    content["structures"]["run"]["complete"] = False
+    assert "is not complete: points are missing" in rendered(results(tmp_path, content))
+
+
+SPARSE = {
+    "one point": small(structures={}, shapes=[(256, 256)], budgets={None: None}),
+    "rectangles only": small(shapes=[(768, 3072)]),
+    "no dense": small() | {"benchmarks": small()["benchmarks"][3:6]},
+    "refusals only": small(structures={"blast": STRUCTURES["blast"]}, shapes=[(256, 256)]) | {"benchmarks": []},
+}
+
+
+@pytest.mark.parametrize("content", SPARSE.values(), ids=SPARSE)
+def test_a_sparse_file_still_makes_a_page(content: dict[str, Any], tmp_path: Path) -> None:
+    found = results(tmp_path, content)
+    text = rendered(found)
+    data = json.loads(Elements(text).scripts[0])
+    assert sum(len(panel["rows"]) for panel in data["panels"]) == len(found.rows)
+    assert ("No point was measured" in text) == (not found.rows)
+
+
+def test_curves_differ_without_their_colours(tmp_path: Path) -> None:
+    for panel in panels.panels(results(tmp_path, made_up(tokens=(128,), modes=("forward",)))):
+        looks = style.styles(panel.curves, list(STRUCTURES))
+        seen = [(look.marker, look.dash, look.hollow) for look in looks.values()]
+        assert len(seen) >= 13 and len(set(seen)) == len(seen)
+        dyad = {looks[curve.id].colour for curve in panel.curves if curve.structure.startswith("dyad")}
+        assert dyad == {style.DYAD} != {looks[curve.id].colour for curve in panel.curves if curve.kind == panels.DENSE}
+
+
+@pytest.mark.parametrize("wanted", [[], [5], [50, 50, 50], [0, 1, 99, 100], [100] * 8, list(range(0, 100, 12))])
+def test_labels_stay_in_order_and_apart(wanted: list[float]) -> None:
+    placed = layout.apart({str(i): w for i, w in enumerate(wanted)}, 12, 100)
+    heights = [placed[str(i)] for i in range(len(wanted))]
+    assert heights == sorted(heights)
+    assert all(b - a >= 12 - 1e-9 for a, b in pairwise(heights))
+    assert all(0 <= height <= 100 + 1e-9 for height in heights)
+
+
+@pytest.mark.parametrize("limits", [(0.9, 1.3), (0.04, 12.0), (1e-5, 2.0), (3e6, 4e12)])
+def test_an_axis_has_a_few_round_ticks(limits: tuple[float, float]) -> None:
+    ticks = layout.ticks(*limits)
+    assert 2 <= len(ticks) <= 9 and limits[0] <= min(ticks) and max(ticks) <= limits[1]
+
+
+def test_numbers_are_written_for_readers() -> None:
+    times = [words.prefixed(value, "s") for value in (1.234e-5, 0.9996e-3, 2.0, 3e-8)]
+    assert times == ["12.3 µs", "1.00 ms", "2.00 s", "30.0 ns"]
+    ratios = [words.ratio(value).strip(words.TIMES) for value in (3.14, 0.944, 12.4, 0.9999)]
+    assert ratios == ["3.1", "0.94", "12", "1.0"]
+    assert [words.share(v) for v in (0.25, 0.125, 0.002, 1.0, 15.0)] == ["25 %", "12.5 %", "0.2 %", "100 %", "1500 %"]
+    assert words.quartiles(Spread(3.0, 2.9, 3.1, 9)) == "2.9 to 3.1"
+    assert [words.error(e) for e in (None, 1.2e-7, {"y": 1e-7, "dx": 3e-7})] == ["", "1.2e-07", "3.0e-07"]
+
+
+def test_every_chart_says_what_it_shows(tmp_path: Path) -> None:
+    found = results(tmp_path, small())
+    text = rendered(found)
+    for quantity in charts.QUANTITIES:
+        assert quantity.title in text
+    caption = text.split("<figcaption>")[1].split("</figcaption>")[0]
+    for said in (
+        "Made-up CPU",
+        "float32",
+        "2 threads",
+        "host clock",
+        "mallopt",
+        "torch 2.13",
+        "2031-02-03",
+        "012345678",
+    ):
+        assert said in caption
