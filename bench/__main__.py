@@ -1,25 +1,31 @@
-"""`python -m bench report results.json ... -o report/`: commands on results files."""
+"""`python -m bench report|merge|compare|recommend ...`: commands on results files."""
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench.fields import BadResults
-from bench.rows import read
+from bench.rows import CLOCKS, read
+from bench.terminal import count, share
+from bench.wrong import Wrong
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when done, 2 with one sentence on stderr when the input or the output folder is bad."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Commands on results files of the sweep.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    report = commands.add_parser("report", help="draw results as one HTML page, SVG and PNG figures and CSV")
-    report.add_argument("results", nargs="+", type=Path, help="files written by pytest bench --benchmark-json=...")
-    report.add_argument("-o", "--output", type=Path, default=Path("report"), help="folder to write into")
-    arguments = parser.parse_args(argv)
+    """Run one command.
+
+    Returns:
+        0 when done; 1 where `compare` finds a point too slow or `recommend` no data near; 2 with one sentence on
+        stderr when the input, an option or the output is bad.
+    """
+    arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names from a file may have what a terminal has not
     try:
-        print(_report(arguments.results, arguments.output))
-    except BadResults as error:
+        said, code = arguments.run(arguments)
+    except (BadResults, Wrong) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
@@ -28,13 +34,95 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: cannot write the report: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
-    return 0
+    try:
+        print(said, flush=True)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return int(code)
 
 
-def _report(paths: Sequence[Path], folder: Path) -> str:
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Commands on results files of the sweep.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    report = commands.add_parser("report", help="draw results as one HTML page, SVG and PNG figures and CSV")
+    report.add_argument("results", nargs="+", type=Path, help="files written by pytest bench --benchmark-json=...")
+    report.add_argument("-o", "--output", type=Path, default=Path("report"), help="folder to write into")
+    report.set_defaults(run=_report)
+    merge = commands.add_parser("merge", help="join shards of one sweep into one results file")
+    merge.add_argument("results", nargs="+", type=Path, help="files of one machine, commit and set of versions")
+    merge.add_argument("-o", "--output", type=Path, required=True, help="file to write; whole or not at all")
+    merge.set_defaults(run=_merge)
+    _add_compare(commands.add_parser("compare", help="what became slower or faster between two results files"))
+    _add_recommend(commands.add_parser("recommend", help="rank structures for a layer by what was measured near it"))
+    return parser
+
+
+def _add_compare(compare: argparse.ArgumentParser) -> None:
+    compare.add_argument("before", type=Path)
+    compare.add_argument("after", type=Path)
+    compare.add_argument(
+        "--fail-above", type=share, metavar="SHARE", help="exit with 1 if a point got slower by more: 10%%"
+    )
+    compare.add_argument(
+        "--absolute", action="store_true", help="compare absolute times whatever differs, and judge them"
+    )
+    compare.add_argument(
+        "--by", action="append", default=[], metavar="WORD", help="sum up by structure, shape, mode, ..."
+    )
+    compare.add_argument("--list", action="store_true", help="name unchanged points and those of one file as well")
+    compare.add_argument("--json", action="store_true", help="print JSON, for programs")
+    compare.set_defaults(run=_compare)
+
+
+def _add_recommend(recommend: argparse.ArgumentParser) -> None:
+    add = recommend.add_argument
+    add("results", nargs="+", type=Path, help="files of one machine, commit and set of versions")
+    add("--in", type=count, required=True, dest="in_features", metavar="N", help="in_features")
+    add("--out", type=count, required=True, dest="out_features", metavar="N", help="out_features")
+    add("--tokens", type=count, required=True, metavar="N", help="rows of the input")
+    add("--params", type=share, metavar="SHARE", help="share of dense's parameters to compare at: 50%%")
+    add("--flops", type=share, metavar="SHARE", help="share of dense's FLOPs to compare at: 25%%")
+    add("--dtype", metavar="WORD", help="float32, bf16, ...")
+    add("--mode", metavar="WORD", help="forward (default) or train")
+    add("--device", metavar="WORD", help="cpu or cuda")
+    add("--threads", type=count, metavar="N")
+    add("--clock", metavar="WORD", help=" or ".join(CLOCKS))
+    add("--top", type=count, default=5, metavar="N", help="how many to show (5)")
+    recommend.set_defaults(run=_recommend)
+
+
+def _report(arguments: argparse.Namespace) -> tuple[str, int]:
     from bench.report import write
 
-    return write(read(paths), folder)
+    return write(read(arguments.results), arguments.output), 0
+
+
+def _merge(arguments: argparse.Namespace) -> tuple[str, int]:
+    from bench.merge import merge
+
+    return "\n".join(merge(arguments.results, arguments.output)), 0
+
+
+def _compare(arguments: argparse.Namespace) -> tuple[str, int]:
+    from bench import compare, compare_text
+    from bench.wrong import one_of
+
+    by = [one_of("--by", word, compare.BY) for word in arguments.by]
+    found = compare.compare(read([arguments.before]), read([arguments.after]), absolute=arguments.absolute)
+    judged = {"limit": arguments.fail_above, "times": arguments.absolute}
+    code = 1 if found.failed(**judged) else 0
+    if arguments.json:
+        return compare_text.as_json(found, **judged), code
+    return compare_text.text(found, **judged, by=by, everything=arguments.list), code
+
+
+def _recommend(arguments: argparse.Namespace) -> tuple[str, int]:
+    from bench import recommend, recommend_text
+
+    asked = {key: getattr(arguments, key) for key in recommend.Query.__dataclass_fields__}
+    results = read(arguments.results)
+    answer = recommend.recommend(results, recommend.Query(**asked))
+    return recommend_text.text(results, answer, arguments.top), 0 if answer.groups else 1
 
 
 if __name__ == "__main__":

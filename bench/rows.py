@@ -136,7 +136,15 @@ def read(paths: Sequence[Path]) -> Results:
         BadResults: a file is missing, broken or foreign, a field is missing or impossible, or two rows of the same
             point differ.
     """
-    files = [_read_file(path) for path in paths]
+    return join([parse(str(path), load(path)) for path in paths])
+
+
+def join(files: Sequence[Results]) -> Results:
+    """Files that were read, as one; a point that several hold is kept once if every figure is equal.
+
+    Raises:
+        BadResults: two rows of the same point differ.
+    """
     rows: dict[tuple[Any, ...], Row] = {}
     for row in (row for file in files for row in file.rows):
         other = rows.setdefault(row.point, row)
@@ -152,28 +160,37 @@ def read(paths: Sequence[Path]) -> Results:
     )
 
 
-def _read_file(path: Path) -> Results:
-    top = Fields(str(path), load(path))
+def parse(file: str, document: Any) -> Results:
+    """What one results file holds, its rows and refusals in the order in which they stand.
+
+    Args:
+        file: its name, for messages.
+        document: its JSON value.
+    Raises:
+        BadResults: as `read`, but the same point may stand twice.
+    """
+    top = Fields(file, document)
     if "benchmarks" not in top.values:
         raise BadResults(
-            f"{path}: not a results file: it has no 'benchmarks'; pytest bench --benchmark-json writes one"
+            f"{file}: not a results file: it has no 'benchmarks'; pytest bench --benchmark-json writes one"
         )
     if "structures" not in top.values:
-        raise BadResults(f"{path}: written by pytest-benchmark, but not by this sweep: it has no section 'structures'")
+        raise BadResults(f"{file}: written by pytest-benchmark, but not by this sweep: it has no section 'structures'")
     section = top.inside("structures")
     schema = section.count("schema")
     if schema != SCHEMA:
         age = "newer" if schema > SCHEMA else "older"
-        raise BadResults(f"{path}: structures.schema {schema} is {age} than the {SCHEMA} this version reads")
-    run = _run(str(path), section)
+        raise BadResults(f"{file}: structures.schema {schema} is {age} than the {SCHEMA} this version reads")
+    run = parse_run(file, section)
     rows = tuple(_row(run, fields) for fields in top.each("benchmarks"))
     refusals = tuple(_refusal(run, fields) for fields in section.each("refused"))
     if not rows and not refusals:
-        raise BadResults(f"{path}: holds no points; the sweep ended before the first one")
+        raise BadResults(f"{file}: holds no points; the sweep ended before the first one")
     return Results((run,), rows, refusals)
 
 
-def _run(file: str, section: Fields) -> Run:
+def parse_run(file: str, section: Fields) -> Run:
+    """The run that a file's section `structures` describes: its `run`, `roofline` and `rules`."""
     run = section.inside("run")
     versions = run.inside("versions")
     devices = run.object("device_names")
@@ -183,19 +200,22 @@ def _run(file: str, section: Fields) -> Run:
         "gpu": printable(", ".join(str(name) for key, name in devices.items() if key != "cpu")) or "none",
         "threads": str(run.count("threads")),
         "allocator": run.words("allocator"),
-        "tf32": {None: "not set", True: "on", False: "off"}.get(run.get("tf32"), "unknown"),
+        "tf32": "not set" if run.get("tf32") is None else "on" if run.flag("tf32") else "off",
         "weights": "cold" if run.flag("cold") else "hot in cache",
         **{name: versions.words(name) for name in VERSIONS},
         "commit": commit + (" with uncommitted changes" if run.flag("dirty") else ""),
     }
     complete = run.flag("complete")
+    argv = run.get("argv")
+    if not (argv is None or isinstance(argv, list)):
+        raise run.bad("argv", "null or a list of words")
     load_share = run.get("foreign_load")
     facts = {
         "date": run.words("datetime"),
         "pinned to": "not pinned" if run.get("pinned") is None else printable(f"cores {run.get('pinned')}"),
         "foreign load": "not measured" if load_share is None else f"{_share(run, 'foreign_load'):.1%} of the CPU",
         "run": "complete" if complete else "not complete: points are missing",
-        "command": printable(" ".join(map(str, run.get("argv") or ["unknown"]))),
+        "command": printable(" ".join(map(str, argv or ["unknown"]))),
     }
     roofline = tuple(
         {
