@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -24,16 +25,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show.add_argument("name")
     show.add_argument("in_features", type=int)
     show.add_argument("out_features", type=int)
-    parsed, rest = parser.parse_known_args(arguments)
+    show.add_argument("options", nargs=argparse.REMAINDER, metavar="--option value", help="the entry's options")
+    parsed = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a title may hold what the terminal cannot show
     try:
         for file in parsed.registry:
             registry.load(file)
         if parsed.command == "show":
             spec = registry.get(parsed.name)
-            print(spec.bind(parsed.in_features, parsed.out_features, **_options(spec, rest)))
+            print(spec.bind(parsed.in_features, parsed.out_features, **_options(spec, parsed.options)))
             return 0
-        if rest:
-            parser.error(f"unknown argument {rest[0]!r}")
         print("\n".join(table() if parsed.command == "table" else _list()))
     except (SpecError, KeyError) as error:
         print(error.args[0], file=sys.stderr)
@@ -86,8 +89,9 @@ def _options(spec: Spec, rest: Sequence[str]) -> dict[str, object]:
             raise SpecError(f"{spec.name}: an option is written --name value, found {flag!r}")
         name = flag[2:].replace("-", "_")
         is_list = isinstance(dict(spec.options).get(name), tuple)
+        texts = text.split(",") if is_list else [text]
         try:
-            numbers = [float(n) if "." in n else int(n) for n in text.split(",")]
+            numbers = [float(n) if "." in n else int(n) for n in texts]
         except ValueError:
             raise SpecError(f"{spec.name}: option {name} is a number, found {text!r}") from None
         options[name] = tuple(numbers) if is_list else numbers[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -27,21 +26,22 @@ def check_option(spec: Spec, name: str, value: object) -> object:
     default = defaults[name]
     if isinstance(default, tuple):
         plain = value.tolist() if hasattr(value, "tolist") else value  # arrays and tensors
-        values = tuple(plain) if isinstance(plain, Sequence) and not isinstance(plain, str) else ()
+        values = tuple(map(_number, plain)) if isinstance(plain, Sequence) and not isinstance(plain, str) else ()
         if not values or not all(is_number(v) for v in values):
             raise spec.error(f"option {name} is a list of numbers, found {value!r}")
         return values
-    if not isinstance(value, bool | float | str):
-        try:
-            value = operator.index(value)  # type: ignore[arg-type]  # also numpy's integers
-        except TypeError:
-            pass
+    value = _number(value)
     wanted = "a number" if isinstance(default, float) else "a whole number"
     if not is_number(value) or (isinstance(value, float) and not isinstance(default, float)):
         raise spec.error(f"option {name} is {wanted}, found {value!r}")
     if value < 0:  # type: ignore[operator]
         raise spec.error(f"option {name} cannot be negative, found {value}", kind=SizeError)
     return value
+
+
+def _number(value: object) -> object:
+    """A plain number for numpy's and torch's."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
 
 
 @lru_cache(maxsize=4096)
@@ -82,6 +82,11 @@ def build(spec: Spec, in_features: int, out_features: int, given: Mapping[str, o
     values = _evaluate_sizes(spec, {**widths, **options})
     patterns = spec.patterns
     lengths = {name: len(v) for name, v in values.items() if isinstance(v, tuple)}
+    for axis, _ in spec.index:
+        if axis in lengths:
+            raise spec.error(
+                f"index: axis {axis!r} is a list of sizes; only an axis of one size is read so", "index", axis
+            )
     written = []
     for number, pattern in enumerate(patterns):
         try:
@@ -170,7 +175,7 @@ def _axis_sizes(
     """The size of every axis that occurs: evaluated, 1 for the end of a bond, or found by division of a width."""
     size: dict[tuple[str, int | None], int] = {}
     shared = _shared(terms)
-    for term in terms:
+    for number, term in enumerate(terms):
         for axis in itertools.chain(term.input, *term.factors, term.output):
             name, position = axis
             if name not in values:
@@ -178,6 +183,10 @@ def _axis_sizes(
             value = values[name]
             if isinstance(value, tuple):
                 size[axis] = int(value[position])  # type: ignore[index]  # expand() has indexed every list axis
+                if axis not in shared and size[axis] != 1:
+                    raise spec.error(
+                        f"axis {_axis(*axis)}={size[axis]} stands in one operand alone; the end of a bond has size 1",
+                        "einsum", str(number), kind=SizeError)  # fmt: skip
             else:
                 size[axis] = int(value) if position is None or axis in shared else 1
     for number, term in enumerate(terms):
@@ -303,8 +312,9 @@ def _gathers(
             raise spec.error(f"index: {axis} is read through {clash[0]!r}, which stands in the same input view",
                              "index", axis)  # fmt: skip
         grid = [range(named[a]) for a in by]
-        if math.prod(len(g) for g in grid) > MAX_TABLE:
-            raise spec.error(f"index: {axis} takes more than {MAX_TABLE} values", "index", axis, kind=SizeError)
+        if math.prod(len(g) for g in grid) * len(spec.einsum) > MAX_TABLE:
+            message = f"index: {axis} takes more than {MAX_TABLE} values in all terms"
+            raise spec.error(message, "index", axis, kind=SizeError)
         table = []
         for values in itertools.product(*grid):
             at = dict(zip(by, values, strict=True))

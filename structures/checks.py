@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from structures.binding import build, count_uses
 from structures.errors import SizeError
-from structures.expressions import WIDTHS, ExpressionError, is_number, names_in, nearest, parse
+from structures.expressions import WIDTHS, ExpressionError, evaluate, is_number, names_in, nearest, parse
 from structures.notation import POSITION, Expanded, NotationError, Operand, Pattern, parse_term
 
 if TYPE_CHECKING:
     from structures.spec import Spec
 
 RESERVED_OPTIONS = frozenset({*WIDTHS, "bias", "device", "dtype", "backend", "init"})
+MAX_TERMS = 64
 # Widths an entry is tried at when it is made: rich in divisors, so that mistakes of form show before the first use.
 TRIAL_WIDTHS = ((4096, 4096), (5040, 5040), (720720, 720720), (768, 3072), (59049, 59049))
 
@@ -22,6 +23,8 @@ def check(spec: Spec) -> None:
         raise spec.error(f"{spec.name!r} is not a name; write letters, digits and _")
     if not spec.einsum:
         raise spec.error("the entry has no einsum", "einsum")
+    if len(spec.einsum) > MAX_TERMS:
+        raise spec.error(f"an einsum has at most {MAX_TERMS} terms, found {len(spec.einsum)}", "einsum")
     axes = _check_notation(spec)
     known = _check_options(spec)
     _check_sizes(spec, known, axes)
@@ -60,25 +63,31 @@ def _check_options(spec: Spec) -> set[str]:
 
 
 def _check_sizes(spec: Spec, known: set[str], axes: set[str]) -> None:
-    sized: set[str] = set()
+    sized: dict[str, str] = {}  # axis -> the key that gives its size
     for names, text in spec.sizes:
+        path = ("sizes", names)
+        _parse_known(spec, text, known | sized.keys(), *path)
+        if not names_in(text):
+            _check_constant(spec, text, *path)
         for name in names.split():
             if not name.isidentifier() or name == POSITION or name in WIDTHS:
-                raise spec.error(f"an axis cannot be called {name!r}", "sizes", names)
+                raise spec.error(f"an axis cannot be called {name!r}", *path)
             if name in sized:
-                raise spec.error(f"axis {name!r} has two sizes", "sizes", names)
-        _parse_known(spec, text, known | sized, "sizes", names)
-        sized |= set(names.split())
+                raise spec.error(f"axis {name!r} has two sizes", *path)
+            sized[name] = names
+    for axis, text in spec.index:
+        _parse_known(spec, text, axes | known | sized.keys(), "index", axis)
     defaults = [(name, value) for name, value in spec.options if isinstance(value, str)]
     read = {n for _, text in (*spec.sizes, *spec.index, *defaults) for n in names_in(text)}
-    for name in sized:
+    for name, names in sized.items():
         if name not in axes and name not in read:
-            raise spec.error(f"{name!r} has a size but stands neither in the einsum nor in another size", "sizes", name)
+            message = f"{name!r} has a size but stands neither in the einsum nor in another size"
+            raise spec.error(message, "sizes", names)
     for name, _ in spec.options:
         if name not in read:
             raise spec.error(f"option {name!r} is used by no size", "options", name)
     for number, pattern in enumerate(spec.patterns):
-        _check_inferred(spec, pattern, sized, str(number))
+        _check_inferred(spec, pattern, set(sized), str(number))
 
 
 def _check_inferred(spec: Spec, pattern: Pattern, sized: set[str], number: str) -> None:
@@ -108,7 +117,6 @@ def _check_index(spec: Spec, axes: set[str]) -> None:
             raise spec.error(f"index: {axis!r} is not an axis of the einsum{nearest(axis, sorted(axes))}", *path)
         if axis not in spec.axis_sizes:
             raise spec.error(f"index: axis {axis!r} needs a size", *path)
-        _parse_known(spec, text, axes | {n for n, _ in spec.options} | set(spec.axis_sizes) | set(WIDTHS), *path)
         if axis in names_in(text):
             raise spec.error(f"index: axis {axis!r} is read through itself", *path)
 
@@ -128,8 +136,9 @@ def _check_uses(spec: Spec) -> None:
     indexed = {axis for axis, _ in spec.index}
     for number, pattern in enumerate(spec.patterns):
         plain = Expanded(_plain(pattern.input), tuple(map(_plain, pattern.factors)), _plain(pattern.output), ())
-        repeated = {a.name for f in pattern.factors if f.repeated for a in f.axes}
-        count_uses(spec, plain, str(number), indexed, skip=repeated)
+        later = {a.name for f in pattern.factors if f.repeated for a in f.axes}
+        later |= {a.name for operand in pattern.operands for a in operand.axes if a.subscript is not None}
+        count_uses(spec, plain, str(number), indexed, skip=later)
 
 
 def _plain(operand: Operand) -> tuple[tuple[str, int | None], ...]:
@@ -144,6 +153,14 @@ def _try_widths(spec: Spec) -> None:
         except SizeError:
             continue
         return
+
+
+def _check_constant(spec: Spec, text: str, *path: str) -> None:
+    """A size that depends on nothing is wrong at once or never."""
+    try:
+        evaluate(text, {})
+    except ExpressionError as error:
+        raise spec.error(f"{error}", *path, offset=error.offset) from None
 
 
 def _parse_known(spec: Spec, text: str, known: set[str], *path: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import cast
@@ -147,7 +148,9 @@ def _parse(source: str) -> ast.expr:
     if len(text) > MAX_LENGTH:
         raise ExpressionError(f"the expression has {len(text)} characters; at most {MAX_LENGTH} are allowed")
     try:
-        tree = ast.parse(text, mode="eval")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # "1if 2else 3": an error follows anyway
+            tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ExpressionError(f"{text!r} is not an expression", (getattr(error, "offset", 1) or 1) - 1) from None
     _check(tree.body, 1)
@@ -290,8 +293,8 @@ class _Evaluator(ast.NodeVisitor):
 
 
 def is_number(value: object) -> bool:
-    """A finite int or float; a truth value is neither."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """An int or float of at most 2**53; a truth value is neither."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_VALUE
 
 
 def nearest(name: str, known: Mapping[str, object] | Sequence[str]) -> str:

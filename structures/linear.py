@@ -73,7 +73,9 @@ class StructuredLinear(nn.Module):
     @property
     def factors(self) -> tuple[Tensor, ...]:
         """The trainable factors in written order."""
-        held: Mapping[str, Any] = self._parameters  # read past __getattr__: 0.5 us a factor, a tenth of a small layer's whole call
+        held: Mapping[str, Any] = (
+            self._parameters
+        )  # read past __getattr__: 0.5 us a factor, a tenth of a small layer's whole call
         return tuple([held[name] if name in held else getattr(self, name) for name in self._names])
 
     @torch.no_grad()

@@ -180,16 +180,31 @@ def expand(pattern: Pattern, lengths: Mapping[str, int]) -> Expanded:
 
 
 def _copies(factor: Operand, lengths: Mapping[str, int]) -> int:
+    """How often a factor occurs: as long as the indices that mention the position stay inside their lists."""
     if not factor.repeated:
         return 1
-    counts = {lengths[a.name] for a in factor.axes if a.mentions_position and a.name in lengths}
-    if not counts:
+    reach: dict[str, int] = {}
+    for axis in factor.axes:
+        if axis.mentions_position and not axis.is_slice and axis.name in lengths:
+            reach[axis.name] = min(reach.get(axis.name, MAX_AXES + 1), _reach(axis, lengths[axis.name]))
+    if not reach:
         raise NotationError(
             f"a factor that mentions {POSITION!r} needs an axis whose size is a list (from split), "
             "to tell how often it occurs", factor.offset)  # fmt: skip
-    if len(counts) > 1:
-        raise NotationError(f"lists of different lengths {sorted(counts)} in one repeated factor", factor.offset)
-    return counts.pop()
+    counts = sorted(set(reach.values()))
+    if len(counts) > 1 or counts[0] < 1:
+        raise NotationError(f"lists of different lengths {counts} in one repeated factor", factor.offset)
+    if counts[0] > MAX_AXES:
+        raise NotationError(f"a factor occurs at most {MAX_AXES} times", factor.offset)
+    return counts[0]
+
+
+def _reach(axis: AxisRef, length: int) -> int:
+    """How many positions, from 0 on, keep the index of `axis` inside its list."""
+    count = 0
+    while count <= MAX_AXES and 0 <= _index(axis, axis.ends[0], count) < length:
+        count += 1
+    return count
 
 
 def _highest_positions(pattern: Pattern, copies: list[int], lengths: Mapping[str, int]) -> dict[str, int]:

@@ -50,7 +50,7 @@ def _term(structure: Structure, term: Term, x: Tensor, factors: Sequence[Tensor]
     def operand(tensor: Tensor, axes: Axes, *first: int) -> tuple[Tensor, list[int]]:
         kept = [a for a in axes if a in number]
         leading = tensor.shape[: len(first)]
-        return tensor.reshape(*leading, *structure.shape(tuple(kept))), [*first, *(number[a] for a in kept)]
+        return tensor.reshape((*leading, *structure.shape(tuple(kept)))), [*first, *(number[a] for a in kept)]
 
     operands = [*operand(loaded, term.loaded, 0)]
     for f in term.factors:
@@ -61,8 +61,8 @@ def _term(structure: Structure, term: Term, x: Tensor, factors: Sequence[Tensor]
 
 def _load(structure: Structure, term: Term, x: Tensor) -> Tensor:
     """x as the term's input view, gathered axes read through their tables: (tokens, *term.loaded)."""
-    view = f"t ({' '.join(term.input)}) -> t {' '.join(term.input)}"
-    z, axes = rearrange(x, view, **{a: structure.size[a] for a in term.input}), term.input
+    plain = {f"a{i}": structure.size[a] for i, a in enumerate(term.input)}  # einops takes fewer names than we do
+    z, axes = rearrange(x, f"t ({' '.join(plain)}) -> t {' '.join(plain)}", **plain), term.input
     for gather in term.gathers:
         at = axes.index(gather.axis)
         index = torch.tensor(gather.table, device=x.device)

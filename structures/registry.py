@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 
 import yaml
@@ -55,6 +55,8 @@ def load(path: str | os.PathLike[str], *, replace: bool = False) -> list[str]:
     Raises:
         RegistryError: the file or an entry is wrong, or a name is taken. Nothing is added then.
     """
+    if "\0" in os.fspath(path):
+        raise RegistryError(f"{os.fspath(path)!r}: cannot be read: there is a NUL in the path")
     file = os.path.realpath(path)
     specs = read(path)
     taken = {**_builtin(), **_packaged()}
@@ -98,10 +100,10 @@ def _builtin() -> dict[str, Spec]:
 def _packaged() -> dict[str, Spec]:
     """Entries that installed packages add; a broken package is named in a warning and left out."""
     found: dict[str, Spec] = {}
-    for point in entry_points(group=ENTRY_POINTS):
+    for point in _entry_points():
         try:
             added = _load_entry_point(point)
-        except Exception as error:  # whatever another package raises, it must not take the others down
+        except (Exception, SystemExit) as error:  # whatever another package raises must not take the others down
             warnings.warn(
                 f"structures: the entry point {point.name!r} ({point.value}) is broken: {error}", stacklevel=2
             )
@@ -114,6 +116,19 @@ def _packaged() -> dict[str, Spec]:
             else:
                 found[name] = spec
     return found
+
+
+def _entry_points() -> Iterator[EntryPoint]:
+    seen = set()
+    for package in distributions():
+        name = package.metadata["Name"]
+        if name in seen:
+            continue  # found on two paths: Python imports the first
+        seen.add(name)
+        try:
+            yield from package.entry_points.select(group=ENTRY_POINTS)
+        except Exception as error:  # metadata that cannot be parsed: whatever it raises concerns that package alone
+            warnings.warn(f"structures: the entry points of the package {name!r} cannot be read: {error}", stacklevel=2)
 
 
 def _load_entry_point(point: EntryPoint) -> dict[str, Spec]:
@@ -137,6 +152,8 @@ class _Reader:
 
     def _text(self) -> str:
         try:
+            if os.path.exists(self.file) and not (os.path.isfile(self.file) or os.path.isdir(self.file)):
+                raise RegistryError(f"{self.file}: cannot be read: not a regular file")  # a pipe would be waited on
             with open(self.file, "rb") as handle:
                 data = handle.read(MAX_BYTES + 1)
         except OSError as error:
@@ -147,12 +164,17 @@ class _Reader:
             return data.decode("utf-8")
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
-            raise RegistryError(f"{self.file}:{line}:1: not a text file (byte {error.start} is not UTF-8)") from None
+            column = len(data[data.rfind(b"\n", 0, error.start) + 1 : error.start].decode("utf-8")) + 1
+            place = f"{self.file}:{line}:{column}"
+            raise RegistryError(f"{place}: not a text file (byte {error.start} is not UTF-8)") from None
 
     def _compose(self, text: str) -> yaml.Node:
         try:
             depth = 0
+            last = (1, 1)  # where the last event ended: what the scanner cannot say of an impossible character
             for event in yaml.parse(text, Loader=yaml.SafeLoader):
+                assert event.end_mark is not None
+                last = (event.end_mark.line + 1, event.end_mark.column + 1)
                 if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                     raise self._error("anchors and aliases are not allowed; write the value out", event)
                 tag = getattr(event, "tag", None)
@@ -168,11 +190,12 @@ class _Reader:
             raise RegistryError(f"{self.file}{place}: not YAML: {error.problem}") from None
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
-            raise RegistryError(f"{self.file}:{line}:1: not YAML: {error.reason}") from None
-        except ValueError as error:
+            column = error.position - text.rfind("\n", 0, error.position)
+            raise RegistryError(f"{self.file}:{line}:{column}: not YAML: {error.reason}") from None
+        except (ValueError, OverflowError) as error:
             if isinstance(error, RegistryError):
                 raise
-            raise RegistryError(f"{self.file}: not YAML: {error}") from None  # e.g. an impossible date
+            raise RegistryError(f"{self.file}:{last[0]}:{last[1]}: not YAML after this: {error}") from None
         if root is None:
             raise RegistryError(f"{self.file}:1:1: the file is empty; a registry is a mapping of names to entries")
         return root
@@ -183,36 +206,41 @@ class _Reader:
         if not isinstance(node, yaml.MappingNode):
             raise self._error(f"{name}: an entry is a mapping with an einsum, found {_kind(node)}", node)
         fields: dict[str, object] = {}
-        marks: dict[tuple[str, ...], tuple[int, int]] = {(): _place(key)}
+        marks: dict[tuple[str, ...], tuple[int, int, bool]] = {(): (*_place(key), False)}
         for field, field_key, value in self._items(node, f"field of {name}"):
+            if field not in FIELDS and value.tag.endswith(":null") and getattr(node, "flow_style", False):
+                self._string(f"{name}: {field}", value, node)  # a comma has cut an einsum in two
             if field not in FIELDS:
                 raise self._error(f"{name}: unknown field {field!r}{nearest(field, FIELDS)}", field_key)
-            marks[(field,)] = _place(value)
+            marks[(field,)] = (*_place(value), False)
             fields[field] = self._field(name, field, value, marks)
         if "einsum" not in fields:
             raise self._error(f"{name}: the entry has no einsum", key)
         return Spec(name=name, file=self.file, marks=tuple(marks.items()), **fields)  # type: ignore[arg-type]
 
-    def _field(self, name: str, field: str, node: yaml.Node, marks: dict[tuple[str, ...], tuple[int, int]]) -> object:
+    def _field(
+        self, name: str, field: str, node: yaml.Node, marks: dict[tuple[str, ...], tuple[int, int, bool]]
+    ) -> object:
         if field in ("title", "source"):
             return self._string(f"{name}: {field}", node)
         if field == "einsum":
             nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
-            marks.update({("einsum", str(i)): _place(n, inside=True) for i, n in enumerate(nodes)})
+            marks.update({("einsum", str(i)): _inside(n) for i, n in enumerate(nodes)})
             return tuple(self._string(f"{name}: a term of the einsum", n) for n in nodes)
         if not isinstance(node, yaml.MappingNode):
             raise self._error(f"{name}: {field} is a mapping, found {_kind(node)}", node)
         pairs = []
         for key, _, value in self._items(node, f"name in {field} of {name}"):
-            marks[(field, key)] = _place(value, inside=True)
+            marks[(field, key)] = _inside(value)
             what = f"{name}: {field} {key}"
-            pairs.append((key, self._option(what, value) if field == "options" else self._string(what, value, node)))
+            read = self._option if field == "options" else self._string
+            pairs.append((key, read(what, value, node)))
         return tuple(pairs)
 
-    def _option(self, what: str, node: yaml.Node) -> object:
+    def _option(self, what: str, node: yaml.Node, parent: yaml.Node) -> object:
         if isinstance(node, yaml.SequenceNode):
             return tuple(self._number(what, item) for item in node.value)
-        text = self._string(what, node)
+        text = self._string(what, node, parent)
         quoted = getattr(node, "style", None) in ("'", '"')
         return text if quoted or not _is_number(text) else _to_number(text)
 
@@ -238,6 +266,8 @@ class _Reader:
             raise self._error(f"{what}: YAML reads {node.value!r} as a number in base 60; quote it", node)
         if kind == "timestamp":
             raise self._error(f"{what}: YAML reads {node.value!r} as a date; quote it", node)
+        if any("\ud800" <= character <= "\udfff" for character in node.value):
+            raise self._error(f"{what}: half of a surrogate pair is no character", node)
         return str(node.value)
 
     def _items(self, node: yaml.MappingNode, what: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
@@ -256,11 +286,19 @@ class _Reader:
         return RegistryError(f"{self.file}:{line}:{column}: {message}")
 
 
-def _place(at: yaml.Node | yaml.Event, inside: bool = False) -> tuple[int, int]:
-    """Line and column, counted from 1; `inside` is the first character after an opening quote."""
-    quoted = inside and getattr(at, "style", None) in ("'", '"')
+def _place(at: yaml.Node | yaml.Event) -> tuple[int, int]:
+    """Line and column, counted from 1."""
     assert at.start_mark is not None  # the composer marks every node
-    return at.start_mark.line + 1, at.start_mark.column + 1 + quoted
+    return at.start_mark.line + 1, at.start_mark.column + 1
+
+
+def _inside(at: yaml.Node) -> tuple[int, int, bool]:
+    """Line and column of a value's first character, and whether its characters can be counted on from there."""
+    line, column = _place(at)
+    style = getattr(at, "style", None)
+    assert at.start_mark is not None and at.end_mark is not None
+    in_one_line = at.start_mark.line == at.end_mark.line and style in (None, "'", '"')
+    return line, column + (style in ("'", '"')), in_one_line
 
 
 def _kind(node: yaml.Node) -> str:

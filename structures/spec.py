@@ -30,7 +30,8 @@ class Spec:
         options: what a user sets, with defaults: integers, floats, lists of numbers, or an expression of the widths.
         index: axes of the input view that are read through an integer expression of other axes.
         init: the source's own initialisation: `{"uniform" or "normal": expression, "source": text}`.
-        file: where the entry stands, with `marks` giving line and column of each part.
+        file: where the entry stands, with `marks` giving line and column of each part, and whether it stands in one
+            line, so that columns can be counted on.
     Raises:
         SpecError: anything that no width could make right.
     """
@@ -44,7 +45,7 @@ class Spec:
     title: str = ""
     source: str = ""
     file: str = field(default="", compare=False, repr=False)
-    marks: tuple[tuple[tuple[str, ...], tuple[int, int]], ...] = field(default=(), compare=False, repr=False)
+    marks: tuple[tuple[tuple[str, ...], tuple[int, int, bool]], ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         normal = {
@@ -90,14 +91,15 @@ class Spec:
             path = path[:-1]
         if not self.file:
             return ""
-        line, column = marks.get(path, (0, 0))
+        line, column, _ = marks.get(path, (0, 0, False))
         return f"{self.file}:{line}:{column}" if line else self.file
 
     def error(self, message: str, *path: str, offset: int = 0, kind: type[SpecError] = SpecError) -> SpecError:
         """The error to raise about the part at `path`, with its place in front."""
         place = self.where(*path)
-        if place and offset and (found := dict(self.marks).get(path)):
-            place = f"{self.file}:{found[0]}:{found[1] + offset}"
+        line, column, in_one_line = dict(self.marks).get(path, (0, 0, False))
+        if place and offset and in_one_line:
+            place = f"{self.file}:{line}:{column + offset}"
         return kind(f"{place}: {self.name}: {message}" if place else f"{self.name}: {message}")
 
     @property

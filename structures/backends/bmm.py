@@ -14,7 +14,7 @@ from torch import Tensor
 from structures.backends.views import load
 from structures.structure import Axes, Structure, Term
 
-TOKENS = "tokens"  # cannot be an axis of an entry: POSITION is `t`, and this name is not written in any operand
+TOKENS = "<tokens>"  # no name that an axis can have
 
 
 def refuses(structure: Structure, x: Tensor) -> str | None:

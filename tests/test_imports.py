@@ -1,0 +1,335 @@
+"""Imports point one way, as DESIGN.md section 2 draws them, and no name of the registry stands in the code."""
+
+import ast
+import graphlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+import structures
+from structures import registry
+
+ROOT = Path(__file__).parents[1]
+
+# Up to the layer, each module says what it may import besides SPEC; whatever is not listed stands above the layer and
+# may import anything below it and its like, as long as there is no circle. Nothing imports `structures` or `__main__`.
+SPEC = ("errors", "expressions", "notation", "analysis", "structure", "binding", "checks", "spec")
+BELOW: dict[str, tuple[str, ...]] = {  # module or folder of structures/
+    **dict.fromkeys(SPEC, ()),
+    "registry": (),
+    "reference": (),
+    "backends": ("backends",),
+    "initial": (),
+    "fit": ("registry",),
+    "linear": ("backends", "initial", "reference", "registry"),
+}
+WITHOUT_TORCH = (*SPEC, "registry")
+# folder or file of bench/ -> what none of its modules may import
+BENCH_WITHOUT = {
+    "bench/rows.py": ("torch", "structures"),
+    "bench/fields.py": ("torch", "structures"),
+    "bench/report": ("torch", "structures"),
+}
+# `einsum` is a field of an entry and a backend too; `dense` is a word; both may stand alone in code
+WORDS_OF_THEIR_OWN = {"einsum"}
+
+# torch must not come in by any way when these are imported
+IMPORT_SPEC_LAYER = """
+import json, sys, types
+package = types.ModuleType("structures")
+package.__path__ = [sys.argv[1]]
+sys.modules["structures"] = package
+import structures.spec, structures.registry
+assert structures.registry.get("monarch").bind(64, 64).params
+print(json.dumps([m for m in sys.modules if m.partition(".")[0] == "torch"]))
+"""
+
+# file, its text, words of the complaint: each must be found
+MUST_FAIL_ARROWS: list[tuple[str, str, str]] = [
+    ("structures/spec.py", "import torch\n", "torch"),
+    ("structures/spec.py", "from torch import nn\n", "torch"),
+    ("structures/registry.py", "def f():\n    import torch.nn as nn\n", "torch"),
+    ("structures/analysis.py", "from structures.registry import get\n", "structures.registry"),
+    ("structures/analysis.py", "import structures\n", "structures"),
+    (
+        "structures/notation.py",
+        "import importlib\nm = importlib.import_module('structures.linear')\n",
+        "structures.linear",
+    ),
+    ("structures/notation.py", "import importlib\nm = importlib.import_module(name)\n", "import_module"),
+    ("structures/notation.py", "m = __import__('torch')\n", "torch"),
+    ("structures/backends/bmm.py", "from structures import reference\n", "structures.reference"),
+    ("structures/backends/planned/search.py", "from structures.reference import apply\n", "structures.reference"),
+    ("structures/backends/planned/search.py", "from ... import registry\n", "structures.registry"),
+    ("structures/backends/planned/__init__.py", "from ...linear import StructuredLinear\n", "structures.linear"),
+    ("structures/reference.py", "from structures import backends\n", "structures.backends"),
+    ("structures/reference.py", "from structures.backends.views import load\n", "structures.backends"),
+    ("structures/linear.py", "from structures.swap import swap\n", "structures.swap"),
+    ("structures/linear.py", "from structures import StructuredLinear\n", "structures"),
+    ("structures/linear.py", "from structures.brand_new import f\n", "structures.brand_new"),
+    ("structures/registry.py", "from structures import brand_new\n", "structures.brand_new"),
+    ("structures/backends/planned/emit.py", "from structures import brand_new\n", "structures.brand_new"),
+    ("structures/brand_new.py", "import structures\n", "structures"),
+    ("structures/brand_new.py", "from structures import StructuredLinear\n", "structures"),
+    ("structures/brand_new/part.py", "from structures.__main__ import main\n", "structures.__main__"),
+    ("structures/swap.py", "from bench import rows\n", "bench"),
+    ("structures/swap.py", "import tests.contract\n", "tests"),
+    ("bench/rows.py", "import torch\n", "torch"),
+    ("bench/report/charts.py", "import structures\n", "structures"),
+    ("bench/report/deep/er.py", "from structures.spec import Spec\n", "structures"),
+    ("bench/report/charts.py", "from bench import points\n", "bench.points"),
+]
+MUST_PASS_ARROWS: list[tuple[str, str]] = [
+    (
+        "structures/linear.py",
+        "import torch\nfrom structures import backends, registry\nfrom structures.spec import Spec\n",
+    ),
+    ("structures/backends/planned/search.py", "import torch\nfrom . import layout\nfrom ..views import load\n"),
+    ("structures/backends/planned/search.py", "from structures.backends.planned.layout import TOKENS\n"),
+    (
+        "structures/analysis.py",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from structures.spec import Spec\n",
+    ),
+    ("structures/brand_new.py", "import torch\nfrom structures.spec import Spec\nfrom structures import linear\n"),
+    ("structures/brand_new/part.py", "from structures.brand_new.other import x\nfrom structures import backends\n"),
+    ("structures/__init__.py", "from structures.linear import StructuredLinear\n"),
+    ("bench/points.py", "import torch\nimport structures\n"),
+    ("bench/report/charts.py", "import altair\nfrom bench.rows import Row\nfrom bench.report import words\n"),
+]
+MUST_FAIL_NAMES: list[str] = [
+    'if name == "monarch":\n    pass\n',
+    'table = {"dense": 1}\n',
+    'raise ValueError(f"pixelfly: {x}")\n',
+    'print("use low_rank instead")\n',
+    'def f(x):\n    """Docstring."""\n    "butterfly"\n',
+    'match name:\n    case "btt":\n        pass\n',
+    "x = 'dyad_' 'it'\n",
+    "spec.monarch()\n",
+    "from structures.fast import kronecker\n",
+    "def tensor_train(x):\n    return x\n",
+]
+MUST_PASS_NAMES: list[str] = [
+    '"""Butterfly, monarch: a docstring."""\n',
+    'def f():\n    """As in low_rank."""\n',
+    "# monarch\nx = 1\n",
+    'class A:\n    """pixelfly"""\n    x: int = 1\n',
+    'fields = ("title", "einsum")\n',
+    'print("share of dense")\n',
+    "y = torch.einsum(equation, x, w)\n",
+    "def dense(structure):\n    return structure\n",
+]
+
+
+def imports(source: str, module: str, *, for_types: bool = True) -> Iterator[str]:
+    """Every module or name that `source` imports, absolute, at any depth, `import_module` and `__import__` included.
+
+    Args:
+        for_types: with those under `if TYPE_CHECKING:`.
+    """
+    package = module if module.endswith("__init__") else module.rpartition(".")[0]
+    package = package.removesuffix(".__init__")
+    tree = ast.parse(source)
+    typing = {id(child) for node in ast.walk(tree) if _is_for_types(node) for child in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) in typing and not for_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            origin = ".".join(filter(None, (base, node.module)))
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and _called(node.func) in ("import_module", "__import__"):
+            first = node.args[0] if node.args else None
+            constant = isinstance(first, ast.Constant) and isinstance(first.value, str)
+            yield str(first.value) if constant else "import_module of what is known at run time only"  # type: ignore[union-attr]
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and _called(node.test) == "TYPE_CHECKING"
+
+
+def _called(function: ast.expr) -> str:
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def is_in(name: str, folder: str) -> bool:
+    return name == folder or name.startswith(f"{folder}.")
+
+
+def wrong_imports(file: str, source: str) -> list[str]:
+    """What the file at `file`, relative to the repository, must not import."""
+    module = file.removesuffix(".py").replace("/", ".")
+    found = sorted(set(imports(source, module)))
+    wrong = [name for name in found if name.startswith("import_module of")]
+    if file.startswith("bench/"):
+        for place, banned in BENCH_WITHOUT.items():
+            if file == place or file.startswith(f"{place}/"):
+                wrong += [n for n in found if any(is_in(n, b) for b in banned)]
+                allowed = ("bench.rows", "bench.fields", "bench.report")
+                wrong += [n for n in found if is_in(n, "bench") and not any(is_in(n, a) for a in allowed)]
+        return wrong
+    own = module.split(".")[1]
+    for name in found:
+        if is_in(name, "bench") or is_in(name, "tests"):
+            wrong.append(name)
+        if is_in(name, "torch") and own in WITHOUT_TORCH:
+            wrong.append(name)
+        if is_in(name, "structures"):
+            other = name.partition(".")[2].split(".")[0]
+            below = (*SPEC, *BELOW[own]) if own in BELOW else (*MODULES, own)
+            if other not in below or other.startswith("__"):
+                wrong.append(name)
+    return wrong
+
+
+def circle(files: Mapping[str, str]) -> list[str]:
+    """The modules of a circle of imports among `files`, those for types alone left out; empty if there is none."""
+    modules = {
+        file.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): text for file, text in files.items()
+    }
+    graph = {}
+    for file, source in files.items():
+        module = file.removesuffix(".py").replace("/", ".")
+        found = imports(source, module, for_types=False)
+        own = module.removesuffix(".__init__")
+        graph[own] = {m for name in found if (m := _module_of(name, modules)) not in ("", own)}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def _module_of(name: str, modules: Iterable[str]) -> str:
+    return max((m for m in modules if is_in(name, m)), key=len, default="")
+
+
+def registry_names_in(source: str, names: Iterable[str]) -> list[str]:
+    """Names of the registry in code: in strings other than docstrings, or as names of things.
+
+    A name of two words is looked for inside longer strings too; an English word only as a whole string.
+    """
+    tree = ast.parse(source)
+    docstrings = {id(text) for node in ast.walk(tree) if (text := _docstring(node)) is not None}
+    names = set(names) - WORDS_OF_THEIR_OWN
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            words = set(re.findall(r"[a-z_0-9]+", node.value)) - {"dense"}
+            found += sorted(names & (words | {node.value}))
+        for attribute in ("id", "attr", "name", "arg"):
+            text = getattr(node, attribute, None)
+            if isinstance(text, str) and text in names - {"dense"}:
+                found.append(text)
+    return found
+
+
+def _docstring(node: ast.AST) -> ast.Constant | None:
+    if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or not node.body:
+        return None
+    first = node.body[0]
+    is_text = (
+        isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    )
+    return first.value if is_text else None  # type: ignore[union-attr,return-value,attr-defined]
+
+
+def sources(folder: str) -> Mapping[str, str]:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    return {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in files}
+
+
+PACKAGE, BENCH = sources("structures"), sources("bench")
+MODULES = {file.split("/")[1].removesuffix(".py") for file in PACKAGE} - {"__init__", "__main__"}
+
+
+@pytest.mark.parametrize("file", [*PACKAGE, *BENCH])
+def test_a_module_imports_only_what_lies_below_it(file: str) -> None:
+    assert wrong_imports(file, {**PACKAGE, **BENCH}[file]) == []
+
+
+@pytest.mark.parametrize(("file", "source", "word"), MUST_FAIL_ARROWS)
+def test_an_import_against_the_arrows_is_noticed(file: str, source: str, word: str) -> None:
+    wrong = wrong_imports(file, source)
+    assert any(name.startswith(word) for name in wrong)
+
+
+@pytest.mark.parametrize(("file", "source"), MUST_PASS_ARROWS)
+def test_an_import_along_the_arrows_is_none(file: str, source: str) -> None:
+    assert wrong_imports(file, source) == []
+
+
+def test_the_checkers_read_real_files_and_the_table_names_what_there_is() -> None:
+    assert {"structures/spec.py", "structures/registry.py", "structures/backends/bmm.py"} <= set(PACKAGE)
+    assert {"bench/rows.py", "bench/report/page.py"} <= set(BENCH)
+    assert all(f"structures/{module}.py" in PACKAGE for module in SPEC)
+    assert list(imports(PACKAGE["structures/linear.py"], "structures.linear")).count("torch") == 1
+
+
+def test_the_imports_have_no_circle() -> None:
+    assert circle(PACKAGE) == []
+    assert circle(BENCH) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from structures.b import f\n",
+        "def f():\n    from structures import b\n",
+        "from . import b\n",
+        "from .b import x\n",
+    ],
+)
+def test_a_circle_is_noticed(source: str) -> None:
+    files = {"structures/a.py": source, "structures/b.py": "from structures.c import x\n", "structures/c.py": ""}
+    assert circle(files) == []
+    assert set(circle({**files, "structures/c.py": "import structures.a\n"})) == {f"structures.{m}" for m in "abc"}
+    only_types = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import structures.a\n"
+    assert circle({**files, "structures/c.py": only_types}) == []
+
+
+def test_the_spec_and_the_registry_come_without_torch() -> None:
+    command = [sys.executable, "-c", IMPORT_SPEC_LAYER, str(ROOT / "structures")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == []
+
+
+def test_torch_that_comes_in_is_noticed() -> None:
+    script = IMPORT_SPEC_LAYER.replace("print", "sys.modules['torch.nn'] = package\nprint")
+    run = subprocess.run([sys.executable, "-c", script, str(ROOT / "structures")], capture_output=True, text=True)
+    assert json.loads(run.stdout) == ["torch.nn"]
+
+
+@pytest.mark.parametrize("file", PACKAGE)
+def test_no_name_of_the_registry_stands_in_the_package(file: str) -> None:
+    assert registry_names_in(PACKAGE[file], registry._builtin()) == []
+
+
+@pytest.mark.parametrize("source", MUST_FAIL_NAMES)
+def test_a_name_of_the_registry_in_code_is_noticed(source: str) -> None:
+    assert len(registry_names_in(source, registry._builtin())) == 1
+
+
+@pytest.mark.parametrize("source", MUST_PASS_NAMES)
+def test_docstrings_comments_and_words_are_no_names(source: str) -> None:
+    assert registry_names_in(source, registry._builtin()) == []
+
+
+def test_the_dense_forms_know_nothing_of_the_package() -> None:
+    source = (ROOT / "tests" / "dense_forms.py").read_text(encoding="utf-8")
+    assert {name.partition(".")[0] for name in imports(source, "tests.dense_forms")} & {"structures", "torch"} == set()
+    calls = {_called(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)}
+    assert not {"einsum", "rearrange", "contract"} & calls
+
+
+def test_public_names_are_written_by_hand_and_exist() -> None:
+    assert sorted(structures.__all__) == structures.__all__
+    assert all(hasattr(structures, name) for name in structures.__all__)
