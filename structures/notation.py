@@ -168,13 +168,16 @@ def expand(pattern: Pattern, lengths: Mapping[str, int]) -> Expanded:
     """
     copies = [_copies(factor, lengths) for factor in pattern.factors]
     highest = _highest_positions(pattern, copies, lengths)
-    factors, families = [], []
+    factors, families, written = [], [], 0
     for family, (factor, count) in enumerate(zip(pattern.factors, copies, strict=True)):
         for t in range(count):
             factors.append(_expand_operand(factor, lengths, highest, t))
             families.append(family)
+            written += len(factors[-1])
+            if written > MAX_AXES:
+                raise NotationError(f"the term has more than {MAX_AXES} axes when written out")
     views = [_expand_operand(v, lengths, highest, None) for v in (pattern.input, pattern.output)]
-    if sum(len(o) for o in (*views, *factors)) > MAX_AXES:
+    if written + len(views[0]) + len(views[1]) > MAX_AXES:
         raise NotationError(f"the term has more than {MAX_AXES} axes when written out")
     return Expanded(views[0], tuple(factors), views[1], tuple(families))
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from structures.backends import bmm, einsum
+from structures.backends import bmm, einsum, planned
 from structures.expressions import nearest
 from structures.structure import Structure
 
@@ -30,9 +30,9 @@ class Backend(Protocol):
     def executed_flops(self, structure: Structure, tokens: int = 1, *, train: bool = False) -> int: ...
 
 
-_BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm}
+_BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned}
 AUTO = "auto"
-PREFERENCE = ("bmm", "einsum")  # what `auto` tries, in this order
+PREFERENCE = ("planned", "einsum")  # what `auto` tries, in this order
 
 
 def names() -> tuple[str, ...]:

@@ -1,0 +1,130 @@
+"""Backward programs for a forward one: the nodes read backwards, tokens contracted for the factors' gradients."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from structures.backends.planned.contract import Tensor, Way, copied, ways
+from structures.backends.planned.forward import Partial, best_partials, breadth, combinations, finish
+from structures.backends.planned.layout import Layout, groups
+from structures.backends.planned.price import Price
+from structures.backends.planned.problem import Chain, Node, Problem, factor_name
+from structures.backends.planned.program import Copy, Op, Scatter, Want, renamed
+
+KEPT = 24  # backward programs for one forward
+
+
+def backwards(problem: Problem, forward: Partial, price: Price, want: Want) -> list[tuple[tuple[Op, ...], float]]:
+    """Backward programs for a forward one, cheapest first: gradients `dx`, `df0`, `df1`, ... from `dy`."""
+    kept = [_chain_backward(chain, forward, price, want) for chain in problem.chains]
+    views = [chain.view for chain in problem.chains]
+    found = []
+    for combination in combinations(kept):
+        ops, seconds = tuple(itertools.chain.from_iterable(p.ops for p in combination)), 0.0
+        if want.x:
+            pieces = [p.tensors(f"d{c.source}")[-1] for p, c in zip(combination, problem.chains, strict=True)]
+            ops, seconds = finish(price, "dx", [p.ops for p in combination], pieces, views, bias=False)
+        found.append((ops, sum(p.seconds for p in combination) + seconds))
+    found.sort(key=lambda pair: pair[1])
+    return found[:KEPT]
+
+
+def _chain_backward(chain: Chain, forward: Partial, price: Price, want: Want) -> list[Partial]:
+    """Gradients of one term, last node first; the gradient of value `v` is value `dv`."""
+    held, needed = dict(forward.held), _needed(chain, want)
+    beam = [Partial(((f"d{chain.result}", (("dy", chain.output),)),))]
+    for node in reversed(chain.nodes):
+        if needed[node.result]:
+            grown = [more for p in beam for more in _node_backward(node, held, p, price, needed)]
+            beam = best_partials(grown, (f"d{node.left}", f"d{node.right}"), breadth(chain) // 2)
+    if want.x:
+        beam = [_unload(chain, partial, price) for partial in beam]
+        beam.sort(key=lambda p: p.seconds + price.move(p.tensors(f"d{chain.source}")[-1][1], chain.view))
+    return beam
+
+
+def _needed(chain: Chain, want: Want) -> dict[str, bool]:
+    """Whether each value's gradient has to be computed."""
+    needed = {chain.source: want.x, **{factor_name(i): w for i, w in enumerate(want.factors)}}
+    for node in chain.nodes:
+        needed[node.result] = needed[node.left] or needed[node.right]
+    return needed
+
+
+def _node_backward(
+    node: Node, held: Mapping[str, tuple[Tensor, ...]], partial: Partial, price: Price, needed: Mapping[str, bool]
+) -> Iterator[Partial]:
+    """Both gradients of a node from every useful order of the output's gradient."""
+    lefts, rights = held[node.left], held[node.right]
+    gradient = partial.tensors(f"d{node.result}")[-1]
+    batch, rows, _, cols = groups(lefts[0][1], rights[0][1], node.axes)
+    orders = _orders(gradient[1], lefts[-1][1], rights[-1][1], batch, rows, cols)
+    for layout in dict.fromkeys((gradient[1], *orders)):
+        copies, g = copied(gradient, layout, f"d{node.result}_c")
+        seconds = sum(price(op) for op in copies)
+        ones = [None] if not needed[node.left] else _gradients(price, node.left, [(g, r) for r in rights], lefts)
+        twos = [None] if not needed[node.right] else _gradients(price, node.right, [(h, g) for h in lefts], rights)
+        for one, two in itertools.product(ones, twos):
+            made = [(value, way) for value, way in ((node.left, one), (node.right, two)) if way is not None]
+            ops = itertools.chain(copies, *(way.ops for _, way in made))
+            new = [(f"d{value}", (f"d{value}", way.layout)) for value, way in made]
+            yield partial.extended(ops, seconds + sum(way.seconds for _, way in made), new)
+
+
+def _orders(gradient: Layout, left: Layout, right: Layout, *sets: Layout) -> Iterator[Layout]:
+    """Orders of an output gradient that suit both of its products."""
+    batch, rows, cols = (frozenset(s) for s in sets)
+    b = tuple(a for a in right if a in batch)
+    c = tuple(a for a in right if a in cols)
+    for order in (gradient, left):
+        r = tuple(a for a in order if a in rows)
+        yield b + r + c
+        yield b + c + r
+        if b:
+            yield r + b + c
+
+
+def _gradients(
+    price: Price, value: str, pairs: Sequence[tuple[Tensor, Tensor]], own: tuple[Tensor, ...]
+) -> Sequence[Way | None]:
+    """Ways to the gradient of one operand; a factor's ends in the layout that the factor is written in.
+
+    Args:
+        pairs: the two tensors to contract, for each copy of the other operand there is.
+        own: the tensors that hold the operand itself.
+    """
+    written = own[0][1]
+    hints = tuple(layout for _, layout in own)
+    found: list[Way] = []
+    for one, two in pairs:
+        found += ways(price, f"d{value}", one, two, frozenset(written), hints)
+    if value.startswith("f"):
+        found = [_as_written(price, way, f"d{value}", written) for way in found]
+    best: dict[Layout, Way] = {}
+    for way in sorted(found, key=lambda w: w.seconds):
+        best.setdefault(way.layout, way)
+    return list(best.values())[:4]
+
+
+def _as_written(price: Price, way: Way, name: str, written: Layout) -> Way:
+    if way.layout == written:
+        return way
+    made = renamed(way.ops, name, f"{name}_p")
+    copy = Copy(name, f"{name}_p", way.layout, written)
+    return replace(way, ops=(*made, copy), layout=written, seconds=way.seconds + price(copy))
+
+
+def _unload(chain: Chain, partial: Partial, price: Price) -> Partial:
+    """The gradient of the gathered input, summed back into the input's own view."""
+    value = f"d{chain.source}"
+    tensor = partial.tensors(value)[-1]
+    ops: tuple[Op, ...] = ()
+    for count, read in reversed(tuple(enumerate(chain.reads))):
+        at = min((tensor[1].index(a) for a in read.by), default=1)
+        others = tuple(a for a in tensor[1] if a not in read.by)
+        copies, tensor = copied(tensor, others[:at] + read.by + others[at:], f"{value}_{count}c")
+        scatter = Scatter(f"{value}_{count}", tensor[0], tensor[1], read.axis, read.by, read.table)
+        ops, tensor = (*ops, *copies, scatter), (scatter.result, scatter.layout)
+    return partial.extended(ops, sum(price(op) for op in ops), ((value, tensor),)) if ops else partial

@@ -1,0 +1,109 @@
+"""One contraction of two tensors: every copy, product and orientation worth trying, priced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from structures.backends.planned.layout import TOKENS, Layout, Product, groups, products
+from structures.backends.planned.price import Price
+from structures.backends.planned.program import NARROW, Copy, Multiply, Op, Pointwise
+
+Tensor = tuple[str, Layout]  # a name in the program and how it lies
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to contract two operands: the operations, the result, and the operands as the product read them."""
+
+    ops: tuple[Op, ...]
+    layout: Layout
+    seconds: float
+    left: Tensor
+    right: Tensor
+
+
+def ways(
+    price: Price, result: str, left: Tensor, right: Tensor, out: frozenset[str], hints: Sequence[Layout] = ()
+) -> list[Way]:  # fmt: skip
+    """The cheapest way for each layout of the result (and each copy of the left operand), cheapest first."""
+    found: dict[tuple[Layout, Layout], Way] = {}
+    for way in _all_ways(price, result, left, right, out, hints):
+        key = way.layout, way.left[1]
+        if key not in found or way.seconds < found[key].seconds:
+            found[key] = way
+    return sorted(found.values(), key=lambda way: way.seconds)
+
+
+def _all_ways(
+    price: Price, result: str, left: Tensor, right: Tensor, out: frozenset[str], hints: Sequence[Layout]
+) -> Iterator[Way]:
+    for layout in (left[1], *_targets(left[1], right[1], out)):
+        copies, read = copied(left, layout, f"{result}_l")
+        readable = products(layout, right[1], out)
+        yield from (_product(price, result, copies, read, right, p) for p in readable)
+        if not readable or layout == left[1]:
+            # the other operand moves where nothing can be read, or where that spares a copy of this one
+            for other in _targets(right[1], layout, out):
+                more, moved = copied(right, other, f"{result}_r")
+                for p in products(layout, other, out):
+                    yield _product(price, result, (*copies, *more), read, moved, p)
+    yield from _pointwise(price, result, left, right, out, hints)
+
+
+def copied(tensor: Tensor, layout: Layout, name: str) -> tuple[tuple[Op, ...], Tensor]:
+    if layout == tensor[1]:
+        return (), tensor
+    return (Copy(name, tensor[0], tensor[1], layout),), (name, layout)
+
+
+def _product(price: Price, result: str, copies: tuple[Op, ...], left: Tensor, right: Tensor, product: Product) -> Way:
+    one, two = (right, left) if product.swapped else (left, right)
+    op = Multiply(result, one[0], two[0], one[1], two[1], product)
+    ops = (*copies, op)
+    return Way(ops, op.layout, sum(price(o) for o in ops), left, right)
+
+
+def _targets(layout: Layout, other: Layout, out: frozenset[str]) -> tuple[Layout, ...]:
+    """Orders worth copying an operand to: its three groups in the orders that BLAS reads, inner orders of `other`."""
+    batch, _, contracted, _ = groups(other, layout, out)
+    rows = tuple(a for a in layout if a not in other)
+    found: dict[Layout, None] = {}
+    for inner in dict.fromkeys((rows, _tokens_last(rows), _tokens_first(rows))):
+        found[batch + inner + contracted] = None
+        found[batch + contracted + inner] = None
+        if batch:
+            found[inner + batch + contracted] = None
+            if contracted:
+                found[contracted + batch + inner] = None
+    found.pop(layout, None)
+    return tuple(found)
+
+
+def _tokens_last(axes: Layout) -> Layout:
+    return (*(a for a in axes if a != TOKENS), TOKENS) if TOKENS in axes else axes
+
+
+def _tokens_first(axes: Layout) -> Layout:
+    return (TOKENS, *(a for a in axes if a != TOKENS)) if TOKENS in axes else axes
+
+
+def _pointwise(
+    price: Price, result: str, left: Tensor, right: Tensor, out: frozenset[str], hints: Sequence[Layout]
+) -> Iterator[Way]:
+    _, rows, contracted, cols = groups(left[1], right[1], out)
+    narrow = price.extent(contracted) <= NARROW and min(price.extent(rows), price.extent(cols)) <= NARROW
+    if contracted and not narrow and price.extent(rows) * price.extent(cols) > 1:
+        return
+    wanted = [hint for hint in hints if frozenset(hint) == out]
+    for layout in dict.fromkeys((_natural(left[1], cols, contracted), _natural(right[1], rows, contracted), *wanted)):
+        op = Pointwise(result, left[0], right[0], left[1], right[1], contracted, layout)
+        yield Way((op,), layout, price(op), left, right)
+
+
+def _natural(layout: Layout, new: Layout, contracted: Layout) -> Layout:
+    """`layout` with the new axes in the place of the contracted ones, else at the end; tokens in front stay there."""
+    at = next((i for i, a in enumerate(layout) if a in contracted), len(layout))
+    kept = tuple(a for a in layout[:at] if a not in contracted), tuple(a for a in layout[at:] if a not in contracted)
+    joined = kept[0] + new + kept[1]
+    return _tokens_first(joined) if TOKENS in new else joined

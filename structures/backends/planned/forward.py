@@ -1,0 +1,185 @@
+"""Forward programs: a beam search over the contractions of each term, and the sum of the terms' pieces."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from structures.backends.planned.contract import Tensor, copied, ways
+from structures.backends.planned.layout import TOKENS, Layout, Product
+from structures.backends.planned.price import Price
+from structures.backends.planned.problem import Chain, Node, Problem, X, factor_name
+from structures.backends.planned.program import Copy, Gather, Multiply, Op, Place, Plan, renamed
+
+BEAM = 24  # partial programs kept after each step of a term of up to 3 nodes; fewer for longer ones
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A program under construction: which tensors hold each value, in the order they came to be."""
+
+    held: tuple[tuple[str, tuple[Tensor, ...]], ...]
+    ops: tuple[Op, ...] = ()
+    seconds: float = 0.0
+
+    def tensors(self, value: str) -> tuple[Tensor, ...]:
+        """All tensors that hold a value."""
+        return dict(self.held)[value]
+
+    def extended(self, ops: Iterable[Op], seconds: float, new: Iterable[tuple[str, Tensor]]) -> Partial:
+        """With more operations and the tensors they made."""
+        held = dict(self.held)
+        for value, tensor in new:
+            if tensor not in held.get(value, ()):
+                held[value] = (*held.get(value, ()), tensor)
+        return Partial(tuple(held.items()), (*self.ops, *ops), self.seconds + seconds)
+
+
+def forwards(problem: Problem, price: Price, *, bias: bool) -> list[tuple[Partial, Plan]]:
+    """Forward programs, cheapest first, each with what every value is held by."""
+    kept = [_chain_forward(problem, chain, price) for chain in problem.chains]
+    outputs = [chain.output for chain in problem.chains]
+    found = []
+    for combination in combinations(kept):
+        pieces = [p.tensors(c.result)[-1] for p, c in zip(combination, problem.chains, strict=True)]
+        ops, seconds = finish(price, "y", [p.ops for p in combination], pieces, outputs, bias=bias)
+        held = tuple(itertools.chain.from_iterable(p.held for p in combination))
+        total = sum(p.seconds for p in combination) + seconds
+        found.append((Partial(held, ops, total), Plan(problem, price.tokens, ops, seconds=total)))
+    found.sort(key=lambda pair: pair[0].seconds)
+    return found[:BEAM]
+
+
+def combinations(kept: Sequence[Sequence[Partial]]) -> Iterator[tuple[Partial, ...]]:
+    most = {1: BEAM, 2: 10, 3: 5}.get(len(kept), 3 if len(kept) < 6 else 1)
+    return itertools.product(*(partials[:most] for partials in kept))
+
+
+def _chain_forward(problem: Problem, chain: Chain, price: Price) -> list[Partial]:
+    """Programs of one term up to its piece, cheapest first with the cost of placing it."""
+    named = ((factor_name(i), axes) for i, axes in enumerate(problem.factors))
+    factors = tuple((name, ((name, axes),)) for name, axes in named if name in chain.values)
+    beam = [Partial((*factors, *start.held), start.ops, start.seconds) for start in _loads(chain, price)]
+    for node in chain.nodes:
+        hints = _hints(chain, node)
+        grown = []
+        for partial in beam:
+            one, two = partial.tensors(node.left)[-1], partial.tensors(node.right)[-1]
+            for way in ways(price, node.result, one, two, node.axes, hints):
+                new = ((node.left, way.left), (node.right, way.right), (node.result, (node.result, way.layout)))
+                grown.append(partial.extended(way.ops, way.seconds, new))
+        beam = best_partials(grown, (node.result,), breadth(chain))
+    return sorted(beam, key=lambda p: p.seconds + price.move(p.tensors(chain.result)[-1][1], chain.output))
+
+
+def breadth(chain: Chain) -> int:
+    return BEAM if len(chain.nodes) <= 3 else 8 if len(chain.nodes) <= 8 else 4
+
+
+def best_partials(partials: list[Partial], newest: tuple[str, ...], most: int) -> list[Partial]:
+    """The cheapest partial programs, at most four with the same layouts of the newest values."""
+    partials.sort(key=lambda p: p.seconds)
+    count: dict[tuple[Layout, ...], int] = {}
+    kept = []
+    for partial in partials:
+        held = dict(partial.held)
+        key = tuple(held[value][-1][1] for value in newest if value in held)
+        count[key] = count.get(key, 0) + 1
+        if count[key] <= 4:
+            kept.append(partial)
+    return kept[:most]
+
+
+def _hints(chain: Chain, node: Node) -> tuple[Layout, ...]:
+    """Layouts that the reader of a value would like: the output, or (batch, contracted, cols) of a merged factor."""
+    if node is chain.nodes[-1]:
+        return (chain.output,)
+    reader = next((n for n in chain.nodes if n.right == node.result), None)
+    if reader is None:
+        return ()
+    before = next((n.axes for n in chain.nodes if n.result == reader.left), frozenset(chain.loaded))
+    order = tuple(dict.fromkeys((*chain.loaded, *chain.output, *node.axes)))
+    batch = tuple(a for a in order if a in node.axes and a in before and a in reader.axes)
+    contracted = tuple(a for a in order if a in node.axes and a in before and a not in reader.axes)
+    cols = tuple(a for a in order if a in node.axes and a not in before)
+    return (batch + contracted + cols, batch + cols + contracted)
+
+
+def _loads(chain: Chain, price: Price) -> list[Partial]:
+    """x as the term reads it: as it is, or gathered in its own order or with the tokens last."""
+    value = chain.source
+    start = Partial(((value, ((X, chain.view),)),))
+    if not chain.reads:
+        return [start]
+    starts = []
+    for layout in (chain.view, chain.view[1:] + chain.view[:1]):
+        copies, tensor = copied((X, chain.view), layout, f"{value}_t")
+        ops: tuple[Op, ...] = copies
+        for count, read in enumerate(chain.reads):
+            ops = (*ops, Gather(f"{value}_{count}", tensor[0], tensor[1], read.axis, read.by, read.table))
+            tensor = (ops[-1].result, ops[-1].layout)
+        starts.append(Partial(((value, (tensor,)),), ops, sum(price(op) for op in ops)))
+    return starts
+
+
+# -- the sum of the pieces
+
+
+def finish(
+    price: Price, result: str, chains: Sequence[tuple[Op, ...]], pieces: Sequence[Tensor], outputs: Sequence[Layout],
+    *, bias: bool,
+) -> tuple[tuple[Op, ...], float]:  # fmt: skip
+    """All operations up to the flat `result`, and the seconds that the end adds to those of the chains.
+
+    A product is added onto an earlier piece that lies alike; the bias is folded into a first piece that is the result
+    already; what is left is placed by permuting additions.
+    """
+    ops: list[Op] = []
+    left: list[tuple[str, Layout, Layout]] = []
+    extra = 0.0
+    for chain, (name, layout), output in zip(chains, pieces, outputs, strict=True):
+        ops += chain
+        last = chain[-1] if chain else None
+        target = _onto(left, layout, output, ops)
+        if isinstance(last, Multiply) and last.result == name and not last.product.reduced and target is not None:
+            added = replace(last, into=left[target][0])
+            extra += price(added) - price(last)
+            ops[-1], left[target] = added, (name, *left[target][1:])
+        else:
+            left.append((name, layout, output))
+    name, layout, output = left[0]
+    fold = next((i for i, op in enumerate(ops) if op.result == _root(ops, name)), None)
+    if len(left) == 1 and layout == output and fold is not None:
+        op = ops[fold]
+        if not bias and not isinstance(op, Gather | Copy):
+            return renamed(ops, name, result), extra
+        if bias and isinstance(op, Multiply) and _takes_bias(op.product):
+            ops[fold] = replace(op, bias=True)
+            return renamed(ops, name, result), extra + price(ops[fold]) - price(op)
+    place = Place(result, tuple(left), bias)
+    return (*ops, place), extra + price(place)
+
+
+def _onto(left: list[tuple[str, Layout, Layout]], layout: Layout, output: Layout, ops: Sequence[Op]) -> int | None:
+    """The earlier piece that a product may be added to: a fresh tensor of the same order, or both in final order."""
+    fresh = {op.result for op in ops if not isinstance(op, Gather | Copy)}
+    for number, (name, view, target) in enumerate(left):
+        alike = view == layout and target == output
+        if name in fresh and (alike or (view == target and layout == output)):
+            return number
+    return None
+
+
+def _root(ops: Sequence[Op], name: str) -> str:
+    """The first tensor of a chain of products that are each added to the one before."""
+    into = {op.result: op.into for op in ops if isinstance(op, Multiply) and op.into}
+    while name in into:
+        name = into[name]
+    return name
+
+
+def _takes_bias(product: Product) -> bool:
+    """Whether a bias (features,) broadcasts over the product's result: the tokens are a group of their own, or one."""
+    first = product.batch or product.rows
+    return not product.reduced and (first == (TOKENS,) or TOKENS not in product.result)

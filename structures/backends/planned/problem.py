@@ -1,0 +1,150 @@
+"""What is to be computed: a structure as chains of pairwise contractions, with no order of memory fixed yet.
+
+Axes of size 1 are dropped, and axes that stand side by side wherever they stand are one axis. Factors of neighbouring
+steps may be contracted with one another before the activation is touched (a *grouping*): exact, and differentiable
+like every other contraction.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from structures.backends.planned.layout import TOKENS, Layout, fuse, heads
+from structures.structure import Structure, Term
+
+X = "x"  # name of the input; f0, f1, ... are the factors as written
+
+Grouping = tuple[tuple[int, ...], ...]  # factors of each activation step, in order of contraction
+
+
+@dataclass(frozen=True)
+class Read:
+    """A gather of whole blocks: position j of the axes `by` reads position `table[j]` of `axis`."""
+
+    axis: str
+    by: Layout
+    table: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """`result` = contraction of `left` and `right` that keeps `axes`; left is the activation, or a merged factor."""
+
+    result: str
+    left: str
+    right: str
+    axes: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One term: x viewed as `view`, gathered by `reads` into `loaded`, contracted by `nodes` into axes `output`.
+
+    `source` names the value that the first node takes, `result` the one to be placed.
+    """
+
+    source: str
+    view: Layout
+    reads: tuple[Read, ...]
+    loaded: Layout
+    nodes: tuple[Node, ...]
+    output: Layout
+
+    @property
+    def result(self) -> str:
+        return self.nodes[-1].result if self.nodes else self.source
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Names of all values: the source, every factor's, every node's."""
+        used = (v for n in self.nodes for v in (n.left, n.right, n.result))
+        return tuple(dict.fromkeys((self.source, *used)))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All chains of a structure, the layouts and shapes of its factors as written, and the sizes of all other axes."""
+
+    in_features: int
+    out_features: int
+    sizes: tuple[tuple[str, int], ...]
+    factors: tuple[Layout, ...]
+    factor_shapes: tuple[tuple[int, ...], ...]
+    chains: tuple[Chain, ...]
+    single: bool = False  # one token, and no axis for it
+
+    def numel(self, axes: Iterable[str], tokens: int) -> int:
+        """Number of elements of a tensor with these axes."""
+        size = dict(self.sizes)
+        return math.prod(tokens if a == TOKENS else size[a] for a in axes)
+
+
+def factor_name(position: int) -> str:
+    return f"f{position}"
+
+
+def as_written(structure: Structure) -> tuple[Grouping, ...]:
+    """The grouping of each term that merges nothing."""
+    return tuple(tuple((step.factor,) for step in term.steps) for term in structure.terms)
+
+
+def pose(structure: Structure, groupings: Sequence[Grouping] | None = None, *, single: bool = False) -> Problem:
+    """The problem of a structure, its factors merged as `groupings` (one a term) say.
+
+    Args:
+        single: exactly one token; the axis of tokens is then dropped like every axis of size 1.
+    """
+    groupings = as_written(structure) if groupings is None else groupings
+    runs = _runs(structure)
+    sizes = {head: structure.numel(run) for head, run in runs.items()}
+
+    def short(axes: Sequence[str]) -> Layout:
+        return heads(tuple(axes), runs)
+
+    factors = tuple(short(axes) for axes in structure.factors)
+    names, lead = itertools.count(), () if single else (TOKENS,)
+    chains = tuple(
+        _chain(f"{X}{number}", lead, term, short, factors, grouping, names)
+        for number, (term, grouping) in enumerate(zip(structure.terms, groupings, strict=True))
+    )
+    widths = structure.in_features, structure.out_features
+    return Problem(*widths, tuple(sizes.items()), factors, structure.factor_shapes, chains, single)
+
+
+def _runs(structure: Structure) -> dict[str, Layout]:
+    """Axes of size > 1 and those of gathers; neighbours everywhere are one axis."""
+    read = {a for term in structure.terms for gather in term.gathers for a in (gather.axis, *gather.by)}
+    wide = read.union(axis for axis, size in structure.sizes if size > 1)
+    views = [axes for term in structure.terms for axes in (term.input, term.loaded, term.output)]
+    layouts = [tuple(a for a in axes if a in wide) for axes in (*views, *structure.factors)]
+    return fuse(*layouts, keep=read)
+
+
+def _chain(
+    source: str,
+    lead: Layout,
+    term: Term,
+    short: Callable[[Sequence[str]], Layout],
+    factors: Sequence[Layout],
+    grouping: Grouping,
+    names: Iterator[int],
+) -> Chain:
+    view, loaded, output = ((*lead, *short(axes)) for axes in (term.input, term.loaded, term.output))
+    remaining = [factors[p] for group in grouping for p in group]
+    nodes: list[Node] = []
+    activation, axes = source, frozenset(loaded)
+    for group in grouping:
+        operand, merged = factor_name(group[0]), frozenset(remaining.pop(0))
+        for position in group[1:]:
+            union = merged.union(remaining.pop(0))
+            merged = union.intersection(axes.union(output, *remaining))
+            nodes.append(Node(f"m{next(names)}", operand, factor_name(position), merged))
+            operand = nodes[-1].result
+        axes = axes.union(merged).intersection(frozenset(output).union(*remaining))
+        nodes.append(Node(f"h{next(names)}", activation, operand, axes))
+        activation = nodes[-1].result
+    reads = tuple(Read(g.axis, short(g.by), g.table) for g in term.gathers)
+    return Chain(source, view, reads, loaded, tuple(nodes), output)

@@ -1,0 +1,234 @@
+"""Operations as data, and the plan they make up: frozen, hashable, printable. Nothing here runs anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from structures.backends.planned.layout import TOKENS, Layout, Product
+from structures.backends.planned.problem import Problem
+
+NARROW = 8  # steps with contracted and cols axes up to this may run elementwise
+
+
+@dataclass(frozen=True)
+class Copy:
+    """`result` = `source` with its axes in another order of memory."""
+
+    result: str
+    source: str
+    view: Layout  # of the source
+    layout: Layout  # of the result
+
+
+@dataclass(frozen=True)
+class Gather:
+    """`result` = whole blocks of `source`: its axis `axis` read at `table`, laid out as the axes `by` in its place."""
+
+    result: str
+    source: str
+    view: Layout
+    axis: str
+    by: Layout
+    table: tuple[int, ...]
+
+    @property
+    def layout(self) -> Layout:
+        at = self.view.index(self.axis)
+        return self.view[:at] + self.by + self.view[at + 1 :]
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """The transpose of a Gather: blocks along `by`, side by side in `view`, are summed into `axis` at `table`."""
+
+    result: str
+    source: str
+    view: Layout
+    axis: str
+    by: Layout
+    table: tuple[int, ...]
+
+    @property
+    def layout(self) -> Layout:
+        at = self.view.index(self.by[0]) if self.by else 1
+        return (*self.view[:at], self.axis, *self.view[at + len(self.by) :])
+
+
+@dataclass(frozen=True)
+class Multiply:
+    """A matrix product: `left` and `right` in the product's own orientation, read in place.
+
+    Args:
+        into: an earlier tensor of the result's layout that the product is added to (and which it replaces).
+        bias: the layer's bias is added to every row; the result is then y itself.
+    """
+
+    result: str
+    left: str
+    right: str
+    left_view: Layout
+    right_view: Layout
+    product: Product
+    into: str = ""
+    bias: bool = False
+
+    @property
+    def layout(self) -> Layout:
+        return self.product.result
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """A contraction by elementwise multiply-add: for steps too narrow for a matrix product, or without any sum."""
+
+    result: str
+    left: str
+    right: str
+    left_view: Layout
+    right_view: Layout
+    contracted: Layout
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Place:
+    """`result` (tokens, features) = the sum of the pieces, each permuted from its view to its target, and the bias."""
+
+    result: str
+    pieces: tuple[tuple[str, Layout, Layout], ...]  # name, view, target
+    bias: bool = False
+
+    @property
+    def layout(self) -> Layout:
+        return self.pieces[0][2]
+
+
+Op = Copy | Gather | Scatter | Multiply | Pointwise | Place
+
+
+def reads(op: Op) -> tuple[str, ...]:
+    """Names of the tensors that an operation reads."""
+    if isinstance(op, Multiply):
+        return (op.left, op.right, op.into) if op.into else (op.left, op.right)
+    if isinstance(op, Pointwise):
+        return op.left, op.right
+    if isinstance(op, Place):
+        return tuple(name for name, _, _ in op.pieces)
+    return (op.source,)
+
+
+def renamed(ops: Sequence[Op], name: str, result: str) -> tuple[Op, ...]:
+    """The operations with the last result called `result`."""
+    return tuple(replace(op, result=result) if op.result == name else op for op in ops)
+
+
+@dataclass(frozen=True)
+class Want:
+    """Which gradients a backward computes."""
+
+    x: bool
+    factors: tuple[bool, ...]
+    bias: bool
+
+    @property
+    def any(self) -> bool:
+        return self.x or self.bias or any(self.factors)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a structure runs for about `tokens` tokens: the operations forward and, with gradients, backward.
+
+    Args:
+        saved: names of the tensors that the backward reads besides the factors.
+        seconds: predicted time of forward and backward.
+        chunk: tokens a pass; 0 runs all at once.
+    """
+
+    problem: Problem
+    tokens: int
+    forward: tuple[Op, ...]
+    backward: tuple[Op, ...] = ()
+    want: Want | None = None
+    saved: tuple[str, ...] = ()
+    chunk: int = 0
+    seconds: float = field(default=0.0, compare=False)
+    parts: tuple[float, ...] = field(default=(), compare=False)  # seconds of each operation, forward then backward
+
+    def flops(self, tokens: int) -> int:
+        """Floating-point operations that the products and elementwise steps execute, 2 per multiply-add."""
+        return sum(op_flops(self.problem, op, tokens) for op in (*self.forward, *self.backward))
+
+    def __str__(self) -> str:
+        return "\n".join(_page(self))
+
+
+def op_flops(problem: Problem, op: Op, tokens: int) -> int:
+    """2 per multiply-add; 0 for what only moves numbers. Sums of terms and bias are not counted, as in `flops`."""
+    if isinstance(op, Multiply):
+        p = op.product
+        return 2 * problem.numel((*p.batch, *p.rows, *p.contracted, *p.cols), tokens)
+    if isinstance(op, Pointwise):
+        return (2 if op.contracted else 1) * problem.numel((*op.layout, *op.contracted), tokens)
+    return 0
+
+
+def _page(plan: Plan) -> Iterator[str]:
+    problem = plan.problem
+    sizes: Mapping[str, int] = {**dict(problem.sizes), TOKENS: plan.chunk or plan.tokens}
+    chunk = f", {plan.chunk} tokens at a time" if plan.chunk else ""
+    widths = f"{problem.in_features} -> {problem.out_features}"
+    yield f"{widths}, about {plan.tokens} tokens{chunk}: {_time(plan.seconds)} predicted"
+    used = dict.fromkeys(a for chain in problem.chains for a in (*chain.view, *chain.loaded, *chain.output))
+    used.update(dict.fromkeys(a for axes in problem.factors for a in axes))
+    yield "  " + "  ".join([*(f"{a}={sizes[a]}" for a in used if a != TOKENS), f"{TOKENS}=tokens"])
+    parts = iter(plan.parts)
+    saved = f", saving {', '.join(plan.saved) or 'nothing'}" if plan.want else ""
+    for title, ops in ((f"forward{saved}", plan.forward), ("backward", plan.backward)):
+        if ops:
+            yield f"{title}:"
+        for op in ops:
+            yield f"  {_time(next(parts, 0.0)):>9}  {describe(op, sizes)}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
+
+
+def _axes(layout: Layout) -> str:
+    return f"({' '.join(layout)})"
+
+
+def describe(op: Op, sizes: Mapping[str, int]) -> str:
+    """One line: the result with its layout, and what makes it."""
+    head = f"{op.result} {_axes(op.layout)} = "
+    if isinstance(op, Multiply):
+        return head + _describe_product(op, sizes)
+    if isinstance(op, Pointwise):
+        total = f", sum over {' '.join(op.contracted)}" if op.contracted else ""
+        return head + f"elementwise {op.left} {_axes(op.left_view)} * {op.right} {_axes(op.right_view)}{total}"
+    if isinstance(op, Place):
+        return head + " + ".join([f"{n} {_axes(v)}" for n, v, _ in op.pieces] + ["bias"] * op.bias)
+    if isinstance(op, Copy):
+        return head + f"copy of {op.source} {_axes(op.view)}"
+    kind = "blocks of" if isinstance(op, Gather) else "sum of blocks of"
+    return head + f"{kind} {op.source} {_axes(op.view)}"
+
+
+def _describe_product(op: Multiply, sizes: Mapping[str, int]) -> str:
+    p = op.product
+
+    def extent(group: Layout) -> int:
+        return math.prod(sizes[axis] for axis in group)
+
+    plain, adding = ("bmm", "baddbmm") if p.batch else ("mm", "addmm")
+    name = adding if op.into or op.bias else plain
+    added = "bias, " if op.bias else f"{op.into}, " if op.into else ""
+    spread = f", {p.expand} read with stride 0" if p.expand else ", summed over the batch" if p.reduced else ""
+    left, right = f"{op.left} {_axes(op.left_view)}", f"{op.right} {_axes(op.right_view)}"
+    shape = (
+        f"{extent(p.batch)} x ({extent(p.rows)}, {extent(p.contracted)}) @ ({extent(p.contracted)}, {extent(p.cols)})"
+    )
+    return f"{name}({added}{left}, {right}){spread}    {shape}"
