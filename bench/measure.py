@@ -1,0 +1,134 @@
+"""How long calls take: slices long enough for the clock, and pairs of them that share whatever the machine does."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from statistics import median
+
+Clock = Callable[[], float]
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much time a point gets, in seconds, and the least number of rounds whatever they take."""
+
+    paired: float
+    alone: float
+    rounds: int
+    slice: float = 1e-3  # calls are repeated to this length before the clock is read again
+    most: int = 50
+
+    def count(self, seconds: float, each: float) -> int:
+        return max(self.rounds, min(self.most, int(seconds / max(each, 1e-9))))
+
+
+LATE = 2  # times its share of time after which a loop ends with fewer rounds
+SHORT = Effort(paired=0.06, alone=0.025, rounds=3)
+LONG = Effort(paired=1.0, alone=0.5, rounds=7)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles over rounds."""
+
+    median: float
+    q1: float
+    q3: float
+    rounds: int
+
+    @property
+    def width(self) -> float:
+        """Distance of the quartiles as a share of the median."""
+        return (self.q3 - self.q1) / self.median if self.median else 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles (linear between neighbours, as numpy's)."""
+    ordered = sorted(values)
+
+    def at(share: float) -> float:
+        place = share * (len(ordered) - 1)
+        low = int(place)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+    return Spread(median(ordered), at(0.25), at(0.75), len(ordered))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No garbage collection inside."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def once(step: Step, clock: Clock = time.perf_counter) -> float:
+    """Seconds of a call, warm: the faster of two after a first one."""
+    step()
+    return min(timed(step, 1, clock) for _ in range(2))
+
+
+def timed(step: Step, calls: int, clock: Clock = time.perf_counter) -> float:
+    """Seconds a call over a slice of `calls`."""
+    start = clock()
+    for _ in range(calls):
+        step()
+    return (clock() - start) / calls
+
+
+def calls_in_a_slice(seconds_a_call: float, effort: Effort) -> int:
+    return max(1, round(effort.slice / max(seconds_a_call, 1e-9)))
+
+
+def paired(
+    step: Step, dense: Step, effort: Effort, *, seconds: tuple[float, float], clock: Clock = time.perf_counter
+) -> Spread:
+    """Dense's time over the step's, from slices taken in turn; the order changes from round to round.
+
+    Args:
+        seconds: about how long a call of each takes.
+    """
+    calls = tuple(calls_in_a_slice(s, effort) for s in seconds)
+    rounds = effort.count(effort.paired, sum(s * c for s, c in zip(seconds, calls, strict=True)))
+    ratios: list[float] = []
+    with quiet():
+        start = clock()
+        for number in range(rounds):
+            if number >= effort.rounds and clock() - start > LATE * effort.paired:
+                break  # somebody else uses the machine
+            if number % 2:
+                slow = timed(dense, calls[1], clock)
+                own = timed(step, calls[0], clock)
+            else:
+                own = timed(step, calls[0], clock)
+                slow = timed(dense, calls[1], clock)
+            ratios.append(slow / own)
+    return spread(ratios)
+
+
+def fastest(steps: Sequence[Step], effort: Effort, clock: Clock = time.perf_counter) -> tuple[int, list[float]]:
+    """Which of several steps is fastest by the median, from a few slices of each in rotating order; all medians."""
+    with quiet():
+        first = [once(step, clock) for step in steps]
+        calls = [calls_in_a_slice(s, effort) for s in first]
+        times: list[list[float]] = [[] for _ in steps]
+        rounds = effort.count(effort.alone, sum(s * c for s, c in zip(first, calls, strict=True)))
+        for number in range(rounds):
+            for i in range(len(steps)):
+                which = (i + number) % len(steps)
+                times[which].append(timed(steps[which], calls[which], clock))
+    medians = [median(t) for t in times]
+    return min(range(len(steps)), key=medians.__getitem__), medians

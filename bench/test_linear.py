@@ -1,0 +1,26 @@
+"""The sweep: every structure and dense, checked and then timed, on the same shapes."""
+
+import pytest
+
+from bench.points import Point, Unreachable
+from bench.subject import Refused
+
+
+@pytest.fixture
+def point(structure, series, options, budget, in_features, out_features, tokens, dtype, device, mode, backend, threads,
+          control):  # fmt: skip
+    what = (structure, series, options, budget)
+    where = (in_features, out_features, tokens, dtype, device, mode, backend, threads)
+    return Point(*what, *where, control)
+
+
+def test_budget_is_out_of_reach(sweep, structure, budget, in_features, out_features, reason):
+    sweep.refuse(Unreachable(structure, budget, in_features, out_features, reason), reason)
+    pytest.skip(reason)
+
+
+def test_linear(sweep, point, benchmark):
+    try:
+        sweep.measure(point, benchmark)
+    except Refused as refusal:
+        pytest.skip(str(refusal))
