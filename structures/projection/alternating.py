@@ -1,0 +1,174 @@
+"""One factor after another, each by least squares with the others held: works for every term, and never climbs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from structures.projection.problem import Problem
+from structures.projection.two_factor import arrange, matricise
+from structures.projection.views import contract, primed
+from structures.structure import Axes
+
+MAX_DIRECT = 1024  # unknowns that hang together; more are found by conjugate gradients
+MAX_GRAM = 2**25  # numbers in the normal equations
+CG_STEPS = 50
+
+Operands = list[tuple[Tensor, Axes]]
+
+
+def sweep(problem: Problem, term: int) -> None:
+    """Every factor of a term improved, first to last; of a longer chain, and back."""
+    count = len(problem.factors[term])
+    for factor in (*range(count), *range(count - 2, 0, -1)):
+        improve(problem, term, factor)
+
+
+def improve(problem: Problem, term: int, factor: int, steps: int = CG_STEPS) -> bool:
+    """Move one factor to where the objective is least, all others held; whether it got there in so many steps."""
+    change, done = _Subproblem(problem, term, factor).solve(steps)
+    problem.move(term, factor, change)
+    return done
+
+
+def pull(problem: Problem, term: int, factor: int, matrix: Tensor) -> Tensor:
+    """A gradient by W, (out_features, in_features), as the gradient by one factor."""
+    view = problem.terms[term]
+    entries = view.read(matrix)
+    missing = [i for i, a in enumerate(view.axes) if a not in view.held]
+    operands: Operands = [(entries.sum(missing) if missing else entries, view.held)]
+    operands += [pair for i, pair in enumerate(zip(problem.factors[term], view.factors, strict=True)) if i != factor]
+    return contract(operands, view.factors[factor])
+
+
+class _Subproblem:
+    """The normal equations of one factor, H dF = G, with G the gradient at the present factors.
+
+    The entries are linear in the factor: T = F x (product of the others). H is that product with itself, the axes that
+    the objective sums over taken twice (primed and not), C between the two copies where there is a covariance. Axes of
+    F that are not primed are independent problems: with equal H (`rows`), or each with its own (`batch`).
+    """
+
+    def __init__(self, problem: Problem, term: int, factor: int):
+        view = problem.terms[term]
+        self.size = view.structure.size
+        self.axes = view.factors[factor]
+        self.others: Operands = [
+            (tensor, axes)
+            for i, (tensor, axes) in enumerate(zip(problem.factors[term], view.factors, strict=True))
+            if i != factor
+        ]
+        covariance = problem.covariance
+        if covariance is None and not view.injective:
+            covariance = torch.eye(problem.structure.in_features, dtype=problem.weight.dtype)
+            covariance = covariance.to(problem.weight.device)
+        internal = {a for f in view.factors for a in f} - set(view.axes)
+        self.doubled = internal if covariance is None else internal | set(view.reads)
+        self.middle: Operands = [] if covariance is None else [view.covariance(covariance)]
+        missing = tuple(a for a in view.axes if a not in view.held)
+        self.repeats = math.prod(view.sizes(missing)) if covariance is None else 1
+        self.gradient = pull(problem, term, factor, problem.weighted())
+
+    def solve(self, steps: int) -> tuple[Tensor, bool]:
+        shared = {a for _, axes in (*self.others, *self.middle) for a in axes}
+        batch = tuple(a for a in self.axes if a not in self.doubled and a in shared)
+        rows = tuple(a for a in self.axes if a not in self.doubled and a not in shared)
+        coupled = tuple(a for a in self.axes if a in self.doubled)
+        unknowns = self._numel(coupled)
+        if unknowns > MAX_DIRECT or self._numel(batch) * unknowns**2 > MAX_GRAM:
+            return _conjugate_gradients(self._apply, self.gradient, steps)
+        gram = self._gram(batch, coupled)
+        right = matricise(self.gradient, self.axes, batch, coupled, rows)
+        return arrange(_solve_damped(gram, right), batch + coupled + rows, self.axes, self.size), True
+
+    def _numel(self, axes: Axes) -> int:
+        return math.prod(self.size[a] for a in axes)
+
+    def _copy(self) -> Operands:
+        """The others once more, with the doubled axes primed."""
+        return [(tensor, primed(axes, self.doubled)) for tensor, axes in self.others]
+
+    def _gram(self, batch: Axes, coupled: Axes) -> Tensor:
+        """H as (batch, coupled, coupled)."""
+        operands = [*self.others, *self._copy(), *self.middle]
+        if not operands:
+            return self.gradient.new_full((1, 1, 1), self.repeats)
+        gram = contract(operands, (*batch, *primed(coupled, coupled), *coupled))
+        return gram.reshape(self._numel(batch), self._numel(coupled), self._numel(coupled)) * self.repeats
+
+    def _apply(self, change: Tensor) -> Tensor:
+        """H times a change of the factor."""
+        operands = [(change, primed(self.axes, self.doubled)), *self._copy(), *self.middle, *self.others]
+        image = contract(operands, self.axes)
+        return image if self.repeats == 1 else image * self.repeats
+
+
+def _solve_damped(gram: Tensor, right: Tensor) -> Tensor:
+    """Solve (batch, n, n) positive semi-definite systems, lifted by a few roundings of their diagonal.
+
+    The lifted solution of the correction to a factor is a proximal step: it never raises the objective, and where the
+    system is singular it leaves the undetermined directions as they are.
+    """
+    info = torch.finfo(gram.dtype)
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    lift = 16 * info.eps * diagonal.amax(-1, keepdim=True).clamp_min(info.tiny / info.eps) * math.sqrt(gram.shape[-1])
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    for _ in range(8):
+        root, failed = torch.linalg.cholesky_ex(gram + lift[..., None] * eye)
+        if not bool(failed.any()):
+            found: Tensor = torch.cholesky_solve(right, root)
+            return found
+        lift = torch.where(failed[..., None] != 0, lift * 30, lift)
+    inverse: Tensor = torch.linalg.pinv(gram, hermitian=True)
+    return inverse @ right
+
+
+def _conjugate_gradients(apply: Callable[[Tensor], Tensor], right: Tensor, steps: int) -> tuple[Tensor, bool]:
+    """x with apply(x) near to `right`, apply positive semi-definite, and whether it is one up to rounding.
+
+    Every step lowers the quadratic.
+    """
+    x, rest = torch.zeros_like(right), right.clone()
+    direction, squared = rest.clone(), float(rest.pow(2).sum())
+    least = squared * (100 * torch.finfo(right.dtype).eps) ** 2
+    for _ in range(steps):
+        if squared <= least:
+            break
+        image = apply(direction)
+        curvature = float((direction * image).sum())
+        if curvature <= 0:
+            break
+        x, rest = x + squared / curvature * direction, rest - squared / curvature * image
+        following = float(rest.pow(2).sum())
+        direction, squared = rest + following / squared * direction, following
+    return x, squared <= least
+
+
+def solve_jointly(problem: Problem, terms: Sequence[int], steps: int) -> bool:
+    """One-factor terms together: W is linear in all of their parameters, so this is one least squares problem.
+
+    Returns whether it was solved, up to rounding, in so many steps.
+    """
+    shapes = [problem.factors[t][0].shape for t in terms]
+    views = [problem.terms[t] for t in terms]
+
+    def pack(matrix: Tensor) -> Tensor:
+        return torch.cat([pull(problem, t, 0, matrix).reshape(-1) for t in terms])
+
+    def unpack(flat: Tensor) -> list[Tensor]:
+        pieces = torch.split(flat, [math.prod(shape) for shape in shapes])
+        return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+    def apply(flat: Tensor) -> Tensor:
+        matrix = torch.zeros_like(problem.weight)
+        for view, change in zip(views, unpack(flat), strict=True):
+            view.add_to(matrix, view.entries([change]))
+        return pack(matrix if problem.covariance is None else matrix @ problem.covariance)
+
+    flat, done = _conjugate_gradients(apply, pack(problem.weighted()), steps)
+    for term, change in zip(terms, unpack(flat), strict=True):
+        problem.move(term, 0, change)
+    return done

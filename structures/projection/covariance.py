@@ -1,0 +1,201 @@
+"""Second moments of the inputs of layers: what an activation-aware projection is measured in."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from structures.linear import StructuredLinear
+
+SYMMETRIC = 1e-5  # a square matrix this near to its transpose is a covariance
+
+
+def second_moment(inputs: Tensor, in_features: int, what: str, dtype: torch.dtype) -> Tensor:
+    """(in_features, in_features): the mean of x x^T over a batch (..., in_features), or a covariance as it is.
+
+    Raises:
+        ValueError: another width, no tokens, not finite, or not real floating-point numbers.
+    """
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or inputs.is_meta:
+        raise ValueError(f"{what} is a real floating-point tensor with data, found {_kind(inputs)}")
+    if inputs.dim() == 0 or inputs.shape[-1] != in_features:
+        raise ValueError(
+            f"{what} is (tokens, in_features={in_features}) or a covariance ({in_features}, {in_features}), found "
+            f"shape {tuple(inputs.shape)}"
+        )
+    inputs = inputs.detach()
+    flat = inputs.reshape(-1, in_features).to(dtype)
+    if not len(flat):
+        raise ValueError(f"{what} holds no tokens")
+    if not bool(torch.isfinite(flat).all()):
+        raise ValueError(f"{what} holds NaN or infinity")
+    if _is_covariance(inputs):
+        return (flat + flat.mT) / 2
+    scale = flat.abs().amax().clamp_min(torch.finfo(dtype).tiny)  # squares of very large or small numbers stay finite
+    flat = flat / scale
+    return (flat.mT @ flat) / len(flat) * scale**2
+
+
+def damped(covariance: Tensor, damping: float) -> Tensor:
+    """`damping` times the mean variance added to every feature's, the whole scaled to a mean variance of one.
+
+    Raises:
+        ValueError: all inputs are zero, or it is not positive definite.
+    """
+    mean = covariance.diagonal().mean()
+    if not bool(mean > 0):
+        raise ValueError("inputs: all zero, so every weight has the same outputs")
+    lifted = covariance / mean
+    lifted = lifted + damping * torch.eye(len(lifted), dtype=lifted.dtype, device=lifted.device)
+    if int(torch.linalg.cholesky_ex(lifted)[1]):
+        raise ValueError(f"inputs: their covariance is not positive definite with damping={damping}; raise damping")
+    return lifted
+
+
+def _is_covariance(inputs: Tensor) -> bool:
+    if inputs.dim() != 2 or inputs.shape[0] != inputs.shape[1]:
+        return False
+    wide = inputs.to(torch.float32) if inputs.dtype in (torch.bfloat16, torch.float16) else inputs
+    off = (wide - wide.mT).abs().amax()
+    return bool(off <= SYMMETRIC * wide.abs().amax()) and bool((wide.diagonal() >= 0).all())
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} on {value.device}"
+    return type(value).__name__
+
+
+class _Moment:
+    """The sum of x x^T over all tokens seen."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.tokens = 0
+
+    def add(self, x: Tensor, dtype: torch.dtype) -> None:
+        flat = x.detach().reshape(-1, x.shape[-1]).to(dtype)
+        if self.total is None:
+            self.total = torch.zeros(x.shape[-1], x.shape[-1], dtype=dtype, device=x.device)
+        self.total.addmm_(flat.mT, flat)
+        self.tokens += len(flat)
+
+
+class _Collector:
+    """Forward hooks that accumulate. Layers that read the same tensors in the first batch share one sum after it."""
+
+    def __init__(self, names: Sequence[str], dtype: torch.dtype):
+        self.dtype = dtype
+        self.moments = {name: _Moment() for name in names}
+        self.leader = {name: name for name in names}  # the first layer with the same inputs
+        self.known: dict[tuple[int, int], tuple[weakref.ref[Tensor], int]] = {}
+        self.reads: dict[str, list[int]] = {name: [] for name in names}  # serial numbers of the tensors of this batch
+        self.count = 0
+        self.first = True
+
+    def hook(self, name: str, module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        serial, call = self._serial(x), len(self.reads[name])
+        self.reads[name].append(serial)
+        leader = self.leader[name]
+        if leader == name:
+            self.moments[name].add(x, self.dtype)
+        elif self.reads[leader][call : call + 1] != [serial]:
+            raise self._parted(name)
+
+    def _serial(self, x: Tensor) -> int:
+        """A number for each tensor, in each state, of a batch."""
+        key = (id(x), 0 if x.is_inference() else x._version)
+        reference, serial = self.known.get(key, (None, -1))
+        if reference is None or reference() is not x:
+            self.count += 1
+            serial = self.count
+            self.known[key] = (weakref.ref(x), serial)
+        return serial
+
+    def _parted(self, name: str) -> ValueError:
+        return ValueError(
+            f"{name} read the same tensors as {self.leader[name]} in the first batch, but not in a later one; collect "
+            "them in two passes, by names="
+        )
+
+    def end_batch(self) -> None:
+        if self.first:
+            leaders: dict[tuple[int, ...], str] = {}
+            for name, reads in self.reads.items():
+                self.leader[name] = leaders.setdefault(tuple(reads), name) if reads else name
+                if self.leader[name] != name:
+                    del self.moments[name]
+            self.first = False
+        for name, leader in self.leader.items():
+            if self.reads[name] != self.reads[leader]:
+                raise self._parted(name)
+        self.reads = {name: [] for name in self.reads}
+        self.known.clear()
+
+
+@torch.no_grad()
+def collect_covariances(
+    model: nn.Module,
+    batches: Iterable[Tensor | Sequence[object] | Mapping[str, object]],
+    *,
+    names: Sequence[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    """The mean of x x^T over all inputs x of each linear layer, in one pass over the batches.
+
+    The layers' inputs are not kept: memory is one (in_features, in_features) matrix for each layer, and one for all
+    layers that read the same tensor, such as query, key and value. The model runs as it is (call `.eval()` first to
+    switch dropout off) and is left as it was.
+
+    Args:
+        batches: a tensor, a sequence of arguments or a mapping of keyword arguments for each call of the model.
+        names: names of modules, as in `model.named_modules()`; all `nn.Linear` and `StructuredLinear` by default.
+        dtype: of the sums, float32 or float64.
+    Returns:
+        name -> (in_features, in_features), to be given as `inputs=`; layers with the same inputs share one tensor.
+    Raises:
+        ValueError: unknown names, no batches, a layer that was never called, or inputs that are not finite.
+    """
+    modules = dict(model.named_modules())
+    if names is None:
+        names = [name for name, module in modules.items() if isinstance(module, nn.Linear | StructuredLinear)]
+    unknown = [name for name in names if name not in modules]
+    if unknown or not names:
+        raise ValueError(f"names: the model has no module {unknown[0]!r}" if unknown else "names: no linear layers")
+    collector = _Collector(names, dtype)
+    handles = [
+        modules[name].register_forward_pre_hook(partial(collector.hook, name), with_kwargs=True) for name in names
+    ]
+    try:
+        for batch in batches:
+            if isinstance(batch, Mapping):
+                model(**batch)
+            elif isinstance(batch, Tensor):
+                model(batch)
+            else:
+                model(*batch)
+            collector.end_batch()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _means(collector, names)
+
+
+def _means(collector: _Collector, names: Sequence[str]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name in names:
+        leader = collector.leader[name]
+        moment = collector.moments[leader]
+        if moment.total is None or moment.tokens == 0:
+            raise ValueError(f"{name} was never called with any tokens")
+        if leader not in found:
+            if not bool(torch.isfinite(moment.total).all()):
+                raise ValueError(f"{name}: its inputs hold NaN or infinity, or their squares overflow")
+            found[leader] = moment.total.div_(moment.tokens)
+        found[name] = found[leader]
+    return {name: found[name] for name in names}

@@ -1,0 +1,211 @@
+"""Which method fits which terms, in which order, and when to stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from structures.projection import alternating, chain, shared_bond, supports, two_factor
+from structures.projection.problem import Problem
+
+SEEDS = 4  # starts tried where no factorisation gives one
+TRIAL = 3  # sweeps before starts are compared
+LINEAR_STEPS = 2000  # of conjugate gradients, where W is linear in all parameters
+REFRESH = 8  # sweeps after which the residual is computed anew
+CHEAP_SIDE, CHEAP_RANK = 512, 8  # in a sum, matrices larger than this and 8 times the rank: no SVD, subspace iteration
+
+Report = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it went; `history` holds the relative error at the start and after each sweep."""
+
+    method: str
+    iterations: int
+    optimal: bool
+    converged: bool
+    history: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Terms that are fitted together, by the name of a method."""
+
+    method: str
+    terms: tuple[int, ...]
+    exact: bool  # the best possible, the other blocks held
+
+
+def solve(problem: Problem, *, tolerance: float, limit: int, report: Report) -> Outcome:
+    """Fit all terms in place.
+
+    Args:
+        tolerance: stop when a sweep lowers the error by less than this share of it.
+        limit: sweeps at most.
+        report: called with the number of the sweep and the error.
+    """
+    blocks = blocks_of(problem)
+    if len(blocks) == 1 and blocks[0].exact:
+        done = _fit(problem, blocks[0])
+        return Outcome(blocks[0].method, 1, done, done, (problem.relative(),))
+    sweeps = 0
+    if problem.covariance is None:
+        sweeps = _best_start(problem, blocks, limit)
+    else:
+        plain = Problem(problem.structure, problem.weight)
+        solve(plain, tolerance=tolerance, limit=limit, report=report)
+        problem.restore(plain.factors)
+    methods = " and ".join(dict.fromkeys(block.method for block in blocks))
+    name = methods if len(blocks) == 1 else f"alternating {methods}"
+    return _descend(problem, blocks, name, sweeps, tolerance, limit, report)
+
+
+def blocks_of(problem: Problem) -> list[Block]:
+    """The terms grouped by how they are fitted: one-factor terms together, every other term for itself."""
+    single = tuple(t for t, view in enumerate(problem.terms) if len(view.factors) == 1)
+    masks = all(problem.terms[t].is_mask for t in single)
+    blocks = [Block("support" if masks else "linear least squares", single, True)] if single else []
+    for t, view in enumerate(problem.terms):
+        if t in single:
+            continue
+        if problem.covariance is None and two_factor.is_product(view):
+            blocks.append(Block("truncated SVD", (t,), True))
+        elif problem.covariance is not None and two_factor.whitens(view):
+            blocks.append(Block("whitened SVD", (t,), True))
+        elif problem.covariance is None and chain.is_chain(view):
+            blocks.append(Block("hierarchical SVD", (t,), False))
+        else:
+            blocks.append(Block("alternating least squares", (t,), False))
+    return blocks
+
+
+def _best_start(problem: Problem, blocks: Sequence[Block], limit: int) -> int:
+    """Leave the problem at the best of several starts; returns the sweeps that this one has had."""
+    random = any(block.method == "alternating least squares" for block in blocks)
+    orders = [list(blocks), list(reversed(blocks))] if len(blocks) > 1 else [list(blocks)]
+    best: tuple[float, int, list[list[Tensor]]] | None = None
+    trials = [(order, seed) for seed in range(SEEDS if random else 1) for order in orders]
+    for order, seed in trials:
+        problem.clear()
+        for block in order:
+            _start(problem, block, seed)
+        count = min(TRIAL, limit) if len(trials) > 1 else 0
+        for _ in range(count):
+            for block in blocks:
+                _update(problem, block)
+        problem.refresh()
+        reached = problem.relative()
+        if best is None or reached < best[0]:
+            best = (reached, count, problem.save())
+        if problem.is_exact(reached):
+            break
+    assert best is not None
+    problem.restore(best[2])
+    return best[1]
+
+
+def _start(problem: Problem, block: Block, seed: int) -> None:
+    """The first fit of a block, from nothing."""
+    term = block.terms[0]
+    view = problem.terms[term]
+    if block.method == "hierarchical SVD":
+        problem.set(term, chain.nearest_chain(view, problem.target(term)))
+    elif block.method == "alternating least squares" or _is_costly(problem, block):
+        known = shared_bond.from_eigenvectors(view, problem.target(term)) if seed == 0 else None
+        problem.set(term, known or _random(problem, term, seed))
+        alternating.sweep(problem, term)
+    else:
+        _fit(problem, block)
+
+
+def _update(problem: Problem, block: Block) -> None:
+    """A block refitted, the others held: never worse than before."""
+    if block.exact and not _is_costly(problem, block):
+        _fit(problem, block)
+    else:
+        alternating.sweep(problem, block.terms[0])
+
+
+def _fit(problem: Problem, block: Block) -> bool:
+    """The best of a block whose method is exact, the others held; False if conjugate gradients ran out of steps."""
+    term = block.terms[0]
+    view = problem.terms[term]
+    if block.method == "support":
+        supports.fit_supports(problem, block.terms)
+    elif block.method == "linear least squares" and len(block.terms) == 1:
+        return alternating.improve(problem, term, 0, LINEAR_STEPS)
+    elif block.method == "linear least squares":
+        return alternating.solve_jointly(problem, block.terms, LINEAR_STEPS)
+    elif block.method == "truncated SVD":
+        problem.set(term, two_factor.nearest_product(view, problem.target(term)))
+    else:
+        assert problem.covariance is not None
+        whole = problem.residual.clone()
+        view.add_to(whole, problem.entries(term))
+        problem.set(term, two_factor.nearest_whitened(view, whole @ problem.covariance, problem.covariance))
+    return True
+
+
+def _is_costly(problem: Problem, block: Block) -> bool:
+    """A term whose SVD takes far longer than a step of subspace iteration, which alternating least squares is."""
+    if block.method not in ("truncated SVD", "whitened SVD"):
+        return False
+    view = problem.terms[block.terms[0]]
+    cut = two_factor.Cut.of(view.held, *view.factors)
+    side = min(math.prod(view.sizes(cut.rows)), math.prod(view.sizes(cut.cols)))
+    return side > CHEAP_SIDE and side >= CHEAP_RANK * math.prod(view.sizes(cut.bond))
+
+
+def _random(problem: Problem, term: int, seed: int) -> list[Tensor]:
+    """Normal factors, the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    view = problem.terms[term]
+    return [torch.randn(view.sizes(axes), generator=generator).to(problem.weight) for axes in view.factors]
+
+
+def _descend(
+    problem: Problem,
+    blocks: Sequence[Block],
+    method: str,
+    done: int,
+    tolerance: float,
+    limit: int,
+    report: Report,
+) -> Outcome:
+    history = [problem.relative()]
+    converged = problem.is_exact(history[0])
+    while not converged and done < limit:
+        before = problem.save()
+        for block in blocks:
+            _update(problem, block)
+        if done % REFRESH == REFRESH - 1:
+            problem.refresh()
+        reached = problem.relative()
+        if not reached <= history[-1]:  # rounding, at the end
+            problem.restore(before)
+            converged = True
+            break
+        history.append(reached)
+        done += 1
+        report(done, reached)
+        converged = history[-2] - reached <= tolerance * history[-2] or problem.is_exact(reached)
+    return Outcome(method, done, problem.is_exact(history[-1]), converged, tuple(history))
+
+
+def balance(problem: Problem) -> None:
+    """Factors of a term made equally large; the term stays what it is."""
+    for term, view in enumerate(problem.terms):
+        factors = problem.factors[term]
+        if len(factors) == 2:
+            problem.factors[term] = two_factor.rebalance(view, factors)
+        elif len(factors) > 2:
+            norms = [float(f.norm()) for f in factors]
+            if all(norm > 0 for norm in norms):
+                mean = math.exp(sum(map(math.log, norms)) / len(norms))
+                problem.factors[term] = [f * (mean / norm) for f, norm in zip(factors, norms, strict=True)]
+    problem.refresh()
