@@ -1,4 +1,4 @@
-"""`python -m structures list | show NAME IN OUT [--option value] | table`."""
+"""`python -m structures list | show NAME IN OUT [--option value] | table | plan CONFIG --rule KEY STRUCTURE`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from structures import registry
+from structures.configs import plan_lines
 from structures.spec import Spec, SpecError
 from structures.structure import Structure
 
@@ -26,6 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show.add_argument("in_features", type=int)
     show.add_argument("out_features", type=int)
     show.add_argument("options", nargs=argparse.REMAINDER, metavar="--option value", help="the entry's options")
+    plan = commands.add_parser("plan", help="what a swap would change in a transformers model, from its config alone")
+    plan.add_argument("config", help="a known shape (opt-125m), a model type (opt), or a config.json or its folder")
+    plan.add_argument(
+        "--rule",
+        action="append",
+        nargs="+",
+        required=True,
+        metavar=("KEY", "STRUCTURE"),
+        help="KEY STRUCTURE [option=value ...]; STRUCTURE may be none",
+    )
+    plan.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the config")
+    plan.add_argument("--skip", action="append", metavar="KEY", help="what stays, in place of heads and tied")
+    plan.add_argument("--each", action="store_true", help="a line for every layer")
     parsed = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -37,8 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             spec = registry.get(parsed.name)
             print(spec.bind(parsed.in_features, parsed.out_features, **_options(spec, parsed.options)))
             return 0
-        print("\n".join(table() if parsed.command == "table" else _list()))
-    except (SpecError, KeyError) as error:
+        if parsed.command == "plan":
+            skip = parsed.skip or ("heads", "tied")
+            print("\n".join(plan_lines(parsed.config, parsed.rule, overrides=parsed.set, skip=skip, each=parsed.each)))
+        else:
+            print("\n".join(table() if parsed.command == "table" else _list()))
+    except (ValueError, KeyError) as error:
         print(error.args[0], file=sys.stderr)
         return 2
     return 0

@@ -100,6 +100,8 @@ BAD_LENGTHS: list[tuple[str, dict[str, int], int, tuple[str, ...]]] = [
     ("(i[:] i[0]), i[0] y -> y", {"i": 2}, 0, ("stands twice in one operand once its indices",)),
     ("(i[:]), i[:] y -> y", {"i": MAX_AXES}, 0, ("more than 8000 axes",)),
     ("(i[:]), r[t] i[t] r[t+1] -> r[0]", {"i": 3 * MAX_AXES}, 0, ("more than 8000 axes",)),
+    ("(i[:]), i[t] o[t] -> (o[:])", {"i": 2, "o": 3}, 8, ("lists of different lengths [2, 3]",)),
+    ("(i[:]), r[t] i[t] r[t+1] -> r[0]", {"i": 3, "r": 3}, 8, ("lists of different lengths [2, 3]",)),
     ("(i[:]), i[:t] i[t] i[t+1:] -> y", {"i": 1000}, 0, ("more than 8000 axes",)),
 ]
 

@@ -225,7 +225,7 @@ BAD_ENTRIES: list[tuple[str, str | bytes, str, tuple[str, ...]]] = [
         "m:\n  sizes:\n    i: split(in_features, 2)\n    o: split(out_features, 3)\n"
         "  einsum: (i[:]), i[t] o[t] -> (o[:])\n",
         "5:",
-        ("'o2'",),
+        ("lists of different lengths [2, 3]",),
     ),
     (
         "a list of ten thousand",

@@ -1,0 +1,250 @@
+"""nn.Linear -> structured, inside an existing model, and back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from structures import backends, initial, layers
+from structures.expressions import nearest
+from structures.linear import StructuredLinear
+from structures.plan import Plan, Row
+from structures.project import Projection, from_linear
+from structures.rules import SKIP, Choice, Key, Rules, collapse, select
+from structures.structure import Structure
+
+MAX_SHOWN = 5  # layers that do not fit, named in one error
+
+Job = tuple[Choice, Structure | None]  # None: back to the dense layer
+
+log = logging.getLogger("structures")
+
+
+def swap(
+    model: nn.Module,
+    rules: Rules,
+    *,
+    project: bool | Mapping[str, Any] = False,
+    inputs: Mapping[str, Tensor] | None = None,
+    held_out: Mapping[str, Tensor] | None = None,
+    init: str = "linear",
+    backend: str = backends.AUTO,
+    dry_run: bool = False,
+    skip: Iterable[Key] = SKIP,
+    predict_error: bool = False,
+) -> Plan:
+    """Replace linear layers of `model` in place; everything is planned and built before the first one is replaced.
+
+    Args:
+        rules: `{key: value}` in order of precedence; the first key that names a layer decides. A key is a glob for the
+            layer's name (`*` spans dots), `re:` and a regex for the whole name, `all-linear`, or a predicate
+            `(name, module) -> bool`. A value is a structure's name, a Spec, `(either, options)`, `nn.Linear` to go back
+            to the dense layer, or None to leave a layer as it is. Linear layers are nn.Linear, transformers' Conv1D
+            and StructuredLinear.
+        project: start from the factors nearest to the layer's weight; a mapping is arguments of `from_linear`, such as
+            `{"refine": 100}`. Without it factors are drawn by `init`, and the bias alone is kept.
+        inputs, held_out: by layer's name, what it reads or the covariance of it: the projection is then nearest in its
+            outputs, where there are inputs, and the table has the output error.
+        init, backend: of the new layers, as StructuredLinear takes them.
+        dry_run: only return the table. Needs no weights: the model may be on the meta device.
+        skip: what stays though a rule names it: `heads` (the model's output layer, and names that end in lm_head,
+            head, classifier, ...), `tied` (a parameter is shared with another module), and keys as in `rules`.
+            `()` swaps them all. A layer whose weight its parent reads (nn.MultiheadAttention's out_proj) always stays.
+        predict_error: let a dry run project every layer and forget the result: the table then has the errors.
+    Returns:
+        the table, also of what was left alone, and the model as `.model`: the new layer, where the model was one.
+    Raises:
+        ValueError: nothing is named (the message lists near names), a structure does not fit a layer, or there is no
+            weight to project. The model is unchanged.
+        KeyError: an unknown structure.
+
+    Kept: modules that are shared stay shared, hooks on calls, training flag, device, dtype, requires_grad. Make the
+    optimizer afterwards: it would hold the old parameters. nn.TransformerEncoder's fast path is off while a layer in
+    it is structured.
+    """
+    backends.check_name(backend)
+    if init not in initial.INITS:
+        raise ValueError(f"init is one of {', '.join(initial.INITS)}, found {init!r}")
+    selection = select(model, rules, skip)
+    jobs = [job for job in _bound(selection.choices) if not _is_already(*job)]
+    given = _given(jobs, project, inputs, held_out)
+    made: dict[int, nn.Module] = {}
+    rows = []
+    for choice, structure in jobs:
+        new = None
+        if not dry_run or predict_error:
+            arguments = given[id(choice.module)] if project is not False or dry_run else None
+            new = _made(choice, structure, arguments, init, backend)
+        if new is not None and not dry_run:
+            made[id(choice.module)] = new
+        rows.append(_row(choice, structure, getattr(new, "projection", None)))
+    plan = Plan(tuple(rows), selection.skipped, selection.unused, *_totals(model, jobs, rows), model)
+    if dry_run:
+        return plan
+    root = put(model, made)
+    set_fast_paths(root)
+    if plan.remarks():
+        log.warning("swap: %s", "; ".join(plan.remarks()))
+    return replace(plan, model=root)
+
+
+def _given(
+    jobs: list[Job],
+    project: bool | Mapping[str, Any],
+    inputs: Mapping[str, Tensor] | None,
+    held_out: Mapping[str, Tensor] | None,
+) -> dict[int, dict[str, Any]]:
+    """What `from_linear` is given for each layer, by the layer's id."""
+    given = {id(choice.module): dict(project) if isinstance(project, Mapping) else {} for choice, _ in jobs}
+    layer_of = {name: id(choice.module) for choice, _ in jobs for name in choice.names}
+    for what, tensors in (("inputs", inputs), ("held_out", held_out)):
+        if tensors and not layer_of.keys() & tensors.keys():
+            raise ValueError(f"swap: {what} names no layer to replace{nearest(next(iter(tensors)), sorted(layer_of))}")
+        for name in layer_of.keys() & (tensors or {}).keys():
+            given[layer_of[name]][what] = (tensors or {})[name]
+    return given
+
+
+def _bound(choices: tuple[Choice, ...]) -> list[Job]:
+    """Each choice with its structure, None for the dense layer; an error names all layers that do not fit."""
+    bound: list[Job] = []
+    count = 0
+    wrong: dict[str, Choice] = {}
+    for choice in choices:
+        spec, options = choice.target.spec, dict[str, Any](choice.target.options)
+        try:
+            structure = None if spec is None else spec.bind(*layers.widths(choice.module), **options)
+        except ValueError as error:
+            wrong.setdefault(f"{collapse(choice.names[0]) or '(the model itself)'}: {error}", choice)
+            count += 1
+        else:
+            bound.append((choice, structure))
+    if wrong:
+        shown = "\n".join(f"  {message}" for message in list(wrong)[:MAX_SHOWN])
+        more = f"\n  and {len(wrong) - MAX_SHOWN} more" if len(wrong) > MAX_SHOWN else ""
+        first = next(iter(wrong.values())).names[0]
+        raise ValueError(
+            f"{count} of {len(choices)} layers do not fit:\n{shown}{more}\n"
+            f"give them a rule of their own, or leave them as they are with {{{first!r}: None, ...}} in front"
+        )
+    return bound
+
+
+def _is_already(choice: Choice, structure: Structure | None) -> bool:
+    if structure is None:
+        return not isinstance(choice.module, StructuredLinear)
+    return isinstance(choice.module, StructuredLinear) and choice.module.structure == structure
+
+
+def _made(
+    choice: Choice, structure: Structure | None, arguments: dict[str, Any] | None, init: str, backend: str
+) -> nn.Module:
+    """The new layer: projected with `arguments` of `from_linear`, or fresh where they are None."""
+    old = choice.module
+    name = choice.names[0] or "(the model itself)"
+    if (arguments is not None or structure is None) and any(p.is_meta for p in old.parameters()):
+        raise ValueError(f"{name}: it is on the meta device and has no weight to project; load the weights first")
+    try:
+        if structure is None:
+            new = layers.restored(old)
+        elif arguments is None:
+            new = _fresh(layers.as_linear(old), structure, init, backend)
+        else:
+            new = from_linear(layers.as_linear(old), structure, backend=backend, **arguments)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    layers.carry(old, new)
+    return new
+
+
+def _fresh(linear: nn.Linear, structure: Structure, init: str, backend: str) -> StructuredLinear:
+    options: dict[str, Any] = dict(structure.options)
+    new = StructuredLinear(
+        structure.spec,
+        structure.in_features,
+        structure.out_features,
+        linear.bias is not None,
+        device=linear.weight.device,
+        dtype=linear.weight.dtype,
+        backend=backend,
+        init=init,
+        **options,
+    )
+    if new.bias is not None:
+        new.bias.data.copy_(linear.bias.detach())
+    return new
+
+
+def _row(choice: Choice, structure: Structure | None, projection: Projection | None) -> Row:
+    module = choice.module
+    in_features, out_features = layers.widths(module)
+    bias = out_features if module._parameters.get("bias") is not None else 0
+    dense = in_features * out_features
+    now = module.structure if isinstance(module, StructuredLinear) else None
+    return Row(
+        layer=choice.names[0],
+        aliases=choice.names[1:],
+        source=layers.kind(module) or "",
+        target="Linear" if structure is None else structure.name,
+        options=() if structure is None else structure.options,
+        in_features=in_features,
+        out_features=out_features,
+        params_before=(now.params if now else dense) + bias,
+        params_after=(structure.params if structure else dense) + bias,
+        flops_before=now.flops() if now else 2 * dense,
+        flops_after=structure.flops() if structure else 2 * dense,
+        error=None if projection is None else projection.weight_error,
+        output_error=None if projection is None else projection.output_error,
+    )
+
+
+def _totals(model: nn.Module, jobs: list[Job], rows: list[Row]) -> tuple[int, int]:
+    """Parameters of the whole model before and after, shared ones once."""
+    gone = {id(choice.module) for choice, _ in jobs}
+    sizes = [
+        (id(m) in gone, id(p), 0 if isinstance(p, UninitializedParameter) else p.numel())
+        for m in model.modules()
+        for p in m.parameters(recurse=False)
+    ]
+    before = {parameter: size for _, parameter, size in sizes}
+    stays = {parameter: size for is_gone, parameter, size in sizes if not is_gone}
+    return sum(before.values()), sum(stays.values()) + sum(row.params_after for row in rows)
+
+
+def put(model: nn.Module, made: Mapping[int, nn.Module]) -> nn.Module:
+    """Put the new layers in the old ones' places, all or none; returns the model, or what takes its place."""
+    places = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
+    done: list[tuple[nn.Module, str, nn.Module]] = []
+    try:
+        for parent, name, child in places:
+            if child is not None and id(child) in made:
+                done.append((parent, name, child))
+                setattr(parent, name, made[id(child)])
+    except BaseException:
+        for parent, name, child in done:
+            parent._modules[name] = child
+        raise
+    return made.get(id(model), model)
+
+
+def set_fast_paths(model: nn.Module) -> None:
+    """Turn the fast path of nn.TransformerEncoder off where a layer is structured, and on again where none is.
+
+    It hands the weights of linear1 and linear2 to one fused function, in eval and without gradients. The layers'
+    `activation_relu_or_gelu` and the encoder's `use_nested_tensor` say whether it may be taken, and nothing else.
+    """
+    for module in model.modules():
+        if not isinstance(module, nn.TransformerEncoderLayer | nn.TransformerEncoder):
+            continue
+        structured = any(isinstance(m, StructuredLinear) for m in module.modules())
+        for flag in ("activation_relu_or_gelu", "use_nested_tensor"):
+            if structured and getattr(module, flag, None):
+                module.__dict__[f"_dense_{flag}"] = getattr(module, flag)
+                setattr(module, flag, 0 if flag == "activation_relu_or_gelu" else False)
+            elif not structured and f"_dense_{flag}" in module.__dict__:
+                setattr(module, flag, module.__dict__.pop(f"_dense_{flag}"))
