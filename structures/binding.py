@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from structures.structure import Axes, Gather, Structure, Term, order_steps
 if TYPE_CHECKING:
     from structures.spec import Spec
 
+MAX_TRIES = 240  # bindings tried for the hint of an error, over all options
 MAX_TABLE = 2**16  # entries of a gather
 
 
@@ -56,6 +58,7 @@ def bind(spec: Spec, in_features: int, out_features: int, given: tuple[tuple[str
 def _values_that_work(spec: Spec, in_features: int, out_features: int, given: dict[str, object]) -> str:
     """`; n_blocks that work here: 2, 4, 6`: found by trying, nearest to what was asked for."""
     texts = []
+    left = MAX_TRIES
     for name, default in spec.options:
         asked = given.get(name, default)
         if not isinstance(default, int) or not isinstance(asked, int):
@@ -63,7 +66,8 @@ def _values_that_work(spec: Spec, in_features: int, out_features: int, given: di
         candidates = sorted({*divisors(in_features), *divisors(out_features)})
         candidates.sort(key=lambda c: abs(math.log(c / max(asked, 1))))
         working: list[int] = []
-        for candidate in candidates[:48]:
+        for candidate in candidates[: min(left, 48)]:
+            left -= 1
             try:
                 build(spec, in_features, out_features, {**given, name: candidate})
             except SizeError:
@@ -151,14 +155,15 @@ def count_uses(
     operands = [term.input, *term.factors, term.output]
     inputs = {name for name, _ in term.input}
     reads = {name for axis, text in spec.index if axis in inputs for name in names_in(text)}
-    for axis in dict.fromkeys(itertools.chain(*operands)):
-        uses = sum(axis in operand for operand in operands) + (axis[0] in reads)
+    views = {*term.input, *term.output}
+    for axis, count in Counter(itertools.chain(*operands)).items():  # no axis stands twice in one operand
+        uses = count + (axis[0] in reads)
         if axis[0] in indexed:
             if axis in term.input and uses > 1:
                 raise spec.error(f"axis {axis[0]!r} is read through an index and can stand in the input view alone",
                                  "einsum", number)  # fmt: skip
             continue
-        bond_end = axis[1] is not None and axis not in (*term.input, *term.output)
+        bond_end = axis[1] is not None and axis not in views
         if uses > 1 or bond_end or axis[0] in skip:
             continue
         what = _axis(*axis)
@@ -201,9 +206,7 @@ def _shared(terms: Sequence[Expanded]) -> set[tuple[str, int | None]]:
     shared = set()
     for term in terms:
         operands = (term.input, *term.factors, term.output)
-        for axis in set(itertools.chain(*operands)):
-            if sum(axis in operand for operand in operands) > 1:
-                shared.add(axis)
+        shared |= {axis for axis, count in Counter(itertools.chain(*operands)).items() if count > 1}
     return shared
 
 

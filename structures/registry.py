@@ -18,8 +18,10 @@ from structures.spec import Spec, SpecError
 ENTRY_POINTS = "structures.registries"  # each loads to the path of a YAML file
 FIELDS = ("title", "source", "options", "sizes", "index", "init", "einsum")
 MAX_BYTES = 2**18
+MAX_ENTRIES = 256
 MAX_DEPTH = 10
 
+_OCTAL = re.compile(r"[-+]?0[0-9_]+\Z")
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 _added: dict[str, dict[str, Spec]] = {}  # file -> its entries, in the order of loading
 
@@ -148,6 +150,8 @@ class _Reader:
         root = self._compose(self._text())
         if not isinstance(root, yaml.MappingNode):
             raise self._error(f"a registry is a mapping of names to entries, found {_kind(root)}", root)
+        if len(root.value) > MAX_ENTRIES:
+            raise self._error(f"a registry file has at most {MAX_ENTRIES} entries, found {len(root.value)}", root)
         return {name: self._entry(name, key, value) for name, key, value in self._items(root, "structure")}
 
     def _text(self) -> str:
@@ -242,6 +246,8 @@ class _Reader:
             return tuple(self._number(what, item) for item in node.value)
         text = self._string(what, node, parent)
         quoted = getattr(node, "style", None) in ("'", '"')
+        if not quoted and _OCTAL.match(text):
+            raise self._error(f"{what}: {text!r} has a leading zero, which YAML reads as base 8; leave it out", node)
         return text if quoted or not _is_number(text) else _to_number(text)
 
     def _number(self, what: str, node: yaml.Node) -> int | float:

@@ -48,6 +48,10 @@ class Spec:
     marks: tuple[tuple[tuple[str, ...], tuple[int, int, bool]], ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not isinstance(self.einsum, str | list | tuple):
+            raise SpecError(
+                f"a Spec has a name and an einsum, text or a list of it; found {self.name!r}, {self.einsum!r}"
+            )
         normal = {
             "einsum": (self.einsum,) if isinstance(self.einsum, str) else tuple(self.einsum),
             "sizes": _pairs(self.sizes, str),
@@ -114,7 +118,7 @@ class Spec:
 
 
 def _pairs(value, convert) -> tuple:  # type: ignore[no-untyped-def,type-arg]
-    items = value.items() if isinstance(value, Mapping) else value
+    items = value.items() if isinstance(value, Mapping) else value or ()
     return tuple((str(k), convert(v)) for k, v in items)
 
 

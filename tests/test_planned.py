@@ -222,6 +222,10 @@ def test_every_program_that_the_search_keeps_agrees_with_the_reference(name, wid
 
 def run(plan, made, dy, pure):
     x, bias, *factors = made
+    if plan.native:  # autograd takes the pure form alone
+        leaves = [t.detach().clone().requires_grad_() for t in made]
+        y = emit.compiled(emit.forward_source(plan, pure=True), "forward")(leaves[0], *leaves[2:], leaves[1])[0]
+        return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
     forward = emit.compiled(emit.forward_source(plan, pure=pure), "forward")
     backward = emit.compiled(emit.backward_source(plan, pure=pure), "backward")
     with torch.no_grad():
@@ -533,7 +537,7 @@ def test_a_plan_is_frozen_hashable_and_says_what_it_does():
     plan = planned.plan(structure, 100, grad=True)
     assert hash(plan) == hash(replace(plan)) and plan == replace(plan, seconds=0.0)
     text = str(plan)
-    assert "predicted" in text and "backward" in text and "bmm(" in text and "k=4" in text
+    assert "predicted" in text and "k=4" in text and ("backward" in text or "gradients by autograd" in text)
     with pytest.raises(AttributeError):
         plan.seconds = 1.0
 

@@ -32,6 +32,7 @@ class Program:
         self.factors = len(plan.problem.factors)
         self.saved = plan.saved
         self.saves_input = X in plan.saved
+        self.native = plan.native
         self.traced: tuple[Run, ...] = ()  # the pure forms, once made; a compiler follows plain attributes only
 
     @cached_property
@@ -73,6 +74,8 @@ def apply(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tens
         if True in want:
             key: Key = ((tokens - 1).bit_length(), x.dtype, device, bias is None, want)
             program = table.get(key) or _add(table, key, structure, x, bias, want)
+            if program.native:
+                return program.pure()[0](x, *factors, bias)[0]
             return _planned(program, want, x, bias, *factors)
     key = ((tokens - 1).bit_length(), x.dtype, device, bias is None)
     program = table.get(key) or _add(table, key, structure, x, bias, None)
@@ -138,7 +141,6 @@ def _contiguous(factors: Sequence[Tensor]) -> Sequence[Tensor]:
 _plans = ModuleType("structures_plans")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _traced_name(structure: Structure, dtype: torch.dtype, device: str, bias: bool, want: Any) -> str:
     """Name in `_plans` of a program for any number of tokens: a graph may not depend on them."""
     entry = _by_id.get(id(structure))
@@ -154,6 +156,10 @@ def _traced_name(structure: Structure, dtype: torch.dtype, device: str, bias: bo
     return name
 
 
+# What torch.compiler.assume_constant_result does, without importing the compiler (1.4 s) where nothing is compiled.
+_traced_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _traced(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     """The pure form: under a transform differentiated as it stands, in a graph with the planned backward."""
     want = None
@@ -163,7 +169,7 @@ def _traced(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Te
         if True not in want:
             want = None
     program = getattr(_plans, _traced_name(structure, x.dtype, x.device.type, bias is not None, want))
-    if want is None:
+    if want is None or program.native:
         run = program.traced[0]
         return run(x, *factors, bias)[0]  # type: ignore[no-any-return]
     return _planned(program, want, x, bias, *factors)

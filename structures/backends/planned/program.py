@@ -145,6 +145,7 @@ class Plan:
         saved: names of the tensors that the backward reads besides the factors.
         seconds: predicted time of forward and backward.
         chunk: tokens a pass; 0 runs all at once.
+        native: the gradients are left to autograd; `backward` is empty then.
     """
 
     problem: Problem
@@ -154,12 +155,14 @@ class Plan:
     want: Want | None = None
     saved: tuple[str, ...] = ()
     chunk: int = 0
+    native: bool = False
     seconds: float = field(default=0.0, compare=False)
     parts: tuple[float, ...] = field(default=(), compare=False)  # seconds of each operation, forward then backward
 
     def flops(self, tokens: int) -> int:
         """Floating-point operations that the products and elementwise steps execute, 2 per multiply-add."""
-        return sum(op_flops(self.problem, op, tokens) for op in (*self.forward, *self.backward))
+        count = sum(op_flops(self.problem, op, tokens) for op in (*self.forward, *self.backward))
+        return 3 * count if self.native else count  # autograd multiplies the gradient with either operand
 
     def __str__(self) -> str:
         return "\n".join(_page(self))
@@ -185,7 +188,8 @@ def _page(plan: Plan) -> Iterator[str]:
     used.update(dict.fromkeys(a for axes in problem.factors for a in axes))
     yield "  " + "  ".join([*(f"{a}={sizes[a]}" for a in used if a != TOKENS), f"{TOKENS}=tokens"])
     parts = iter(plan.parts)
-    saved = f", saving {', '.join(plan.saved) or 'nothing'}" if plan.want else ""
+    saved = f", saving {', '.join(plan.saved) or 'nothing'}" if plan.want and not plan.native else ""
+    saved = ", gradients by autograd" if plan.native else saved
     for title, ops in ((f"forward{saved}", plan.forward), ("backward", plan.backward)):
         if ops:
             yield f"{title}:"
