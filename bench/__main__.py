@@ -1,4 +1,4 @@
-"""`python -m bench report|merge|compare|recommend ...`: commands on results files."""
+"""`python -m bench report|merge|compare|recommend|readme ...`: commands on results files."""
 
 import argparse
 import io
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     merge.set_defaults(run=_merge)
     _add_compare(commands.add_parser("compare", help="what became slower or faster between two results files"))
     _add_recommend(commands.add_parser("recommend", help="rank structures for a layer by what was measured near it"))
+    _add_readme(commands.add_parser("readme", help="write a README's figure and tables from results files"))
     return parser
 
 
@@ -91,6 +92,21 @@ def _add_recommend(recommend: argparse.ArgumentParser) -> None:
     recommend.set_defaults(run=_recommend)
 
 
+def _add_readme(readme: argparse.ArgumentParser) -> None:
+    add = readme.add_argument
+    add("results", nargs="+", type=Path, help="files of one machine, commit and set of versions")
+    add("--into", type=Path, required=True, metavar="FILE", help="a README with the markers of the section of results")
+    add("--figure", type=Path, required=True, metavar="FILE", help="the PNG to write; the SVG is written beside it")
+    add("--budget", default="params=0.25", metavar="WORD", help="what the figure holds equal (params=0.25)")
+    add("--mode", default="forward", metavar="WORD", help="forward (default) or train")
+    add("--tokens", type=count, metavar="N", help="rows of the input (default: where most structures were measured)")
+    add("--dtype", default="float32", metavar="WORD", help="float32 (default), bfloat16, ...")
+    add("--device", default="cpu", metavar="WORD", help="cpu (default) or cuda")
+    add("--threads", type=count, metavar="N")
+    add("--clock", metavar="WORD", help=" or ".join(CLOCKS))
+    readme.set_defaults(run=_readme)
+
+
 def _report(arguments: argparse.Namespace) -> tuple[str, int]:
     from bench.report import write
 
@@ -123,6 +139,13 @@ def _recommend(arguments: argparse.Namespace) -> tuple[str, int]:
     results = read(arguments.results)
     answer = recommend.recommend(results, recommend.Query(**asked))
     return recommend_text.text(results, answer, arguments.top), 0 if answer.groups else 1
+
+
+def _readme(arguments: argparse.Namespace) -> tuple[str, int]:
+    from bench import readme
+
+    place = readme.Place(**{key: getattr(arguments, key) for key in readme.Place.__dataclass_fields__})
+    return readme.write(read(arguments.results), arguments.into, arguments.figure, place), 0
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def _copies(factor: Operand, lengths: Mapping[str, int]) -> int:
     if len(counts) > 1 or counts[0] < 1:
         raise NotationError(f"lists of different lengths {counts} in one repeated factor", factor.offset)
     if counts[0] > MAX_AXES:
-        raise NotationError(f"a factor occurs at most {MAX_AXES} times", factor.offset)
+        raise NotationError(f"the term has more than {MAX_AXES} axes when written out")
     return counts[0]
 
 
