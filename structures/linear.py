@@ -114,6 +114,17 @@ class StructuredLinear(nn.Module):
         y = backends.apply(name, self.structure, tokens, factors, bias)
         return y if flat else y.reshape(*shape[:-1], self.out_features)
 
+    def plan(self, tokens: int, *, grad: bool = False) -> backends.planned.Plan:
+        """The program that the planner runs for this many tokens, with its predicted cost; print it.
+
+        Args:
+            grad: with the gradients of the input and of every parameter.
+        """
+        like = next(self.parameters(), torch.empty(()))
+        return backends.planned.plan(
+            self.structure, tokens, dtype=like.dtype, device=like.device.type, bias=self.bias is not None, grad=grad
+        )
+
     def to_dense(self) -> Tensor:
         """W of shape (out_features, in_features), what nn.Linear calls weight; gradients flow to the factors."""
         return reference.to_dense(self.structure, self.factors)

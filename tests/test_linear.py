@@ -355,6 +355,13 @@ def test_a_backend_asked_for_never_falls_back():
         del backends._BACKENDS["never"]
 
 
+def test_the_plan_of_a_layer_is_printed_with_its_cost():
+    made = layer("monarch", SHAPES[0], dtype=torch.float32)
+    forward, both = str(made.plan(128)), str(made.plan(128, grad=True))
+    assert "predicted" in forward and "mm(" in forward
+    assert "predicted" in both and both != forward
+
+
 def test_the_layer_says_what_ran():
     made = layer("dense", SMALL)
     assert made.backend == "auto" and made.ran is None
