@@ -13,6 +13,7 @@ import torch
 from contract import DTYPES, FLOOR, SHAPES, error, layer, of_backend, tensors, truth
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.flop_counter import FlopCounterMode
 
 import structures
 from structures import backends, reference
@@ -353,6 +354,29 @@ def test_a_backend_asked_for_never_falls_back():
             backends.register("never", Never)
     finally:
         del backends._BACKENDS["never"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_flops_are_what_pytorch_counts(name, backend):
+    made = layer(name, SHAPES[0], backend=backend)
+    x, dy = tensors(made, 64, torch.float64)
+    counted = FlopCounterMode(display=False)
+    with counted:
+        y = made(x.requires_grad_())
+    forward = counted.get_total_flops()
+    with counted:
+        torch.autograd.grad(y, [x, *made.factors], dy)
+    train = forward + counted.get_total_flops()
+    assert sum(f.numel() for f in made.factors) == made.structure.params
+    if backend == "planned":  # merged factors and elementwise steps run other counts, which the plan tells
+        plan = made.plan(64, grad=True)
+        assert plan.flops(64) > 0
+        if not any(type(op).__name__ == "Pointwise" for op in (*plan.forward, *plan.backward)):
+            assert train == plan.flops(64)
+        return
+    assert forward == made.structure.flops(64)
+    assert train == made.structure.flops(64, train=True)
 
 
 def test_the_plan_of_a_layer_is_printed_with_its_cost():

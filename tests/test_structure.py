@@ -10,6 +10,7 @@ from dataclasses import FrozenInstanceError
 
 import opt_einsum
 import pytest
+from dense_forms import DENSE_FORMS
 
 import structures
 from structures import analysis
@@ -468,7 +469,7 @@ def test_default_options_suit_every_usual_width(name: str) -> None:
         assert 0 < structure.params <= structure.dense_params
 
 
-@pytest.mark.parametrize("name", sorted(set(structures.names()) - LESS_THAN_FULL_RANK))
+@pytest.mark.parametrize("name", sorted(set(DENSE_FORMS) - LESS_THAN_FULL_RANK))
 def test_default_options_lose_no_rank(name: str) -> None:
     for widths in USUAL_WIDTHS:
         wanted = None if (name, *widths) in RANK_UNKNOWN else RANK_LOST.get((name, *widths), min(widths))

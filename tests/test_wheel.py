@@ -14,6 +14,8 @@ import pytest
 from structures import registry
 
 ROOT = Path(__file__).parents[1]
+# finding pip passes setuptools' hook, which warns where torch has loaded distutils before
+pytestmark = pytest.mark.filterwarnings("ignore:Setuptools is replacing distutils")
 LIMIT = 300  # seconds for one command; a build takes about five
 
 ASK = """
