@@ -61,6 +61,9 @@ def distil(
             "distil: steps is at least 0, batch at least 1, tokens at least 2, 0 < held_out < 1 and lr > 0; found "
             f"{steps=}, {batch=}, {tokens=}, {held_out=}, {lr=}"
         )
+    for what, module in (("model", model), ("teacher", teacher)):
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"distil: {what} is an nn.Module, found {type(module).__name__}")
     pairs = _pairs(model, teacher)
     generator = torch.Generator().manual_seed(seed)
     samples = {name: _Sample(tokens, generator) for name in pairs}
@@ -140,7 +143,10 @@ def _watch(
 ) -> None:
     """Run the batches through the teacher in eval mode and sample what each layer is given."""
     handles = [
-        dense.register_forward_pre_hook(lambda module, args, sample=samples[name]: sample.add(args[0]))
+        dense.register_forward_pre_hook(
+            lambda module, args, kwargs, sample=samples[name]: sample.add((*args, *kwargs.values())[0]),
+            with_kwargs=True,
+        )
         for name, dense in watched.items()
     ]
     training = [module for module in teacher.modules() if module.training]

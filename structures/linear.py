@@ -90,12 +90,13 @@ class StructuredLinear(nn.Module):
             bound = initial.bias_bound(self.structure)
             self.bias.uniform_(-bound, bound)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features).
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features); the argument is called as nn.Linear's is.
 
         Raises:
-            ValueError: x has another width, dtype or device than the layer, or the backend asked for refuses.
+            ValueError: the input has another width, dtype or device than the layer, or the backend asked for refuses.
         """
+        x = input
         shape = x.shape
         if not shape or shape[-1] != self.in_features:
             raise ValueError(_wrong_width(self, x))

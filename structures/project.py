@@ -110,7 +110,10 @@ def from_linear(
         TypeError: not an nn.Linear.
     """
     if not isinstance(linear, nn.Linear):
-        raise TypeError(f"from_linear takes an nn.Linear, found {type(linear).__name__}; project() takes a weight")
+        raise TypeError(
+            f"from_linear takes an nn.Linear, found {type(linear).__name__}; project() takes a weight, swap() a model, "
+            "and to_linear() makes an nn.Linear of a Conv1D or a StructuredLinear"
+        )
     layer = project(linear.weight, structure, inputs=inputs, held_out=held_out, damping=damping, refine=refine,
                     tolerance=tolerance, limit=limit, progress=progress, backend=backend, **options)  # fmt: skip
     for parameter in layer.parameters():
@@ -138,12 +141,16 @@ def project_factors(
     Without `inputs` the Frobenius norm of the difference is minimised. Exact: terms of one factor (supports, overlaps
     included) and any single term of two factors (one batched truncated SVD). Sums are refitted term by term, chains of
     more factors are split by SVDs and then improved, all else is fitted factor by factor; no sweep raises the error.
-    With `inputs`, ||(W - What) X^T|| is minimised instead: exact for supports and low rank, otherwise from the plain
-    solution on, factor by factor.
+    With `inputs`, ||(W - What) X^T|| is minimised instead: exact for supports and low rank; otherwise from the plain
+    solution on, for coupled blocks (Monarch, BTT) one group of blocks after another by a whitened SVD, else factor by
+    factor.
 
     Args:
         weight: (out_features, in_features), finite.
-        inputs: (..., in_features), what the layer reads, or its covariance (in_features, in_features).
+        inputs: (..., in_features), what the layer reads, or its covariance (in_features, in_features). Of a batch the
+            mean of x x^T is used, the mean of x not taken off: a bias that is kept as it is (as `from_linear` does)
+            corrects nothing, so an error in the mean output counts like any other. A symmetric matrix of that
+            square shape with no negative diagonal is read as a covariance.
         held_out: the same of other inputs, to measure the output error on.
         damping: with inputs, the share of their mean variance added to each feature's: larger for fewer tokens.
         refine: steps of L-BFGS on all factors together at the end, for what is not optimal by then.
@@ -196,6 +203,8 @@ def bound(weight: Tensor, structure: str | Spec | Structure, options: Mapping[st
         if options:
             raise ValueError(f"{structure.name}: it is bound already and takes no options, found {', '.join(options)}")
         return structure
+    if not isinstance(structure, str | Spec):
+        raise ValueError(f"structure is an entry's name, a Spec or a Structure, found {structure!r}")
     spec = registry.get(structure) if isinstance(structure, str) else structure
     return spec.bind(weight.shape[1], weight.shape[0], **options)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,12 +114,12 @@ def target(key: str, value: object) -> Target | None:
     if value is nn.Linear:
         return Target(None)
     options: object = {}
-    if isinstance(value, tuple) and len(value) == 2:
+    if isinstance(value, tuple | list) and len(value) == 2:
         value, options = value
     if not isinstance(value, str | Spec) or not isinstance(options, Mapping):
         raise ValueError(
             f"rule {key!r}: the value is the name of a structure, a Spec, (either, options), nn.Linear for the dense "
-            f"layer or None to leave a layer as it is; found {value!r}"
+            f"layer or None to leave a layer as it is; found {reprlib.repr(value)}"
         )
     try:
         spec = registry.get(value) if isinstance(value, str) else value
@@ -152,6 +153,10 @@ def _reasons(model: nn.Module, found: list[tuple[tuple[str, ...], nn.Module]], s
     skip = [skip] if isinstance(skip, str) or callable(skip) else list(skip)
     words = set(SKIP).intersection(key for key in skip if isinstance(key, str))
     tests = [(describe(key), matcher(key)) for key in skip if not isinstance(key, str) or key not in words]
+    for key, matches in tests:
+        if found and not any(matches(name, module) for names, module in found for name in names):
+            allowed = f"{', '.join(map(repr, SKIP))} and keys as in rules"
+            raise ValueError(f"skip: no linear layer is named by {key!r}; skip takes {allowed}")
     parents: dict[int, list[tuple[nn.Module, str]]] = {}
     for parent in model.modules():
         for own_name, child in parent.named_children():
@@ -198,6 +203,7 @@ def _nothing(model: nn.Module, keys: list[str], names: list[str]) -> str:
     if not names:
         return f"{what}: it has none (nn.Linear, Conv1D or StructuredLinear)"
     inside = [f"{key}.*" for key in keys if any(n.startswith(f"{key}.") for n in names)]
+    inside += [ALL for key in keys if key.replace("_", "-").lower() == ALL]
     hint = f"; did you mean {inside[0]!r}?" if inside else ""
     counts: dict[str, int] = {}
     for name in names:

@@ -18,6 +18,7 @@ from structures.project import Projection, from_linear
 from structures.rules import SKIP, Choice, Key, Rules, collapse, select
 from structures.structure import Structure
 
+ARGUMENTS = ("damping", "refine", "tolerance", "limit", "progress")  # of from_linear, for all layers alike
 MAX_SHOWN = 5  # layers that do not fit, named in one error
 
 Job = tuple[Choice, Structure | None]  # None: back to the dense layer
@@ -59,8 +60,8 @@ def swap(
     Returns:
         the table, also of what was left alone, and the model as `.model`: the new layer, where the model was one.
     Raises:
-        ValueError: nothing is named (the message lists near names), a structure does not fit a layer, or there is no
-            weight to project. The model is unchanged.
+        ValueError: nothing is named by the rules, or by a key of `skip` or `inputs` (the message lists near names), a
+            structure does not fit a layer, or there is no weight to project. The model is unchanged.
         KeyError: an unknown structure.
 
     Kept: modules that are shared stay shared, hooks on calls, training flag, device, dtype, requires_grad. Make the
@@ -70,9 +71,10 @@ def swap(
     backends.check_name(backend)
     if init not in initial.INITS:
         raise ValueError(f"init is one of {', '.join(initial.INITS)}, found {init!r}")
+    _check(model, project, inputs, held_out, dry_run, predict_error)
     selection = select(model, rules, skip)
     jobs = [job for job in _bound(selection.choices) if not _is_already(*job)]
-    given = _given(jobs, project, inputs, held_out)
+    given = _given(model, jobs, project, inputs, held_out)
     made: dict[int, nn.Module] = {}
     rows = []
     for choice, structure in jobs:
@@ -93,7 +95,35 @@ def swap(
     return replace(plan, model=root)
 
 
+def _check(
+    model: nn.Module,
+    project: bool | Mapping[str, Any],
+    inputs: Mapping[str, Tensor] | None,
+    held_out: Mapping[str, Tensor] | None,
+    dry_run: bool,
+    predict_error: bool,
+) -> None:
+    """The arguments of `swap` for themselves; all mistakes are found before anything is built."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"swap: model is an nn.Module, found {type(model).__name__}")
+    if not isinstance(project, bool | Mapping):
+        raise ValueError(f"swap: project is True, False or a mapping of arguments of from_linear, found {project!r}")
+    for name in project if isinstance(project, Mapping) else ():
+        if name not in ARGUMENTS:
+            raise ValueError(f"swap: project has no argument {name!r}{nearest(str(name), ARGUMENTS)}")
+    if predict_error and not dry_run:
+        raise ValueError("swap: predict_error is for dry_run=True; with project=True the table has the errors")
+    for what, tensors in (("inputs", inputs), ("held_out", held_out)):
+        if tensors is None:
+            continue
+        if not isinstance(tensors, Mapping):
+            raise ValueError(f"swap: {what} maps layers' names to tensors, found {type(tensors).__name__}")
+        if project is False and not predict_error and not dry_run:
+            raise ValueError(f"swap: {what} is for a projection; add project=True")
+
+
 def _given(
+    model: nn.Module,
     jobs: list[Job],
     project: bool | Mapping[str, Any],
     inputs: Mapping[str, Tensor] | None,
@@ -103,7 +133,12 @@ def _given(
     given = {id(choice.module): dict(project) if isinstance(project, Mapping) else {} for choice, _ in jobs}
     layer_of = {name: id(choice.module) for choice, _ in jobs for name in choice.names}
     for what, tensors in (("inputs", inputs), ("held_out", held_out)):
-        if tensors and not layer_of.keys() & tensors.keys():
+        known = {name for name, _ in model.named_modules(remove_duplicate=False)}
+        for name in tensors or ():
+            if name not in known:
+                hint = nearest(str(name), sorted(layer_of))
+                raise ValueError(f"swap: {what} names {name!r}, which is no layer{hint}")
+        if tensors and layer_of and not layer_of.keys() & tensors.keys():
             raise ValueError(f"swap: {what} names no layer to replace{nearest(next(iter(tensors)), sorted(layer_of))}")
         for name in layer_of.keys() & (tensors or {}).keys():
             given[layer_of[name]][what] = (tensors or {})[name]

@@ -50,6 +50,8 @@ def param_groups(
         ValueError: Muon and a parameter that is not a matrix; the message names it.
     Source: Qiu et al. 2024, arXiv:2406.06248; Potapczynski et al. 2024, arXiv:2410.02117. The rule for Muon is ours.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"param_groups: model is an nn.Module, found {type(model).__name__}")
     _check_rates(lr, weight_decay, base_width, optimizer)
     factors = {id(f): (layer, i) for layer in _structured(model) for i, f in enumerate(layer.factors)}
     norms = {id(p) for m in model.modules() if "norm" in type(m).__name__.lower() for p in m.parameters(recurse=False)}
@@ -72,6 +74,7 @@ def param_groups(
         group["params"].append(parameter)
         group["names"].append(name)
     if refused:
+        refused.sort(key=lambda text: " of " not in text)  # factors first: norms and biases are no surprise
         more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
         raise ValueError(
             f"Muon orthogonalises matrices, and these are none: {', '.join(refused[:5])}{more}; give them to AdamW: "
@@ -119,8 +122,8 @@ def shard_placement(parameter: nn.Parameter, *, shards: int | None = None) -> Sh
 
     if shards is None:
         shards = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    if shards < 1:
-        raise ValueError(f"shards is at least 1, found {shards}")
+    if not isinstance(shards, int) or shards < 1:
+        raise ValueError(f"shards is at least 1, found {shards!r}")
     divides = [axis for axis, size in enumerate(parameter.shape) if size and size % shards == 0]
     if not divides:
         return None
@@ -141,7 +144,7 @@ def _is_matrix(parameter: nn.Parameter, layer: StructuredLinear | None, factor: 
 
 def _check_rates(lr: float, weight_decay: float, base_width: int | None, optimizer: type[Optimizer]) -> None:
     for name, value in (("lr", lr), ("weight_decay", weight_decay)):
-        if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+        if isinstance(value, bool) or not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
             raise ValueError(f"param_groups: {name} is a number from 0, found {value!r}")
     if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
         raise ValueError(f"param_groups: optimizer is a class such as torch.optim.AdamW, found {optimizer!r}")

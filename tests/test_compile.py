@@ -70,7 +70,7 @@ def test_the_real_compiler_gives_the_same_values_and_gradients(name):
 def test_it_is_exported_with_dynamic_tokens(name):
     made = layer(name, SHAPES[0], dtype=torch.float32).eval()
     x, _ = tensors(made, 8, torch.float32)
-    dynamic = {"x": {0: torch.export.Dim("tokens", min=2, max=4096)}}
+    dynamic = {"input": {0: torch.export.Dim("tokens", min=2, max=4096)}}
     exported = torch.export.export(made, (x,), dynamic_shapes=dynamic)
     more, _ = tensors(made, 100, torch.float32)
     torch.testing.assert_close(exported.module()(more), made(more))

@@ -386,6 +386,12 @@ def test_the_plan_of_a_layer_is_printed_with_its_cost():
     assert "predicted" in both and both != forward
 
 
+def test_the_input_can_be_passed_by_the_name_that_linear_gives_it():
+    made = layer("dense", SMALL)
+    x, _ = tensors(made, 3, torch.float64)
+    assert torch.equal(made(input=x), made(x))
+
+
 def test_the_layer_says_what_ran():
     made = layer("dense", SMALL)
     assert made.backend == "auto" and made.ran is None

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from dense_forms import DENSE_FORMS
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Muon
 
@@ -133,6 +134,7 @@ def test_muon_is_refused_for_factors_that_are_not_matrices():
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        ({"lr": True}, "lr is a number from 0, found True"),  # previously failed: taken as 1
         ({"lr": -1}, "lr is a number from 0, found -1"),
         ({"lr": float("nan")}, "lr is a number"),
         ({"lr": 1, "weight_decay": -1}, "weight_decay is a number from 0, found -1"),
@@ -157,7 +159,7 @@ def growth(rows) -> float:
     return max(sizes) / min(sizes)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(DENSE_FORMS))  # the published ones; another's rank may not grow with the width
 def test_activations_stay_of_order_one_as_width_grows(name):
     rows = coordinate_check(name, WIDTHS)
     assert {row.structure for row in rows} == {name} and len(rows) == len(WIDTHS) * 5 * 2
@@ -190,6 +192,8 @@ def test_a_factor_is_sharded_along_an_axis_that_divides(shape, shards, axis):
 def test_shards_are_at_least_one():
     with pytest.raises(ValueError, match="shards is at least 1, found 0"):
         shard_placement(FakeParameter(4), shards=0)
+    with pytest.raises(ValueError, match="shards is at least 1, found '2'"):
+        shard_placement(FakeParameter(4), shards="2")
 
 
 def sharded_model() -> nn.Module:
@@ -306,6 +310,31 @@ def test_matching_never_makes_a_layer_worse():
     (match,) = distil(made, dense, correlated(64, 16), steps=5, lr=1.0)
     assert match.before == match.after < 1e-6
     assert all(torch.equal(b, p) for b, p in zip(before, made.parameters(), strict=True))
+
+
+# previously failed: a teacher that calls its layer by keyword
+def test_inputs_given_by_keyword_are_seen():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.a(input=x)
+
+    torch.manual_seed(0)
+    teacher = Keyword()
+    model = copy.deepcopy(teacher)
+    swap(model, {"a": "monarch"}, project=True)
+    (match,) = distil(model, teacher, [correlated(200, 16)], steps=20)
+    assert match.after < match.before
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(ValueError, match=r"param_groups: model is an nn\.Module, found list"):
+        param_groups([], 0.1)
+    with pytest.raises(ValueError, match=r"distil: teacher is an nn\.Module, found int"):
+        distil(layer("dense", 8, 8), 3, torch.ones(4, 8))
 
 
 def test_half_precision_is_trained_in_single():

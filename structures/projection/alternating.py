@@ -34,6 +34,14 @@ def improve(problem: Problem, term: int, factor: int, steps: int = CG_STEPS) -> 
     return done
 
 
+def improve_direct(problem: Problem, term: int) -> None:
+    """Improve those factors of a term whose normal equations are small enough to be solved at once."""
+    for factor in range(len(problem.factors[term])):
+        part = _Subproblem(problem, term, factor)
+        if part.is_direct:
+            problem.move(term, factor, part.solve(0)[0])
+
+
 def pull(problem: Problem, term: int, factor: int, matrix: Tensor) -> Tensor:
     """A gradient by W, (out_features, in_features), as the gradient by one factor."""
     view = problem.terms[term]
@@ -70,19 +78,23 @@ class _Subproblem:
         self.middle: Operands = [] if covariance is None else [view.covariance(covariance)]
         missing = tuple(a for a in view.axes if a not in view.held)
         self.repeats = math.prod(view.sizes(missing)) if covariance is None else 1
-        self.gradient = pull(problem, term, factor, problem.weighted())
+        shared = {a for _, axes in (*self.others, *self.middle) for a in axes}
+        self.batch = tuple(a for a in self.axes if a not in self.doubled and a in shared)
+        self.rows = tuple(a for a in self.axes if a not in self.doubled and a not in shared)
+        self.coupled = tuple(a for a in self.axes if a in self.doubled)
+        unknowns = self._numel(self.coupled)
+        self.is_direct = unknowns <= MAX_DIRECT and self._numel(self.batch) * unknowns**2 <= MAX_GRAM
+        self.problem, self.term, self.factor = problem, term, factor
 
     def solve(self, steps: int) -> tuple[Tensor, bool]:
-        shared = {a for _, axes in (*self.others, *self.middle) for a in axes}
-        batch = tuple(a for a in self.axes if a not in self.doubled and a in shared)
-        rows = tuple(a for a in self.axes if a not in self.doubled and a not in shared)
-        coupled = tuple(a for a in self.axes if a in self.doubled)
-        unknowns = self._numel(coupled)
-        if unknowns > MAX_DIRECT or self._numel(batch) * unknowns**2 > MAX_GRAM:
-            return _conjugate_gradients(self._apply, self.gradient, steps)
-        gram = self._gram(batch, coupled)
-        right = matricise(self.gradient, self.axes, batch, coupled, rows)
-        return arrange(_solve_damped(gram, right), batch + coupled + rows, self.axes, self.size), True
+        if not self.is_direct:
+            return _conjugate_gradients(self._apply, self.gradient(), steps)
+        gram = self._gram(self.batch, self.coupled)
+        right = matricise(self.gradient(), self.axes, self.batch, self.coupled, self.rows)
+        return arrange(_solve_damped(gram, right), self.batch + self.coupled + self.rows, self.axes, self.size), True
+
+    def gradient(self) -> Tensor:
+        return pull(self.problem, self.term, self.factor, self.problem.weighted())
 
     def _numel(self, axes: Axes) -> int:
         return math.prod(self.size[a] for a in axes)
@@ -95,7 +107,7 @@ class _Subproblem:
         """H as (batch, coupled, coupled)."""
         operands = [*self.others, *self._copy(), *self.middle]
         if not operands:
-            return self.gradient.new_full((1, 1, 1), self.repeats)
+            return self.problem.weight.new_full((1, 1, 1), self.repeats)
         gram = contract(operands, (*batch, *primed(coupled, coupled), *coupled))
         return gram.reshape(self._numel(batch), self._numel(coupled), self._numel(coupled)) * self.repeats
 

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from structures.linear import StructuredLinear
+from structures import layers
+from structures.expressions import nearest
 
 SYMMETRIC = 1e-5  # a square matrix this near to its transpose is a covariance
 
@@ -149,41 +150,57 @@ def collect_covariances(
     """The mean of x x^T over all inputs x of each linear layer, in one pass over the batches.
 
     The layers' inputs are not kept: memory is one (in_features, in_features) matrix for each layer, and one for all
-    layers that read the same tensor, such as query, key and value. The model runs as it is (call `.eval()` first to
-    switch dropout off) and is left as it was.
+    layers that read the same tensor, such as query, key and value. Means are not taken off (see `project_factors`).
+    Padding counts as tokens: leave it out of the batches where that matters. The model runs as it is (call `.eval()`
+    first to switch dropout off) and is left as it was.
 
     Args:
-        batches: a tensor, a sequence of arguments or a mapping of keyword arguments for each call of the model.
-        names: names of modules, as in `model.named_modules()`; all `nn.Linear` and `StructuredLinear` by default.
+        batches: for each call of the model a tensor, a sequence of arguments or a mapping of keyword arguments; a
+            tensor in place of them all is one batch.
+        names: names of modules, as in `model.named_modules()`. By default all linear layers that are called: nn.Linear,
+            transformers' Conv1D (whose input is (..., in_features) too) and StructuredLinear.
         dtype: of the sums, float32 or float64.
     Returns:
         name -> (in_features, in_features), to be given as `inputs=`; layers with the same inputs share one tensor.
     Raises:
-        ValueError: unknown names, no batches, a layer that was never called, or inputs that are not finite.
+        ValueError: unknown names, no batches, a layer of `names` that was never called (nn.MultiheadAttention reads
+            its out_proj without a call; so does what the batches do not reach), or inputs that are not finite.
     """
     modules = dict(model.named_modules())
+    names = [names] if isinstance(names, str) else names
+    asked = names is not None
     if names is None:
-        names = [name for name, module in modules.items() if isinstance(module, nn.Linear | StructuredLinear)]
+        names = [name for name, module in modules.items() if layers.kind(module) is not None]
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"collect_covariances: dtype is torch.float32 or torch.float64, found {dtype}")
     unknown = [name for name in names if name not in modules]
-    if unknown or not names:
-        raise ValueError(f"names: the model has no module {unknown[0]!r}" if unknown else "names: no linear layers")
+    if unknown:
+        linear = [name for name, module in modules.items() if layers.kind(module) is not None]
+        raise ValueError(f"names: the model has no module {unknown[0]!r}{nearest(unknown[0], linear)}")
+    if not names:
+        raise ValueError("names: no linear layers")
     collector = _Collector(names, dtype)
     handles = [
         modules[name].register_forward_pre_hook(partial(collector.hook, name), with_kwargs=True) for name in names
     ]
     try:
-        for batch in batches:
+        for batch in [batches] if isinstance(batches, Tensor) else batches:
             if isinstance(batch, Mapping):
                 model(**batch)
             elif isinstance(batch, Tensor):
                 model(batch)
-            else:
+            elif isinstance(batch, tuple | list):
                 model(*batch)
+            else:
+                raise ValueError(f"batches: each is a tensor, a tuple or a mapping of arguments, found {_kind(batch)}")
             collector.end_batch()
     finally:
         for handle in handles:
             handle.remove()
-    return _means(collector, names)
+    called = [name for name in names if collector.moments[collector.leader[name]].tokens]
+    if not called and not asked:
+        raise ValueError(f"batches: none of the {len(names)} linear layers was called; were there any batches?")
+    return _means(collector, names if asked else called)
 
 
 def _means(collector: _Collector, names: Sequence[str]) -> dict[str, Tensor]:

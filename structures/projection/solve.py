@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from structures.projection import alternating, chain, shared_bond, supports, two_factor
+from structures.projection import alternating, chain, shared_bond, slices, supports, two_factor
 from structures.projection.problem import Problem
 
 SEEDS = 4  # starts tried where no factorisation gives one
@@ -17,6 +17,8 @@ TRIAL = 3  # sweeps before starts are compared
 LINEAR_STEPS = 2000  # of conjugate gradients, where W is linear in all parameters
 REFRESH = 8  # sweeps after which the residual is computed anew
 CHEAP_SIDE, CHEAP_RANK = 512, 8  # in a sum, matrices larger than this and 8 times the rank: no SVD, subspace iteration
+
+GROUPS = "alternating whitened SVDs"  # of groups of blocks
 
 Report = Callable[[int, float], None]
 
@@ -77,6 +79,8 @@ def blocks_of(problem: Problem) -> list[Block]:
             blocks.append(Block("truncated SVD", (t,), True))
         elif problem.covariance is not None and two_factor.whitens(view):
             blocks.append(Block("whitened SVD", (t,), True))
+        elif problem.covariance is not None and slices.reader_of(view) is not None:
+            blocks.append(Block(GROUPS, (t,), False))
         elif problem.covariance is None and chain.is_chain(view):
             blocks.append(Block("hierarchical SVD", (t,), False))
         else:
@@ -97,7 +101,7 @@ def _best_start(problem: Problem, blocks: Sequence[Block], limit: int) -> int:
         count = min(TRIAL, limit) if len(trials) > 1 else 0
         for _ in range(count):
             for block in blocks:
-                _update(problem, block)
+                _update(problem, block, {})
         problem.refresh()
         reached = problem.relative()
         if best is None or reached < best[0]:
@@ -123,10 +127,13 @@ def _start(problem: Problem, block: Block, seed: int) -> None:
         _fit(problem, block)
 
 
-def _update(problem: Problem, block: Block) -> None:
+def _update(problem: Problem, block: Block, groups: Mapping[int, slices.Groups]) -> None:
     """A block refitted, the others held: never worse than before."""
     if block.exact and not _is_costly(problem, block):
         _fit(problem, block)
+    elif block.method == GROUPS:
+        groups[block.terms[0]].sweep()
+        alternating.improve_direct(problem, block.terms[0])
     else:
         alternating.sweep(problem, block.terms[0])
 
@@ -179,10 +186,12 @@ def _descend(
 ) -> Outcome:
     history = [problem.relative()]
     converged = problem.is_exact(history[0])
+    coupled = [] if converged or not limit else [block.terms[0] for block in blocks if block.method == GROUPS]
+    groups = {term: slices.Groups(problem, term) for term in coupled}
     while not converged and done < limit:
         before = problem.save()
         for block in blocks:
-            _update(problem, block)
+            _update(problem, block, groups)
         if done % REFRESH == REFRESH - 1:
             problem.refresh()
         reached = problem.relative()

@@ -167,16 +167,19 @@ def nearest_whitened(view: TermView, product: Tensor, covariance: Tensor) -> lis
     at, _ = view.covariance(covariance)
     count = math.prod(view.sizes(view.reads))
     root = torch.linalg.cholesky(at.reshape(-1, count, count))  # (places, reads, reads)
-    white = _solve(view, root, view.read(product), view.axes, upper=False)
+    white = solve_reads(root, view.read(product), view.axes, view.places, view.reads, size, upper=False)
     cut = Cut.of(view.axes, *view.factors)
     factors = balanced(*split(white, view.axes, cut, size), cut, view)
-    factors[reader] = _solve(view, root.mT, factors[reader], view.factors[reader], upper=True)
+    held = view.factors[reader]
+    factors[reader] = solve_reads(root.mT, factors[reader], held, view.places, view.reads, size, upper=True)
     return factors
 
 
-def _solve(view: TermView, root: Tensor, tensor: Tensor, axes: Axes, *, upper: bool) -> Tensor:
-    """The triangular solve along the axes that are read, at each of the places."""
-    others = tuple(a for a in axes if a not in view.places and a not in view.reads)
-    columns = matricise(tensor, axes, view.places, view.reads, others)
+def solve_reads(
+    root: Tensor, tensor: Tensor, axes: Axes, places: Axes, reads: Axes, size: Mapping[str, int], *, upper: bool
+) -> Tensor:
+    """The triangular solve of a tensor over `axes` along `reads`, at each of the places; root is (places, n, n)."""
+    others = tuple(a for a in axes if a not in places and a not in reads)
+    columns = matricise(tensor, axes, places, reads, others)
     solved = torch.linalg.solve_triangular(root, columns, upper=upper)
-    return arrange(solved, view.places + view.reads + others, axes, dict(zip(axes, tensor.shape, strict=True)))
+    return arrange(solved, places + reads + others, axes, size)

@@ -73,7 +73,7 @@ class TermView:
         """No entry of W is reached twice: always so, unless an input axis is gathered at one place twice."""
         if not self.term.gathers:
             return True
-        positions = self._reading_positions(torch.device("cpu"))  # (places, reads): fixed outputs, different reads
+        positions = self.reading_positions(torch.device("cpu"))  # (places, reads): fixed outputs, different reads
         flat = positions.reshape(-1, math.prod(self.sizes(self.reads))).sort(dim=1).values
         return not bool((flat[:, 1:] == flat[:, :-1]).any())
 
@@ -102,7 +102,7 @@ class TermView:
         """An (in_features, in_features) matrix at (places, reads primed, reads), with the names of these axes."""
         axes = (*self.places, *primed(self.reads, self.reads), *self.reads)
         if self.term.gathers:
-            at = self._reading_positions(matrix.device)
+            at = self.reading_positions(matrix.device)
             head, tail = at.shape[: len(self.places)], at.shape[len(self.places) :]
             index = at.reshape(*head, *tail, *(1 for _ in tail)) * matrix.shape[1]
             return matrix.reshape(-1)[index + at.reshape(*head, *(1 for _ in tail), *tail)], axes
@@ -118,7 +118,7 @@ class TermView:
             step *= self.structure.size[axis]
         return strides
 
-    def _reading_positions(self, device: torch.device) -> Tensor:
+    def reading_positions(self, device: torch.device) -> Tensor:
         """Which input feature is read, at (places, reads)."""
         order = self.places + self.reads
         strides = self._strides(self.term.input)
@@ -137,7 +137,7 @@ class TermView:
     def _index(self, device: torch.device) -> Tensor:
         if self._at is not None and self._at.device == device:
             return self._at
-        index = _along(self._reading_positions(device), self.places + self.reads, self.axes)
+        index = _along(self.reading_positions(device), self.places + self.reads, self.axes)
         strides = self._strides(self.term.output)
         for axis in self.outs:
             steps = torch.arange(self.structure.size[axis], device=device) * strides[axis]
