@@ -1,4 +1,4 @@
-"""`python -m bench report|merge|compare|recommend|readme ...`: commands on results files."""
+"""`python -m bench report|merge|compare|recommend|readme|minilm|coordinates ...`: results files, used and made."""
 
 import argparse
 import io
@@ -6,11 +6,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.fields import BadResults
 from bench.rows import CLOCKS, read
-from bench.terminal import count, share
+from bench.terminal import count, share, shares
 from bench.wrong import Wrong
+
+if TYPE_CHECKING:
+    from bench.cpu_run import Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Commands on results files of the sweep.")
     commands = parser.add_subparsers(dest="command", required=True)
     report = commands.add_parser("report", help="draw results as one HTML page, SVG and PNG figures and CSV")
-    report.add_argument("results", nargs="+", type=Path, help="files written by pytest bench --benchmark-json=...")
+    written = "files written by pytest bench --benchmark-json=..., by minilm and by coordinates, in any number"
+    report.add_argument("results", nargs="+", type=Path, help=written)
     report.add_argument("-o", "--output", type=Path, default=Path("report"), help="folder to write into")
     report.set_defaults(run=_report)
     merge = commands.add_parser("merge", help="join shards of one sweep into one results file")
@@ -55,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands.add_parser("compare", help="what became slower or faster between two results files"))
     _add_recommend(commands.add_parser("recommend", help="rank structures for a layer by what was measured near it"))
     _add_readme(commands.add_parser("readme", help="write a README's figure and tables from results files"))
+    _add_minilm(commands.add_parser("minilm", help="convert a pretrained encoder to every structure and measure it"))
+    coordinates = commands.add_parser("coordinates", help="measure activations as width grows, for every structure")
+    coordinates.add_argument("-o", "--output", type=Path, required=True, help="file to write")
+    coordinates.add_argument("--structures", metavar="WORDS", help="names, separated by commas (every entry)")
+    coordinates.set_defaults(run=_coordinates)
     return parser
 
 
@@ -107,10 +117,52 @@ def _add_readme(readme: argparse.ArgumentParser) -> None:
     readme.set_defaults(run=_readme)
 
 
-def _report(arguments: argparse.Namespace) -> tuple[str, int]:
-    from bench.report import write
+def _add_minilm(minilm: argparse.ArgumentParser) -> None:
+    add = minilm.add_argument
+    add("-o", "--output", type=Path, required=True, help="file to write")
+    add("--structures", metavar="WORDS", help="names, separated by commas (every entry that can meet a share)")
+    add("--shares", type=shares, default=(0.5, 0.25), metavar="SHARES", help="of the feed-forward's weights (0.5,0.25)")
+    add("--sentences", type=count, default=256, metavar="N", help="to fit on, and to measure on (256)")
+    add("--limit", type=count, default=3, metavar="N", help="sweeps of a projection without a closed form (3)")
+    add("--aware-limit", type=count, default=1, metavar="N", help="the same, of an activation-aware projection (1)")
+    add("--patience", type=count, default=30, metavar="SECONDS", help="leave out conversions that take longer (30)")
+    add("--damping", type=share, default=0.001, metavar="SHARE", help="added to each input's variance (0.001)")
+    minilm.set_defaults(run=_minilm)
 
-    return write(read(arguments.results), arguments.output), 0
+
+def _minilm(arguments: argparse.Namespace) -> tuple[str, int]:
+    from bench.cpu_run import Run
+
+    run = Run("minilm", ["python", "-m", "bench", *sys.argv[1:]], arguments.output)  # before torch is loaded
+    from bench import minilm
+
+    named = arguments.structures is not None
+    limits = {key: getattr(arguments, key) for key in ("shares", "limit", "aware_limit", "patience", "damping")}
+    request = minilm.Request(minilm.entries(arguments.structures), affordable=not named, **limits)
+    minilm.run_all(minilm.load(arguments.sentences), request, run)
+    return _written(run)
+
+
+def _coordinates(arguments: argparse.Namespace) -> tuple[str, int]:
+    from bench.cpu_run import Run
+
+    run = Run("coordinates", ["python", "-m", "bench", *sys.argv[1:]], arguments.output)
+    from bench import coordinates, minilm
+
+    coordinates.measure(run, minilm.entries(arguments.structures) if arguments.structures else ())
+    return _written(run)
+
+
+def _written(run: "Run") -> tuple[str, int]:
+    state = "" if run.complete else "; not complete"
+    said = f"{run.output}: {len(run.rows)} rows, {len(run.refused)} left out{state}"
+    return f"{said}\nDraw it: python -m bench report {run.output} -o report/", 0
+
+
+def _report(arguments: argparse.Namespace) -> tuple[str, int]:
+    from bench.report import read_all, write
+
+    return write(*read_all(arguments.results), arguments.output), 0
 
 
 def _merge(arguments: argparse.Namespace) -> tuple[str, int]:

@@ -88,6 +88,13 @@ class Fields:
             raise self.bad(key, "a positive number")
         return float(value)
 
+    def within(self, key: str, low: float, high: float) -> float:
+        """A finite number between two, both included."""
+        value = self.get(key)
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise self.bad(key, f"a number from {low:g} to {high:g}")
+        return float(value)
+
     def object(self, key: str) -> dict[str, Any]:
         """An object taken as it is."""
         value = self.get(key)

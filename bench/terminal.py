@@ -83,6 +83,14 @@ def share(text: str) -> float:
     return value
 
 
+def shares(text: str) -> tuple[float, ...]:
+    """`0.5,25%` -> (0.5, 0.25), for argparse: shares above 0 and below 1."""
+    found = tuple(share(word) for word in text.split(","))
+    if not all(0 < value < 1 for value in found):
+        raise argparse.ArgumentTypeError(f"{text!r} has a share that is not between 0 and 1; write 0.5,0.25")
+    return found
+
+
 def count(text: str) -> int:
     """A whole number from 1, for argparse."""
     if not re.fullmatch(r"[0-9]{1,12}", text) or not int(text):

@@ -3,32 +3,67 @@
 Reads results files only; what drew them, and what they measure, need not be installed.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from bench.report import page, panels, style, tables
+from bench.fields import load
+from bench.report import models, page, panels, sections, style, tables, widths
 from bench.report.figures import write as write_figures
-from bench.rows import Results
+from bench.report.sections import Section
+from bench.rows import Results, join, parse
+
+KINDS = {models.KIND: models.section, widths.KIND: widths.section}  # of files beside the sweep's
 
 
-def write(results: Results, folder: Path) -> str:
-    """Write index.html, a figure per panel as SVG and PNG, points.csv and refused.csv; say in words what was written.
+def read_all(paths: Sequence[Path]) -> tuple[Results, list[Section]]:
+    """What the sweep's files hold, and a section for each file of another kind, in the order of the kinds.
+
+    Raises:
+        BadResults: a file is missing, broken or foreign, or a field of it is missing or impossible.
+    """
+    sweeps, others = [], []
+    for path in paths:
+        document = load(path)
+        if sections.kind_of(document) is None:
+            sweeps.append(parse(str(path), document))
+        else:
+            others.append(sections.parse(str(path), document, KINDS))
+    results, made = join(sweeps), []
+    names = _structures(results).union(*(file.structures for file in others))
+    for kind, section in KINDS.items():
+        files = [file for file in others if file.kind == kind]
+        made += [section(file, number, names) for number, file in enumerate(files)]
+    return results, made
+
+
+def _structures(results: Results) -> set[str]:
+    return {row.structure for row in results.rows if not row.control}
+
+
+def write(results: Results, beside: Sequence[Section], folder: Path) -> str:
+    """Write index.html and figures as SVG and PNG, of the sweep also points.csv and refused.csv; say what was written.
 
     Raises:
         OSError: the folder cannot be made or written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = panels.panels(results)
-    structures = sorted({row.structure for row in results.rows if not row.control})
+    structures = sorted(_structures(results).union(*(section.structures for section in beside)))
     looks = [style.styles(panel.curves, structures) for panel in found]
     machines = list(dict.fromkeys(panels.machine_names(results.runs).values()))
     figures = []
     for panel, look in zip(found, looks, strict=True):
         stem = panel.slug + (f"-machine-{machines.index(panel.machine) + 1}" if len(machines) > 1 else "")
         figures.append(write_figures(panel, look, page.caption(panel), folder, stem))
-    tables.write_points(results, folder / "points.csv")
-    tables.write_refused(results, folder / "refused.csv")
-    (folder / "index.html").write_text(page.render(results, found, looks, figures), encoding="utf-8")
-    return (
-        f"{folder / 'index.html'}: {len(results.rows)} points in {len(found)} panels, "
-        f"{len(results.refusals)} refused; figures and CSV beside it"
-    )
+    for section in beside:
+        section.write(folder)
+    said = [f"{section.title[0].lower()}{section.title[1:]}: {len(section.records)} points" for section in beside]
+    if results.runs:
+        tables.write_points(results, folder / "points.csv")
+        tables.write_refused(results, folder / "refused.csv")
+        said.insert(
+            0, f"{len(results.rows)} points in {len(found)} panels, {len(results.refusals)} refused; figures and CSV"
+        )
+        said[0] += " beside it"
+    (folder / "index.html").write_text(page.render(results, found, looks, figures, beside), encoding="utf-8")
+    return f"{folder / 'index.html'}: {'; '.join(said)}"

@@ -1,10 +1,16 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const panels = [...document.querySelectorAll(".panel")];
+const sections = [...document.querySelectorAll(".section")];
 const form = document.querySelector(".pickers");
 
+function drawing(holder) {
+  const at = panels.indexOf(holder);
+  return at < 0 ? data.sections[sections.indexOf(holder)] : data.panels[at];
+}
+
 function draw(panel) {
-  const { specs, rows } = data.panels[panels.indexOf(panel)];
+  const { specs, rows } = drawing(panel);
   const hidden = new Set([...panel.querySelectorAll(".show:not(:checked)")].map((box) => box.value));
   const kept = (values) => values.filter((value) => !hidden.has(value.c));
   for (const place of panel.querySelectorAll(".drawing")) {
@@ -77,3 +83,4 @@ document.addEventListener("change", (event) => event.target.matches(".show") && 
 document.addEventListener("click", (event) => event.target.matches(".sortable button") && sort(event.target));
 document.addEventListener("input", (event) => event.target.matches("[data-filters]") && filter(event.target));
 show(panels[0]);
+sections.forEach(draw);

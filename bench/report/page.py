@@ -32,13 +32,20 @@ from bench.report.panels import (
     dyad,
     machine_names,
 )
+from bench.report.sections import Section
 from bench.report.style import Style
 from bench.rows import VERSIONS, Results, Row
 
 _HERE = Path(__file__).parent
 
 
-def render(results: Results, panels: Sequence[Panel], looks: Sequence[dict[str, Style]], figures: Sequence[Any]) -> str:
+def render(
+    results: Results,
+    panels: Sequence[Panel],
+    looks: Sequence[dict[str, Style]],
+    figures: Sequence[Any],
+    sections: Sequence[Section] = (),
+) -> str:
     """The whole page. `figures` are each panel's file names (without their endings), in the order of `panels`."""
     loader = jinja2.FileSystemLoader(_HERE)
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -47,6 +54,7 @@ def render(results: Results, panels: Sequence[Panel], looks: Sequence[dict[str, 
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     machines = machine_names(results.runs)
     views = [_view(i, *each) for i, each in enumerate(zip(panels, looks, figures, strict=True))]
+    drawings = [section.drawings for section in sections]
     return templates.get_template("page.html.j2").render(
         css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         policy="; ".join(
@@ -61,12 +69,14 @@ def render(results: Results, panels: Sequence[Panel], looks: Sequence[dict[str, 
         ),
         vega=Markup(vega),
         script=Markup(script),
-        data=_json({"config": CONFIG, "panels": [view["charts"] for view in views]}),
+        data=_json({"config": CONFIG, "panels": [view["charts"] for view in views], "sections": drawings}),
         views=views,
         pickers=_pickers(panels),
         headline=_headline(panels[0]) if panels else None,
         winners=_winners(panels),
         results=results,
+        sections=sections,
+        runs=[*results.runs, *(section.run for section in sections)],
         machine_of=lambda row: machines[id(row.run)],
     )
 

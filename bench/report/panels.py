@@ -169,7 +169,8 @@ class _Key(NamedTuple):
 
 def machine_names(runs: Sequence[Run]) -> dict[int, str]:
     """A name for each run's machine, by id: its processor, and whatever else sets it apart from the other runs."""
-    keys = [key for key in runs[0].machine if len({run.machine[key] for run in runs}) > 1 and key not in ("cpu", "gpu")]
+    known = runs[0].machine if runs else ()
+    keys = [key for key in known if len({run.machine[key] for run in runs}) > 1 and key not in ("cpu", "gpu")]
     names = {}
     for run in runs:
         gpu = [] if run.machine["gpu"] == "none" else [run.machine["gpu"]]

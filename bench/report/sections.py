@@ -1,0 +1,149 @@
+"""Sections of the page beside the sweep's: files of other kinds, and charts of named points.
+
+A point's label is a value of its record and its look goes by its id, so no name from a file is part of a specification.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from bench.fields import BadResults, Fields, shown
+from bench.report import style
+from bench.report.charts import Width
+from bench.report.figures import CONFIG, VEGALITE
+from bench.report.panels import STRUCTURE, Curve
+from bench.report.style import Style
+from bench.rows import SCHEMA, VERSIONS, Run, parse_run
+
+RECORDS = alt.NamedData("rows")
+LABEL_GAP = 12  # pixels from one label to the next
+
+Charts = Mapping[str, alt.LayerChart]  # by title
+
+
+@dataclass(frozen=True)
+class Section:
+    """One heading of the page: its template, its charts with their records, and what the template shows."""
+
+    id: str
+    title: str
+    template: str
+    caption: tuple[str, ...]
+    draw: Callable[[Width], Charts]
+    records: Sequence[Mapping[str, Any]]
+    run: Run
+    structures: Collection[str]  # all of the report's, so that each has one look
+    content: Mapping[str, Any]
+
+    @property
+    def drawings(self) -> dict[str, Any]:
+        """Specifications for the page, as wide as their boxes, with their records."""
+        specs = {}
+        with alt.data_transformers.enable("default", max_rows=None):
+            for title, chart in self.draw("container").items():
+                spec = {k: v for k, v in chart.to_dict().items() if k not in ("$schema", "title", "config")}
+                spec["padding"] = {"left": 4, "top": 8, "bottom": 4, "right": 4}
+                spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+                specs[title] = spec
+        return {"specs": specs, "rows": list(self.records)}
+
+    def write(self, folder: Path) -> None:
+        """Draw ID.svg and ID.png, two charts abreast."""
+        title = alt.TitleParams(self.title, subtitle=list(self.caption), fontSize=16, subtitleFontSize=11, offset=18)
+        with alt.data_transformers.enable("default", max_rows=None):
+            spec = alt.concat(*self.draw(470).values(), columns=2, spacing=24, title=title).to_dict()
+        spec["datasets"] = spec.get("datasets", {}) | {"rows": list(self.records)}
+        spec |= {"config": CONFIG, "background": "white", "padding": 16}
+        svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGALITE, allowed_base_urls=[])
+        (folder / f"{self.id}.svg").write_text(svg, encoding="utf-8")
+        (folder / f"{self.id}.png").write_bytes(vl_convert.svg_to_png(svg, scale=1.5))
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a kind: its run, its setup, and its rows and refusals, their fields not checked yet."""
+
+    kind: str
+    run: Run
+    setup: Fields
+    rows: tuple[Fields, ...]
+    refused: tuple[Fields, ...]
+
+    @property
+    def structures(self) -> set[str]:
+        """Names of its structures, without controls."""
+        return {fields.name("structure") for fields in self.rows if fields.values.get("way") != "control"}
+
+
+def kind_of(document: Any) -> Any:
+    """The kind that a document says it is of; None for the sweep's."""
+    section = document.get("structures") if isinstance(document, dict) else None
+    return section.get("kind") if isinstance(section, dict) else None
+
+
+def parse(name: str, document: Any, kinds: Iterable[str]) -> File:
+    """What a file of one of these kinds holds.
+
+    Raises:
+        BadResults: another kind or schema, a field that is missing or impossible, or no rows.
+    """
+    section = Fields(name, document).inside("structures")
+    kind = section.choice("kind", tuple(kinds))
+    schema = section.count("schema")
+    if schema != SCHEMA:
+        age = "newer" if schema > SCHEMA else "older"
+        raise BadResults(f"{name}: structures.schema {schema} is {age} than the {SCHEMA} this version reads")
+    rows, refused = tuple(section.each("rows")), tuple(section.each("refused"))
+    for fields in (*rows, *refused):
+        fields.where += f" ({shown(fields.name('structure'))})"
+    if not rows:
+        raise BadResults(f"{name}: holds no rows; the run ended before the first one")
+    run = parse_run(name, Fields(section.where, {**section.values, "roofline": [], "rules": {}}))
+    return File(kind, run, section.inside("setup"), rows, refused)
+
+
+def measured(run: Run) -> tuple[str, str]:
+    """Two lines for a caption: where, when and with what a run measured."""
+    machine = run.machine
+    versions = ", ".join(f"{name} {machine[name]}" for name in VERSIONS if name != "pytest_benchmark")
+    threads = "1 thread" if machine["threads"] == "1" else f"{machine['threads']} threads"
+    complete = "" if run.complete else " The run is not complete: rows are missing."
+    return (
+        f"{machine['cpu']}; cpu, float32, {threads}, host clock, allocator {machine['allocator']}; "
+        f"foreign load {run.facts['foreign load']}.",
+        f"{versions}; {run.datetime[:10]}, commit {machine['commit']}.{complete}",
+    )
+
+
+def looks(names: Iterable[str]) -> dict[str, Style]:
+    """A look for each structure: the one it has in the panels of a sweep of the same structures."""
+    ordered = sorted(set(names) - {"dense"})
+    curves = [Curve(name, STRUCTURE, name, name, name, "", 0, "", ()) for name in ordered]
+    return style.styles(curves, ordered) | {"dense": DENSE}
+
+
+def filled(look: Style, fill: bool) -> Style:
+    return replace(look, hollow=not fill)
+
+
+CONTROL = Style(style.GREY, style.DOT, style.DASHES[2], 1.1, True)
+DENSE = Style("currentColor", style.DOT, style.DASHES[0], 3.2, False)
+
+
+def encodings(by_id: Mapping[str, Style]) -> dict[str, Any]:
+    """Colour, marker, fill and dashes by a record's id `c`, without a legend."""
+
+    def scale(values: Sequence[Any]) -> dict[str, Any]:
+        return {"legend": None, "scale": alt.Scale(domain=list(by_id), range=list(values))}
+
+    own = list(by_id.values())
+    return {
+        "color": alt.Color("c:N", **scale([look.colour for look in own])),
+        "shape": alt.Shape("c:N", **scale([look.marker for look in own])),
+        "fill": alt.Fill("c:N", **scale(["transparent" if look.hollow else look.colour for look in own])),
+        "strokeDash": alt.StrokeDash("c:N", **scale([list(look.dash) for look in own])),
+    }
