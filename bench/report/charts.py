@@ -19,6 +19,7 @@ Width = float | Literal["container"]
 ROWS = alt.NamedData("rows")
 LABEL_GAP = 13  # pixels from one label to the next
 LABEL_WIDTH = 150  # pixels; longer labels are cut
+LABEL_ROOM = 0.22  # of the axis's length, added at its right end for the name of the last point
 WIDTH = "width of a square layer: in_features = out_features"
 
 
@@ -98,6 +99,7 @@ def by_shape(panel: Panel, quantity: Quantity, styles: dict[str, Style], *, widt
     last = {c.id: v.median for c in panel.curves for row in c.rectangles if (v := quantity.of(row))}
     ranked = sorted(last, key=lambda id: last[id], reverse=quantity.field == "speedup")
     limits = layout.limits(_figures(quantity, rows), 1.12)
+    limits[1] *= (limits[1] / limits[0]) ** LABEL_ROOM
     look = _look(panel, styles)
     x_axis = alt.Axis(values=layout.ticks(*limits), labelExpr=_written(quantity.unit), title=None, orient="top")
     x_scale = alt.Scale(type="log", domain=limits, nice=False)
