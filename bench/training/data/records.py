@@ -1,0 +1,93 @@
+"""What a data set is: images or texts with their checksum, licence and what must be said of them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.wrong import Wrong
+
+Bytes = NDArray[np.uint8]
+
+
+class MissingData(Wrong):
+    """A data set is not there; the message says how to get it or what its folder has to hold."""
+
+
+class BadData(Wrong):
+    """A data set is there and is not what it has to be: damaged, incomplete or of another format."""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images of `classes` kinds, in the order that a training run starts from.
+
+    train_x, test_x: (N, height, width) or (N, height, width, channels), uint8.
+    train_y, test_y: (N,), int64, 0 to classes - 1.
+    sha256: of the decompressed images and labels.
+    """
+
+    name: str
+    train_x: Bytes
+    train_y: NDArray[np.int64]
+    test_x: Bytes
+    test_y: NDArray[np.int64]
+    classes: int
+    sha256: str
+    licence: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """Whole documents to train on and whole documents held out.
+
+    sha256: of all documents in order, joined by two line ends, in UTF-8.
+    """
+
+    name: str
+    train: list[str]
+    validation: list[str]
+    sha256: str
+    licence: str
+    note: str
+
+
+Dataset = Images | Text
+
+
+def sha256(parts: Iterable[bytes]) -> str:
+    """Of the parts, one after another."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def check(name: str, parts: Mapping[str, bytes], expected: Mapping[str, str], folder: Path) -> None:
+    """Compare the decompressed parts of a data set with the checksums it is known by.
+
+    Raises:
+        BadData: a part differs.
+    """
+    for part, wanted in expected.items():
+        found = sha256([parts[part]])
+        if found != wanted:
+            raise BadData(
+                f"{name}: the {part} in {folder} have sha256 {found}, not {wanted}: the files are damaged or of "
+                f"another version; get them anew: python -m bench data fetch {name}"
+            )
+
+
+def bits_per_byte(nats: float, text: str) -> float:
+    """The loss of a whole text, summed over its tokens in nats, in bits for each of its UTF-8 bytes.
+
+    Unlike a loss per token this compares across tokenizers.
+    """
+    return nats / (math.log(2) * len(text.encode()))
