@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from structures import registry
 from structures.configs import plan_lines
@@ -13,6 +15,7 @@ from structures.spec import Spec, SpecError
 from structures.structure import Structure
 
 TABLE_WIDTH = 1024  # the square width at which the table gives parameters and FLOPs
+TABLE_START, TABLE_END = "<!-- table: python -m structures table -->", "<!-- end of table -->"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--registry", action="append", default=[], metavar="FILE", help="a YAML file of more entries")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="every entry with its options and einsum")
-    commands.add_parser("table", help="the README's table, in Markdown")
+    tabled = commands.add_parser("table", help="the README's table, in Markdown")
+    tabled.add_argument("--into", metavar="FILE", help="write it between the markers of this file")
     show = commands.add_parser("show", help="an entry bound to widths: its steps and counts")
     show.add_argument("name")
     show.add_argument("in_features", type=int)
@@ -54,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.command == "plan":
             skip = parsed.skip or ("heads", "tied")
             print("\n".join(plan_lines(parsed.config, parsed.rule, overrides=parsed.set, skip=skip, each=parsed.each)))
+        elif parsed.command == "table" and parsed.into:
+            print(_write_table(Path(parsed.into)))
         else:
             print("\n".join(table() if parsed.command == "table" else _list()))
     except (ValueError, KeyError) as error:
@@ -65,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def table() -> list[str]:
     """The registry as a Markdown table, counts at one square width with default options."""
     lines = [
-        "| name | einsum | parameters | FLOPs a token | source |\n|---|---|---:|---:|---|",
+        "| name | einsum | parameters | FLOPs a token | omega, psi, nu | source |\n|---|---|---:|---:|---|---|",
     ]
     for name in registry.names():
         spec = registry.get(name)
@@ -73,9 +79,29 @@ def table() -> list[str]:
         einsum = "<br>+ ".join(f"`{term}`" for term in spec.einsum)
         lines.append(
             f"| `{name}`{_given(structure)} | {einsum} | {_share(structure.params, structure.dense_params)} "
-            f"| {_share(structure.flops(), structure.dense_flops())} | {spec.source} |"
+            f"| {_share(structure.flops(), structure.dense_flops())} | {_placed(structure)} | {spec.source} |"
         )
     return lines
+
+
+def _write_table(file: Path) -> str:
+    """Put the table in place of the one between the markers; the file is written whole or not at all."""
+    try:
+        before, found, rest = file.read_text(encoding="utf-8").partition(TABLE_START)
+        _, ended, after = rest.partition(TABLE_END)
+        if not found or not ended:
+            raise SpecError(f"{file}: there are no lines {TABLE_START!r} and {TABLE_END!r} to write between")
+        part = file.with_name(file.name + ".part")
+        part.write_text("\n\n".join([before + found, "\n".join(table()), ended + after]), encoding="utf-8")
+        os.replace(part, file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{file}: cannot be rewritten: {getattr(error, 'strerror', None) or error}") from None
+    return f"{file}: {len(registry.names())} entries"
+
+
+def _placed(structure: Structure) -> str:
+    found = structure.taxonomy
+    return "" if found is None else ", ".join(f"{round(n, 2):g}" for n in (found.omega, found.psi, found.nu))
 
 
 def _given(structure: Structure) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -195,7 +195,10 @@ def _term_rank(structure: Structure, term: Term) -> tuple[int, int]:
     full = min(structure.in_features, structure.out_features)
     lower = max(_narrowest(*narrowed) for narrowed in _narrowed(structure, term))
     if not term.gathers:
-        return lower, _least_cut(structure, term) if len(term.factors) <= MAX_CUT_FACTORS else full
+        if len(term.factors) > MAX_CUT_FACTORS:
+            return lower, full
+        bits = {axis: math.log2(size) for axis, size in structure.sizes}
+        return lower, structure.numel(tuple(least_cut(structure, term, bits)))
     return (lower if _gathers_rename(structure, term) else 0), full
 
 
@@ -253,19 +256,23 @@ def _renames(structure: Structure, gather: Gather, moving: str) -> bool:
     return len(set(table[fixed].tolist())) == size
 
 
-def _least_cut(structure: Structure, term: Term) -> int:
+def least_cut(structure: Structure, term: Term, weights: Mapping[str, float]) -> list[str]:
+    """The axes of the cut between a term's input and its output whose weights have the least sum.
+
+    Factors stand on either side; an axis is cut, once, if it touches both sides. Up to 16 factors.
+    """
     count = len(term.factors)
     sides = (np.arange(2**count)[:, None] >> np.arange(count)) & 1  # 1: on the input's side
-    bits = np.zeros(2**count)
+    total = np.zeros(2**count)
     cut_axes: dict[str, NDArray[np.bool_]] = {}
-    for axis, size in structure.sizes:
+    for axis in structure.size:
         holders = [i for i, f in enumerate(term.factors) if axis in structure.factors[f]]
         touches_input = axis in term.loaded or (sides[:, holders] == 1).any(axis=1)
         touches_output = axis in term.output or (sides[:, holders] == 0).any(axis=1)
         cut_axes[axis] = np.broadcast_to(touches_input & touches_output, (2**count,))
-        bits += cut_axes[axis] * math.log2(size)
-    best = int(np.argmin(bits))
-    return math.prod(size for axis, size in structure.sizes if cut_axes[axis][best])
+        total += cut_axes[axis] * weights[axis]
+    best = int(np.argmin(total))
+    return [axis for axis, cut in cut_axes.items() if cut[best]]
 
 
 def _jacobian(structure: Structure) -> NDArray[Any]:

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from structures import analysis
+from structures.taxonomy import Taxonomy, taxonomy
 
 if TYPE_CHECKING:
     from structures.spec import Spec
@@ -186,6 +187,11 @@ class Structure:
         return analysis.generic_rank(self)
 
     @cached_property
+    def taxonomy(self) -> Taxonomy | None:
+        """Exponents of parameter sharing, rank and compute as the width grows (`structures.taxonomy`)."""
+        return taxonomy(self)
+
+    @cached_property
     def degrees_of_freedom(self) -> int | None:
         """Dimension of the set of matrices W; None where it is not computed (`structures.analysis`)."""
         return analysis.degrees_of_freedom(self)
@@ -250,11 +256,24 @@ def _page(s: Structure) -> Iterator[str]:
     yield f"  degrees of freedom  {'not computed' if freedom is None else f'{freedom:,}':>15}"
     rank = s.rank
     full = min(s.in_features, s.out_features)
-    yield f"  generic rank        {'not computed' if rank is None else f'{rank:,}':>15}   of {full:,}"
+    between = f"{' to '.join(f'{bound:,}' for bound in analysis.rank_bounds(s))}" if rank is None else f"{rank:,}"
+    yield f"  generic rank        {between:>15}   of {full:,}"
     yield f"  FLOPs a token       {s.flops():>15,}   {s.flops() / s.dense_flops():8.4f} of dense"
     yield f"  FLOPs to train      {s.flops(train=True):>15,}   forward and both gradients"
     yield f"  bytes for one token {s.bytes():>15,}   {s.bytes() / s.dense_bytes():8.4f} of dense, fp32"
     yield f"  intermediates       {s.activation_size:>15,}   numbers a token"
+    yield from _placed(s.taxonomy)
+
+
+def _placed(found: Taxonomy | None) -> Iterator[str]:
+    if found is None:
+        yield "  as the width grows  unknown: too few widths can be bound at these options"
+        return
+    yield f"  as the width grows: {found.how}"
+    yield f"    sharing omega     {found.omega:15.2f}   FLOPs / parameters ~ width**omega"
+    most = ", at most" if found.psi_bound else ""
+    yield f"    rank psi          {found.psi:15.2f}   rank ~ width**psi{most}"
+    yield f"    compute nu        {found.nu:15.2f}   FLOPs of a token ~ width**(1 + nu)"
 
 
 def _wide(s: Structure, axes: Axes) -> Axes:

@@ -10,7 +10,7 @@ import pytest
 
 import structures
 from structures import registry
-from structures.__main__ import main
+from structures.__main__ import TABLE_END, TABLE_START, main, table
 
 ROOT = Path(registry.__file__).parents[1]
 MINE = "mine:\n  title: Mine\n  options: {rank: 4}\n  sizes: {r: rank}\n  einsum: x, x r, r y -> y\n"
@@ -111,14 +111,29 @@ def test_table_is_markdown_with_every_entry_once(capsys: pytest.CaptureFixture[s
     out, err = capsys.readouterr()
     head, rule, *rows = out.splitlines()
     assert err == ""
-    assert head == "| name | einsum | parameters | FLOPs a token | source |"
-    assert {line.count("|") - line.count("\\|") for line in (head, rule, *rows)} == {6}
+    assert head == "| name | einsum | parameters | FLOPs a token | omega, psi, nu | source |"
+    assert {line.count("|") - line.count("\\|") for line in (head, rule, *rows)} == {7}
     assert [row.split("`")[1] for row in rows] == structures.names()
     dense = next(row for row in rows if row.startswith("| `dense`"))
     assert "1,048,576 (1)" in dense
-    assert "2,097,152 (1)" in dense
+    assert "2,097,152 (1) | 0, 1, 1 |" in dense
     for name, row in zip(structures.names(), rows, strict=True):
         assert f"{structures.get(name).bind(1024, 1024).params:,}" in row
+
+
+def test_the_table_is_written_between_the_markers_of_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "page.md"
+    file.write_text(f"above\n\n{TABLE_START}\n\nold\n\n{TABLE_END}\n\nbelow\n")
+    for _ in range(2):  # again: nothing changes
+        assert main(["table", "--into", str(file)]) == 0
+        rows = "\n".join(table())
+        assert file.read_text() == f"above\n\n{TABLE_START}\n\n{rows}\n\n{TABLE_END}\n\nbelow\n"
+    assert capsys.readouterr().out == f"{file}: {len(structures.names())} entries\n" * 2
+    file.write_text("no markers\n")
+    for path, word in ((file, "there are no lines"), (tmp_path / "absent.md", "No such file")):
+        assert main(["table", "--into", str(path)]) == 2
+        assert word in capsys.readouterr().err
+    assert file.read_text() == "no markers\n" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_users_file_is_listed_shown_and_tabled(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
