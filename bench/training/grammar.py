@@ -96,7 +96,7 @@ MIRRORED: dict[str, tuple[str, ...]] = {
         "the {person} who {past} the {~person2} [be] {state}.",
         "the {thing} that the {~person} {past} [be] {kind}.",
     ),
-    "agreement after there": ("there [be] {some} {thing} in the {place}.",),
+    "agreement after there": ("there [be] {some} {thing} in the house of the {~person}.",),
     "noun after determiner": ("the {person} {past} {number} [thing].",),
     "noun after determiner and adjective": ("the {person} {past} {number} {kind} [thing].",),
     "determiner before noun": ("the {person} {past} [this] {kind} {thing}.",),
