@@ -98,6 +98,14 @@ def count(text: str) -> int:
     return int(text)
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """`128,256` -> (128, 256), for argparse: different whole numbers from 1, two or more."""
+    found = tuple(count(word.strip()) for word in text.split(","))
+    if len(set(found)) < max(2, len(found)):
+        raise argparse.ArgumentTypeError(f"{text!r} names no two different numbers; write 128,256,512")
+    return found
+
+
 def _cell(text: str, width: int, right: bool) -> str:
     text = shortened(text, width)
     pad = " " * (width - columns(text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -46,7 +47,10 @@ def coordinate_check(
         scaled: learn at the rates of `param_groups`; without it every hidden parameter learns at `lr`, which shows
             what the rule is for.
         options: of the structure, the same at every width.
+    Raises:
+        ValueError: fewer than two widths, one that stands twice, or a number that is none; options that do not fit.
     """
+    widths = _checked(widths, steps, lr, layers)
     rows: list[Coordinate] = []
     for width in widths:
         torch.manual_seed(seed)
@@ -73,3 +77,21 @@ def coordinate_check(
             loss.backward()
             optimizer.step()
     return rows
+
+
+def _checked(widths: Sequence[int], steps: int, lr: float, layers: int) -> tuple[int, ...]:
+    """The widths, in the order given: the first is the one that `lr` is for."""
+    found = tuple(widths) if isinstance(widths, Sequence) and not isinstance(widths, str) else (widths,)
+    if not all(isinstance(w, int) and not isinstance(w, bool) and w > 0 for w in found):
+        raise ValueError(f"coordinate_check: widths are whole numbers from 1, found {widths!r}")
+    if len(set(found)) < max(2, len(found)):
+        raise ValueError(
+            f"coordinate_check: widths are two different ones or more, such as (128, 256, 512), found {widths!r}: "
+            "what is checked is how activations change from one to the next"
+        )
+    for name, value in (("steps", steps), ("layers", layers)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"coordinate_check: {name} is a whole number from 1, found {value!r}")
+    if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 < lr < math.inf:
+        raise ValueError(f"coordinate_check: lr is a number above 0, found {lr!r}")
+    return found  # type: ignore[return-value]  # whole numbers, as checked
