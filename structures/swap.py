@@ -16,6 +16,7 @@ from structures.linear import StructuredLinear
 from structures.plan import Plan, Row
 from structures.project import Projection, from_linear
 from structures.rules import SKIP, Choice, Key, Rules, collapse, select
+from structures.sequential import batches_of, made_in_order
 from structures.structure import Structure
 
 ARGUMENTS = ("damping", "refine", "tolerance", "limit", "progress")  # of from_linear, for all layers alike
@@ -31,8 +32,9 @@ def swap(
     rules: Rules,
     *,
     project: bool | Mapping[str, Any] = False,
-    inputs: Mapping[str, Tensor] | None = None,
-    held_out: Mapping[str, Tensor] | None = None,
+    inputs: Mapping[str, Tensor] | Iterable[Any] | None = None,
+    held_out: Mapping[str, Tensor] | Iterable[Any] | None = None,
+    sequential: bool = False,
     init: str = "linear",
     backend: str = backends.AUTO,
     dry_run: bool = False,
@@ -51,6 +53,10 @@ def swap(
             `{"refine": 100}`. Without it factors are drawn by `init`, and the bias alone is kept.
         inputs, held_out: by layer's name, what it reads or the covariance of it: the projection is then nearest in its
             outputs, where there are inputs, and the table has the output error.
+        sequential: convert the layers in the order they are called, each fitted on what the ones converted before it
+            hand on and towards the dense model's outputs, so that errors do not add up. `inputs` and `held_out` are
+            then batches of the model: a list of tensors, tuples of arguments or mappings of keyword arguments, run in
+            eval mode, twice for each layer and only as far as the layer.
         init, backend: of the new layers, as StructuredLinear takes them.
         dry_run: only return the table. Needs no weights: the model may be on the meta device.
         skip: what stays though a rule names it: `heads` (the model's output layer, and names that end in lm_head,
@@ -71,15 +77,16 @@ def swap(
     backends.check_name(backend)
     if init not in initial.INITS:
         raise ValueError(f"init is one of {', '.join(initial.INITS)}, found {init!r}")
-    _check(model, project, inputs, held_out, dry_run, predict_error)
+    _check(model, project, inputs, held_out, sequential, dry_run, predict_error)
     selection = select(model, rules, skip)
     jobs = [job for job in _bound(selection.choices) if not _is_already(*job)]
-    given = _given(model, jobs, project, inputs, held_out)
+    given = _given(model, jobs, project, *((None, None) if sequential else (inputs, held_out)))  # type: ignore[arg-type]
     made: dict[int, nn.Module] = {}
+    fitted = _in_order(model, jobs, project, inputs, held_out, backend) if sequential else {}
     rows = []
     for choice, structure in jobs:
-        new = None
-        if not dry_run or predict_error:
+        new = fitted.get(id(choice.module))
+        if new is None and (not dry_run or predict_error):
             arguments = given[id(choice.module)] if project is not False or dry_run else None
             new = _made(choice, structure, arguments, init, backend)
         if new is not None and not dry_run:
@@ -98,8 +105,9 @@ def swap(
 def _check(
     model: nn.Module,
     project: bool | Mapping[str, Any],
-    inputs: Mapping[str, Tensor] | None,
-    held_out: Mapping[str, Tensor] | None,
+    inputs: Mapping[str, Tensor] | Iterable[Any] | None,
+    held_out: Mapping[str, Tensor] | Iterable[Any] | None,
+    sequential: bool,
     dry_run: bool,
     predict_error: bool,
 ) -> None:
@@ -113,11 +121,24 @@ def _check(
             raise ValueError(f"swap: project has no argument {name!r}{nearest(str(name), ARGUMENTS)}")
     if predict_error and not dry_run:
         raise ValueError("swap: predict_error is for dry_run=True; with project=True the table has the errors")
+    if sequential:
+        if project is False or inputs is None:
+            raise ValueError(
+                "swap: sequential=True is a projection on the model's batches; add project=True and inputs="
+            )
+        if dry_run:
+            raise ValueError(
+                "swap: sequential=True converts layer after layer, which a dry run does not; leave one out"
+            )
+        return
     for what, tensors in (("inputs", inputs), ("held_out", held_out)):
         if tensors is None:
             continue
         if not isinstance(tensors, Mapping):
-            raise ValueError(f"swap: {what} maps layers' names to tensors, found {type(tensors).__name__}")
+            raise ValueError(
+                f"swap: {what} maps layers' names to tensors, found {type(tensors).__name__}; "
+                "collect_covariances(model, batches) makes such a mapping, and sequential=True takes the batches"
+            )
         if project is False and not predict_error and not dry_run:
             raise ValueError(f"swap: {what} is for a projection; add project=True")
 
@@ -143,6 +164,26 @@ def _given(
         for name in layer_of.keys() & (tensors or {}).keys():
             given[layer_of[name]][what] = (tensors or {})[name]
     return given
+
+
+def _in_order(
+    model: nn.Module,
+    jobs: list[Job],
+    project: bool | Mapping[str, Any],
+    inputs: object,
+    held_out: object,
+    backend: str,
+) -> dict[int, nn.Module]:
+    """The new layers of a sequential conversion, by the old ones' ids; those that become dense are not among them."""
+    work = [(choice.names[0], choice.module, structure) for choice, structure in jobs if structure is not None]
+    for name, module, _ in work:
+        if any(p.is_meta for p in module.parameters()):
+            raise ValueError(f"{name}: it is on the meta device and has no weight to project; load the weights first")
+    if not work:
+        return {}
+    batches = batches_of("inputs", inputs)
+    measured = None if held_out is None else batches_of("held_out", held_out)
+    return made_in_order(model, work, batches, measured, project if isinstance(project, Mapping) else {}, backend)
 
 
 def _bound(choices: tuple[Choice, ...]) -> list[Job]:
