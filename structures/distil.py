@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -56,11 +57,9 @@ def distil(
     Raises:
         ValueError: there is nothing to train, or the teacher has no such layer of these widths.
     """
-    if steps < 0 or batch < 1 or tokens < 2 or not 0 < held_out < 1 or not lr > 0:
-        raise ValueError(
-            "distil: steps is at least 0, batch at least 1, tokens at least 2, 0 < held_out < 1 and lr > 0; found "
-            f"{steps=}, {batch=}, {tokens=}, {held_out=}, {lr=}"
-        )
+    _check_numbers(steps, batch, tokens, held_out, lr, seed)
+    if progress is not None and not callable(progress):
+        raise ValueError(f"distil: progress is called with each layer's Match, found {progress!r}")
     for what, module in (("model", model), ("teacher", teacher)):
         if not isinstance(module, nn.Module):
             raise ValueError(f"distil: {what} is an nn.Module, found {type(module).__name__}")
@@ -82,6 +81,17 @@ def distil(
         if progress is not None:
             progress(matches[-1])
     return matches
+
+
+def _check_numbers(steps: object, batch: object, tokens: object, held_out: object, lr: object, seed: object) -> None:
+    whole = (("steps", steps, 0), ("batch", batch, 1), ("tokens", tokens, 2), ("seed", seed, 0))
+    for name, value, least in whole:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"distil: {name} is a whole number from {least}, found {value!r}")
+    for name, value, most in (("held_out", held_out, 1.0), ("lr", lr, math.inf)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < most:
+            below = f" and below {most:g}" if most < math.inf else ""
+            raise ValueError(f"distil: {name} is a number above 0{below}, found {value!r}")
 
 
 class _Sample:
@@ -142,6 +152,10 @@ def _watch(
     teacher: nn.Module, watched: Mapping[str, nn.Module], samples: Mapping[str, _Sample], inputs: Iterable[Any]
 ) -> None:
     """Run the batches through the teacher in eval mode and sample what each layer is given."""
+    if not isinstance(inputs, Iterable):
+        raise ValueError(
+            f"distil: inputs are the model's batches, such as a list of tensors, found {type(inputs).__name__}"
+        )
     handles = [
         dense.register_forward_pre_hook(
             lambda module, args, kwargs, sample=samples[name]: sample.add((*args, *kwargs.values())[0]),

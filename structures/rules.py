@@ -14,9 +14,10 @@ from torch import nn
 
 from structures import layers, registry
 from structures.spec import Spec
+from structures.structure import Structure
 
 Key = str | Callable[[str, nn.Module], bool]
-Value = str | Spec | tuple[str | Spec, Mapping[str, object]] | type[nn.Linear] | None
+Value = str | Spec | Structure | tuple[str | Spec, Mapping[str, object]] | type[nn.Linear] | None
 Rules = Mapping[Any, Value] | Sequence[tuple[Key, Value]]  # Mapping is invariant in its key
 
 ALL = "all-linear"
@@ -27,10 +28,14 @@ SHOWN = 12  # names listed in an error
 
 @dataclass(frozen=True)
 class Target:
-    """What a layer is to become: a structure with options, or the dense layer where `spec` is None."""
+    """What a layer is to become: a structure with options, or the dense layer where `spec` is None.
+
+    widths: (in_features, out_features) of a structure that was given bound; None where it fits what it finds.
+    """
 
     spec: Spec | None
     options: tuple[tuple[str, object], ...] = ()
+    widths: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,13 +118,15 @@ def target(key: str, value: object) -> Target | None:
         return None
     if value is nn.Linear:
         return Target(None)
+    if isinstance(value, Structure):
+        return Target(value.spec, value.options, (value.in_features, value.out_features))
     options: object = {}
     if isinstance(value, tuple | list) and len(value) == 2:
         value, options = value
     if not isinstance(value, str | Spec) or not isinstance(options, Mapping):
         raise ValueError(
-            f"rule {key!r}: the value is the name of a structure, a Spec, (either, options), nn.Linear for the dense "
-            f"layer or None to leave a layer as it is; found {reprlib.repr(value)}"
+            f"rule {key!r}: the value is the name of a structure, a Spec, (either, options), a bound Structure, "
+            f"nn.Linear for the dense layer or None to leave a layer as it is; found {reprlib.repr(value)}"
         )
     try:
         spec = registry.get(value) if isinstance(value, str) else value

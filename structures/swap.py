@@ -46,9 +46,9 @@ def swap(
     Args:
         rules: `{key: value}` in order of precedence; the first key that names a layer decides. A key is a glob for the
             layer's name (`*` spans dots), `re:` and a regex for the whole name, `all-linear`, or a predicate
-            `(name, module) -> bool`. A value is a structure's name, a Spec, `(either, options)`, `nn.Linear` to go back
-            to the dense layer, or None to leave a layer as it is. Linear layers are nn.Linear, transformers' Conv1D
-            and StructuredLinear.
+            `(name, module) -> bool`. A value is a structure's name, a Spec, `(either, options)`, a Structure of the
+            layers' widths, `nn.Linear` to go back to the dense layer, or None to leave a layer as it is. Linear layers
+            are nn.Linear, transformers' Conv1D and StructuredLinear.
         project: start from the factors nearest to the layer's weight; a mapping is arguments of `from_linear`, such as
             `{"refine": 100}`. Without it factors are drawn by `init`, and the bias alone is kept.
         inputs, held_out: by layer's name, what it reads or the covariance of it: the projection is then nearest in its
@@ -193,8 +193,14 @@ def _bound(choices: tuple[Choice, ...]) -> list[Job]:
     wrong: dict[str, Choice] = {}
     for choice in choices:
         spec, options = choice.target.spec, dict[str, Any](choice.target.options)
+        found, bound_to = layers.widths(choice.module), choice.target.widths or layers.widths(choice.module)
         try:
-            structure = None if spec is None else spec.bind(*layers.widths(choice.module), **options)
+            if spec is not None and found != bound_to:
+                raise ValueError(
+                    f"{spec.name} is bound to {bound_to[0]} -> {bound_to[1]}, the layer is {found[0]} -> {found[1]}; "
+                    "give the entry and its options instead"
+                )
+            structure = None if spec is None else spec.bind(*found, **options)
         except ValueError as error:
             wrong.setdefault(f"{collapse(choice.names[0]) or '(the model itself)'}: {error}", choice)
             count += 1
@@ -229,7 +235,7 @@ def _made(
         if structure is None:
             new = layers.restored(old)
         elif arguments is None:
-            new = _fresh(layers.as_linear(old), structure, init, backend)
+            new = _fresh(old, structure, init, backend)
         else:
             new = from_linear(layers.as_linear(old), structure, backend=backend, **arguments)
     except ValueError as error:
@@ -238,21 +244,23 @@ def _made(
     return new
 
 
-def _fresh(linear: nn.Linear, structure: Structure, init: str, backend: str) -> StructuredLinear:
+def _fresh(old: nn.Module, structure: Structure, init: str, backend: str) -> StructuredLinear:
     options: dict[str, Any] = dict(structure.options)
+    bias = old._parameters.get("bias")
+    like = next(p for name, p in old.named_parameters(recurse=False) if name != "bias")
     new = StructuredLinear(
         structure.spec,
         structure.in_features,
         structure.out_features,
-        linear.bias is not None,
-        device=linear.weight.device,
-        dtype=linear.weight.dtype,
+        bias is not None,
+        device=like.device,
+        dtype=like.dtype,
         backend=backend,
         init=init,
         **options,
     )
-    if new.bias is not None:
-        new.bias.data.copy_(linear.bias.detach())
+    if new.bias is not None and bias is not None:
+        new.bias.data.copy_(bias.detach())
     return new
 
 

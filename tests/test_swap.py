@@ -138,6 +138,9 @@ BAD = [
     ({}, ValueError, "there are no rules"),
     ("dense", ValueError, "rules map keys to structures"),
     ({"*.fc1": ("monarch", {"n_blocks": 5})}, ValueError, r"2 of 2 layers do not fit:\n  h.\*.mlp.fc1: .*: 1, 2, 4"),
+    ({"*.fc1": structures.get("monarch").bind(32, 64)}, ValueError,
+     r"h.\*.mlp.fc1: monarch is bound to 32 -> 64, the layer is 32 -> 128; give the entry and its options"),
+    ({"*.fc1": (structures.get("monarch").bind(32, 64), {})}, ValueError, r"a bound Structure"),
     ({"*.fc1": ("monarch", {"blocks": 5})}, ValueError, r"h.\*.mlp.fc1: .*no option 'blocks'; did you mean 'n_blocks'"),
 ]  # fmt: skip
 
@@ -149,6 +152,13 @@ def test_a_mistake_is_an_error_that_names_what_is_possible(rules, kind, message)
         swap(model, rules)
     assert re.search(message, str(caught.value.args[0]))
     assert not structured(model)
+
+
+def test_a_bound_structure_is_taken_where_it_fits():
+    model = perceptron()
+    structure = structures.get("dyad_it").bind(16, 32, n_blocks=2)
+    swap(model, {"0": structure, "2": ("dyad_it", {"n_blocks": 4})})
+    assert model[0].structure == structure and dict(model[2].structure.options) == {"n_blocks": 4}
 
 
 def test_a_model_without_linear_layers_says_so():

@@ -371,7 +371,15 @@ ERRORS = [
     (lambda: distil(*dense_pair(), torch.ones(4, 7)), "takes in_features=8 numbers"),
     (lambda: distil(*dense_pair(), torch.ones(1, 8)), "has seen 1 rows of inputs; it needs two"),
     (lambda: distil(*dense_pair(), torch.full((4, 8), torch.inf)), "inputs that are not finite"),
-    (lambda: distil(*dense_pair(), torch.ones(4, 8), steps=-1), "steps=-1"),
+    (lambda: distil(*dense_pair(), torch.ones(4, 8), steps=-1), "steps is a whole number from 0, found -1"),
+    (lambda: distil(*dense_pair(), torch.ones(4, 8), steps="a"), "steps is a whole number from 0, found 'a'"),
+    (lambda: distil(*dense_pair(), torch.ones(4, 8), batch=2.0), r"batch is a whole number from 1, found 2\.0"),
+    (lambda: distil(*dense_pair(), torch.ones(4, 8), tokens=True), "tokens is a whole number from 2, found True"),
+    (lambda: distil(*dense_pair(), torch.ones(4, 8), held_out=1), "held_out is a number above 0 and below 1, found 1"),
+    (lambda: distil(*dense_pair(), torch.ones(4, 8), lr="b"), "lr is a number above 0, found 'b'"),
+    (lambda: distil(*dense_pair(), torch.ones(4, 8), lr=torch.inf), "lr is a number above 0, found inf"),
+    (lambda: distil(*dense_pair(), torch.ones(4, 8), progress=True), "progress is called with each layer's Match"),
+    (lambda: distil(*map(nn.Sequential, dense_pair()), 3), "inputs are the model's batches, .* found int"),
     (lambda: distil(*[nn.Sequential(layer("dense", 8, 8))] * 2, torch.ones(4, 8)), "the teacher is the model itself"),
 ]
 
