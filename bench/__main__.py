@@ -1,4 +1,4 @@
-"""`python -m bench report|merge|compare|recommend|readme|minilm|coordinates|data ...`: results files, used and made."""
+"""`python -m bench report|merge|compare|recommend|readme|minilm|coordinates|train|data ...`: results, used and made."""
 
 import argparse
 import io
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_readme(commands.add_parser("readme", help="write a README's figure and tables from results files"))
     _add_data(commands.add_parser("data", help="list the training comparisons' data sets, or fetch one"))
     _add_minilm(commands.add_parser("minilm", help="convert a pretrained encoder to every structure and measure it"))
+    _add_train(commands.add_parser("train", help="train with every structure, and what that costs in quality"))
     coordinates = commands.add_parser("coordinates", help="measure activations as width grows, for every structure")
     coordinates.add_argument("-o", "--output", type=Path, required=True, help="file to write")
     coordinates.add_argument("--structures", metavar="WORDS", help="names, separated by commas (every entry)")
@@ -139,6 +140,12 @@ def _data_fetch(arguments: argparse.Namespace) -> tuple[str, int]:
     return "\n".join(summary(fetch(arguments.name))), 0
 
 
+def _add_train(train: argparse.ArgumentParser) -> None:
+    from bench.training import command
+
+    command.add_options(train)
+
+
 def _add_minilm(minilm: argparse.ArgumentParser) -> None:
     add = minilm.add_argument
     add("-o", "--output", type=Path, required=True, help="file to write")
@@ -189,8 +196,10 @@ def _report(arguments: argparse.Namespace) -> tuple[str, int]:
 
 def _merge(arguments: argparse.Namespace) -> tuple[str, int]:
     from bench.merge import merge
+    from bench.training import merge as training
 
-    return "\n".join(merge(arguments.results, arguments.output)), 0
+    join = training.merge if training.is_training(arguments.results) else merge
+    return "\n".join(join(arguments.results, arguments.output)), 0
 
 
 def _compare(arguments: argparse.Namespace) -> tuple[str, int]:

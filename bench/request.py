@@ -169,11 +169,11 @@ def read_options(text: str) -> dict[str, object]:
     return found
 
 
-def budgets(text: str) -> tuple[Budget, ...]:
+def budgets(text: str, quantities: Sequence[str] = QUANTITIES) -> tuple[Budget, ...]:
     """`"params=0.5,0.25 flops=0.5"` -> budgets; `none` -> no budget, each entry at its default options.
 
     Raises:
-        Wrong: not params or flops, or a share that is not between 0 and 1.
+        Wrong: not one of the quantities, or a share that is not between 0 and 1.
     """
     if text.strip() == "none":
         return ()
@@ -181,7 +181,7 @@ def budgets(text: str) -> tuple[Budget, ...]:
     for word in re.split(r"[,\s]+", text.strip()):
         left, equals, right = word.partition("=")
         if equals:
-            quantity = one_of("--budget", left, QUANTITIES)
+            quantity = one_of("--budget", left, quantities)
         share = right if equals else left
         if not quantity or not re.fullmatch(r"\d*\.?\d+", share) or not 0 < float(share) <= 1:
             raise Wrong(f"--budget: {word!r} is not a share of dense; write params=0.5,0.25, flops=0.5 or none")

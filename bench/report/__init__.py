@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.fields import load
-from bench.report import models, page, panels, sections, style, tables, widths
+from bench.report import models, page, panels, sections, style, tables, training, widths
 from bench.report.figures import write as write_figures
 from bench.report.sections import Section
 from bench.rows import Results, join, parse
 
-KINDS = {models.KIND: models.section, widths.KIND: widths.section}  # of files beside the sweep's
+# of files beside the sweep's
+KINDS = {models.KIND: models.section, widths.KIND: widths.section, training.KIND: training.section}
 
 
 def read_all(paths: Sequence[Path]) -> tuple[Results, list[Section]]:

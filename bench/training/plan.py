@@ -1,0 +1,96 @@
+"""What a run will do: the variants that exist in each setting, the jobs, and what each costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from bench.points import DENSE, NARROW
+from bench.training import costs, jobs, rows, variants
+from bench.training.jobs import Job
+from bench.training.problems import Problem
+from bench.training.settings import Setting
+from bench.training.variants import Unreachable, Variant
+
+
+class Plan:
+    """The grid of one shard.
+
+    Attributes:
+        variants: controls and structures of each setting that exist at every width.
+        resolved: variants with a budget in time, as they are met in parameters.
+        refused: rows for what is left out, with the reason.
+    """
+
+    def __init__(self, problems: Mapping[Setting, Problem], shard: tuple[int, int]):
+        self.problems, self.shard = problems, shard
+        self.resolved: dict[tuple[Setting, Variant], Variant] = {}
+        self.refused: list[dict[str, Any]] = []
+        self._costs: dict[tuple[Setting, Variant, int], dict[str, Any]] = {}
+        self.variants = {setting: self._variants(setting) for setting in problems}
+
+    def _variants(self, setting: Setting) -> list[Variant]:
+        controls, asked = jobs.variants(setting)
+        found: list[Variant] = []
+        for variant in asked:
+            reason = self._reason(setting, variant)
+            if reason is None:
+                found.append(variant)
+            else:
+                self.refuse(setting, variant, reason)
+        for name in dict.fromkeys(v.structure for v in asked):  # what meets no budget stands at its own options
+            own = [Variant(name, start=start) for start in setting.starts or ("",)]
+            if setting.budgets and name not in {v.structure for v in found}:
+                found += [variant for variant in own if self._reason(setting, variant) is None]
+        return jobs.shard([*controls, *found], *self.shard)
+
+    def _reason(self, setting: Setting, variant: Variant) -> str | None:
+        """Why a variant does not exist at one of the widths."""
+        if in_time(variant):
+            return None  # known when it is timed
+        for width in setting.widths:
+            try:
+                variants.options(setting, variant, width, self.problems[setting])
+            except Unreachable as error:
+                return str(error)
+        return None
+
+    def refuse(self, setting: Setting, variant: Variant, reason: str) -> None:
+        row = {**rows.named(setting.name, variant), "options": variant.options, "reason": reason}
+        if row not in self.refused:
+            self.refused.append(row)
+
+    def jobs(self, setting: Setting) -> list[Job]:
+        """Dense with all its seeds first, then the others' rates, then their runs seed by seed."""
+        several = [v for v in self.variants[setting] if not in_time(v) or (setting, v) in self.resolved]
+        first = [v for v in several if v.structure == DENSE]
+        others = [v for v in several if v.structure != DENSE]
+        dense = [*jobs.tunes(setting, first), *jobs.trains(setting, first)]
+        return [*dense, *jobs.tunes(setting, others), *jobs.trains(setting, others)]
+
+    def costs(self, setting: Setting, variant: Variant, width: int) -> dict[str, Any]:
+        """Costs of a variant and their shares of dense's."""
+        variant = replace(self.resolved.get((setting, variant), variant), start="")
+        key = (setting, variant, width)
+        if key not in self._costs:
+            problem = self.problems[setting]
+            x = problem.parts["tune"][0][: max(1, 256 // setting.length)]
+            model = variants.build(setting, variant, width, problem)
+            same = variant.structure in (DENSE, NARROW)
+            plain = model if same else variants.dense(setting, width, problem)
+            names = variants.replaced(setting, plain)
+            own = costs.costs(model, names, x, len(x) * setting.length, dense=plain)
+            dense = own if variant.structure == DENSE else self.costs(setting, Variant(DENSE), width)
+            self._costs[key] = {**own, **costs.shares(own, {name: dense[name] for name in own})}
+        return self._costs[key]
+
+    def flops(self, job: Job) -> float:
+        """Executed FLOPs of a whole run."""
+        own = self.costs(job.setting, job.variant, job.width)["executed_train_flops"]
+        return float(own) * job.steps * job.setting.tokens
+
+
+def in_time(variant: Variant) -> bool:
+    """Whether its budget is in time, so that it is known when it has been timed."""
+    return bool(variant.budget and variant.budget.startswith("time"))

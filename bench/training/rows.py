@@ -1,0 +1,119 @@
+"""Rows of a training file: what was run, to what result, at what cost. Also what is read back of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench import machine
+from bench.fields import BadResults, load
+from bench.training.jobs import TUNE, Job
+from bench.training.loop import Outcome
+from bench.training.parallel import Group
+from bench.training.problems import Problem
+from bench.training.settings import KIND
+from bench.training.variants import Variant
+from bench.wrong import Wrong
+
+OK, DIVERGED = "ok", "diverged"
+
+
+def named(setting_name: str, variant: Variant) -> dict[str, Any]:
+    """The fields by which rows are told apart."""
+    return {
+        "setting": setting_name,
+        "structure": variant.structure,
+        "way": "control" if variant.control else "structure",
+        "series": variant.series,
+        "budget": variant.budget,
+        "start": variant.start,
+    }
+
+
+def of_run(
+    job: Job,
+    lr: float,
+    outcome: Outcome,
+    problem: Problem,
+    costs: Mapping[str, Any],
+    group: Group,
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """The row of a training run."""
+    setting = job.setting
+    facts = {key: problem.facts[key] for key in ("data", "data_sha256", "data_note", "licence")}
+    return {
+        **named(setting.name, job.variant),
+        "phase": job.phase,
+        "task": setting.task,
+        "model": setting.model,
+        "layers": setting.layers,
+        **facts,
+        "width": job.width,
+        "seed": job.seed,
+        "lr": lr,
+        "steps": job.steps,
+        "tokens_per_step": setting.tokens,
+        "schedule": setting.schedule,
+        "status": OK if outcome.reason is None else DIVERGED,
+        "reason": outcome.reason,
+        "loss": outcome.loss,
+        "curve": [list(point) for point in outcome.curve],
+        "seconds_as_run": outcome.seconds,
+        "bytes_per_token": problem.bytes_per_token,
+        **costs,
+        "processes": group.size,
+        "device": setting.device,
+        "key": job.key,
+        "config": job.config,
+        "versions": dict(versions),
+    }
+
+
+def best(rows: list[dict[str, Any]], job: Job) -> tuple[float | None, list[float]]:
+    """The tried rate with the lowest loss of a job's variant, None where all diverged; and all tried rates, sorted."""
+    tried: dict[float, float] = {}
+    for row in rows:
+        if row["phase"] == TUNE and row["config"]["tuned"] == job.tuned:
+            loss = row["loss"]
+            tried[row["lr"]] = math.inf if loss is None else loss
+    chosen = min(tried, key=lambda lr: (tried[lr], lr), default=None)
+    if chosen is None or not math.isfinite(tried[chosen]):
+        return None, sorted(tried)
+    return chosen, sorted(tried)
+
+
+def take_up(path: Path, now: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The rows of an earlier run, by key.
+
+    Raises:
+        BadResults: no file of this kind.
+        Wrong: it was made with other versions, so its losses cannot stand beside new ones.
+    """
+    document = load(path)
+    section = document.get("structures") if isinstance(document, dict) else None
+    if not isinstance(section, dict) or section.get("kind") != KIND or not isinstance(section.get("rows"), list):
+        raise BadResults(f"--resume: {path} is no file of bench train")
+    kept: dict[str, dict[str, Any]] = {}
+    for row in section["rows"]:
+        before = row.get("versions", {})
+        changed = [name for name in now if before.get(name) != now[name]]
+        if changed:
+            name = changed[0]
+            raise Wrong(
+                f"--resume: {path} was made with another {name}, {json.dumps(before.get(name))}; now it is "
+                f"{json.dumps(now[name])}. Start anew with -o"
+            )
+        kept[row["key"]] = row
+    return kept
+
+
+def versions() -> dict[str, str]:
+    """Of what decides a loss: Python, torch, numpy, this package and its commit."""
+    known = machine.versions()
+    commit = machine.commit()
+    named = {key: known[key] for key in ("python", "torch", "structures", "numpy")}
+    return named | {"commit": str(commit["commit"])[:12] + ("+changes" if commit["dirty"] else "")}

@@ -1,0 +1,84 @@
+"""The trained dense networks that distillation starts from: trained once, kept in a file while a run lasts."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from bench.points import DENSE
+from bench.training import checkpoint, rows, variants
+from bench.training.jobs import TEACHER, Job
+from bench.training.variants import Variant
+from bench.wrong import Wrong
+
+if TYPE_CHECKING:
+    from bench.training.session import Session
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A dense network's state, and its held-out loss."""
+
+    state: dict[str, Tensor]
+    loss: float
+
+
+class Teachers:
+    """The teachers of a run, by their jobs' keys. Seeds of the runs that follow share one teacher."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.held: dict[str, Teacher] = {}
+
+    def of(self, job: Job) -> Teacher:
+        """The teacher of a job's setting and width, trained when it is first asked for.
+
+        Raises:
+            Wrong: it did not train.
+        """
+        own = Job(TEACHER, job.setting, Variant(DENSE), job.width, 0)
+        if own.key not in self.held:
+            self.held[own.key] = self._kept(own) or self._trained(own)
+        return self.held[own.key]
+
+    def clear(self) -> None:
+        """Remove the files."""
+        for key in self.held:
+            if self.session.group.first:
+                with suppress(FileNotFoundError):
+                    self._path(key).unlink()
+
+    def _kept(self, job: Job) -> Teacher | None:
+        """From a file, where the earlier run has the row too."""
+        held = checkpoint.read(self._path(job.key))
+        if held is None or held["key"] != job.key or job.key not in self.session.kept:
+            return None
+        self.session.keep(job.key)
+        return Teacher(held["model"], held["loss"])
+
+    def _trained(self, job: Job) -> Teacher:
+        session, setting = self.session, job.setting
+        session.kept.pop(job.key, None)
+        problem = session.problems[setting]
+        lr = sorted(setting.rates)[-1]  # the grid is one for refining; its largest rate suits a fresh network best
+        session.progress.expect(session.plan.flops(job))
+        model = variants.dense(setting, job.width, problem, seed=job.seed)
+        outcome = session.trained(model, job, lr)
+        costs = session.plan.costs(setting, job.variant, job.width)
+        session.progress.finish(session.plan.flops(job), f"{job.words} loss {outcome.loss}")
+        if outcome.loss is None:
+            raise Wrong(f"distil: the dense network did not train: {outcome.reason}; try other --rates")
+        row = session.add(rows.of_run(job, lr, outcome, problem, costs, session.group, session.versions))
+        state = {name: value.cpu() for name, value in checkpoint.whole(model).items()}
+        if session.group.first:
+            checkpoint.write(self._path(job.key), {"key": job.key, "model": state, "loss": row["loss"]})
+        session.group.wait()
+        return Teacher(state, row["loss"])
+
+    def _path(self, key: str) -> Path:
+        output = self.session.run.output
+        return output.with_name(f"{output.name}.teacher-{key}")

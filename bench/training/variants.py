@@ -1,0 +1,213 @@
+"""What stands in the place of a network's linear layers: a structure at a budget, a mix of them, or a control."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+import structures
+from bench.points import DENSE, NARROW, NEAR
+from bench.request import options_text, read_options
+from bench.training import rates
+from bench.training.decoders import ALL
+from bench.training.models import Shape, remove
+from bench.training.problems import Problem
+from bench.training.settings import DISTILLED, PROJECTED, Setting
+from structures import StructuredLinear, distil, layers
+from structures.fit import fit_options
+from structures.spec import SpecError
+from structures.swap import swap
+
+REMOVED = "removed"
+CONTROLS = (DENSE, NARROW, REMOVED)
+MIX = "+"  # joins the names of a mix: they take turns, layer by layer
+SWEEPS = 10  # of projections without a closed form
+
+Rules = dict[str, tuple[str, dict[str, object]]]  # structure and options by the layer's name
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A structure (or mix, or control), and what it is brought to.
+
+    budget: `params=0.5`, `flops=0.5` or `time=0.8`, of the replaced layers' parameters or FLOPs, or of a step's time.
+    options: of the user's own, as `n_blocks=4`; then there is no budget.
+    start: "" for freshly drawn, or "projected" or "distilled" from a trained dense network.
+    """
+
+    structure: str
+    budget: str | None = None
+    options: str = ""
+    start: str = ""
+
+    @property
+    def control(self) -> bool:
+        return self.structure in CONTROLS
+
+    @property
+    def series(self) -> str:
+        """A name for tables: `dyad_it @ params=0.5`."""
+        at = f" @ {self.budget}" if self.budget else f" {self.options}" if self.options else ""
+        return f"{self.structure}{at}{f', {self.start}' if self.start else ''}"
+
+    def share(self) -> float:
+        return float(self.budget.partition("=")[2]) if self.budget else 1.0
+
+
+class Unreachable(Exception):
+    """A variant that does not exist in this network; the message says why."""
+
+
+def shape(setting: Setting, width: int, problem: Problem, hidden: float = 1.0) -> Shape:
+    return Shape(width, setting.depth, problem.inputs, problem.outputs, hidden)
+
+
+def dense(setting: Setting, width: int, problem: Problem, *, seed: int = 0, hidden: float = 1.0) -> nn.Module:
+    """The dense network, drawn from `seed`; its layers to replace are drawn as structures are."""
+    torch.manual_seed(seed)
+    family = ALL[setting.model]
+    model = family.build(shape(setting, width, problem, hidden))
+    rates.draw(model, family.names(model, setting.layers))
+    return model
+
+
+def replaced(setting: Setting, model: nn.Module) -> list[str]:
+    """Names of the layers to replace, controls included."""
+    return ALL[setting.model].names(model, setting.layers)
+
+
+def base_inputs(setting: Setting, problem: Problem) -> dict[str, int]:
+    """Inputs of every linear layer of the dense network at the smallest width."""
+    with torch.device("meta"):
+        model = ALL[setting.model].build(shape(setting, min(setting.widths), problem))
+    return rates.inputs_of(model)
+
+
+def build(
+    setting: Setting,
+    variant: Variant,
+    width: int,
+    problem: Problem,
+    *,
+    seed: int = 0,
+    resolved: Variant | None = None,
+    teacher: Mapping[str, torch.Tensor] | None = None,
+) -> nn.Module:
+    """The network of a variant. Networks of one seed share the parameters of layers that are not replaced.
+
+    Args:
+        resolved: the variant with a budget in parameters, where the variant's own is in time.
+        teacher: state of a trained dense network of this width, to start from.
+    Raises:
+        Unreachable: it cannot be brought to its budget here; the message says why.
+    """
+    family, variant = ALL[setting.model], resolved or variant
+    if variant.structure == NARROW:
+        return _narrow(setting, variant, width, problem, seed)
+    model = dense(setting, width, problem, seed=seed)
+    if teacher is not None:
+        model.load_state_dict(teacher)
+    names = replaced(setting, model)
+    if variant.structure == REMOVED:
+        remove(model, family, [n for n in names if n in family.names(model, "ff")])
+    elif variant.structure != DENSE:
+        rules = options(setting, variant, width, problem)
+        torch.manual_seed(seed + 1)
+        project = {"limit": SWEEPS} if variant.start else False
+        swap(model, rules, init="spectral", skip=(), project=project)
+        if variant.start == DISTILLED:
+            original = dense(setting, width, problem, seed=seed)
+            original.load_state_dict(teacher or {})
+            batches = [(problem.batch(seed, 10_000_000 + i)[0],) for i in range(2)]
+            distil(model, original, batches, steps=60, tokens=1024)
+    return model
+
+
+def options(setting: Setting, variant: Variant, width: int, problem: Problem) -> Rules:
+    """The structure and options of every layer to replace.
+
+    Raises:
+        Unreachable: the budget, or the options given, do not fit.
+    """
+    with torch.device("meta"):
+        model = ALL[setting.model].build(shape(setting, width, problem))
+    names, words = replaced(setting, model), variant.structure.split(MIX)
+    rules: Rules = {}
+    have, want = {"params": 0, "flops": 0}, {"params": 0, "flops": 0}
+    quantity = (variant.budget or "").partition("=")[0]
+    for i, name in enumerate(names):
+        word, widths = words[i % len(words)], layers.widths(model.get_submodule(name))
+        try:
+            chosen = _fitted(word, widths, quantity, variant.share()) if variant.budget else _own(word, widths, variant)
+            bound = structures.get(word).bind(*widths, **chosen)  # type: ignore[arg-type]
+        except SpecError as error:
+            raise Unreachable(str(error).partition("\n")[0]) from None
+        have = {"params": have["params"] + bound.params, "flops": have["flops"] + bound.flops()}
+        want = {"params": want["params"] + bound.dense_params, "flops": want["flops"] + bound.dense_flops()}
+        rules[name] = word, chosen
+    shares = {key: have[key] / want[key] for key in have}
+    if quantity and abs(shares[quantity] / variant.share() - 1) > NEAR:
+        raise Unreachable(f"the nearest share of dense's {quantity} it can reach at width {width} is "
+                          f"{shares[quantity]:.3g}")  # fmt: skip
+    other = "flops" if quantity == "params" else "params"
+    if quantity and shares[other] > 1 + NEAR:
+        raise Unreachable(f"{variant.budget} takes {shares[other]:.3g} times dense's {other} at width {width}")
+    return rules
+
+
+def _own(name: str, widths: tuple[int, int], variant: Variant) -> dict[str, object]:
+    return {**dict(structures.get(name).bind(*widths, **read_options(variant.options)).options)}  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=4096)
+def _fitted_text(name: str, widths: tuple[int, int], quantity: str, share: float) -> str:
+    return options_text(fit_options(name, *widths, **{quantity: share}))  # type: ignore[arg-type]
+
+
+def _fitted(name: str, widths: tuple[int, int], quantity: str, share: float) -> dict[str, object]:
+    return read_options(_fitted_text(name, widths, quantity, share))
+
+
+def _narrow(setting: Setting, variant: Variant, width: int, problem: Problem, seed: int) -> nn.Module:
+    """The dense network with its layers to replace narrowed to the budget: inside, or of a smaller width."""
+    family, share = ALL[setting.model], variant.share()
+    if not family.narrow_width and setting.layers == "ff":
+        return dense(setting, width, problem, seed=seed, hidden=share)
+    step = shape(setting, width, problem).heads * 2
+    count = _replaced_params(setting, width, problem)
+    fits = [w for w in range(step, width + 1, step)]
+    near = min(fits, key=lambda w: abs(_replaced_params(setting, w, problem) - share * count))
+    return dense(setting, near, problem, seed=seed)
+
+
+@lru_cache(maxsize=1024)
+def _replaced_params_of(model: str, layers_word: str, shaped: Shape) -> int:
+    with torch.device("meta"):
+        built = ALL[model].build(shaped)
+    names = ALL[model].names(built, layers_word)
+    return sum(i * o for i, o in (layers.widths(built.get_submodule(name)) for name in names))
+
+
+def _replaced_params(setting: Setting, width: int, problem: Problem) -> int:
+    return _replaced_params_of(setting.model, setting.layers, shape(setting, width, problem))
+
+
+def described(model: nn.Module, names: Sequence[str]) -> dict[str, Any]:
+    """Options by `INxOUT` of the structured layers among `names`."""
+    found: dict[str, Any] = {}
+    for name in names:
+        module = model.get_submodule(name)
+        if isinstance(module, StructuredLinear):
+            key = f"{module.in_features}x{module.out_features}"
+            own = dict(module.structure.options)
+            if found.setdefault(key, own) != own or len({type(own)}) != 1:
+                found[f"{key} {name}"] = own
+    return found
+
+
+STARTS = (PROJECTED, DISTILLED)
