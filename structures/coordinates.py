@@ -94,4 +94,4 @@ def _checked(widths: Sequence[int], steps: int, lr: float, layers: int) -> tuple
             raise ValueError(f"coordinate_check: {name} is a whole number from 1, found {value!r}")
     if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 < lr < math.inf:
         raise ValueError(f"coordinate_check: lr is a number above 0, found {lr!r}")
-    return found  # type: ignore[return-value]  # whole numbers, as checked
+    return found
