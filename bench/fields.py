@@ -84,7 +84,7 @@ class Fields:
     def number(self, key: str) -> float:
         """A positive finite number: everything measured or counted here is one."""
         value = self.get(key)
-        if type(value) not in (int, float) or not 1e-30 < value < 1e30:
+        if not positive(value):
             raise self.bad(key, "a positive number")
         return float(value)
 
@@ -101,6 +101,15 @@ class Fields:
         if not isinstance(value, dict):
             raise self.bad(key, "an object")
         return value
+
+    def pairs(self, key: str) -> list[tuple[float, float]]:
+        """A list of two positive numbers each."""
+        values = self.get(key)
+        if not isinstance(values, list) or not all(
+            isinstance(pair, list) and len(pair) == 2 and all(positive(number) for number in pair) for pair in values
+        ):
+            raise self.bad(key, "a list of pairs of positive numbers")
+        return [(float(a), float(b)) for a, b in values]
 
     def names(self, key: str) -> tuple[str, ...]:
         """A list of printable words."""
@@ -126,6 +135,11 @@ class Fields:
         if not match or not float(match[2]):
             raise self.bad(key, "null, params=SHARE or flops=SHARE")
         return f"{match[1]}={float(match[2]):g}"
+
+
+def positive(value: Any) -> bool:
+    """Whether a value of a results file is a positive finite number of sensible size."""
+    return type(value) in (int, float) and 1e-30 < value < 1e30
 
 
 def load(path: Path) -> Any:

@@ -13,14 +13,28 @@ from typing import Any
 from bench.fields import BadResults, Fields, load, printable, shown
 
 SCHEMA = 1
-DTYPES = ("float64", "float32", "bfloat16", "float16")
+ITEMSIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+DTYPES = tuple(ITEMSIZES)
 DEVICES = ("cpu", "cuda")
 MODES = ("forward", "train")
 CLOCKS = ("host", "device")
 VERSIONS = ("structures", "torch", "python", "numpy", "pytest_benchmark")
 BOUNDS = ("arithmetic", "memory", "calls")
+_OPTIONAL = ("activation_bytes", "checkpoint_bytes", "peak_bytes", "energy_joules")
 _REFUSED_WORDS = ("series", "dtype", "device", "mode", "backend", "budget")
 _REFUSED_COUNTS = ("in_features", "out_features", "tokens", "threads")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the machine reached in the same run with one device, dtype and number of threads."""
+
+    device: str
+    dtype: str
+    threads: int
+    gemm_flops_per_s: float
+    copy_bytes_per_s: float  # from and to main memory
+    cache_bytes_per_s: float | None  # the fastest copy of any size; None where only one size was measured
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,7 @@ class Run:
     facts: Mapping[str, str]  # everything else to say about how it was measured
     datetime: str
     complete: bool
-    roofline: tuple[Mapping[str, Any], ...]  # device, dtype, threads, gemm_flops_per_s, copy_bytes_per_s
+    roofline: tuple["Limits", ...]
     rules: Mapping[str, str]  # series -> how its options scale with width
 
 
@@ -73,7 +87,10 @@ class Row:
     executed_flops: float
     dense_flops: float
     bytes: float
-    activation_bytes: float | None
+    activation_bytes: float | None  # saved by the forward pass for the backward pass
+    checkpoint_bytes: float | None
+    peak_bytes: float | None  # the most that the device's allocator held
+    energy_joules: float | None  # per call
     time: Spread  # seconds per call
     speedup: Spread | None  # paired and interleaved with dense; None on dense itself
     error: Any
@@ -86,6 +103,20 @@ class Row:
     def width(self) -> float:
         """sqrt(in_features * out_features): the width of the square layer with as many dense weights."""
         return math.sqrt(self.in_features * self.out_features)
+
+    @property
+    def parameter_bytes(self) -> float:
+        return float(self.params * ITEMSIZES[self.dtype])
+
+    @property
+    def flops_per_s(self) -> float:
+        """What was executed, over the time it took."""
+        return self.executed_flops / self.time.median
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs executed for each byte that has to be moved at least."""
+        return self.executed_flops / self.bytes
 
     @property
     def square(self) -> bool:
@@ -217,18 +248,21 @@ def parse_run(file: str, section: Fields) -> Run:
         "run": "complete" if complete else "not complete: points are missing",
         "command": printable(" ".join(map(str, argv or ["unknown"]))),
     }
-    roofline = tuple(
-        {
-            "device": limit.choice("device", DEVICES),
-            "dtype": limit.choice("dtype", DTYPES),
-            "threads": limit.count("threads"),
-            "gemm_flops_per_s": limit.number("gemm_flops_per_s"),
-            "copy_bytes_per_s": limit.number("copy_bytes_per_s"),
-        }
-        for limit in section.each("roofline")
-    )
+    roofline = tuple(_limits(fields) for fields in section.each("roofline"))
     rules = {key: printable(str(value)) for key, value in section.object("rules").items()}
     return Run(file, machine, facts, run.words("datetime"), complete, roofline, rules)
+
+
+def _limits(fields: Fields) -> Limits:
+    sizes = fields.pairs("copy_bytes_per_s_by_size") if "copy_bytes_per_s_by_size" in fields else []
+    return Limits(
+        fields.choice("device", DEVICES),
+        fields.choice("dtype", DTYPES),
+        fields.count("threads"),
+        fields.number("gemm_flops_per_s"),
+        fields.number("copy_bytes_per_s"),
+        max((rate for _, rate in sizes), default=None),
+    )
 
 
 def _row(run: Run, benchmark: Fields) -> Row:
@@ -250,7 +284,7 @@ def _row(run: Run, benchmark: Fields) -> Row:
         "clock": info.choice("clock", CLOCKS),
         "control": info.flag("control"),
         "flags": info.names("flags"),
-        "activation_bytes": info.number("activation_bytes") if "activation_bytes" in info else None,
+        **{key: info.number(key) if key in info else None for key in _OPTIONAL},
         "time": _spread(benchmark.inside("stats")),
         "speedup": None if info.get("speedup") is None else _spread(info.inside("speedup")),
         "error": info.error("error"),

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from made_up import dense, document, point, refusal, saved
 
-from bench import readme
+from bench import readme, readme_tables
 from bench.__main__ import main
 from bench.report.panels import panels
 from bench.rows import read
@@ -109,8 +109,19 @@ def test_dyad_comes_first_then_the_fastest_and_controls_last(tmp_path: Path) -> 
     made = lines(written(results(tmp_path, *benchmarks())))
     assert made[0] == ["structure", "options at 0.25", "parameters, % of dense", "forward 0.25"]
     order = ["`dyad_ot`", "`dyad_it`", "`low_rank`", "`monarch`", "`dense_narrow` (control)"]
-    assert [line[0] for line in made[2:7]] == [line[0] for line in made[9:]] == order
+    tables = [[line[0] for line in made[start : start + 5]] for start in (2, 9, 16)]
+    assert tables == [order] * 3 and len(made) == 21
     assert made[2][1:] == ["`n_blocks=4` at 1024", "25", "2.8×<br>2.5 to 3.0"]  # noqa: RUF001
+
+
+def test_break_even_is_a_measured_width_from_which_on_the_lower_quartile_is_above_1(tmp_path: Path) -> None:
+    more = [point("monarch @ params 0.25", speedup=(1.5, 0.99, 1.6), in_features=2048, out_features=2048)]
+    made = lines(written(results(tmp_path, *benchmarks(), *benchmarks(dtype="bfloat16", mode="train"), *more)))
+    at = next(i for i, line in enumerate(made) if line[1] == "forward, 128 tokens, float32")
+    assert made[at] == ["structure", "forward, 128 tokens, float32", "train, 128 tokens, bfloat16"]
+    cells = {line[0]: line[1:] for line in made[at + 2 : at + 7]}
+    assert cells["`monarch`"] == ["*none*", "1024"]
+    assert cells["`low_rank`"] == ["512 or less", "512 or less"]
 
 
 def test_a_short_rule_is_shown_and_otherwise_the_options_at_this_width(tmp_path: Path) -> None:
@@ -162,8 +173,8 @@ def test_the_share_of_the_saving_that_arrives_stands_by_width(tmp_path: Path) ->
         if row["extra_info"]["structure"] == "low_rank":
             row["extra_info"]["flops"] = 4000.0
     made = lines(written(results(tmp_path, *rows)))
-    assert made[7] == ["structure", "512", "1024"]
-    assert [line[1:] for line in made[9:12]] == [["30 %", "69 %"], ["28 %", "62 %"], ["no saving", "no saving"]]
+    assert made[14] == ["structure", "512", "1024"]
+    assert [line[1:] for line in made[16:19]] == [["30 %", "69 %"], ["28 %", "62 %"], ["no saving", "no saving"]]
 
 
 def test_the_caption_says_where_when_and_with_what(tmp_path: Path) -> None:
@@ -203,9 +214,9 @@ def test_text_from_results_is_shown_and_never_markup(tmp_path: Path) -> None:
         rows += [point(**options, budget="params=0.25"), point(**options | {"structure": name + "!", "budget": None})]
     run_facts = {"cpu": "CPU |\n\n# <b>`x`", "allocator": "<!-- results -->", "commit": "`|<"}
     section = written(results(tmp_path, dense(), *rows, run=run_facts))
-    without = re.sub(r"`[^`|<>\\]+`", "", section.replace(readme.GENERATED, "").replace("<br>", ""))
+    without = re.sub(r"`[^`|<>\\]+`", "", section.replace(readme_tables.GENERATED, "").replace("<br>", ""))
     assert not set("<>\\[]$@~`") & set(without)
-    assert without.count("&") == without.count("&#") and "_b_" not in without and without.count("**") == 4
+    assert without.count("&") == without.count("&#") and "_b_" not in without and without.count("**") == 6
     made = lines(section)
     assert {len(line) for line in made[: 2 + len(HOSTILE)]} == {4}
     assert {len(line) for line in made[2 + len(HOSTILE) :]} == {2}
@@ -226,7 +237,7 @@ def test_text_from_results_is_shown_and_never_markup(tmp_path: Path) -> None:
     ],
 )
 def test_a_name_is_code_where_nothing_in_it_could_end_that(value: str, shown: str) -> None:
-    assert readme.code(value) == shown
+    assert readme_tables.code(value) == shown
 
 
 WRONG = {

@@ -87,8 +87,8 @@ def growing() -> dict[str, Any]:
 def rendered(folder: Path, *contents: Any) -> str:
     results, beside = report.read_all(saved(folder, *contents))
     found = report.panels.panels(results)
-    looks = [report.style.styles(panel.curves, [r.structure for r in results.rows]) for panel in found]
-    return page.render(results, found, looks, [["figure"] for _ in found], beside)
+    made = report.all_views(results, found, {row.structure for row in results.rows if not row.control})
+    return page.render(results, found, made, beside)
 
 
 # -- the report
@@ -114,11 +114,11 @@ def test_a_file_of_its_own_makes_a_page_and_a_figure(
 
 def test_the_sections_stand_beside_the_sweep(tmp_path: Path) -> None:
     text = rendered(tmp_path, growing(), small(shapes=[(256, 256)]), encoder())
-    order = [text.index(f'id="{id}"') for id in ("curves", "refused", "encoder", "widths", "how")]
+    order = [text.index(f'id="{id}"') for id in ("curves", "encoder", "widths", "refused", "how")]
     assert order == sorted(order)
     elements = Elements(text)
     data = json.loads(elements.scripts[0])
-    assert [len(drawing["specs"]) for drawing in data["sections"]] == [2, 2] and len(data["panels"]) == 1
+    assert [len(drawing["specs"]) for drawing in data["sections"]] == [2, 2] and len(data["rows"]) == 6
     for drawing, id in zip(data["sections"], ("encoder", "widths"), strict=True):
         titles = re.findall(r'class="drawing" data-name="([^"]*)"', text.split(f'id="{id}"')[1])
         assert set(drawing["specs"]) <= set(titles)

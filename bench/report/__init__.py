@@ -3,13 +3,28 @@
 Reads results files only; what drew them, and what they measure, need not be installed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from bench.fields import load
-from bench.report import models, page, panels, sections, style, tables, training, widths
-from bench.report.figures import write as write_figures
+from bench.report import (
+    backends,
+    curves,
+    memory,
+    models,
+    page,
+    panels,
+    pareto,
+    rooflines,
+    sections,
+    tables,
+    training,
+    widths,
+    winners,
+)
+from bench.report.panels import Panel
 from bench.report.sections import Section
+from bench.report.views import View
 from bench.rows import Results, join, parse
 
 # of files beside the sweep's
@@ -41,6 +56,22 @@ def _structures(results: Results) -> set[str]:
     return {row.structure for row in results.rows if not row.control}
 
 
+def all_views(results: Results, found: Sequence[Panel], structures: Collection[str]) -> list[View]:
+    """Every view of the sweep's rows; `structures` are all of the report's, so that each has one look."""
+    places = panels.places(results)
+    machines = list(dict.fromkeys(place.machine for place in places))
+    several = len(machines) > 1
+    suffixes = {name: f"-machine-{i + 1}" if several else "" for i, name in enumerate(machines)}
+    return [
+        *winners.made(found, structures, suffixes),
+        *(curves.view(panel, structures, suffixes[panel.machine]) for panel in found),
+        *pareto.made(places, structures, suffixes),
+        *rooflines.made(places, suffixes),
+        *memory.made(found, suffixes),
+        *backends.made(places, suffixes),
+    ]
+
+
 def write(results: Results, beside: Sequence[Section], folder: Path) -> str:
     """Write index.html and figures as SVG and PNG, of the sweep also points.csv and refused.csv; say what was written.
 
@@ -49,15 +80,9 @@ def write(results: Results, beside: Sequence[Section], folder: Path) -> str:
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = panels.panels(results)
-    structures = sorted(_structures(results).union(*(section.structures for section in beside)))
-    looks = [style.styles(panel.curves, structures) for panel in found]
-    machines = list(dict.fromkeys(panels.machine_names(results.runs).values()))
-    figures = []
-    for panel, look in zip(found, looks, strict=True):
-        stem = panel.slug + (f"-machine-{machines.index(panel.machine) + 1}" if len(machines) > 1 else "")
-        figures.append(write_figures(panel, look, page.caption(panel), folder, stem))
-    for section in beside:
-        section.write(folder)
+    made = all_views(results, found, _structures(results).union(*(section.structures for section in beside)))
+    for view in (*made, *beside):
+        view.write(folder)
     said = [f"{section.title[0].lower()}{section.title[1:]}: {len(section.records)} points" for section in beside]
     if results.runs:
         tables.write_points(results, folder / "points.csv")
@@ -66,5 +91,5 @@ def write(results: Results, beside: Sequence[Section], folder: Path) -> str:
             0, f"{len(results.rows)} points in {len(found)} panels, {len(results.refusals)} refused; figures and CSV"
         )
         said[0] += " beside it"
-    (folder / "index.html").write_text(page.render(results, found, looks, figures, beside), encoding="utf-8")
+    (folder / "index.html").write_text(page.render(results, found, made, beside), encoding="utf-8")
     return f"{folder / 'index.html'}: {'; '.join(said)}"

@@ -1,18 +1,19 @@
-"""A panel's charts as Vega-Lite, for the page (as wide as its box) and for the static figures alike.
+"""A panel's curves as Vega-Lite, for the page (as wide as its box) and for the static figures alike.
 
 Curves appear in scales under their ids. Names from a results file are values in data, never part of a specification
 that is parsed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import altair as alt
 
 from bench.report import layout, words
-from bench.report.panels import DENSE, Panel, break_even
+from bench.report.panels import DENSE, STRUCTURE, Panel
 from bench.report.style import GREY, Style
+from bench.report.verdicts import break_even
 from bench.rows import Row, Spread
 
 Width = float | Literal["container"]
@@ -21,6 +22,8 @@ LABEL_GAP = 13  # pixels from one label to the next
 LABEL_WIDTH = 150  # pixels; longer labels are cut
 LABEL_ROOM = 0.22  # of the axis's length, added at its right end for the name of the last point
 WIDTH = "width of a square layer: in_features = out_features"
+TOLD: dict[str, Any] = {"tooltip": alt.ExprRef("datum.told")}  # everything known of a mark's row
+SAID = alt.Description("said:N")  # the same in short, for screen readers
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,19 @@ class _Plot:
         return alt.Y(f"{field}:Q", scale=scale, axis=axis)
 
 
-def records(panel: Panel) -> list[dict[str, Any]]:
-    """One record per point: its figures for the scales, and their words for the tooltip."""
-    return [_record(curve.id, curve.label, curve.rule, row) for curve in panel.curves for row in curve.rows]
+def specifications(panel: Panel, styles: Mapping[str, Style], *, width: Width) -> dict[str, alt.LayerChart]:
+    """The panel's charts by name: QUANTITY against width for squares, 'QUANTITY by shape' for the others."""
+    made: dict[str, alt.LayerChart] = {}
+    paired = any(row.speedup for row in panel.rows)
+    quantities = [q for q in QUANTITIES if paired or q.field != "speedup"]
+    if any(row.square for row in panel.rows):
+        made |= {q.field: against_width(panel, q, styles, width=width) for q in quantities}
+    if not all(row.square for row in panel.rows):
+        made |= {f"{q.field} by shape": by_shape(panel, q, styles, width=width) for q in quantities if q.spread}
+    return made
 
 
-def against_width(panel: Panel, quantity: Quantity, styles: dict[str, Style], *, width: Width) -> alt.LayerChart:
+def against_width(panel: Panel, quantity: Quantity, styles: Mapping[str, Style], *, width: Width) -> alt.LayerChart:
     """One quantity against width, log-log, each curve named at its end; squares only."""
     widths = sorted({row.width for row in panel.rows if row.square})
     x_axis = alt.Axis(values=widths, format="d", title=WIDTH, labelOverlap="greedy")
@@ -77,7 +87,7 @@ def against_width(panel: Panel, quantity: Quantity, styles: dict[str, Style], *,
     plot = _Plot(
         panel,
         quantity,
-        _look(panel, styles),
+        encodings(styles),
         alt.X("width:Q", scale=x_scale, axis=x_axis),
         layout.limits(_figures(quantity, [row for row in panel.rows if row.square]), 1.12),
         max(420 if quantity.spread else 300, LABEL_GAP * (len(panel.curves) + 1)),
@@ -92,7 +102,7 @@ def against_width(panel: Panel, quantity: Quantity, styles: dict[str, Style], *,
     )
 
 
-def by_shape(panel: Panel, quantity: Quantity, styles: dict[str, Style], *, width: Width) -> alt.LayerChart:
+def by_shape(panel: Panel, quantity: Quantity, styles: Mapping[str, Style], *, width: Width) -> alt.LayerChart:
     """One quantity for every rectangular shape: a row of the chart per curve, named at its point."""
     rows = sorted((row for row in panel.rows if not row.square), key=lambda row: (row.width, row.in_features))
     names = list(dict.fromkeys(words.shape(row) for row in rows))
@@ -100,8 +110,8 @@ def by_shape(panel: Panel, quantity: Quantity, styles: dict[str, Style], *, widt
     ranked = sorted(last, key=lambda id: last[id], reverse=quantity.field == "speedup")
     limits = layout.limits(_figures(quantity, rows), 1.12)
     limits[1] *= (limits[1] / limits[0]) ** LABEL_ROOM
-    look = _look(panel, styles)
-    x_axis = alt.Axis(values=layout.ticks(*limits), labelExpr=_written(quantity.unit), title=None, orient="top")
+    look = encodings(styles)
+    x_axis = alt.Axis(values=layout.ticks(*limits), labelExpr=written(quantity.unit), title=None, orient="top")
     x_scale = alt.Scale(type="log", domain=limits, nice=False)
     x = alt.X(f"{quantity.field}:Q", scale=x_scale, axis=x_axis)
     low, high = alt.X(f"{quantity.field}_low:Q", scale=x_scale), f"{quantity.field}_high"
@@ -111,10 +121,8 @@ def by_shape(panel: Panel, quantity: Quantity, styles: dict[str, Style], *, widt
     }
     base = alt.Chart(ROWS).transform_filter(f"!datum.square && isValid(datum.{quantity.field})")
     bars = base.mark_rule(aria=False).encode(x=low, x2=high, color=look["color"], **place)
-    points = base.mark_point(size=52, strokeWidth=1.3, opacity=1)
-    points = points.encode(
-        x=x, color=look["color"], shape=look["shape"], fill=look["fill"], tooltip=_tooltip(), **place
-    )
+    points = base.mark_point(size=52, strokeWidth=1.3, opacity=1, **TOLD)
+    points = points.encode(x=x, color=look["color"], shape=look["shape"], fill=look["fill"], description=SAID, **place)
     labels = base.mark_text(align="left", dx=8, limit=LABEL_WIDTH, aria=False)
     labels = labels.encode(x=alt.X(f"{high}:Q", scale=x_scale), text="label:N", **place)
     one = alt.Chart(alt.InlineData([{"one": 1}])).mark_rule(strokeWidth=1.5, color="currentColor", aria=False)
@@ -131,15 +139,15 @@ def by_shape(panel: Panel, quantity: Quantity, styles: dict[str, Style], *, widt
 def _lines(plot: _Plot) -> list[alt.Chart]:
     """Curves with their markers, and bars from the lower to the upper quartile; pointing at one fades the others."""
     field, look = plot.quantity.field, plot.look
-    axis = alt.Axis(values=layout.ticks(*plot.limits), labelExpr=_written(plot.quantity.unit), title=None)
+    axis = alt.Axis(values=layout.ticks(*plot.limits), labelExpr=written(plot.quantity.unit), title=None)
     pointed = alt.selection_point(name=f"pointed_{field}", fields=["c"], on="pointerover", clear="pointerout")
     shared = {"x": plot.x, "color": look["color"], "opacity": alt.condition(pointed, alt.value(1), alt.value(0.15))}
     squares = alt.Chart(ROWS).transform_filter("datum.square")
     lines = squares.mark_line(aria=False).encode(
         y=plot.y(field, axis), strokeDash=look["dash"], strokeWidth=look["width"], detail="c:N", **shared
     )
-    points = squares.mark_point(size=52, strokeWidth=1.3, opacity=1).encode(
-        y=plot.y(field, axis), shape=look["shape"], fill=look["fill"], tooltip=_tooltip(), **shared
+    points = squares.mark_point(size=52, strokeWidth=1.3, opacity=1, **TOLD).encode(
+        y=plot.y(field, axis), shape=look["shape"], fill=look["fill"], description=SAID, **shared
     )
     bars = squares.mark_rule(strokeWidth=1, aria=False)
     bars = bars.encode(y=plot.y(f"{field}_low", axis), y2=f"{field}_high", **shared)
@@ -147,14 +155,21 @@ def _lines(plot: _Plot) -> list[alt.Chart]:
 
 
 def _break_even(plot: _Plot) -> list[alt.Chart]:
-    """Dense as the line at 1, and a ring on it where a curve crosses for good."""
+    """Dense as the line at 1, and a ring where each curve starts to beat it for good."""
     even = alt.Chart(alt.InlineData([{"one": 1}])).mark_rule(strokeWidth=3.2, color="currentColor", aria=False)
-    crossings = [{"c": c.id, "width": w, "one": 1} for c in plot.panel.curves if (w := break_even(c)[0])]
-    rings = alt.Chart(alt.InlineData(crossings)).mark_point(size=70, strokeWidth=2, filled=False, aria=False)
+    starts = [{"c": id, "width": row.width, "at": row.speedup.median} for id, row in rings(plot.panel) if row.speedup]
+    marks = alt.Chart(alt.InlineData(starts)).mark_point(size=190, strokeWidth=1.2, filled=False, aria=False)
     return [
         even.encode(y=plot.y("one")),
-        *([rings.encode(x=plot.x, y=plot.y("one"), color=plot.look["color"])] if crossings else []),
+        *([marks.encode(x=plot.x, y=plot.y("at"), color=plot.look["color"])] if starts else []),
     ]
+
+
+def rings(panel: Panel) -> list[tuple[str, Row]]:
+    """Curves that start to beat dense inside the measured widths, and where: slower, or not clearly faster, before."""
+    structures = [curve for curve in panel.curves if curve.kind == STRUCTURE and curve.squares]
+    starts = [(curve, break_even(curve.rows)[0]) for curve in structures]
+    return [(curve.id, row) for curve, row in starts if row and row is not curve.squares[0]]
 
 
 def _labels(plot: _Plot) -> list[alt.Chart]:
@@ -183,49 +198,19 @@ def _labels(plot: _Plot) -> list[alt.Chart]:
     ]
 
 
-def _record(id: str, label: str, rule: str, row: Row) -> dict[str, Any]:
-    record: dict[str, Any] = {"c": id, "label": label, "width": row.width, "square": row.square}
-    record |= {"shape": words.shape(row), "flops": row.flops, "params": row.params}
-    for field, spread in (("time", row.time), ("speedup", row.speedup)):
-        if spread:
-            record |= {field: spread.median, f"{field}_low": spread.q1, f"{field}_high": spread.q3}
-    time = f"{words.prefixed(row.time.median, 's')} ({words.prefixed(row.time.q1)} to {words.prefixed(row.time.q3)})"
-    return record | {
-        "time_words": f"{time}, {row.time.rounds} rounds, {row.clock} clock",
-        "speedup_words": _paired(row.speedup) if row.speedup else "is the measure",
-        "options": ", ".join(f"{key}={value}" for key, value in row.options.items()) or "none",
-        "rule": rule or "not stated",
-        "shares": f"{words.share(row.params_share)} parameters, {words.share(row.flops_share)} FLOPs",
-        "backend": row.backend,
-        "flags": ", ".join(row.flags) or "none",
-    }
-
-
-def _paired(speedup: Spread) -> str:
-    return f"{words.ratio(speedup.median)} ({words.quartiles(speedup)}), {speedup.rounds} rounds"
-
-
-def _tooltip() -> list[alt.Tooltip]:
-    titles = {"label": "curve", "shape": "shape", "time_words": "time", "speedup_words": "speed-up"}
-    titles |= {"shares": "of dense", "options": "options", "rule": "they scale"}
-    titles |= {"backend": "backend", "flags": "flags"}
-    return [alt.Tooltip(f"{field}:N", title=title) for field, title in titles.items()]
-
-
-def _look(panel: Panel, styles: dict[str, Style]) -> dict[str, Any]:
-    """Encodings of a curve's id as colour, dashes, width, marker and fill, without a legend."""
-    ids = [curve.id for curve in panel.curves]
-    own = [styles[id] for id in ids]
+def encodings(styles: Mapping[str, Style]) -> dict[str, Any]:
+    """Encodings of a record's id `c` as colour, dashes, width, marker and fill, without a legend."""
+    own = list(styles.values())
 
     def scale(values: Sequence[Any]) -> dict[str, Any]:
-        return {"legend": None, "scale": alt.Scale(domain=ids, range=list(values))}
+        return {"legend": None, "scale": alt.Scale(domain=list(styles), range=list(values))}
 
     return {
-        "color": alt.Color("c:N", **scale([style.colour for style in own])),
-        "dash": alt.StrokeDash("c:N", **scale([list(style.dash) for style in own])),
-        "width": alt.StrokeWidth("c:O", **scale([style.width for style in own])),
-        "shape": alt.Shape("c:N", **scale([style.marker for style in own])),
-        "fill": alt.Fill("c:N", **scale(["transparent" if style.hollow else style.colour for style in own])),
+        "color": alt.Color("c:N", **scale([look.colour for look in own])),
+        "dash": alt.StrokeDash("c:N", **scale([list(look.dash) for look in own])),
+        "width": alt.StrokeWidth("c:O", **scale([look.width for look in own])),
+        "shape": alt.Shape("c:N", **scale([look.marker for look in own])),
+        "fill": alt.Fill("c:N", **scale(["transparent" if look.hollow else look.colour for look in own])),
     }
 
 
@@ -235,7 +220,7 @@ def _figures(quantity: Quantity, rows: Sequence[Row]) -> list[float]:
     return found + ([1.0] if quantity.field == "speedup" else [])
 
 
-def _written(unit: str) -> str:
+def written(unit: str) -> str:
     """A constant Vega expression that writes a tick: '10 µs', '2x', '5 M'."""
     if unit == words.TIMES:
         return f"format(datum.value, '.2~g') + '{unit}'"

@@ -1,55 +1,59 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
-const panels = [...document.querySelectorAll(".panel")];
 const sections = [...document.querySelectorAll(".section")];
-const form = document.querySelector(".pickers");
 
 function drawing(holder) {
-  const at = panels.indexOf(holder);
-  return at < 0 ? data.sections[sections.indexOf(holder)] : data.panels[at];
+  const view = data.views[holder.id];
+  if (!view) return data.sections[sections.indexOf(holder)];
+  return { specs: view.specs, rows: view.records.map((record) => ({ ...data.rows[record.i], ...record })) };
 }
 
-function draw(panel) {
-  const { specs, rows } = drawing(panel);
-  const hidden = new Set([...panel.querySelectorAll(".show:not(:checked)")].map((box) => box.value));
+function draw(holder) {
+  const { specs, rows } = drawing(holder);
+  const hidden = new Set([...holder.querySelectorAll(".show:not(:checked)")].map((box) => box.value));
   const kept = (values) => values.filter((value) => !hidden.has(value.c));
-  for (const place of panel.querySelectorAll(".drawing")) {
+  for (const place of holder.querySelectorAll(".drawing")) {
     const spec = structuredClone(specs[place.dataset.name]);
     for (const name of Object.keys(spec.datasets ?? {})) spec.datasets[name] = kept(spec.datasets[name]);
     spec.datasets = { ...spec.datasets, rows: kept(rows) };
     // ast: expressions are interpreted, so the page needs no right to evaluate text as a script
     const options = { ast: true, actions: false, renderer: "svg", config: { ...data.config, background: "transparent" } };
-    vegaEmbed(place, spec, options).catch((error) => { place.textContent = "This chart could not be drawn: " + error.message; });
+    vegaEmbed(place, spec, options)
+      .then(() => { place.dataset.drawn = "yes"; })
+      .catch((error) => { place.textContent = "This chart could not be drawn: " + error.message; });
   }
+}
+
+function panels(group) {
+  return [...group.querySelectorAll(".panel")];
 }
 
 function show(panel) {
-  for (const other of panels) other.hidden = other !== panel;
-  if (panel) draw(panel);
+  const group = panel.closest(".group");
+  for (const other of panels(group)) other.hidden = other !== panel;
+  const has = JSON.parse(panel.dataset.choices);
+  for (const input of group.querySelectorAll(".pickers input")) input.checked = has[input.name] === input.value;
+  draw(panel);
 }
 
-function question(fieldset) {
-  return fieldset.querySelector("legend").textContent;
-}
-
-function chosen() {
-  return Object.fromEntries([...form.querySelectorAll("fieldset")].map((set) => [question(set), set.querySelector(":checked")?.value]));
-}
-
-// The panel that answers the question just changed and most of the others; the other pickers then follow it.
+// The view that answers the question just changed and most of the others; the other pickers then follow it.
 function pick(changed) {
-  const wanted = chosen();
+  const group = changed.closest(".group");
+  const wanted = Object.fromEntries([...group.querySelectorAll(".pickers :checked")].map((input) => [input.name, input.value]));
   const score = (panel) => {
     const has = JSON.parse(panel.dataset.choices);
-    return Object.keys(wanted).reduce((sum, key) => sum + (has[key] === wanted[key]) * (key === changed ? 100 : 1), 0);
+    return Object.keys(wanted).reduce((sum, key) => sum + (has[key] === wanted[key]) * (key === changed.name ? 100 : 1), 0);
   };
-  const panel = panels.reduce((a, b) => (score(b) > score(a) ? b : a));
-  const has = JSON.parse(panel.dataset.choices);
-  for (const input of form.querySelectorAll("input")) {
-    const asked = question(input.closest("fieldset"));
-    input.checked = has[asked] === input.value;
-  }
-  show(panel);
+  show(panels(group).reduce((a, b) => (score(b) > score(a) ? b : a)));
+}
+
+// What a link names may stand in a view or a fold that is not shown.
+function reveal() {
+  const place = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const panel = place?.closest(".panel");
+  if (panel?.hidden) show(panel);
+  for (let fold = place?.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+  place?.scrollIntoView();
 }
 
 function sort(button) {
@@ -78,9 +82,13 @@ function filter(input) {
   }
 }
 
-form?.addEventListener("change", (event) => pick(question(event.target.closest("fieldset"))));
-document.addEventListener("change", (event) => event.target.matches(".show") && draw(event.target.closest(".panel")));
+document.addEventListener("change", (event) => {
+  if (event.target.matches(".show")) draw(event.target.closest(".panel"));
+  if (event.target.matches(".pickers input")) pick(event.target);
+});
 document.addEventListener("click", (event) => event.target.matches(".sortable button") && sort(event.target));
 document.addEventListener("input", (event) => event.target.matches("[data-filters]") && filter(event.target));
-show(panels[0]);
+addEventListener("hashchange", reveal);
+for (const group of document.querySelectorAll(".group")) if (panels(group).length) show(panels(group)[0]);
 sections.forEach(draw);
+if (location.hash) reveal();

@@ -8,53 +8,88 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from bench.report import charts, words
-from bench.report.figures import CONFIG, VEGALITE, specifications
-from bench.report.panels import (
-    CONTROL,
-    DENSE,
-    STRUCTURE,
-    Best,
-    Curve,
-    Panel,
-    arrival,
-    best,
-    break_even,
-    dyad,
-    machine_names,
-)
+from bench.report import backends, breaks, curves, memory, pareto, points, rooflines, winners, words
+from bench.report.figures import CONFIG, VEGALITE
+from bench.report.panels import Panel, machine_names
 from bench.report.sections import Section
-from bench.report.style import Style
-from bench.rows import VERSIONS, Results, Row
+from bench.report.verdicts import arrival
+from bench.report.views import View
+from bench.rows import Results
 
 _HERE = Path(__file__).parent
 
 
-def render(
-    results: Results,
-    panels: Sequence[Panel],
-    looks: Sequence[dict[str, Style]],
-    figures: Sequence[Any],
-    sections: Sequence[Section] = (),
-) -> str:
-    """The whole page. `figures` are each panel's file names (without their endings), in the order of `panels`."""
+@dataclass(frozen=True)
+class Group:
+    """One heading of the page: its template says what it shows and adds to each view."""
+
+    id: str
+    title: str
+    views: Sequence[View]
+    missing: str = ""  # said where there are no views
+
+    @property
+    def template(self) -> str:
+        return f"{self.id}.html.j2"
+
+    @property
+    def pickers(self) -> dict[str, list[str]]:
+        """The questions a reader chooses a view by, with their answers; those with one answer are left out."""
+        answers: dict[str, list[str]] = {}
+        for view in self.views:
+            for question, answer in view.choices.items():
+                seen = answers.setdefault(question, [])
+                if answer not in seen:
+                    seen.append(answer)
+        return {question: _sorted(question, given) for question, given in answers.items() if len(given) > 1}
+
+
+def _sorted(question: str, answers: list[str]) -> list[str]:
+    """Numbers by size, shares from the largest; other answers as they come."""
+    if question in ("Tokens", "Threads"):
+        return sorted(answers, key=int)
+    if question == "Compared at":
+        return sorted(answers, key=lambda a: -float(a.split()[0]) if a[0].isdigit() else 0.0)
+    return answers
+
+
+def groups(made: Sequence[View]) -> list[Group]:
+    """The headings of the sweep's part of the page, in order; of those that need what no file has, only the reason."""
+    several = "nothing was measured with several backends at one point: pytest bench --backend planned,einsum does"
+    saved = "no row says what its forward pass saved: only training rows do"
+    found = [
+        Group(winners.GROUP, "Who wins where", _of(made, winners.GROUP)),
+        Group(curves.GROUP, "Scaling curves", _of(made, curves.GROUP)),
+        Group("break-even", "Break-even", []),
+        Group(pareto.GROUP, "Time against cost", _of(made, pareto.GROUP)),
+        Group(rooflines.GROUP, "Roofline", _of(made, rooflines.GROUP), "the runs hold no limits of the machine"),
+        Group(memory.GROUP, "Memory", _of(made, memory.GROUP), saved),
+        Group(backends.GROUP, "Backends", _of(made, backends.GROUP), several),
+    ]
+    return found
+
+
+def _of(made: Sequence[View], group: str) -> list[View]:
+    return [view for view in made if view.group == group]
+
+
+def render(results: Results, panels: Sequence[Panel], made: Sequence[View], sections: Sequence[Section] = ()) -> str:
+    """The whole page, of the views in their order and the sections of other files."""
     loader = jinja2.FileSystemLoader(_HERE)
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    templates.globals |= {"words": words, "arrival": arrival, "json": json.dumps}
+    templates.globals |= {"words": words, "arrival": arrival, "json": json.dumps, "winner": winners.said}
     vega = _vega()
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     machines = machine_names(results.runs)
-    views = [_view(i, *each) for i, each in enumerate(zip(panels, looks, figures, strict=True))]
-    drawings = [section.drawings for section in sections]
     return templates.get_template("page.html.j2").render(
         css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         policy="; ".join(
@@ -69,29 +104,41 @@ def render(
         ),
         vega=Markup(vega),
         script=Markup(script),
-        data=_json({"config": CONFIG, "panels": [view["charts"] for view in views], "sections": drawings}),
-        views=views,
-        pickers=_pickers(panels),
-        headline=_headline(panels[0]) if panels else None,
-        winners=_winners(panels),
+        data=_json(_data(results, made, sections)),
+        groups=groups(made) if results.runs else [],
+        breaks=breaks.tables(panels),
+        front_budget=panels[0].budget if panels else None,
+        sentence=winners.sentence(panels, panels[0]) if panels else "",
         results=results,
+        energy=any(row.energy_joules for row in results.rows),
         sections=sections,
         runs=[*results.runs, *(section.run for section in sections)],
         machine_of=lambda row: machines[id(row.run)],
     )
 
 
-def caption(panel: Panel) -> list[str]:
-    """The lines under a panel's charts: where, when and with what it was measured."""
-    machine = panel.runs[0].machine
-    dates = " and ".join(sorted({run.datetime[:10] for run in panel.runs}))
-    versions = ", ".join(f"{name} {machine[name]}" for name in VERSIONS)
-    missing = "" if any(c.kind == DENSE for c in panel.curves) else " Dense was not measured here."
-    return [
-        f"{panel.machine}; {panel.device}, {panel.dtype}, {panel.threads} threads, {panel.clock} clock, "
-        f"weights {machine['weights']}, allocator {machine['allocator']}, TF32 {machine['tf32']}.",
-        f"{versions}; {dates}, commit {machine['commit']}.{missing}",
-    ]
+def _data(results: Results, made: Sequence[View], sections: Sequence[Section]) -> dict[str, Any]:
+    """What the script draws: every row once, and each view's records, which say which row they stand for."""
+    place = {id(row): i for i, row in enumerate(results.rows)}
+
+    def view(of: View) -> dict[str, Any]:
+        specs = {name: _for_page(spec) for name, spec in of.specifications("container").items()}
+        return {"specs": specs, "records": [r | {"i": place[id(of.rows[r["i"]])]} for r in of.records]}
+
+    return {
+        "config": CONFIG,
+        "rows": [points.record(row) for row in results.rows],
+        "views": {of.slug: view(of) for of in made},
+        "sections": [section.drawings for section in sections],
+    }
+
+
+def _for_page(spec: dict[str, Any]) -> dict[str, Any]:
+    """A chart as wide as its box; its heading is the page's."""
+    kept = {key: value for key, value in spec.items() if key not in ("$schema", "title", "config")}
+    kept["padding"] = {"left": 4, "top": 8, "bottom": 4, "right": 4}
+    kept["autosize"] = {"type": "fit-x", "contains": "padding"}
+    return kept
 
 
 @lru_cache
@@ -108,103 +155,3 @@ def _json(value: Any) -> Markup:
     """JSON that may stand inside a script element: no character in it can end the element or open a comment."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
-def _view(index: int, panel: Panel, look: dict[str, Style], files: Sequence[str]) -> dict[str, Any]:
-    """What the template shows of one panel."""
-    made = {}
-    with alt.data_transformers.enable("default", max_rows=None):
-        for name, chart in specifications(panel, look, width="container").items():
-            spec = chart.to_dict()
-            made[name] = {key: value for key, value in spec.items() if key not in ("$schema", "title", "config")}
-            made[name]["padding"] = {"left": 4, "top": 8, "bottom": 4, "right": 4}
-            made[name]["autosize"] = {"type": "fit-x", "contains": "padding"}
-    by_width = sorted(panel.rows, key=lambda row: (not row.square, row.width, row.in_features))
-    shapes = list(dict.fromkeys(words.shape(row) for row in by_width))
-    return {
-        "id": f"panel-{index}",
-        "panel": panel,
-        "charts": {"specs": made, "rows": charts.records(panel)},
-        "titles": _titles(made),
-        "caption": caption(panel),
-        "files": files,
-        "curves": [_line(curve, look[curve.id]) for curve in panel.curves],
-        "rings": any(break_even(curve)[0] for curve in panel.curves),
-        "shapes": shapes,
-        "arrivals": [(c, _by_shape(c, shapes)) for c in panel.curves if c.kind not in (DENSE, CONTROL)],
-    }
-
-
-def _titles(made: dict[str, Any]) -> dict[str, str]:
-    titles = {quantity.field: quantity.title for quantity in charts.QUANTITIES}
-    return {name: titles[name.split()[0]] + (", rectangular layers" if " " in name else "") for name in made}
-
-
-def _line(curve: Curve, style: Style) -> dict[str, Any]:
-    return {
-        "curve": curve,
-        "style": style,
-        "params": words.span([row.params_share for row in curve.rows]),
-        "flops": words.span([row.flops_share for row in curve.rows]),
-        "break_even": "is the measure" if curve.kind == DENSE else break_even(curve)[1],
-        "flags": ", ".join(sorted({flag for row in curve.rows for flag in row.flags})) or "none",
-        "options": _options(curve),
-    }
-
-
-def _options(curve: Curve) -> str:
-    """The options of the smallest and the largest layer of a curve."""
-    ends = [
-        ", ".join(f"{key}={value}" for key, value in row.options.items()) for row in (curve.rows[0], curve.rows[-1])
-    ]
-    return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
-
-
-def _by_shape(curve: Curve, shapes: Sequence[str]) -> list[Row | None]:
-    found = {words.shape(row): row for row in curve.rows}
-    return [found.get(shape) for shape in shapes]
-
-
-def _pickers(panels: Sequence[Panel]) -> dict[str, list[str]]:
-    """The questions a reader chooses a panel by, with their answers; questions with one answer are left out."""
-    answers: dict[str, list[str]] = {}
-    for panel in sorted(panels, key=lambda p: (p.budget is None, p.budget or "", p.mode, p.tokens)):
-        for question, answer in panel.choices.items():
-            seen = answers.setdefault(question, [])
-            if answer not in seen:
-                seen.append(answer)
-    return {question: given for question, given in answers.items() if len(given) > 1}
-
-
-def _headline(panel: Panel) -> dict[str, Any] | None:
-    """The first panel's outcome at its largest shape: the fastest, how many beat dense, the best of DYAD."""
-    winner = best(panel)
-    if not winner:
-        return None
-    size = (winner.row.in_features, winner.row.out_features)
-    there = [
-        (curve, row, row.speedup)
-        for curve in panel.curves
-        if curve.kind == STRUCTURE
-        for row in curve.rows
-        if row.speedup and (row.in_features, row.out_features) == size
-    ]
-    dyads = [(s.median, curve.label) for curve, row, s in there if dyad(row.structure)]
-    return {
-        "best": winner,
-        "faster": sum(speedup.q1 > 1 for *_, speedup in there),
-        "measured": len(there),
-        "dyad": max(dyads) if dyads and max(dyads)[1] != winner.label else None,
-    }
-
-
-def _winners(panels: Sequence[Panel]) -> dict[str, Any]:
-    """Per machine and kind of call, and per budget, the fastest structure at the largest shape."""
-    told = _pickers(panels)
-    questions = [q for q in ("Machine", "Device", "Type", "Threads", "Mode", "Tokens") if q in told or q == "Mode"]
-    table: dict[tuple[str, ...], dict[str | None, Best | None]] = {}
-    for panel in sorted(panels, key=lambda p: (p.machine, p.device, p.clock, p.dtype, p.threads, p.mode, p.tokens)):
-        place = tuple(panel.choices[question] for question in questions)
-        table.setdefault(place, {})[panel.budget] = best(panel)
-    budgets = sorted({panel.budget for panel in panels}, key=lambda budget: (budget is None, budget or ""))
-    return {"questions": questions, "budgets": budgets, "table": table}

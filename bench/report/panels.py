@@ -5,7 +5,6 @@ machines, clocks or budgets therefore never meet in one chart. Dense, and the co
 panel of their kind.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -39,6 +38,33 @@ class Curve:
         return tuple(row for row in self.rows if not row.square)
 
 
+class Place(NamedTuple):
+    """What rows must share before any two of them meet in a chart."""
+
+    machine: str  # see machine_names
+    device: str
+    clock: str
+    dtype: str
+    threads: int
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """One word or phrase per question a reader chooses by."""
+        clock = " (device clock)" if self.clock == "device" else ""
+        return {
+            "Type": self.dtype,
+            "Device": self.device + clock,
+            "Threads": str(self.threads),
+            "Machine": self.machine,
+        }
+
+    @property
+    def slug(self) -> str:
+        """The end of a file name, out of the closed vocabularies of results files: no free text of a file is in it."""
+        clock = "-device-clock" if self.clock == "device" else ""
+        return f"{self.dtype}-{self.device}{clock}-{self.threads}-threads"
+
+
 @dataclass(frozen=True)
 class Panel:
     """Curves that may be compared, and what they have in common."""
@@ -62,25 +88,20 @@ class Panel:
         return [row for curve in self.curves for row in curve.rows]
 
     @property
+    def place(self) -> Place:
+        return Place(self.machine, self.device, self.clock, self.dtype, self.threads)
+
+    @property
     def choices(self) -> dict[str, str]:
         """The panel's place, one word or phrase per question a reader chooses by."""
-        clock = " (device clock)" if self.clock == "device" else ""
-        return {
-            "Compared at": words.budget(self.budget),
-            "Mode": self.mode,
-            "Tokens": str(self.tokens),
-            "Type": self.dtype,
-            "Device": self.device + clock,
-            "Threads": str(self.threads),
-            "Machine": self.machine,
-        }
+        own = {"Compared at": words.budget(self.budget), "Mode": self.mode, "Tokens": str(self.tokens)}
+        return own | self.place.choices
 
     @property
     def slug(self) -> str:
-        """A file name's stem out of the closed vocabularies of results files: no free text of a file is in it."""
+        """A file name's stem without free text from a results file."""
         budget = (self.budget or "own-options").replace("=", "-")
-        clock = "-device-clock" if self.clock == "device" else ""
-        return f"{budget}-{self.mode}-{self.tokens}-tokens-{self.dtype}-{self.device}{clock}-{self.threads}-threads"
+        return f"{budget}-{self.mode}-{self.tokens}-tokens-{self.place.slug}"
 
     @property
     def title(self) -> str:
@@ -145,6 +166,15 @@ def curves(rows: Iterable[Row]) -> tuple[Curve, ...]:
     return tuple(made)
 
 
+def places(results: Results) -> dict[Place, list[Row]]:
+    """The rows by place, in the order of the file."""
+    names = machine_names(results.runs)
+    found: dict[Place, list[Row]] = {}
+    for row in results.rows:
+        found.setdefault(Place(names[id(row.run)], row.device, row.clock, row.dtype, row.threads), []).append(row)
+    return found
+
+
 class _Key(NamedTuple):
     """What sets a curve apart from the others of its panel."""
 
@@ -181,50 +211,6 @@ def machine_names(runs: Sequence[Run]) -> dict[int, str]:
 def dyad(structure: str) -> bool:
     """Whether a structure is a variant of DYAD, which are drawn alike."""
     return structure.startswith("dyad")
-
-
-def break_even(curve: Curve) -> tuple[float | None, str]:
-    """The width from which on a curve is faster than dense at every width measured, and the same in words.
-
-    Between the last width that is slower and the next, log(speed-up) is read as a straight line over log(width).
-    """
-    points = [(row.width, row.speedup.median) for row in curve.squares if row.speedup]
-    if not points:
-        return None, "not measured"
-    slower = [i for i, (_, speedup) in enumerate(points) if speedup <= 1]
-    if not slower:
-        return None, f"{points[0][0]:.0f} or less"
-    if slower[-1] == len(points) - 1:
-        return None, f"none up to {points[-1][0]:.0f}"
-    (w0, s0), (w1, s1) = points[slower[-1]], points[slower[-1] + 1]
-    width = w0 * (w1 / w0) ** (math.log(s0) / (math.log(s0) - math.log(s1)))
-    return width, f"about {width:.2g}" if width < 100 else f"about {round(width, -1):.0f}"
-
-
-def arrival(row: Row) -> float | None:
-    """Share of the FLOP saving that arrives as time: the speed-up over dense_flops / flops."""
-    return row.speedup.median * row.flops / row.dense_flops if row.speedup else None
-
-
-@dataclass(frozen=True)
-class Best:
-    """The fastest structure of a panel at its largest shape, and those whose spread overlaps with it."""
-
-    row: Row
-    label: str
-    close: tuple[str, ...]
-
-
-def best(panel: Panel) -> Best | None:
-    """The structure with the highest paired speed-up at the panel's largest square (or largest shape, without one)."""
-    found = [(c, r) for c in panel.curves if c.kind == STRUCTURE for r in c.rows if r.speedup]
-    if not found:
-        return None
-    largest = max((row.square, row.width) for _, row in found)
-    rivals = [(c, r, r.speedup) for c, r in found if (r.square, r.width) == largest and r.speedup]
-    rivals.sort(key=lambda rival: -rival[2].median)
-    curve, row, speedup = rivals[0]
-    return Best(row, curve.label, tuple(c.label for c, _, s in rivals[1:] if s.q3 >= speedup.q1))
 
 
 def _ordered(found: list[Panel]) -> list[Panel]:

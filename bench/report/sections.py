@@ -15,7 +15,6 @@ from bench.fields import BadResults, Fields, shown
 from bench.report import style
 from bench.report.charts import Width
 from bench.report.figures import CONFIG, VEGALITE
-from bench.report.panels import STRUCTURE, Curve
 from bench.report.style import Style
 from bench.rows import SCHEMA, VERSIONS, Run, parse_run
 
@@ -121,9 +120,7 @@ def measured(run: Run) -> tuple[str, str]:
 
 def looks(names: Iterable[str]) -> dict[str, Style]:
     """A look for each structure: the one it has in the panels of a sweep of the same structures."""
-    ordered = sorted(set(names) - {"dense"})
-    curves = [Curve(name, STRUCTURE, name, name, name, "", 0, "", ()) for name in ordered]
-    return style.styles(curves, ordered) | {"dense": DENSE}
+    return {name: look for name, (_, look) in style.by_name(names).items()}
 
 
 def filled(look: Style, fill: bool) -> Style:

@@ -4,10 +4,10 @@ Colours are Okabe and Ito's, legible on white and on black; `currentColor` is th
 vermilion triangles; dense is thick and plain; controls are thin, grey and dashed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.report.panels import CONTROL, DENSE, Curve, dyad
+from bench.report.panels import CONTROL, DENSE, STRUCTURE, Curve, dyad
 
 GREY = "#8a8a8a"
 DYAD = "#D55E00"
@@ -49,6 +49,15 @@ def styles(curves: Sequence[Curve], structures: Sequence[str]) -> dict[str, Styl
         else _style(curve, families[dyad(curve.structure)])
         for curve in curves
     }
+
+
+def by_name(structures: Iterable[str]) -> dict[str, tuple[str, Style]]:
+    """An id and a look for each structure and dense: the look it has in panels of the same structures."""
+    ordered = sorted({*structures} - {"dense"})
+    curves = [Curve(f"s{i}", STRUCTURE, name, name, name, "", 0, "", ()) for i, name in enumerate(ordered)]
+    found = styles(curves, ordered)
+    looks = {curve.structure: (curve.id, found[curve.id]) for curve in curves}
+    return looks | {"dense": (DENSE, Style("currentColor", DOT, DASHES[0], 3.2, False))}
 
 
 def _control(i: int) -> Style:

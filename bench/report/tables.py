@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from bench.report.panels import arrival
+from bench.report.verdicts import arrival
 from bench.rows import Refusal, Results, Row, Spread
 
 _SPREADS = ("time", "speedup")
