@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.fields import Fields
+from bench.fields import BadResults, Fields
 
 PHASES = ("tune", "train", "time", "match", "teacher")
 SHARES = ("replaced_params_share", "params_share", "train_flops_share", "replaced_flops_share")
@@ -72,10 +72,15 @@ def read(rows: Sequence[Fields]) -> tuple[list[Run], list[Time]]:
         BadResults: a field is missing or impossible.
     """
     runs, times = [], []
+    keys: dict[str, str] = {}
     for fields in rows:
         phase = fields.choice("phase", PHASES)
         if phase == "train":
             runs.append(_run(fields))
+            name, key = runs[-1].place.setting, fields.name("setting_key")
+            if keys.setdefault(name, key) != key:
+                raise BadResults(f"{fields.where}: {name} was trained in two ways (steps, batch or the like); their "
+                                 "losses cannot stand beside each other")  # fmt: skip
         elif phase == "time":
             times.append(_time(fields))
     return runs, times

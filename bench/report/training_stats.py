@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import mean
 
 from scipy import stats
@@ -117,8 +118,13 @@ def _ranked(several: Sequence[Result], known: Noise | None) -> list[Result]:
 
 def threshold(known: Noise, some: int, others: int, pairs: int) -> float:
     """How far logarithms of two means must be apart to be more than noise, when `pairs` are compared."""
-    quantile = float(stats.t.ppf(1 - (1 - LEVEL) / 2 / pairs, known.freedom))
-    return quantile * known.deviation * math.sqrt(1 / some + 1 / others)
+    return _quantile(pairs, known.freedom) * known.deviation * math.sqrt(1 / some + 1 / others)
+
+
+@lru_cache(maxsize=1024)
+def _quantile(pairs: int, freedom: int) -> float:
+    """Student's, two-sided, with the level shared among `pairs`."""
+    return float(stats.t.ppf(1 - (1 - LEVEL) / 2 / pairs, freedom))
 
 
 def _count(result: Result) -> int:
@@ -132,7 +138,8 @@ def _count(result: Result) -> int:
 class Front:
     """The least loss for each amount of training FLOPs over widths and steps, and a power law fitted to it.
 
-    exponent: b in loss ~ FLOPs ** -b; `low` to `high` its interval, of the fit alone. None where points are too few.
+    exponent: b in loss ~ FLOPs ** -b; `low` to `high` its interval, of the fit alone, with as many degrees of freedom
+        as there are runs but two. None where points are too few.
     """
 
     setting: str
@@ -163,7 +170,8 @@ def front(runs: Sequence[Run]) -> Front:
     if len(lower) < LEAST or found.widths < 2:
         return found
     line = stats.linregress([math.log(x) for x, _ in lower], [math.log(y) for _, y in lower])
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(lower) - 2)) * float(line.stderr) if len(lower) > 2 else math.inf
+    trained = sum(run.loss is not None for run in runs)  # points of one run share its seed: the runs are what counts
+    half = _quantile(1, max(1, trained - 2)) * float(line.stderr)
     slope = -float(line.slope)
     own = (found.setting, found.series, found.structure, found.points, found.widths)
     return Front(*own, exponent=slope, low=slope - half, high=slope + half)

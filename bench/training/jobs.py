@@ -51,6 +51,12 @@ class Job:
         return digest({**setting, "base_width": min(self.setting.widths), **asdict(tuned_as(self.variant))})
 
     @property
+    def setting_key(self) -> str:
+        """Identifies what losses may be compared within, whatever stands in the layers' place."""
+        setting = {key: value for key, value in asdict(self.setting).items() if key not in PLAN}
+        return digest({**setting, "base_width": min(self.setting.widths)})
+
+    @property
     def key(self) -> str:
         """Identifies the run: the hash of its configuration, of a try with its rate."""
         return digest({**self.config, "lr": self.lr if self.phase == TUNE else None})
@@ -69,7 +75,9 @@ def digest(value: Mapping[str, Any]) -> str:
 def variants(setting: Setting) -> tuple[list[Variant], list[Variant]]:
     """Controls and structures of a setting: dense first, each control at every budget in parameters or time."""
     controls = [Variant(DENSE)]
-    controls += [Variant(NARROW, budget) for budget in setting.budgets]
+    shares = [b for b in setting.budgets if not b.startswith("flops")]  # of a dense layer, those of FLOPs are the same
+    shares += [b for b in setting.budgets if b.startswith("flops") and b.replace("flops", "params") not in shares]
+    controls += [Variant(NARROW, budget) for budget in shares]
     if not setting.budgets:  # options of the user's own, or of a sweep over options
         controls += [Variant(NARROW, f"params={share:g}") for share in (0.5, 0.25)]
     if not setting.starts:

@@ -95,7 +95,7 @@ def train(
     if held:
         out.curve, out.seconds, start = [tuple(p) for p in held["curve"]], held["seconds"], held["step"]
         out.taken_up = start
-    measured = set(points(steps))
+    measured = {0, steps} if part == "tune" else set(points(steps))
     if start == 0:
         out.curve.append((0, evaluate(forward, problem, part, group)))
     clock = time.perf_counter()

@@ -10,6 +10,7 @@ from typing import Any
 from bench import merge as sweep
 from bench.fields import BadResults, load
 from bench.report.sections import kind_of
+from bench.training.rows import DECIDE
 from bench.training.settings import KIND
 
 
@@ -62,11 +63,11 @@ def _section(path: Path) -> dict[str, Any]:
 
 
 def _same_versions(path: Path, found: dict[str, str], made: dict[str, str]) -> None:
-    for name, value in made.items():
-        if found.get(name) != value:
+    for name in DECIDE:
+        if found.get(name) != made.get(name):
             raise BadResults(
-                f"{path}: was made with {name} {found.get(name)}, the files before with {value}; their losses cannot "
-                "be mixed"
+                f"{path}: was made with {name} {found.get(name)}, the files before with {made.get(name)}; their "
+                "losses cannot be mixed"
             )
 
 

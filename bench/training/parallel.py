@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bench.training.models import Nothing
 from structures import StructuredLinear, layers
 from structures.training import shard_placement
 
@@ -58,7 +59,8 @@ class Group:
         if self.size == 1:
             return model
         if self.kind == "ddp":
-            return nn.parallel.DistributedDataParallel(model)
+            unused = any(isinstance(m, Nothing) for m in model.modules())  # the norm before a branch that is taken out
+            return nn.parallel.DistributedDataParallel(model, find_unused_parameters=unused)
         from torch.distributed.fsdp import fully_shard
 
         mesh = dist.device_mesh.init_device_mesh(self.device.partition(":")[0], (self.size,))

@@ -11,7 +11,7 @@ from bench.training import costs, jobs, rows, variants
 from bench.training.jobs import Job
 from bench.training.problems import Problem
 from bench.training.settings import Setting
-from bench.training.variants import Unreachable, Variant
+from bench.training.variants import Rules, Unreachable, Variant
 
 
 class Plan:
@@ -32,28 +32,35 @@ class Plan:
 
     def _variants(self, setting: Setting) -> list[Variant]:
         controls, asked = jobs.variants(setting)
-        found: list[Variant] = []
+        found: dict[Variant, Any] = {}
         for variant in asked:
             reason = self._reason(setting, variant)
+            layers = None if reason or in_time(variant) else self._layers(setting, variant)
+            same = next((v for v, own in found.items() if layers and own == layers and v.start == variant.start), None)
+            if same is not None:
+                reason = f"the same layers as at {same.budget or same.options}, so they are trained once"
             if reason is None:
-                found.append(variant)
+                found[variant] = layers
             else:
                 self.refuse(setting, variant, reason)
         for name in dict.fromkeys(v.structure for v in asked):  # what meets no budget stands at its own options
             own = [Variant(name, start=start) for start in setting.starts or ("",)]
-            if setting.budgets and name not in {v.structure for v in found}:
-                found += [variant for variant in own if self._reason(setting, variant) is None]
+            if setting.budgets and name not in {v.structure for v in found if not in_time(v)}:
+                found |= {variant: None for variant in own if self._reason(setting, variant) is None}
         return jobs.shard([*controls, *found], *self.shard)
+
+    def _layers(self, setting: Setting, variant: Variant) -> list[Rules]:
+        problem = self.problems[setting]
+        return [variants.options(setting, variant, width, problem) for width in setting.widths]
 
     def _reason(self, setting: Setting, variant: Variant) -> str | None:
         """Why a variant does not exist at one of the widths."""
         if in_time(variant):
             return None  # known when it is timed
-        for width in setting.widths:
-            try:
-                variants.options(setting, variant, width, self.problems[setting])
-            except Unreachable as error:
-                return str(error)
+        try:
+            self._layers(setting, variant)
+        except Unreachable as error:
+            return str(error)
         return None
 
     def refuse(self, setting: Setting, variant: Variant, reason: str) -> None:

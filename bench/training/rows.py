@@ -19,6 +19,7 @@ from bench.training.variants import Variant
 from bench.wrong import Wrong
 
 OK, DIVERGED = "ok", "diverged"
+DECIDE = ("python", "torch", "structures", "numpy")  # versions that losses of one file have in common
 
 
 def named(setting_name: str, variant: Variant) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def of_run(
     facts = {key: problem.facts[key] for key in ("data", "data_sha256", "data_note", "licence")}
     return {
         **named(setting.name, job.variant),
+        "setting_key": job.setting_key,
         "phase": job.phase,
         "task": setting.task,
         "model": setting.model,
@@ -100,7 +102,7 @@ def take_up(path: Path, now: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     kept: dict[str, dict[str, Any]] = {}
     for row in section["rows"]:
         before = row.get("versions", {})
-        changed = [name for name in now if before.get(name) != now[name]]
+        changed = [name for name in DECIDE if before.get(name) != now[name]]
         if changed:
             name = changed[0]
             raise Wrong(
@@ -115,5 +117,5 @@ def versions() -> dict[str, str]:
     """Of what decides a loss: Python, torch, numpy, this package and its commit."""
     known = machine.versions()
     commit = machine.commit()
-    named = {key: known[key] for key in ("python", "torch", "structures", "numpy")}
+    named = {key: known[key] for key in DECIDE}
     return named | {"commit": str(commit["commit"])[:12] + ("+changes" if commit["dirty"] else "")}

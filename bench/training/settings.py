@@ -78,18 +78,22 @@ class Setting:
 
 THIRDS = (1e-3, 3e-3, 1e-2)
 _REGRESSION = Setting(
-    "regression", "mlp", (128, 256, 512), 2, 256, 400, 150, THIRDS, "teacher", schedule="constant", held_out=4096
+    "regression", "mlp", (128, 256, 512), 2, 256, 600, 200, THIRDS, "teacher", schedule="constant", held_out=2048,
+    budgets=(QUARTER, "flops=0.25", "time=0.8"),
+)  # fmt: skip
+_IMAGES = Setting(
+    "images", "mlp", (256,), 2, 256, 600, 120, THIRDS, "fashion-mnist", held_out=10000, budgets=(QUARTER,)
 )
-_IMAGES = Setting("images", "mlp", (256,), 2, 256, 350, 120, THIRDS, "fashion-mnist", held_out=10000)
 _LANGUAGE = Setting(
-    "language", "gpt", (128,), 2, 12, 250, 80, THIRDS, "sotu", 128, "characters", held_out=32768, grammar=20
-)
+    "language", "gpt", (96,), 2, 8, 400, 80, THIRDS, "sotu", 128, "characters", held_out=16384, grammar=20,
+    budgets=(QUARTER, "flops=0.25"),
+)  # fmt: skip
 _DISTIL = replace(
-    _LANGUAGE, task="distil", widths=(96,), steps=100, tune_steps=30, rates=(3e-4, 1e-3, 3e-3),
-    starts=(PROJECTED, DISTILLED), teacher_steps=600, grammar=0,
+    _LANGUAGE, task="distil", steps=100, tune_steps=30, rates=(3e-4, 1e-3, 3e-3), starts=(PROJECTED, DISTILLED),
+    teacher_steps=500, grammar=0, budgets=(HALF, QUARTER), held_out=8192,
 )  # fmt: skip
 _BLOCKS = replace(
-    _IMAGES, task="blocks", budgets=(), depth=3, steps=250, tune_steps=80,
+    _IMAGES, task="blocks", budgets=(), depth=3, steps=500, tune_steps=120,
     structures=(*(f"{name}:n_blocks=2,4,8,16,32,64" for name in DYAD), *(f"{mix}:n_blocks=8" for mix in MIXES)),
 )  # fmt: skip
 
@@ -117,18 +121,18 @@ SETTINGS: dict[str, dict[str, tuple[Setting, ...]]] = {
         "regression": (_REGRESSION,),
         "images": (
             _IMAGES,
-            replace(_IMAGES, model="mixer", widths=(48,), batch=64, steps=200, tune_steps=60, budgets=(QUARTER,),
-                    held_out=4096),
-            replace(_IMAGES, data="mnist-10k", layers="all", steps=200, tune_steps=60,
-                    structures=("dyad_it", "dyad_ot", "dyad_dt", "low_rank", "monarch")),
+            replace(_IMAGES, model="mixer", widths=(48,), batch=64, steps=150, tune_steps=40, held_out=1024,
+                    structures=("dyad_it", "dyad_dt", "monarch", "pixelfly", "block_diagonal", "low_rank")),
+            replace(_IMAGES, data="mnist-10k", layers="all", steps=300, tune_steps=100, budgets=(HALF, QUARTER),
+                    structures=(*DYAD, "low_rank")),
         ),
         "language": (
             _LANGUAGE,
-            replace(_LANGUAGE, layers="all", budgets=(QUARTER,), structures=("dyad_it", "dyad_dt", "monarch", "btt",
-                                                                              "low_rank", "block_diagonal")),
-            replace(_LANGUAGE, model="opt", tokenizer="bpe:512", budgets=(QUARTER,),
-                    structures=("dyad_it", "dyad_ot", "dyad_dt", "low_rank")),
-            replace(_LANGUAGE, model="pythia", tokenizer="bpe:512", budgets=(QUARTER,), dense_seeds=3,
+            replace(_LANGUAGE, layers="all", steps=250, budgets=(QUARTER,),
+                    structures=("dyad_it", "dyad_dt", "monarch", "btt", "low_rank")),
+            replace(_LANGUAGE, model="opt", tokenizer="bpe:512", steps=250, budgets=(QUARTER,),
+                    structures=(*DYAD, "low_rank")),
+            replace(_LANGUAGE, model="pythia", tokenizer="bpe:512", steps=250, budgets=(QUARTER,),
                     structures=("dyad_it", "dyad_dt", "low_rank")),
         ),
         "distil": (_DISTIL,),

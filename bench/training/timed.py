@@ -59,10 +59,15 @@ def match(session: Session) -> None:
                 except Unreachable as error:
                     session.plan.refuse(setting, variant, str(error))
                     continue
-                session.plan.resolved[setting, variant] = chosen
+                session.plan.resolved[setting, variant] = chosen  # what its costs are counted of
                 own = {"phase": MATCH, "key": key, "met_by": chosen.budget}
                 row = session.add(_row(session, setting, variant, width, found) | own)
-            session.plan.resolved[setting, variant] = replace(variant, budget=row["met_by"])
+            met = replace(variant, budget=row["met_by"])
+            if met in session.plan.variants[setting]:
+                session.plan.refuse(setting, variant, f"met by {met.budget}, which is trained already")
+                session.plan.resolved.pop((setting, variant), None)
+            else:
+                session.plan.resolved[setting, variant] = met
 
 
 def _pairs(session: Session, setting: Setting, width: int) -> Pairs:

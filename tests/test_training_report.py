@@ -1,0 +1,160 @@
+"""The section of training runs: noise, ties, exponents and claims of made-up rows whose truth is known."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import saved, small
+
+from bench import report
+from bench.__main__ import main
+from bench.report import training_claims, training_rows, training_stats
+
+RUN = small()["structures"]["run"]
+SETTING = "language gpt sotu characters feed-forward"
+
+
+def row(structure: str, loss: float | None, seed: int = 0, width: int = 128, **changes: Any) -> dict[str, Any]:
+    control = structure in ("dense", "dense_narrow", "removed")
+    budget = None if structure in ("dense", "removed") else "params=0.25"
+    share = {"dense": 1.0, "removed": 0.0}.get(structure, 0.25)
+    flops = 6.0 * 12 * width**2
+    plain = {
+        "setting": SETTING, "setting_key": "abc", "structure": structure, "way": "control" if control else "structure",
+        "series": structure + (f" @ {budget}" if budget else ""), "budget": budget, "start": "", "phase": "train",
+        "task": "language", "model": "gpt", "layers": "ff", "data": "sotu", "options": {}, "width": width, "seed": seed,
+        "lr": 0.003, "steps": 100, "tokens_per_step": 512, "schedule": "constant", "loss": loss,
+        "reason": None if loss else "the loss is not finite at step 3 of 100", "status": "ok" if loss else "diverged",
+        "curve": [[0, 4.0], [100, loss]] if loss else [[0, 4.0]], "params": 12 * width**2, "train_flops": flops,
+        "executed_train_flops": flops, "teacher_loss": None,
+        **{key: share for key in training_rows.SHARES},
+    }  # fmt: skip
+    return plain | changes
+
+
+def time_row(structure: str, median: float) -> dict[str, Any]:
+    speedup = {"median": median, "q1": median * 0.98, "q3": median * 1.02, "rounds": 5}
+    own = {"phase": "time", "speedup": speedup, "step_seconds": 0.1 / median, "dense_seconds": 0.1, "flags": []}
+    return {**row(structure, 1.0), **own}
+
+
+def document(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    section = {"schema": 1, "kind": "training", "run": copy.deepcopy(RUN), "setup": {"data": {}}, "rows": rows}
+    return {"structures": section | {"refused": []}}
+
+
+def comparison() -> list[dict[str, Any]]:
+    """Seeds vary by 1 %; low_rank is truly 20 % worse, dyad_it as good as dense, btt diverged."""
+    generator = random.Random(0)
+    rows = [row("dense", 2.0 * math.exp(generator.gauss(0, 0.01)), seed) for seed in range(5)]
+    rows += [row("dense_narrow", 2.2 * math.exp(generator.gauss(0, 0.01)), seed) for seed in range(5)]
+    return [*rows, row("dyad_it", 2.01), row("low_rank", 2.4), row("btt", None)]
+
+
+def read(rows: list[dict[str, Any]], folder: Path) -> list[training_rows.Run]:
+    [path] = saved(folder, document(rows))
+    file = report.sections.parse(str(path), json.loads(path.read_text()), ("training",))
+    return training_rows.read(file.rows)[0]
+
+
+def test_differences_within_the_noise_are_ties(tmp_path: Path) -> None:
+    runs = read(comparison(), tmp_path)
+    known = training_stats.noise(runs)
+    assert known is not None and known.freedom == 8 and 0.005 < known.deviation < 0.02
+    [results] = training_stats.results(runs).values()
+    by_name = {r.first.structure: r for r in results}
+    assert by_name["dyad_it"].verdict == "tie" and by_name["low_rank"].verdict == "worse"
+    assert by_name["dense_narrow"].verdict == "worse"
+    assert (
+        (by_name["dyad_it"].best, by_name["dyad_it"].last) == (by_name["dense"].best, by_name["dense"].last) == (1, 2)
+    )
+    assert by_name["low_rank"].best == 4
+    assert by_name["btt"].loss is None and by_name["btt"].diverged == 1 and results[-1] is by_name["btt"]
+    assert "a tie" in training_claims.difference(by_name["dyad_it"])
+    assert "a tie" not in training_claims.difference(by_name["low_rank"])
+
+
+def test_equal_structures_are_seldom_told_apart() -> None:
+    """The interval keeps its level: of many made-up tables without any difference, few show one."""
+    generator = random.Random(1)
+    told_apart = 0
+    for _ in range(100):
+        some = [("dense", s) for s in range(3)] + [("dense_narrow", s) for s in range(3)]
+        some += [(f"dyad_{k}", 0) for k in range(8)]
+        fields = [row(name, math.exp(generator.gauss(0, 0.02)), seed) for name, seed in some]
+        runs = [training_rows._run(report.sections.Fields("made up", f)) for f in fields]
+        [results] = training_stats.results(runs).values()
+        told_apart += any(r.verdict in ("better", "worse") for r in results)
+    assert told_apart <= 12  # 5 expected; 13 or more in less than 1 of 500 such tests
+
+
+def test_one_seed_each_ranks_nothing(tmp_path: Path) -> None:
+    [results] = training_stats.results(read([row("dense", 2.0), row("dyad_it", 1.0)], tmp_path)).values()
+    assert {r.verdict for r in results} == {"not known"} and all(r.best is None for r in results)
+    assert "no seeds" in training_claims.difference(results[0])
+
+
+def test_exponents_are_those_the_losses_were_made_with(tmp_path: Path) -> None:
+    generator = random.Random(2)
+    rows = []
+    for name, slope in (("dense", 0.3), ("low_rank", 0.1)):
+        for width in (64, 128, 256, 512):
+            at = row(name, 1.0, width=width)
+            steps = [12, 25, 50, 100]
+            flops = [at["train_flops"] * 512 * step for step in steps]
+            losses = [10 * f**-slope * math.exp(generator.gauss(0, 0.002)) for f in flops]
+            curve = [list(p) for p in zip(steps, losses, strict=True)]
+            rows.append(at | {"curve": [[0, 90.0], *curve], "loss": curve[-1][1]})
+    found = {f.structure: f for f in training_stats.fronts(read(rows, tmp_path))}
+    for name, slope in (("dense", 0.3), ("low_rank", 0.1)):
+        front = found[name]
+        assert front.exponent == pytest.approx(slope, abs=0.01) and front.low < slope < front.high
+        assert front.widths == 4 and all(a[1] > b[1] for a, b in zip(front.points, front.points[1:], strict=False))
+    falling = [r | {"schedule": "linear"} for r in rows]
+    ends = {f.structure: f for f in training_stats.fronts(read(falling, tmp_path))}
+    assert len(ends["dense"].points) == 4  # the ends of runs alone
+
+
+def test_claims_say_what_was_measured_and_no_more(tmp_path: Path) -> None:
+    runs = read(comparison(), tmp_path)
+    results = training_stats.results(runs)
+    times = [training_rows._time(report.sections.Fields("made up", time_row("dyad_it", 1.07)))]
+    found = training_claims.claims(results, times, [])
+    lines = [line for claim in found for line in claim.measured]
+    assert any("dyad_it @ params=0.25: loss" in line and "a tie" in line for line in lines)
+    assert any("1.07 times as fast as dense's (1.05 to 1.09)" in line for line in lines)
+    assert any(claim.measured == (training_claims.NOTHING,) for claim in found)
+    assert all(claim.source and claim.scale and claim.untested for claim in found)
+
+
+def test_a_file_makes_a_page_and_a_figure(tmp_path: Path) -> None:
+    [path] = saved(tmp_path, document([*comparison(), time_row("dyad_it", 1.3)]))
+    out = tmp_path / "report"
+    assert main(["report", str(path), "-o", str(out)]) == 0
+    assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
+    text = (out / "index.html").read_text()
+    for said in ("dyad_it @ params=0.25", "a tie", "1 diverged", "8 degrees of freedom", "Published claims"):
+        assert said in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"curve": [[0, -1.0]]}, "curve"),
+        ({"layers": "some"}, "layers"),
+        ({"setting_key": "other"}, "trained in two ways"),
+        ({"train_flops": None}, "train_flops"),
+    ],
+)
+def test_a_bad_row_is_named(
+    changes: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [path] = saved(tmp_path, document([row("dense", 2.0), row("dyad_it", 2.0) | changes]))
+    assert main(["report", str(path), "-o", str(tmp_path / "report")]) == 2
+    assert said in capsys.readouterr().err
