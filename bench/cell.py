@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -11,12 +10,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bench import machine, measure
+from bench import device, measure
 from bench.check import CheckFailed, check
-from bench.measure import Clock, Effort, Step
+from bench.device import clock_of
+from bench.measure import Effort, Step
 from bench.points import DENSE, NARROW, Point
 from bench.request import read_options
 from bench.subject import Refused, Subject, subject
+
+__all__ = ["Cell", "cell", "clock_of", "grad_mode", "inputs", "timed_step"]
 
 COLD_MEMORY = 0.25  # share of the free memory that rotated copies may take
 MOST_COPIES = 1024
@@ -48,40 +50,60 @@ class Cell:
         return subject(point, self.x), self.x, self.dy
 
 
-def cell(point: Point, ways: Sequence[str], effort: Effort, cold: bool) -> Cell:
+def cell(point: Point, ways: Sequence[str], effort: Effort, cold: bool, decided: str | None = None) -> Cell:
     """The cell of a point; which of dense's ways is fastest is decided by a few slices of each, in turn.
 
+    Args:
+        decided: the way found fastest before, in the run that this one goes on with; it is timed but not chosen anew.
     Raises:
         Refused: dense runs in none of these ways.
     """
     x, dy = inputs(point)
     steps: dict[str, Step] = {}
-    for way in ways:
+    for way in [decided] if decided else ways:
         dense = replace(point, structure=DENSE, series=DENSE, options="", backend=way)
         try:
             what = subject(dense, x)
             check(what, x, dy)
         except (Refused, CheckFailed):
             continue  # the candidate has a row of its own that says so
-        steps[way] = timed_step(dense, what, x, dy, cold)[0]
+        with grad_mode(point):
+            steps[way] = timed_step(dense, what, x, dy, cold).step
     if not steps:
         raise Refused("dense runs in none of its ways here")
     with grad_mode(point):
-        best, times = measure.fastest(list(steps.values()), effort, clock_of(point.device))
+        best, times = measure.fastest(list(steps.values()), effort, clock_of(point.device, point.clock))
     way = list(steps)[best]
     return Cell(point.cell, x, dy, way, steps[way], times[best], dict(zip(steps, times, strict=True)))
 
 
-def timed_step(point: Point, what: Subject, x: Tensor, dy: Tensor | None, cold: bool) -> tuple[Step, int]:
-    """One timed call, and the number of copies of the weights that calls rotate through."""
+@dataclass(frozen=True)
+class Timed:
+    """A call as it is timed."""
+
+    step: Step
+    copies: int  # of the weights, that calls rotate through
+    captured: str | None  # on the device's clock: `graph`, or why the call is no graph
+
+
+def timed_step(point: Point, what: Subject, x: Tensor, dy: Tensor | None, cold: bool) -> Timed:
+    """One timed call: on the device's clock a graph, if it can be captured; cold ones take turns with copies."""
+    count = 1
+    if cold:
+        own = sum(p.numel() * p.element_size() for p in what.parameters)
+        free = device.free_memory(point.device)
+        room = int((2**33 if free is None else free) * COLD_MEMORY)
+        count = max(1, min(-(-2 * device.cache_bytes(point.device) // own), room // own, MOST_COPIES))
+    subjects = [what, *(subject(point, x) for _ in range(count - 1))]
+    steps, captured = [one.step(x, dy) for one in subjects], None
+    if point.clock == device.DEVICE:
+        pairs = [device.graphed(step) for step in steps]
+        steps = [step for step, _ in pairs]
+        captured = next((how for _, how in pairs if how != "graph"), "graph")
     if not cold:
-        return what.step(x, dy), 1
-    own = sum(p.numel() * p.element_size() for p in what.parameters)
-    free = machine.available_memory()
-    room = int((2**33 if free is None else free) * COLD_MEMORY)
-    count = max(1, min(-(-2 * machine.last_level_cache() // own), room // own, MOST_COPIES))
-    turn = itertools.cycle([subject(point, x).step(x, dy) for _ in range(count)])
-    return lambda: next(turn)(), count
+        return Timed(steps[0], 1, captured)
+    turn = itertools.cycle(steps)
+    return Timed(lambda: next(turn)(), count, captured)
 
 
 def grad_mode(point: Point) -> AbstractContextManager[object]:
@@ -97,20 +119,9 @@ def inputs(
     dtype = getattr(torch, point.dtype)
 
     def draw(width: int) -> Tensor:
-        return torch.randn(point.tokens, width, generator=generator).to(device=point.device, dtype=dtype)
+        return torch.randn(point.tokens, width, generator=generator).to(device=device.place(point.device), dtype=dtype)
 
     x = draw(in_features or point.in_features)
     if not point.train:
         return x, None
     return x.requires_grad_(), draw(out_features or point.out_features)
-
-
-def clock_of(device: str) -> Clock:
-    """The host's clock; on CUDA read after everything queued has finished."""
-    return synchronised if device == "cuda" else time.perf_counter
-
-
-def synchronised() -> float:
-    """Seconds of the host's clock once the CUDA device is idle."""
-    torch.cuda.synchronize()
-    return time.perf_counter()

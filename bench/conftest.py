@@ -1,27 +1,37 @@
-"""Wires the sweep into pytest: options, points, what the terminal shows, and the results file.
+"""Wires the sweep into pytest: options, points, what the terminal shows, the journal and the results file.
 
 Threads are set up in the first lines, before anything imports torch: OpenMP reads its environment only once.
 """
 
-from bench import machine
+import time
+
+STARTED = time.perf_counter()
+
+from bench import machine  # noqa: E402
 
 THREADS = machine.pin()
 
 import warnings  # noqa: E402
 from collections.abc import Generator  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
 from pytest_benchmark.logger import PytestBenchmarkWarning  # noqa: E402
 
-from bench import output, points, progress, request  # noqa: E402
-from bench.cell import clock_of  # noqa: E402
+from bench import journal, launch, output, points, progress, request  # noqa: E402
+from bench.device import clock_of  # noqa: E402
+from bench.fields import BadResults  # noqa: E402
 from bench.sweep import Sweep  # noqa: E402
-from bench.wrong import Wrong, one_of  # noqa: E402
+from bench.wrong import Wrong  # noqa: E402
 
 SWEEP = pytest.StashKey[Sweep]()
 PROGRESS = pytest.StashKey[progress.Progress]()
+JOURNAL = pytest.StashKey[journal.Journal]()
+OUTPUT = pytest.StashKey[Path | None]()
+SAID = pytest.StashKey[list[str]]()
 UNREACHABLE_TEST = "test_budget_is_out_of_reach"
+
+collect_ignore = ["test_ff.py", "test_decoder.py"]  # whole modules and models take minutes: they run by path alone
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,23 +43,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.benchmark_quiet = True  # a line a point takes the place of one wide table
     # A point that is refused or fails leaves its fixture unused, and a sweep may have refusals only.
     config.addinivalue_line("filterwarnings", "ignore::pytest_benchmark.logger.PytestBenchmarkWarning")
+    config.stash[SAID] = []
     try:
-        config.stash[SWEEP] = _sweep(config)
-    except Wrong as error:
+        config.stash[OUTPUT] = launch.output(config.option)
+        argv = ["pytest", *map(str, config.invocation_params.args)]
+        config.stash[SWEEP] = launch.sweep(config.option, THREADS, argv, since=STARTED)
+    except (Wrong, BadResults) as error:
         raise pytest.UsageError(str(error)) from None
-
-
-def _sweep(config: pytest.Config) -> Sweep:
-    allocator = one_of("--allocator", config.option.allocator, ("tuned", "plain"))
-    asked = request.read(vars(config.option), cuda=torch.cuda.is_available(), cores=THREADS.count)
-    sweep = Sweep(
-        request=asked,
-        threads=THREADS,
-        allocator=machine.tune_allocator() if allocator == "tuned" else machine.plain_allocator(),
-        argv=["pytest", *map(str, config.invocation_params.args)],
-    )
-    sweep.points, sweep.unreachable = points.points(asked)
-    return sweep
 
 
 # -- points
@@ -58,20 +58,46 @@ def _sweep(config: pytest.Config) -> Sweep:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     sweep = metafunc.config.stash[SWEEP]
     if metafunc.function.__name__ == "test_linear":
-        rows = [pytest.param(*points.scalars(p), id=str(p), marks=_marks(p)) for p in sweep.points]
+        rows = [pytest.param(*points.scalars(p), id=str(p), marks=_marks(p, sweep)) for p in sweep.mine]
         metafunc.parametrize(points.SCALARS, rows)
     elif metafunc.function.__name__ == UNREACHABLE_TEST:
         rows = [pytest.param(*points.scalars(u), id=str(u)) for u in sweep.unreachable]
         metafunc.parametrize(points.UNREACHABLE_SCALARS, rows)
 
 
-def _marks(point: points.Point) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.benchmark(disable_gc=True, timer=clock_of(point.device))]
+def _marks(point: points.Point, sweep: Sweep) -> list[pytest.MarkDecorator]:
+    effort = sweep.effort
+    rounds = {"min_rounds": effort.rounds, "max_time": effort.alone, "min_time": effort.slice, "warmup": False}
+    stop = {"precision": effort.precision, "confidence": effort.confidence, "calibration_precision": 100}
+    timer = clock_of(point.device, point.clock)
+    return [pytest.mark.benchmark(disable_gc=True, timer=timer, **rounds, **stop)]
 
 
+@pytest.hookimpl(trylast=True)  # after -k and the like have chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.stash[SWEEP].unreachable:  # pytest puts one skipped test in place of none
+    sweep = config.stash[SWEEP]
+    if not sweep.unreachable:  # pytest puts one skipped test in place of none
         items[:] = [item for item in items if getattr(item, "originalname", "") != UNREACHABLE_TEST]
+    sweep.selected = [_id(item) for item in items if _of_sweep(item)]
+    if config.option.list or config.option.collectonly or config.option.check or hasattr(config, "workerinput"):
+        return
+    if not sweep.selected or config.stash[OUTPUT] is None:
+        return
+    try:
+        opened, said = launch.journal_of(config.stash[OUTPUT], sweep, resume=bool(config.option.resume))
+    except Wrong as error:
+        raise pytest.UsageError(str(error)) from None
+    config.stash[JOURNAL] = opened
+    config.stash[SAID] += said
+    done = sweep.finished
+    left = [item for item in items if not (_of_sweep(item) and _id(item) in done)]
+    if len(left) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in left])
+        items[:] = left
+
+
+def _id(item: pytest.Item) -> str:
+    return str(getattr(item, "callspec").id)  # noqa: B009
 
 
 def _of_sweep(item: pytest.Item) -> bool:
@@ -96,6 +122,7 @@ def sweep(request: pytest.FixtureRequest) -> Sweep:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config._benchmarksession.json = None  # the file is written here: whole or not at all
     reporter = _reporter(session.config)
     if reporter is not None and session.config.get_verbosity() <= 0:
         reporter.showfspath = False  # no file name in front of the first line
@@ -108,10 +135,14 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     if not config.option.list:
         todo = [p for item in session.items if (p := point_of(item)) is not None]
         config.stash[PROGRESS] = progress.Progress(todo, config.stash[SWEEP].effort)
+        if reporter := _reporter(config):
+            for line in config.stash[SAID]:
+                reporter.write_line(line)
+        config.stash[SAID].clear()
         return None
     if reporter := _reporter(config):
-        ids = [item.callspec.id for item in session.items if isinstance(item, pytest.Function) and _of_sweep(item)]
-        for line in (*ids, f"{len(ids)} points"):
+        items = [item for item in session.items if _of_sweep(item)]
+        for line in launch.listing([(_id(item), point_of(item)) for item in items], config.stash[SWEEP]):
             reporter.write_line(line)
     return True
 
@@ -125,21 +156,50 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    point = point_of(item)
-    if point is None or report.when == "teardown" or (report.when == "setup" and report.passed):
+    if not _of_sweep(item) or report.when == "teardown" or (report.when == "setup" and report.passed):
         return report
+    point = point_of(item)
+    text = _record(item, call, report, point) if point is not None else ""
+    _keep(item)  # before it is shown: what was shown is never lost
+    if point is not None and (reporter := _reporter(item.config)):
+        shown = item.config.stash[PROGRESS]
+        if _id(item) in item.config.stash[SWEEP].not_now:
+            shown.leave_out(point)
+        else:
+            reporter.ensure_newline()
+            reporter.write_line(shown.line(point, text))
+    return report
+
+
+def _record(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, point: points.Point) -> str:
+    """Take a point's row or its refusal into the sweep; what the terminal says of it."""
     sweep = item.config.stash[SWEEP]
     if report.passed:
-        text = progress.outcome(sweep.done[-1])
-    else:
-        error = call.excinfo
-        named = f"{error.typename}: {error.value}" if error is not None and not report.skipped else ""
-        sweep.refuse(point, named or (str(error.value) if error is not None else report.outcome))
-        text = f"{report.outcome}: {sweep.refused[-1]['reason']}"
-    if reporter := _reporter(item.config):
-        reporter.ensure_newline()
-        reporter.write_line(item.config.stash[PROGRESS].line(point, text))
-    return report
+        measured = getattr(item, "funcargs", {}).get("benchmark")
+        if measured is not None and measured.stats is not None:
+            row = sweep.rows[_id(item)] = output.row_of(measured.stats)
+            sweep.news.append({"row": row, "id": _id(item)})
+        return progress.outcome(sweep.done[-1])
+    error = call.excinfo
+    named = f"{error.typename}: {error.value}" if error is not None and not report.skipped else ""
+    sweep.refuse(point, named or (str(error.value) if error is not None else report.outcome))
+    return f"{report.outcome}: {sweep.refusals[_id(item)]['reason']}"
+
+
+def _keep(item: pytest.Item) -> None:
+    """Bring what is new into the journal; a journal that cannot be written ends the run."""
+    config = item.config
+    sweep, kept = config.stash[SWEEP], config.stash.get(JOURNAL, None)
+    if kept is None or not sweep.news:
+        sweep.news.clear()
+        return
+    try:
+        kept.add(output.rounded([*sweep.news, {"load": [sweep.load.all_foreign, sweep.load.all_seconds]}]))
+    except journal.JournalFailed as error:
+        said = f"{error.filename}: cannot be written: {error.strerror}; the points before this one are kept"
+        item.session.shouldstop = said
+        config.stash[SAID].append(said)
+    sweep.news.clear()
 
 
 def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -> tuple[str, str, str] | None:
@@ -151,10 +211,10 @@ def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     sweep = config.stash.get(SWEEP, None)
-    if sweep is None or config.option.list or config.option.collectonly:
+    if sweep is None or config.option.list or config.option.collectonly or not (sweep.done or sweep.refusals):
         return
     terminalreporter.section("fastest against dense", sep="-")
-    for line in progress.summary(sweep, config.option.benchmark_json):
+    for line in (*progress.summary(sweep, config.stash[OUTPUT]), *config.stash[SAID]):
         terminalreporter.write_line(line)
 
 
@@ -163,14 +223,39 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Generator[None, None, None]:
-    sweep = session.config.stash.get(SWEEP, None)
+    config = session.config
+    sweep = config.stash.get(SWEEP, None)
     if sweep is not None and hasattr(session, "items"):
-        ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-        sweep.complete = ended and len(sweep.done) + len(sweep.refused) == sum(map(_of_sweep, session.items))
-        output.save_refusals(session.config, sweep)
+        sweep.complete = set(sweep.selected) <= sweep.finished
+        if sweep.complete and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and sweep.selected:
+            session.exitstatus = pytest.ExitCode.OK  # a run gone on with had nothing left to measure
     with warnings.catch_warnings():  # outside of pytest's own filters here
         warnings.simplefilter("ignore", PytestBenchmarkWarning)  # that no times were found, under --list
+        if sweep is not None and not config.option.list and not config.option.collectonly:
+            _write(session, sweep)
         yield
+
+
+def _write(session: pytest.Session, sweep: Sweep) -> None:
+    """Write the results file, and where it is complete remove the journal."""
+    config = session.config
+    path, kept = config.stash[OUTPUT], config.stash.get(JOURNAL, None)
+    sweep.journalled = kept is not None
+    measured = sweep.rows or sweep.refusals or config._benchmarksession.benchmarks
+    if path is None or hasattr(config, "workerinput") or not measured:
+        if kept is not None and not measured:
+            kept.remove()  # it ended before its first point
+        return
+    sweep.extra_facts["rerun"] = launch.rerun_command(path, sweep)
+    try:
+        output.write(config, path)
+    except OSError as error:
+        session.exitstatus = pytest.ExitCode.INTERRUPTED
+        where = f"; all points are in {kept.path}: make room and add --resume {path}" if kept else ""
+        config.stash[SAID].append(f"{path}: cannot be written: {error.strerror}{where}")
+        return
+    if kept is not None:
+        kept.remove() if sweep.complete else kept.close()
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, object]) -> None:

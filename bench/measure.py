@@ -1,4 +1,7 @@
-"""How long calls take: slices long enough for the clock, and pairs of them that share whatever the machine does."""
+"""How long calls take: slices long enough for the clock, and pairs of them that share whatever the machine does.
+
+Rounds go on until the mean is known to a precision, as pytest-benchmark's `precision` does it, or the time is spent.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from statistics import median
+from math import inf, sqrt
+from statistics import NormalDist, fmean, median, stdev
 
 Clock = Callable[[], float]
 Step = Callable[[], object]
@@ -15,21 +19,23 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class Effort:
-    """How much time a point gets, in seconds, and the least number of rounds whatever they take."""
+    """How much time a point gets at most, in seconds, and the least number of rounds whatever they take."""
 
     paired: float
     alone: float
     rounds: int
     slice: float = 1e-3  # calls are repeated to this length before the clock is read again
     most: int = 50
+    precision: float = 0.0  # margin of error of the mean, as a share of it, at which rounds end early; 0: they do not
+    confidence: float = 0.95
 
     def count(self, seconds: float, each: float) -> int:
         return max(self.rounds, min(self.most, int(seconds / max(each, 1e-9))))
 
 
 LATE = 2  # times its share of time after which a loop ends with fewer rounds
-SHORT = Effort(paired=0.06, alone=0.025, rounds=3)
-LONG = Effort(paired=1.0, alone=0.5, rounds=7)
+SHORT = Effort(paired=0.12, alone=0.05, rounds=4, most=100, precision=0.03)
+LONG = Effort(paired=1.5, alone=0.7, rounds=8, most=400, precision=0.01)
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Spread:
     q1: float
     q3: float
     rounds: int
+    margin: float | None = None  # of error of the mean, as a share of it; None of a single round
 
     @property
     def width(self) -> float:
@@ -50,9 +57,10 @@ class Spread:
         return asdict(self)
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Median and quartiles (linear between neighbours, as numpy's)."""
+def spread(values: Sequence[float], confidence: float = Effort.confidence) -> Spread:
+    """Median and quartiles (linear between neighbours, as numpy's), and the margin of error."""
     ordered = sorted(values)
+    margin = margin_of_error(values, confidence)
 
     def at(share: float) -> float:
         place = share * (len(ordered) - 1)
@@ -60,7 +68,18 @@ def spread(values: Sequence[float]) -> Spread:
         high = min(low + 1, len(ordered) - 1)
         return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
-    return Spread(median(ordered), at(0.25), at(0.75), len(ordered))
+    return Spread(median(ordered), at(0.25), at(0.75), len(ordered), margin if margin < inf else None)
+
+
+def margin_of_error(values: Sequence[float], confidence: float) -> float:
+    """Half the confidence interval of the mean as a share of the mean; infinite for fewer than two values.
+
+    Source: pytest-benchmark's rule for `--benchmark-precision`, a normal quantile whatever the number of values.
+    """
+    mean = fmean(values) if len(values) > 1 else 0.0
+    if mean <= 0:
+        return inf
+    return NormalDist().inv_cdf(0.5 + confidence / 2) * stdev(values) / sqrt(len(values)) / mean
 
 
 @contextmanager
@@ -98,6 +117,7 @@ def paired(
 ) -> Spread:
     """Dense's time over the step's, from slices taken in turn; the order changes from round to round.
 
+    Ends when the ratio is known to the effort's precision, both orders having been taken as often, or time is spent.
     Args:
         seconds: about how long a call of each takes.
     """
@@ -109,6 +129,9 @@ def paired(
         for number in range(rounds):
             if number >= effort.rounds and clock() - start > LATE * effort.paired:
                 break  # somebody else uses the machine
+            if number >= effort.rounds and number % 2 == 0 and 0 < effort.precision:
+                if margin_of_error(ratios, effort.confidence) <= effort.precision:
+                    break
             if number % 2:
                 slow = timed(dense, calls[1], clock)
                 own = timed(step, calls[0], clock)
@@ -116,7 +139,7 @@ def paired(
                 own = timed(step, calls[0], clock)
                 slow = timed(dense, calls[1], clock)
             ratios.append(slow / own)
-    return spread(ratios)
+    return spread(ratios, effort.confidence)
 
 
 def fastest(steps: Sequence[Step], effort: Effort, clock: Clock = time.perf_counter) -> tuple[int, list[float]]:

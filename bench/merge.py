@@ -3,11 +3,11 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from bench import whole_file
 from bench.fields import BadResults, printable, shown
 from bench.merged_run import Say, Shard, check_conditions, merged_roofline, merged_rules, merged_run, read
 from bench.rows import Refusal, Row, Spread, join, parse
@@ -39,9 +39,9 @@ def merge(paths: Sequence[Path], output: Path) -> list[str]:
 def joined(shards: Sequence[Shard], say: Say) -> dict[str, Any]:
     """The document of all shards together.
 
-    A point of several files is kept once: the one with more rounds, then with the smaller spread (both of the paired
-    speed-up, or of the time where there is none), then the one given first. A point that one file refuses and another
-    measured is kept measured.
+    A point of several files is kept once. Of a run and a rerun of its flagged points: the one with fewer flags, then
+    the rerun. Else the one with more rounds, then with the smaller spread (both of the paired speed-up, or of the time
+    where there is none), then the one given first. A point that one file refuses and another measured is kept measured.
     Raises:
         BadResults: two shards were measured under different conditions.
     """
@@ -83,18 +83,10 @@ def write(document: Mapping[str, Any], output: Path) -> None:
     target = Path(os.path.realpath(output))
     if target.exists() and not target.is_file():
         raise BadResults(f"{output}: cannot be written: it is there and is not a plain file")
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with part.open("x", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
+        whole_file.write(text + "\n", target)
     except OSError as error:
         raise BadResults(f"{output}: cannot be written: {error.strerror}; nothing was changed") from None
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 # -- points
@@ -103,6 +95,7 @@ def write(document: Mapping[str, Any], output: Path) -> None:
 def _benchmarks(shards: Sequence[Shard], say: Say) -> list[Any]:
     kept: list[tuple[Row, Any]] = []
     places: dict[tuple[Any, ...], int] = {}
+    again = frozenset(shard.run.file for shard in shards if shard.section["run"].get("rerun_of") is not None)
     for shard in shards:
         for row, raw in zip(shard.results.rows, shard.document["benchmarks"], strict=True):
             of_point = ("point", *row.point)
@@ -117,16 +110,23 @@ def _benchmarks(shards: Sequence[Shard], say: Say) -> list[Any]:
             elif kept[at][0].run.file == row.run.file:
                 say(f"{row.name}: stands twice in {row.run.file} with the same figures; kept once")
             else:
-                say(_settled(kept[at][0], row))
-                if _better(row, kept[at][0]):
+                say(_settled(kept[at][0], row, again))
+                if _better(row, kept[at][0], again):
                     kept[at] = (row, raw)
             places.setdefault(of_point, at)
             places.setdefault(of_test, at)
     return [raw for _, raw in kept]
 
 
-def _better(row: Row, other: Row) -> bool:
+def _better(row: Row, other: Row, again: frozenset[str]) -> bool:
+    if _one_repeats(row, other, again):
+        return (-len(row.flags), row.run.file in again) > (-len(other.flags), other.run.file in again)
     return _merit(row) > _merit(other)
+
+
+def _one_repeats(row: Row, other: Row, again: frozenset[str]) -> bool:
+    """One of them is of a rerun of flagged points, and the other is not."""
+    return (row.run.file in again) != (other.run.file in again)
 
 
 def _merit(row: Row) -> tuple[int, float]:
@@ -142,11 +142,15 @@ def _width(spread: Spread) -> float:
     return (spread.q3 - spread.q1) / spread.median
 
 
-def _settled(first: Row, second: Row) -> str:
-    kept, other = (second, first) if _better(second, first) else (first, second)
+def _settled(first: Row, second: Row, again: frozenset[str]) -> str:
+    kept, other = (second, first) if _better(second, first, again) else (first, second)
     a, b = _spread(kept), _spread(other)
     if replace(second, run=first.run) == first:
         why = "same figures"
+    elif _one_repeats(kept, other, again) and len(kept.flags) != len(other.flags):
+        why = f"flagged {_flags(kept)}, the other {_flags(other)}"
+    elif _one_repeats(kept, other, again):
+        why = f"the rerun's, flagged {_flags(kept)} as the other"
     elif a.rounds != b.rounds:
         why = f"{a.rounds} rounds, the other {b.rounds}"
     elif _width(a) != _width(b):
@@ -155,6 +159,10 @@ def _settled(first: Row, second: Row) -> str:
         why = "as many rounds and as wide, so the first given"
     backends = "" if kept.backend == other.backend else f"; ran by {kept.backend}, the other by {other.backend}"
     return f"{kept.name}: in {first.run.file} and {second.run.file}; kept {kept.run.file}'s: {why}{backends}"
+
+
+def _flags(row: Row) -> str:
+    return "not at all" if not row.flags else " and ".join(row.flags)
 
 
 # -- refusals

@@ -9,7 +9,8 @@ from typing import Any
 from bench.fields import BadResults, Fields, load, printable, shown
 from bench.rows import Results, Run, join, parse, parse_run
 
-_SETTLED = ("datetime", "complete", "foreign_load", "argv", "pinned", "merged_from")
+_SETTLED = ("datetime", "complete", "foreign_load", "argv", "pinned", "merged_from", "resumed", "request")
+_OF_ONE_FILE = ("rerun", "rerun_of")  # say nothing of several files
 Say = Callable[[str], None]
 
 
@@ -61,9 +62,14 @@ def merged_run(shards: Sequence[Shard], say: Say) -> dict[str, Any]:
     runs: list[dict[str, Any]] = [part["run"] for part in parts]
     run: dict[str, Any] = {key: value for one in reversed(runs) for key, value in one.items()}
     run |= runs[0]
+    run = {key: value for key, value in run.items() if key not in _OF_ONE_FILE}
     for key in sorted(set(run) - set(_SETTLED)):
         if any(one.get(key) != run[key] for one in runs):
             say(f"run.{printable(key)} differs between the files; {shards[0].run.file}'s is kept, all in merged_from")
+    for shard in shards:
+        if not shard.section["run"]["complete"]:
+            say(f"{shard.run.file} is not complete: its run ended before all points were measured")
+    run |= _settled_requests(runs, say)
     missing = _missing([one.get("argv") for one in runs])
     for shard in missing:
         say(f"shard {shard} is not among the files; marked as not complete")
@@ -97,6 +103,23 @@ def _parts(shard: Shard) -> list[dict[str, Any]]:
         fields = Fields(where, {"roofline": [], "rules": {}, "run": Fields(where, part).get("run")})
         check_conditions([shard.run, parse_run(where, fields)])
     return merged
+
+
+def _settled_requests(runs: Sequence[Mapping[str, Any]], say: Say) -> dict[str, Any]:
+    """The options and the times of going on, of all runs together; a line for options that differ."""
+    found: dict[str, Any] = {}
+    requests = [one["request"] for one in runs if isinstance(one.get("request"), dict) and not one.get("rerun_of")]
+    if requests:
+        found["request"] = requests[0] | {"shard": None}
+        names = dict.fromkeys(name for request in requests for name in request)
+        differ = [n for n in names if n != "shard" and any(r.get(n) != requests[0].get(n) for r in requests)]
+        if differ:
+            told = ", ".join(printable(name) for name in differ)
+            say(f"the files are no shards of one sweep: these options differ: {told}; all of them in merged_from")
+    resumed = [entry for one in runs for entry in one.get("resumed") or []]
+    if resumed:
+        found["resumed"] = [entry for i, entry in enumerate(resumed) if entry not in resumed[:i]]
+    return found
 
 
 def _missing(commands: Sequence[Any]) -> list[str]:

@@ -43,11 +43,12 @@ class Point:
     backend: str
     threads: int
     control: bool
+    clock: str = "host"  # or, on CUDA, that of the device
 
     def __str__(self) -> str:
         parts = (self.series.replace(" @ ", "@").replace(" ", "_"), f"{self.in_features}x{self.out_features}",
                  f"t{self.tokens}", self.dtype, self.device, self.mode, self.backend, str(self.threads))  # fmt: skip
-        return "-".join(parts)
+        return "-".join(parts if self.clock == "host" else (*parts, f"{self.clock}_time"))
 
     @property
     def train(self) -> bool:
@@ -60,7 +61,7 @@ class Point:
     @property
     def cell(self) -> tuple[object, ...]:
         """What a point shares with the dense layer it is compared to."""
-        return (*self.shape, self.tokens, self.dtype, self.device, self.mode, self.threads)
+        return (*self.shape, self.tokens, self.dtype, self.device, self.mode, self.threads, self.clock)
 
     @property
     def dense_flops(self) -> int:
@@ -100,7 +101,7 @@ def points(request: Request) -> tuple[list[Point], list[Unreachable]]:
             unreachable.update(dict.fromkeys(missed))
             for where in _cells(request, block):
                 for variant in variants:
-                    for backend in request.backends if variant["structure"] not in (DENSE, NARROW) else [""]:
+                    for backend in block.backends if variant["structure"] not in (DENSE, NARROW) else [""]:
                         own = {"backend": backend} if backend else {}
                         point = Point(**{**where, **variant, **own})  # type: ignore[arg-type]
                         found[point] = None
@@ -144,14 +145,16 @@ def _cells(request: Request, block: Block) -> Iterator[dict[str, object]]:
             for tokens in block.tokens:
                 for mode in block.modes:
                     for threads in request.threads:
-                        yield {"tokens": tokens, "dtype": dtype, "device": device, "mode": mode, "threads": threads}
+                        for clock in request.clocks if device == "cuda" else ("host",):
+                            yield {"tokens": tokens, "dtype": dtype, "device": device, "mode": mode,
+                                   "threads": threads, "clock": clock}  # fmt: skip
 
 
 def _variants(request: Request, block: Block, shape: Shape) -> tuple[list[dict[str, object]], list[Unreachable]]:
     """What is measured at a shape, dense first."""
     at = {"in_features": shape[0], "out_features": shape[1], "budget": None, "control": False, "options": ""}
     variants: list[dict[str, object]] = [{**at, "structure": DENSE, "series": DENSE, "backend": "best"}]
-    if request.controls:
+    if request.controls and block.controls:
         at_control = {**at, "structure": DENSE, "control": True}
         variants += [{**at_control, "series": f"{DENSE} by {way}", "backend": way} for way in _ways(request, shape)]
         for budget in block.budgets:

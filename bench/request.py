@@ -17,6 +17,11 @@ from structures import backends
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda")
 MODES = ("forward", "train")
+CLOCKS = ("host", "device")
+# The options that say what is measured and how: a run that goes on with another one, or repeats a part, has the same.
+MEASURED = ("structures", "widths", "shapes", "tokens", "dtypes", "device", "clock", "mode", "backend", "threads",
+            "registry", "budget", "no_controls", "cold", "allocator", "full", "stand_in", "shard",
+            "benchmark_precision", "benchmark_confidence")  # fmt: skip
 QUANTITIES = ("params", "flops")
 MAX_TOKENS = 2**20
 
@@ -53,6 +58,8 @@ class Block:
     budgets: tuple[Budget, ...] = ()
     dtypes: tuple[str, ...] = ("float32",)
     devices: tuple[str, ...] = ("cpu",)
+    backends: tuple[str, ...] = (backends.AUTO,)
+    controls: bool = True  # rows of dense's candidates and of the narrowed dense layer
 
 
 @dataclass(frozen=True)
@@ -61,12 +68,13 @@ class Request:
 
     entries: tuple[Entry, ...]
     blocks: tuple[Block, ...]
-    backends: tuple[str, ...] = (backends.AUTO,)
     threads: tuple[int, ...] = (1,)
+    clocks: tuple[str, ...] = CLOCKS  # on CUDA; a CPU has the host's alone
     controls: bool = True
     affordable: bool = True  # leave out budgets that an entry meets only with more FLOPs, or parameters, than dense
     full: bool = False
     cold: bool = False
+    check: bool = False  # outputs and gradients alone, no times
 
 
 HALF, QUARTER, EIGHTH = (Budget("params", share) for share in (0.5, 0.25, 0.125))
@@ -79,7 +87,18 @@ DEFAULT = (
     Block(SQUARES[:3], (1,), ("forward",), (QUARTER,)),
     Block(SQUARES[:3], (512,), ("train",), (QUARTER,)),
 )
-DEFAULT_CUDA = (Block(SQUARES, (128, 4096), MODES, (QUARTER,), ("float32", "bfloat16"), ("cuda",)),)
+OTHERS = ("bmm", "einsum")
+# Beside it where nothing is narrowed down: from which width on bfloat16 pays, and the backends that `auto` passes over.
+BESIDE = (
+    Block(SQUARES[1:], (128,), MODES, (QUARTER,), ("bfloat16",), controls=False),
+    Block(SQUARES[2:3], (128,), MODES, (QUARTER,), backends=OTHERS),
+)
+WIDE = tuple((n, n) for n in (512, 1024, 2048, 4096, 8192))
+DEFAULT_CUDA = (
+    Block(WIDE, (128, 4096), MODES, (QUARTER,), ("float32", "bfloat16"), ("cuda",)),
+    Block(WIDE[1:4], (4096,), MODES, (HALF, EIGHTH), ("bfloat16",), ("cuda",)),
+    Block(WIDE[2:3], (4096,), MODES, (QUARTER,), ("float32", "bfloat16"), ("cuda",), OTHERS),
+)
 FULL = (
     Block(
         (*SQUARES, (4096, 4096), *OPT, *shapes.NAMED["opt-1.3b"]),
@@ -109,20 +128,24 @@ def read(options: Mapping[str, Any], *, cuda: bool, cores: int) -> Request:
     given = _given(options, cuda)
     full = bool(options.get("full"))
     blocks: tuple[Block, ...] = FULL if full else DEFAULT
+    if not given and not full:
+        blocks += BESIDE
     if cuda:
-        blocks += DEFAULT_CUDA if not full else tuple(_replace(b, devices=("cuda",)) for b in FULL)
+        short = DEFAULT_CUDA if set(given) <= {"devices"} else DEFAULT_CUDA[:1]
+        blocks += tuple(_replace(b, devices=("cuda",)) for b in FULL) if full else short
     if "devices" in given:
         blocks = tuple(b for b in blocks if b.devices[0] in given["devices"]) or blocks
     named = options.get("structures")
     return Request(
         entries=entries(named) if named else tuple(Entry(name) for name in in_order(structures.names())),
         blocks=tuple(dict.fromkeys(_replace(block, **given) for block in blocks)),
-        backends=_words(options, "backend", (backends.AUTO, *backends.names())) or (backends.AUTO,),
+        clocks=_words(options, "clock", CLOCKS) or ((CLOCKS[0],) if options.get("check") else CLOCKS),
         threads=_counts(options, "threads", cores) or (cores,),
         controls=not options.get("no_controls"),
         affordable=not named and not options.get("budget"),
         full=full,
         cold=bool(options.get("cold")),
+        check=bool(options.get("check")),
     )
 
 
@@ -199,6 +222,7 @@ def _given(options: Mapping[str, Any], cuda: bool) -> dict[str, Any]:
     given["dtypes"] = _words(options, "dtypes", DTYPES)
     given["devices"] = _words(options, "device", DEVICES)
     given["modes"] = _words(options, "mode", MODES)
+    given["backends"] = _words(options, "backend", (backends.AUTO, *backends.names()))
     if options.get("budget"):
         given["budgets"] = budgets(options["budget"])
     if "cuda" in given["devices"] and not cuda:
@@ -277,4 +301,12 @@ def add_options(group: Any) -> None:
     add("--cold", action="store_true", help="rotate copies of the weights beyond the last-level cache")
     add("--allocator", default="tuned", metavar="WORD", help="tuned: keep large tensors on the heap; plain")
     add("--full", action="store_true", help="the long sweep: more widths, tokens and dtypes, more rounds")
-    add("--list", action="store_true", help="print the points and their number, run nothing")
+    add("--list", action="store_true", help="print the points, their number and about how long they take; run nothing")
+    add("--check", action="store_true", help="check outputs and gradients of every point, time nothing")
+    add("--clock", metavar="WORDS", help=f"of CUDA points: {', '.join(CLOCKS)}")
+    add("--stand-in", action="store_true", help="run what --device cuda runs on a stand-in on the CPU; no real figures")
+    add("--shard", metavar="K/N", help="only part K of N of the sweep; python -m bench merge joins them")
+    add("--time-budget", metavar="TIME", help="end in time, with whole curves: 90s, 10m, 1h")
+    add("--point-timeout", metavar="TIME", help="give up a point after so long: 30s")
+    add("--resume", metavar="FILE", help="go on with the unfinished run that writes this results file")
+    add("--rerun-flagged", metavar="FILE", help="measure again, for longer, only the flagged points of a results file")

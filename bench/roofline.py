@@ -6,10 +6,12 @@ import math
 import time
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
 
+from bench import device as devices
 from bench.measure import Clock, timed
 
 GEMM = {"cpu": 1024, "cuda": 8192}  # width of a square product that reaches the peak
@@ -69,12 +71,20 @@ class Roofline:
         }
 
 
+def from_dict(values: dict[str, Any]) -> Roofline:
+    """The limits that `as_dict` wrote."""
+    names = ("device", "dtype", "threads", "gemm_flops_per_s", "seconds_per_step", "seconds_per_train_step")
+    copies = tuple((int(size), rate) for size, rate in values["copy_bytes_per_s_by_size"])
+    return Roofline(**{name: values[name] for name in names}, copies=copies)
+
+
 def measure(device: str, dtype: str, threads: int, clock: Clock = time.perf_counter) -> Roofline:
     """Measure the limits; takes well under a second."""
+    where = str(devices.place(device))
     with torch.no_grad():
-        gemm = _gemm(GEMM[device], device, getattr(torch, dtype), clock)
-        copies = _copies(device, threads, clock)
-    forward, train = _step(device, getattr(torch, dtype), clock)
+        gemm = _gemm(GEMM[where], where, getattr(torch, dtype), clock)
+        copies = _copies(where, threads, clock)
+    forward, train = _step(where, getattr(torch, dtype), clock)
     return Roofline(device, dtype, threads, gemm, copies, forward, train)
 
 

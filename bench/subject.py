@@ -25,6 +25,10 @@ class Refused(Exception):
     """This point cannot run; the message is a sentence that says why."""
 
 
+class NotNow(Refused):
+    """This point was left out for lack of time; a run that goes on measures it."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """A layer to be timed.
@@ -39,6 +43,7 @@ class Subject:
     meaning: Callable[[Tensor, Sequence[Tensor]], Tensor]
     plain: Callable[[Tensor, Sequence[Tensor]], Tensor]
     executed_flops: Callable[[int, bool], int]
+    state: Callable[[], dict[str, Tensor]]  # what a checkpoint holds
 
     def step(self, x: Tensor, dy: Tensor | None) -> Callable[[], object]:
         """One call as it is timed: forward, or with `dy` forward and the gradients of x and all parameters."""
@@ -84,6 +89,7 @@ def _structured(structure: Structure, name: str, options: dict[str, object], bac
         meaning=lambda x, p: reference.apply(structure, x, p[:-1], p[-1]),
         plain=lambda x, p: backends.apply(PLAIN, structure, x, p[:-1], p[-1]),
         executed_flops=lambda tokens, train: backends.get(ran).executed_flops(structure, tokens, train=train),
+        state=layer.state_dict,
     )
 
 
@@ -112,6 +118,7 @@ def _dense(structure: Structure, way: str, x: Tensor, dtype: torch.dtype) -> Sub
         meaning=product,
         plain=product,
         executed_flops=lambda tokens, train: structure.flops(tokens, train=train),
+        state=linear.state_dict,
     )
 
 

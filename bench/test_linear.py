@@ -3,15 +3,15 @@
 import pytest
 
 from bench.points import Point, Unreachable
-from bench.subject import Refused
+from bench.subject import NotNow, Refused
 
 
 @pytest.fixture
 def point(structure, series, options, budget, in_features, out_features, tokens, dtype, device, mode, backend, threads,
-          control):  # fmt: skip
+          control, clock):  # fmt: skip
     what = (structure, series, options, budget)
     where = (in_features, out_features, tokens, dtype, device, mode, backend, threads)
-    return Point(*what, *where, control)
+    return Point(*what, *where, control, clock)
 
 
 def test_budget_is_out_of_reach(sweep, structure, budget, in_features, out_features, reason):
@@ -23,4 +23,6 @@ def test_linear(sweep, point, benchmark):
     try:
         sweep.measure(point, benchmark)
     except Refused as refusal:
+        if isinstance(refusal, NotNow):
+            sweep.not_now.add(str(point))
         pytest.skip(str(refusal))

@@ -2,17 +2,16 @@
 
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
 import textwrap
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from bench_runs import command, environment, run
 from torch import nn
 
 import structures
@@ -26,33 +25,12 @@ from bench.subject import Refused, subject
 from bench.sweep import Done, Sweep
 from bench.wrong import Wrong
 
-ROOT = Path(__file__).parents[1]
 POINT = Point(
     "dyad_it", "dyad_it n_blocks=4", "n_blocks=4", None, 64, 96, 16, "float32", "cpu", "train", "auto", 1, False
 )
 
 
 # -- whole runs
-
-
-def environment():
-    # PYTEST_XDIST_*: pytest-benchmark measures nothing in what it takes for a worker of this run
-    kept = {n: value for n, value in os.environ.items() if n not in machine.OPENMP and not n.startswith("PYTEST_")}
-    return kept | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-
-
-def command(folder, *arguments):
-    return [sys.executable, "-m", "pytest", str(ROOT / "bench"), f"--rootdir={ROOT}", "-p", "no:cacheprovider",
-            f"--benchmark-json={folder / 'results.json'}", *arguments]  # fmt: skip
-
-
-def run(folder, *arguments):
-    """A finished run: its exit status, what it printed, and its results file, if there is one."""
-    done = subprocess.run(
-        command(folder, *arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
-    )
-    file = folder / "results.json"
-    return done.returncode, done.stdout + done.stderr, json.loads(file.read_text()) if file.exists() else None
 
 
 TINY = ("--widths=64", "--tokens=16", "--no-controls")
@@ -540,8 +518,8 @@ class Fixture:
     def __init__(self):
         self.extra_info, self.stats, self.ran = {}, None, 0
 
-    def pedantic(self, step, rounds, iterations):
-        self.ran = rounds * iterations
+    def __call__(self, step):
+        self.ran += 1
         step()
 
 
@@ -561,12 +539,12 @@ def test_cold_runs_rotate_copies_beyond_the_cache(sweep, monkeypatch):
     point = here(POINT)
     x, dy = cell.inputs(point)
     what = subject(point, x)
-    step, copies = cell.timed_step(point, what, x, dy, cold=True)
+    timed = cell.timed_step(point, what, x, dy, cold=True)
     own = sum(p.numel() * 4 for p in what.parameters)
-    assert copies * own >= 100_000 > (copies - 1) * own
-    step()
+    assert timed.copies * own >= 100_000 > (timed.copies - 1) * own
+    timed.step()
     monkeypatch.setattr(machine, "available_memory", lambda: 0)
-    assert cell.timed_step(point, what, x, dy, cold=True)[1] == 1
+    assert cell.timed_step(point, what, x, dy, cold=True).copies == 1
 
 
 @pytest.mark.parametrize("backend", ["best", "linear", "entry"])
@@ -635,8 +613,11 @@ def test_the_time_left_follows_the_pace(monkeypatch):
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
     some = [here(replace(POINT, tokens=16 + i)) for i in range(4)]
     lines = progress.Progress(some, measure.SHORT)
+    lines.line(some[0], "text")  # sets up the machine, for however long
     now[0] = 10.0
-    assert lines.line(some[0], "text").startswith("[1/4 0:30 left] dyad_it n_blocks=4  64x96 tokens 16 float32 train")
+    assert lines.line(some[1], "text").startswith("[2/4 0:20 left] dyad_it n_blocks=4  64x96 tokens 17 float32 train")
+    lines.leave_out(some[2])
+    assert lines.line(some[3], "text").startswith("[4/4 0:00 left]")
 
 
 def test_the_summary_names_the_fastest_of_each_budget(sweep):
