@@ -1,4 +1,4 @@
-"""`python -m bench report|merge|compare|recommend|readme|minilm|coordinates|train|data ...`: results, used and made."""
+"""`python -m bench report|merge|compare|recommend|readme|minilm|coordinates|search|train|data ...`: results files."""
 
 import argparse
 import io
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bench.fields import BadResults
 from bench.rows import CLOCKS, read
-from bench.terminal import count, share, shares
+from bench.terminal import count, counts, share, shares
 from bench.wrong import Wrong
 
 if TYPE_CHECKING:
@@ -63,9 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(commands.add_parser("data", help="list the training comparisons' data sets, or fetch one"))
     _add_minilm(commands.add_parser("minilm", help="convert a pretrained encoder to every structure and measure it"))
     _add_train(commands.add_parser("train", help="train with every structure, and what that costs in quality"))
+    _add_search(commands.add_parser("search", help="search the einsum space for a layer, by measured time and quality"))
     coordinates = commands.add_parser("coordinates", help="measure activations as width grows, for every structure")
     coordinates.add_argument("-o", "--output", type=Path, required=True, help="file to write")
-    coordinates.add_argument("--structures", metavar="WORDS", help="names, separated by commas (every entry)")
+    named = "entries and named points (btt1, l2, ...), separated by commas (all)"
+    coordinates.add_argument("--structures", metavar="WORDS", help=named)
+    widths = (128, 256, 512, 1024, 2048)
+    coordinates.add_argument("--widths", type=counts, default=widths, metavar="N,...", help="128,256,512,1024,2048")
     coordinates.set_defaults(run=_coordinates)
     return parser
 
@@ -146,6 +150,12 @@ def _add_train(train: argparse.ArgumentParser) -> None:
     command.add_options(train)
 
 
+def _add_search(search: argparse.ArgumentParser) -> None:
+    from bench.search import command
+
+    command.add_options(search)
+
+
 def _add_minilm(minilm: argparse.ArgumentParser) -> None:
     add = minilm.add_argument
     add("-o", "--output", type=Path, required=True, help="file to write")
@@ -176,9 +186,9 @@ def _coordinates(arguments: argparse.Namespace) -> tuple[str, int]:
     from bench.cpu_run import Run
 
     run = Run("coordinates", ["python", "-m", "bench", *sys.argv[1:]], arguments.output)
-    from bench import coordinates, minilm
+    from bench import coordinates
 
-    coordinates.measure(run, minilm.entries(arguments.structures) if arguments.structures else ())
+    coordinates.measure(run, arguments.structures, arguments.widths)
     return _written(run)
 
 

@@ -16,6 +16,7 @@ from bench.report import (
     panels,
     pareto,
     rooflines,
+    search,
     sections,
     tables,
     training,
@@ -29,6 +30,7 @@ from bench.rows import Results, join, parse
 
 # of files beside the sweep's
 KINDS = {models.KIND: models.section, widths.KIND: widths.section, training.KIND: training.section}
+KINDS |= {search.KIND: search.section}
 
 
 def read_all(paths: Sequence[Path]) -> tuple[Results, list[Section]]:

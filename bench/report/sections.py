@@ -74,8 +74,9 @@ class File:
 
     @property
     def structures(self) -> set[str]:
-        """Names of its structures, without controls."""
-        return {fields.name("structure") for fields in self.rows if fields.values.get("way") != "control"}
+        """Names of its structures, without controls and without members of a searched space."""
+        rows = [row for row in self.rows if row.values.get("named") is not False]
+        return {fields.name("structure") for fields in rows if fields.values.get("way") != "control"}
 
 
 def kind_of(document: Any) -> Any:

@@ -1,0 +1,66 @@
+"""The command line of the search. Nothing here imports torch until the request is checked."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench.search.words import QUALITIES, STAGES
+from bench.terminal import count, share
+from bench.wrong import Wrong, one_of
+
+
+def add_options(search: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add = search.add_argument
+    add("--in", type=count, required=True, dest="in_features", metavar="N", help="in_features")
+    add("--out", type=count, required=True, dest="out_features", metavar="N", help="out_features")
+    add("--tokens", type=count, required=True, metavar="N", help="rows of the input that is timed")
+    add("--params", metavar="SHARE", help="parameters of dense: 0.25 (within 15 %%), or a range, 0.1-0.25")
+    add("--flops", metavar="SHARE", help="FLOPs of dense, likewise (0-1)")
+    add("--rank", type=share, default=0.0, metavar="SHARE", help="least share of full rank (0)")
+    add("--omega", type=share, metavar="N", help="most parameter sharing: 0 for none")
+    add("--memory", type=share, metavar="SHARE", help="most memory of weights and activations of a forward, of dense")
+    add("--time", type=share, metavar="SHARE", help="most time of a call, of dense, as measured")
+    add("--mode", default="forward", metavar="WORD", help="forward (default) or train")
+    add("--dtype", default="float32", metavar="WORD", help="float32 (default), bfloat16, float64")
+    add("--quality", default="none", metavar="WORD", help=f"{', '.join(QUALITIES)} (none): what ranks beside time")
+    add("--weight", metavar="FILE", help=".npy, .pt or .safetensors with the weight (out, in); else one is made here")
+    add("--key", metavar="NAME", help="the tensor in that file")
+    add("--candidates", type=count, default=200, metavar="N", help="how many are timed (200)")
+    add("--finalists", type=count, default=16, metavar="N", help="how many go through every stage (16)")
+    add("--seconds", type=count, metavar="N", help="stop after so long; the same command goes on")
+    add("--until", default="final", metavar="WORD", help=f"stop after a stage: {', '.join(STAGES)} (final)")
+    add("--seed", type=int, default=0, metavar="N", help="of all that is random (0)")
+    add("--fresh", action="store_true", help="forget what an earlier run with this -o has found")
+    add("-o", "--output", type=Path, required=True, metavar="FILE", help="results to write; survivors beside it, .yaml")
+    search.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> tuple[str, int]:
+    """Check, search, write; what to print and the exit status."""
+    if arguments.output.suffix != ".json":
+        raise Wrong(f"-o: {arguments.output} must end in .json; the survivors are written beside it, as .yaml")
+    one_of("--until", arguments.until, STAGES)
+    from bench.cpu_run import Run
+
+    started = Run("search", ["python", "-m", "bench", *sys.argv[1:]], arguments.output)  # before torch is loaded
+    from bench.search import quality
+    from bench.search import request as requests
+    from bench.search.journal import Journal
+    from bench.search.run import Search
+
+    request = requests.read(vars(arguments))
+    weight = Path(request.weight) if request.weight is not None else None
+    if weight is not None:
+        quality.load(weight, request.key, request.in_features, request.out_features)  # wrong ones now, not in an hour
+    path = arguments.output.with_suffix(".journal")
+    if arguments.fresh:
+        path.unlink(missing_ok=True)
+    journal = Journal(path, request)
+    try:
+        said = Search(request, started, journal, arguments.seconds, weight, arguments.until).search()
+    finally:
+        journal.close()
+    return said, 0

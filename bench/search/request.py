@@ -1,0 +1,111 @@
+"""What a search is asked for: the layer, the constraints, the effort; checked before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bench.search.words import QUALITIES
+from bench.wrong import Wrong, one_of
+
+NEAR = 0.15  # a single share stands for those within 15 % of it, as in the sweep
+WHOLE = "0-1"
+MOST_WIDTH = 2**16
+
+
+@dataclass(frozen=True)
+class Range:
+    """Shares of dense from low to high; `middle` is what named entries are brought to."""
+
+    low: float
+    high: float
+    middle: float
+
+    def holds(self, share: float) -> bool:
+        return self.low <= share <= self.high
+
+    def __str__(self) -> str:
+        return f"{self.low:.3g} to {self.high:.3g} of dense"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A search. Shares are of a dense layer of these widths."""
+
+    in_features: int
+    out_features: int
+    tokens: int
+    params: Range
+    flops: Range
+    target: tuple[str, float]  # the quantity and share that named entries are brought to
+    rank: float = 0.0  # least share of full rank
+    omega: float | None = None
+    memory: float | None = None  # of weights and activations of a forward
+    time: float | None = None  # of dense's
+    mode: str = "forward"
+    dtype: str = "float32"
+    quality: str = "none"
+    weight: str | None = None
+    key: str | None = None
+    candidates: int = 200
+    finalists: int = 16
+    seed: int = 0
+
+    @property
+    def dense(self) -> int:
+        return self.in_features * self.out_features
+
+    @property
+    def fingerprint(self) -> str:
+        """What a journal must have been written for."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read(given: dict[str, Any]) -> Request:
+    """The request of the command line's values by name.
+
+    Raises:
+        Wrong: a value that is not allowed; the message says what is.
+    """
+    if given["params"] is None and given["flops"] is None:
+        raise Wrong("give --params 0.25 or --flops 0.25: without a budget the smallest member is the fastest")
+    for name in ("in_features", "out_features"):
+        if given[name] > MOST_WIDTH:
+            flag = {"in_features": "--in", "out_features": "--out"}[name]
+            raise Wrong(f"{flag}: at most {MOST_WIDTH} features are searched, found {given[name]}")
+    quantity = "params" if given["params"] is not None else "flops"
+    ranges = {name: span(f"--{name}", given[name] or WHOLE) for name in ("params", "flops")}
+    if given["rank"] > 1:
+        raise Wrong(f"--rank: a share of full rank from 0 to 1, found {given['rank']:g}")
+    one_of("--quality", given["quality"], QUALITIES)
+    one_of("--mode", given["mode"], ("forward", "train"))
+    one_of("--dtype", given["dtype"], ("float32", "bfloat16", "float64"))
+    if given["weight"] is not None and given["quality"] == "none":
+        raise Wrong("--weight is for --quality projection or training; name one of them")
+    if given["key"] is not None and given["weight"] is None:
+        raise Wrong("--key names a tensor in the file of --weight; give that too")
+    if given["finalists"] > given["candidates"]:
+        raise Wrong(
+            f"--finalists {given['finalists']} are chosen among --candidates {given['candidates']}; ask for fewer"
+        )
+    fields = {k: v for k, v in given.items() if k in Request.__dataclass_fields__} | ranges
+    return Request(**fields, target=(quantity, ranges[quantity].middle))
+
+
+def span(option: str, text: str) -> Range:
+    """`0.25`: within 15 % of it; `0.1-0.25`: from one to the other."""
+    match = re.fullmatch(r"(\d*\.?\d+)(%?)(?:-(\d*\.?\d+)(%?))?", text.strip())
+    if not match:
+        raise Wrong(f"{option}: {text!r} is no share of dense; write 0.25, 25% or a range such as 0.1-0.25")
+    low = float(match[1]) / (100 if match[2] else 1)
+    if match[3] is None:
+        found = Range(low * (1 - NEAR), low * (1 + NEAR), low)
+    else:
+        high = float(match[3]) / (100 if match[4] else 1)
+        found = Range(low, high, high)
+    if not 0 <= found.low < found.high or found.middle > 4:
+        raise Wrong(f"{option}: {text!r} holds no share of dense above 0 and up to 4; write 0.25 or 0.1-0.25")
+    return found

@@ -1,0 +1,274 @@
+"""The search itself: counts, timing, quality by successive halving, the survivors timed anew, and what is written."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import structures
+from bench import measure
+from bench.cpu_run import Run
+from bench.named import DENSE, NAMED, SPACE
+from bench.search import quality
+from bench.search.candidates import Candidate, all_candidates, chosen, exponents
+from bench.search.front import Point, front, layers, reasons, verdict
+from bench.search.journal import Journal
+from bench.search.request import Request
+from bench.search.timing import Timer
+from structures import space
+from structures.taxonomy import seven_axes
+
+FINAL = "final"
+SHORT = measure.SHORT
+LONG = measure.Effort(paired=0.6, alone=0.1, rounds=9)
+
+
+class OutOfTime(Exception):
+    """The time budget is spent; what is finished is kept."""
+
+
+@dataclass
+class Search:
+    """One search: what it found is in the journal, `run` writes the file."""
+
+    request: Request
+    run: Run
+    journal: Journal
+    seconds: float | None = None
+    load_weight: Path | None = None
+    until: str = FINAL  # the stage after which it stops: time, quality or final
+
+    def __post_init__(self) -> None:
+        self.began = time.perf_counter()
+        self.rejected: Counter[str] = Counter()
+        self.timed: list[Candidate] = []
+
+    def search(self) -> str:
+        """Everything, as far as the time goes; returns what was found in words."""
+        torch.set_num_threads(self.run.threads.count)
+        met, self.rejected = all_candidates(self.request)
+        self.timed = chosen(met, self.request)
+        self.rejected["met the budgets but were not among those timed"] += len(met) - len(self.timed)
+        try:
+            passed = self._timing()
+            if self.until != "time":
+                survivors = self._quality(passed)
+                if self.until != "quality":
+                    self._final(survivors)
+                    self.run.complete = True
+        except (OutOfTime, KeyboardInterrupt):
+            pass
+        return self._write(met)
+
+    # -- stages
+
+    def _timing(self) -> list[Candidate]:
+        """Those that run and are as fast as was asked for."""
+        passed = []
+        for number, candidate in enumerate(self.timed, start=1):
+            found = self.journal.get("time", candidate.name)
+            if found is None:
+                self._on_time()
+                found = self.timer.measure(candidate.structure(self.request), SHORT)
+                self.journal.add("time", candidate.name, **found)
+                self.run.say(number, len(self.timed), f"time     {candidate.name:24} {_told(found)}")
+            if "refused" in found:
+                self.rejected[f"not timed: {found['refused'][:60]}"] += 1
+            elif self.request.time is not None and 1 / found["speedup"]["median"] > self.request.time:
+                self.rejected[f"time above {self.request.time:g} of dense"] += 1
+            else:
+                passed.append(candidate)
+        return passed
+
+    def _quality(self, passed: list[Candidate]) -> list[Candidate]:
+        """Successive halving: at each rung the better half by time and quality goes on, with more sweeps or steps."""
+        passed = sorted(passed, key=lambda c: (self._time(c), c.name))
+        kinds = quality.RUNGS[self.request.quality]
+        if not kinds:
+            self._drop(passed[self.request.finalists :], "slower than the finalists")
+            return passed[: self.request.finalists]
+        first = self.request.finalists * 2 ** (len(kinds) - 1)
+        named = [c for c in passed if c.named]
+        entered = (named + [c for c in passed if not c.named][: max(0, first - len(named))])[: max(first, len(named))]
+        self._drop([c for c in passed if c not in entered], "slower than those whose quality was measured")
+        for rung, amount in enumerate(kinds):
+            for number, candidate in enumerate(entered, start=1):
+                self._measure_quality(rung, amount, candidate, number, len(entered))
+            if rung == len(kinds) - 1:
+                return entered
+            ranked = layers([self._point(c, rung) for c in entered])
+            kept = set(quality.halved([p.name for p in ranked], self.request.finalists))
+            dropped = [c for c in entered if c.name not in kept]
+            self._drop(dropped, f"outlived by faster or better ones after {amount} {self.unit}")
+            entered = [c for c in entered if c.name in kept]
+        return entered
+
+    def _measure_quality(self, rung: int, amount: int, candidate: Candidate, number: int, total: int) -> None:
+        stage = f"quality {rung}"
+        if self.journal.get(stage, candidate.name) is None:
+            self._on_time()
+            kind, seed = self.request.quality, self.request.seed
+            value = quality.measure(kind, candidate.structure(self.request), amount, self.weight, seed)
+            self.journal.add(stage, candidate.name, value=value if math.isfinite(value) else 1e9)
+            self.run.say(number, total, f"{stage} {candidate.name:24} {value:.4f} after {amount} {self.unit}")
+
+    def _final(self, survivors: list[Candidate]) -> None:
+        """Those that are left timed once more, longer: the fastest of many short timings is partly luck."""
+        for number, candidate in enumerate(survivors, start=1):
+            if self.journal.get(FINAL, candidate.name) is None:
+                self._on_time()
+                found = self.timer.measure(candidate.structure(self.request), LONG)
+                self.journal.add(FINAL, candidate.name, **found)
+                self.run.say(number, len(survivors), f"final    {candidate.name:24} {_told(found)}")
+
+    def _on_time(self) -> None:
+        if self.seconds is not None and time.perf_counter() - self.began > self.seconds:
+            raise OutOfTime
+
+    def _drop(self, candidates: Iterable[Candidate], reason: str) -> None:
+        count = len(list(candidates))
+        if count:
+            self.rejected[reason] += count
+
+    @cached_property
+    def timer(self) -> Timer:
+        return Timer(self.request)
+
+    @cached_property
+    def weight(self) -> torch.Tensor:
+        """What quality is measured against: the file's; without one a flat weight for training, else a trained one."""
+        r = self.request
+        if self.load_weight is not None:
+            return quality.load(self.load_weight, r.key, r.in_features, r.out_features)
+        if r.quality == "training":
+            return quality.flat(r.in_features, r.out_features, r.seed)
+        return quality.trained(r.in_features, r.out_features, r.seed)
+
+    @property
+    def unit(self) -> str:
+        return "sweeps" if self.request.quality == "projection" else "steps"
+
+    # -- what is known of a candidate
+
+    def _speedup(self, candidate: Candidate) -> dict[str, Any] | None:
+        for stage in (FINAL, "time"):
+            found = self.journal.get(stage, candidate.name)
+            if found and "speedup" in found:
+                return found
+        return None
+
+    def _time(self, candidate: Candidate) -> float:
+        found = self._speedup(candidate)
+        return 1 / found["speedup"]["median"] if found else math.inf
+
+    def _value(self, candidate: Candidate, rung: int | None = None) -> float | None:
+        rungs = range(len(quality.RUNGS[self.request.quality]))[::-1] if rung is None else [rung]
+        found = (self.journal.get(f"quality {r}", candidate.name) for r in rungs)
+        return next((record["value"] for record in found if record), None)
+
+    def _point(self, candidate: Candidate, rung: int | None = None) -> Point:
+        return Point(candidate.name, self._time(candidate), self._value(candidate, rung), candidate.named)
+
+    def _finished(self) -> list[Candidate]:
+        """Those that went through every stage."""
+        done = [c for c in self.timed if "speedup" in (self.journal.get(FINAL, c.name) or {})]
+        return done
+
+    # -- writing
+
+    def _write(self, met: list[Candidate]) -> str:
+        """The results file, and the survivors as registry YAML beside it."""
+        finished = self._finished()
+        points = [self._point(c) for c in finished]
+        best, told = front(points), reasons(points)
+        names = [p.name for p in best]
+        by_name = {c.name: c for c in finished}
+        specs = [by_name[name].spec(self.request) for name in names]
+        text = space.to_yaml(specs)
+        yaml_path = self.run.output.with_suffix(".yaml")
+        if specs:
+            part = yaml_path.with_name(yaml_path.name + ".part")
+            part.write_text(
+                f"# Written by python -m bench search; loads with structures.load.\n\n{text}", encoding="utf-8"
+            )
+            part.replace(yaml_path)
+        self.run.rows = [self._row(c, told.get(c.name)) for c in self.timed if self._speedup(c)]
+        self.run.refused = [
+            {"structure": c.name, "reason": found["refused"]}
+            for c in self.timed
+            if "refused" in (found := self.journal.get("time", c.name) or {})
+        ]
+        self.run.setup = self._setup(met, points)
+        self.run.save({})
+        state = "" if self.run.complete else "; not complete: the same command goes on from here"
+        lines = [f"{self.run.output}: {len(self.run.rows)} timed of {len(met)} that meet the budgets{state}"]
+        if best:
+            lines += [f"  {p.name:24} {1 / p.time:5.2f} times dense{'' if p.quality is None else f', {p.quality:.4f}'}"
+                      f"{'  (named)' if p.named else ''}" for p in best]  # fmt: skip
+            lines += [verdict(points), f"Survivors as entries: {yaml_path}"]
+        return "\n".join([*lines, f"Draw it: python -m bench report {self.run.output} -o report/"])
+
+    def _row(self, candidate: Candidate, reason: str | None) -> dict[str, Any]:
+        r, dense = self.request, self.request.dense
+        found = self._speedup(candidate)
+        assert found is not None
+        omega, psi, nu = exponents(candidate.params, candidate.multiply_adds, candidate.rank_bound, r)
+        return {
+            "structure": candidate.name,
+            "family": candidate.family,
+            "named": candidate.named,
+            "title": candidate.title,
+            "einsum": list(candidate.structure(r).spec.einsum),
+            "params_share": candidate.params / dense,
+            "flops_share": candidate.multiply_adds / dense,
+            "rank": candidate.rank_bound,
+            "omega": omega,
+            "psi": psi,
+            "nu": nu,
+            "speedup": found["speedup"],
+            "backend": found["backend"],
+            "quality": self._value(candidate),
+            "finished": self.journal.get(FINAL, candidate.name) is not None,
+            "reason": reason,
+        }
+
+    def _setup(self, met: list[Candidate], points: list[Point]) -> dict[str, Any]:
+        families = Counter(c.family for c in met)
+        return {
+            "request": {k: v for k, v in asdict(self.request).items() if v is not None},
+            "seconds": self.seconds,
+            "met": dict(sorted(families.items())),
+            "timed": len(self.timed),
+            "rejected": dict(self.rejected.most_common()),
+            "verdict": verdict(points) if points else "Nothing went through every stage yet.",
+            "taxonomy": taxonomy_points(self.request),
+        }
+
+
+def taxonomy_points(request: Request) -> list[dict[str, Any]]:
+    """Every registry entry and every point that the space's source names, by their exponents as the width grows."""
+    found = []
+    for name in structures.names():
+        try:
+            placed = structures.get(name).bind(request.in_features, request.out_features).taxonomy
+        except ValueError:
+            continue  # its defaults do not fit these widths
+        if placed is not None:
+            found.append({"name": name, "kind": "entry", "omega": placed.omega, "psi": placed.psi, "nu": placed.nu})
+    for name, theta in NAMED.items():
+        if name != DENSE:
+            omega, psi, nu = seven_axes(theta)
+            found.append({"name": f"{SPACE} {name}", "kind": "point", "omega": omega, "psi": psi, "nu": nu})
+    return found
+
+
+def _told(found: Mapping[str, Any]) -> str:
+    return f"{found['speedup']['median']:.2f} times dense" if "speedup" in found else f"refused: {found['refused']}"
