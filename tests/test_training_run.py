@@ -16,7 +16,7 @@ SHORT = "--structures dyad_it --rates 0.004 --tune-steps 4 --steps 6 --seeds 1 -
 DIGITS = 1e-4  # rows have five digits
 TINY = {
     "regression": ["--widths", "64"],
-    "images": [],
+    "images": ["--precision", "bfloat16", "--accumulate", "2"],
     "language": [],
     "distil": ["--teacher-steps", "8"],
     "blocks": ["--structures", "dyad_it+dyad_ot:n_blocks=8"],

@@ -11,9 +11,19 @@ from typing import Any
 from bench.terminal import count
 from bench.wrong import Wrong
 
+RECIPES = """\
+several processes:  torchrun --nproc-per-node 8 -m bench train language --scale long --parallel fsdp -o rows.json
+several machines:   sbatch --array=1-8 --gpus=1 --wrap 'python -m bench train all --scale long \\
+                      --shard $SLURM_ARRAY_TASK_ID/8 -o rows-$SLURM_ARRAY_TASK_ID.json'
+                    python -m bench merge rows-*.json -o rows.json
+a busy machine:     python -m bench train all --only times -o times.json     (short; leave the machine alone)
+                    python -m bench train all --resume times.json -o rows.json
+"""
+
 
 def add_options(train: argparse.ArgumentParser) -> None:
     """Declare the options on the command's parser."""
+    train.formatter_class, train.epilog = argparse.RawDescriptionHelpFormatter, RECIPES
     add = train.add_argument
     add("tasks", nargs="+", metavar="TASK", help="regression, images, language, distil, blocks, or all")
     add("-o", "--output", type=Path, metavar="FILE", help="rows to write, after every run")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class Group:
             return nn.parallel.DistributedDataParallel(model, find_unused_parameters=unused)
         from torch.distributed.fsdp import fully_shard
 
-        mesh = dist.device_mesh.init_device_mesh(self.device.partition(":")[0], (self.size,))
+        mesh = self._mesh
         owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
         linear = (m for m in model.modules() if isinstance(m, StructuredLinear) or layers.kind(m) == "Linear")
         parts = [m for m in linear if all(owners[id(p)] == 1 for p in m.parameters())]  # tied ones stay with the root
@@ -71,6 +72,10 @@ class Group:
             fully_shard(part, mesh=mesh, shard_placement_fn=shard_placement)
         fully_shard(model, mesh=mesh, shard_placement_fn=shard_placement)
         return model
+
+    @cached_property
+    def _mesh(self) -> Any:
+        return dist.device_mesh.init_device_mesh(self.device.partition(":")[0], (self.size,))
 
     def no_sync(self, model: nn.Module, last: bool) -> Any:
         """Gradients of all but the last part of an accumulated step need not be exchanged yet."""

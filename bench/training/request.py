@@ -13,7 +13,7 @@ import structures
 from bench.request import budgets as read_budgets
 from bench.request import entries
 from bench.training import settings
-from bench.training.decoders import ALL, DECODERS
+from bench.training.decoders import DECODERS
 from bench.training.parallel import KINDS
 from bench.training.settings import Setting
 from bench.training.variants import MIX
@@ -84,7 +84,8 @@ def _settings(task: str, scale: str, options: Mapping[str, Any]) -> list[Setting
     """The task's settings at a scale, with what the options change."""
     found = list(settings.SETTINGS[scale][task])
     for field, option in (("model", "model"), ("layers", "layers"), ("data", "data"), ("tokenizer", "tokenizer")):
-        wanted = _words(options.get(option))
+        word = options.get(option)
+        wanted = [word] if word and option == "data" else _words(word)  # a folder's path may have blanks
         if wanted:
             kept = [s for s in found if getattr(s, field) in wanted]
             found = kept or [replace(found[0], **{field: word}) for word in wanted]
@@ -147,8 +148,6 @@ def _check(setting: Setting, *, cuda: bool, processes: int) -> None:
             f"--batch: {setting.batch} is not a multiple of {parts}, {processes} processes times "
             f"{setting.accumulate} parts of a step"
         )
-    if not (setting.starts or setting.structures or ALL):
-        raise Wrong("--structures: there is nothing to compare")
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bench.cpu_run import Run
@@ -43,6 +44,8 @@ class Session:
         self.checkpoints = Checkpoints(beside, request.every, group, before=self.save)
         self.teachers = teachers.Teachers(self)
         run.setup = {"scale": request.scale, "settings": {s.name: asdict(s) for s in request.settings}}
+        if torch.cuda.is_available():
+            run.setup["device_name"] = torch.cuda.get_device_name()
         run.setup |= {"data": {p.facts["data"]: p.facts for p in self.problems.values()}}
 
     def listed(self) -> list[str]:
@@ -63,6 +66,8 @@ class Session:
         except KeyboardInterrupt:
             pass
         self.save()
+        if self.kept:
+            self.progress.say(f"{len(self.kept)} rows of {self.request.resume} were not asked for; they are kept")
         if self.run.complete:
             self.checkpoints.clear()
             self.teachers.clear()
@@ -84,10 +89,13 @@ class Session:
                 self.train(job, lr)
 
     def save(self) -> None:
-        """Write all rows; only the first process does."""
+        """Write all rows, those of an earlier run that are not reached yet too; only the first process does."""
         if self.group.first:
             self.run.load.since()
+            done = self.run.rows
+            self.run.rows = [*done, *self.kept.values()]
             self.run.save({})
+            self.run.rows = done
         self.saved = time.perf_counter()
 
     def add(self, row: Mapping[str, Any]) -> dict[str, Any]:

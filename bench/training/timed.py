@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def times(session: Session) -> None:
-    """A row for every variant and width: the ratio of its step's time to dense's."""
+    """A row for every variant and width: the ratio of its step's time to dense's, of one process."""
+    if session.group.size > 1:
+        session.progress.say("no times: they are of one process; run --only times without torchrun and merge the files")
+        return
     for setting in session.request.settings:
         several = {replace(v, start=""): None for v in session.plan.variants[setting] if not in_time(v)}
         for width in sorted(setting.widths):
@@ -52,6 +55,9 @@ def match(session: Session) -> None:
         for variant in asked:
             key = Job(MATCH, setting, variant, width, 0).key
             row = session.keep(key)
+            if row is None and session.group.size > 1:
+                session.plan.refuse(setting, variant, "a budget in time is measured in one process, not in several")
+                continue
             if row is None:
                 pairs = pairs or _pairs(session, setting, width)
                 try:
