@@ -47,7 +47,7 @@ def made_in_order(
         W + W (E x x'^T - E x' x'^T) (E x' x'^T + damping)^-1,
 
     the weight that a ridge regression towards W finds. Every layer takes a pass of both models over the batches, which
-    ends where the layer is reached; memory is three (in_features, in_features) matrices and the converted layers.
+    ends where the layer is reached; memory is two (in_features, in_features) matrices and the converted layers.
 
     Raises:
         ValueError: a layer is not called by the batches, or not by the same rows in both models; as `project`.
@@ -73,7 +73,7 @@ def made_in_order(
             with torch.no_grad():
                 moments = _Moments(layer)
                 moments.collect(name, (model, layer), (twin, converted), batches, calls[name][1])
-            target = _target(layers.as_linear(layer), moments, float(arguments.get("damping", DAMPING)))
+            target = _target(moments, float(arguments.get("damping", DAMPING)))
             try:
                 new = from_linear(target, structure, inputs=moments.seen, backend=backend, **arguments)
             except ValueError as error:
@@ -82,7 +82,7 @@ def made_in_order(
                 with torch.no_grad():
                     moments = _Moments(layer)
                     moments.collect(name, (model, layer), (twin, converted), held_out, calls[name][1])
-            new.projection = _measured(new, layer, moments, held_out is not None)  # type: ignore[assignment]
+            new.projection = _measured(new, moments, held_out is not None)  # type: ignore[assignment]
             made[id(layer)] = new
             twin = _put(twin, converted, copy.copy(new).eval())  # of the same parameters, without the user's hooks
     finally:
@@ -94,16 +94,15 @@ def made_in_order(
 
 
 class _Moments:
-    """E x x^T, E x x'^T and E x' x'^T of one layer: x in the dense model, x' in the converted one."""
+    """E x x'^T and E x' x'^T of one layer, and E |W x|^2: x in the dense model, x' in the converted one."""
 
     def __init__(self, layer: nn.Module):
-        weight = next(layer.parameters())
-        wide = weight.dtype == torch.float64 or weight.numel() <= MAX_DOUBLE
-        self.dtype = torch.float64 if wide else torch.float32
-        size = layers.widths(layer)[0]
-        self.dense, self.cross, self.seen = (
-            torch.zeros(size, size, dtype=self.dtype, device=weight.device) for _ in range(3)
-        )
+        self.linear = layers.as_linear(layer)
+        weight = self.linear.weight
+        self.dtype = torch.float64 if weight.dtype == torch.float64 or weight.numel() <= MAX_DOUBLE else torch.float32
+        size = self.linear.in_features
+        self.cross, self.seen = (torch.zeros(size, size, dtype=self.dtype, device=weight.device) for _ in range(2))
+        self.energy = 0.0
 
     def collect(
         self,
@@ -113,6 +112,8 @@ class _Moments:
         batches: Batches,
         calls: int,
     ) -> None:
+        weight = self.linear.weight.detach()
+        exact = torch.float64 if weight.dtype == torch.float64 else torch.float32  # of a batch; float64 between them
         tokens = 0
         for batch in batches:
             x, y = (_read(*pair, batch, calls) for pair in (first, second))
@@ -122,19 +123,21 @@ class _Moments:
                     f"{name}: it reads {found} rows of a batch in the dense and in the converted model; where that "
                     "differs (experts, early exits) rows cannot be compared: convert it with inputs= instead"
                 )
-            x, y = x.to(self.dtype), y.to(self.dtype)
-            if not bool(torch.isfinite(x).all() & torch.isfinite(y).all()):
-                raise ValueError(f"{name}: its inputs hold NaN or infinity")
-            self.dense.addmm_(x.mT, x)
-            self.cross.addmm_(x.mT, y)
-            self.seen.addmm_(y.mT, y)
+            x, y = x.to(exact), y.to(exact)
+            self.energy += float((x @ weight.to(exact).mT).double().square().sum())
+            self.cross += x.mT @ y
+            self.seen += y.mT @ y
             tokens += len(x)
-        for moment in (self.dense, self.cross, self.seen):
+        if not (math.isfinite(self.energy) and bool(torch.isfinite(self.seen).all())):
+            raise ValueError(f"{name}: its inputs hold NaN or infinity, or their squares overflow")
+        self.energy /= max(tokens, 1)
+        for moment in (self.cross, self.seen):
             moment.div_(max(tokens, 1))
 
 
-def _target(linear: nn.Linear, moments: _Moments, damping: float) -> nn.Linear:
+def _target(moments: _Moments, damping: float) -> nn.Linear:
     """A layer whose weight, on what the converted model gives it, comes nearest to the dense layer's outputs."""
+    linear = moments.linear
     mean = moments.seen.diagonal().mean()
     lifted = moments.seen + damping * mean * torch.eye(len(moments.seen), dtype=mean.dtype, device=mean.device)
     root, failed = torch.linalg.cholesky_ex(lifted)
@@ -148,15 +151,15 @@ def _target(linear: nn.Linear, moments: _Moments, damping: float) -> nn.Linear:
     return found
 
 
-def _measured(new: StructuredLinear, layer: nn.Module, moments: _Moments, held_out: bool) -> Projection:
+def _measured(new: StructuredLinear, moments: _Moments, held_out: bool) -> Projection:
     """The record with its errors to the dense layer: of the weight, and of the output on what is really read."""
     assert isinstance(new.projection, Projection)
-    weight = layers.as_linear(layer).weight.detach().to(moments.dtype)
+    weight = moments.linear.weight.detach().to(moments.dtype)
     with torch.no_grad():
         fitted = new.to_dense().to(moments.dtype)
-    whole = float((weight @ moments.dense).mul(weight).sum())
     between = float((weight @ moments.cross).mul(fitted).sum())
     own = float((fitted @ moments.seen).mul(fitted).sum())
+    whole = moments.energy
     error = math.sqrt(max(0.0, whole - 2 * between + own) / whole) if whole > 0 else 0.0
     norm = float(weight.norm())
     far = float((weight - fitted).norm()) / norm if norm else 0.0

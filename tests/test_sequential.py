@@ -14,7 +14,7 @@ from structures.linear import StructuredLinear
 from structures.projection.covariance import collect_covariances
 from structures.swap import swap
 
-NAMES = [name for name in structures.names() if structures.get(name).gate is None]
+NAMES = [name for name in structures.names() if not structures.get(name).gate]
 RULES = {"*": ("low_rank", {"rank": 6})}
 
 
