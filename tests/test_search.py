@@ -243,6 +243,19 @@ def test_a_search_goes_on_where_it_stopped(tmp_path: Path, timed_by_count: list[
         assert journal.read_text().splitlines() == [line.strip() for line in lines]
 
 
+def test_quality_is_measured_of_the_fastest_of_full_rank_too(tmp_path: Path, timed_by_count: list[str]) -> None:
+    """Speed alone would enter those that leave most out."""
+    path, r = tmp_path / "found.json", asked(quality="projection", candidates=40, finalists=5)
+    done = search(path, r, until="time")
+    passed = sorted((c for c in done.timed), key=lambda c: (done._time(c), c.name))
+    entered = done._entrants(passed, 20)
+    named = [c for c in passed if c.named]
+    free = [c for c in passed if not c.named]
+    full = [c for c in free if c.rank_bound == 32]
+    assert set(named) <= set(entered) and free[0] in entered and set(full[:2]) <= set(entered)
+    assert len(done._entrants(passed, 10**6)) == len(passed) and len(entered) == max(20, len(named))
+
+
 def test_the_time_ends_a_search_and_what_is_finished_is_kept(tmp_path: Path, timed_by_count: list[str]) -> None:
     path, r = tmp_path / "found.json", asked(candidates=20)
     early = search(path, r, seconds=0.0)

@@ -95,9 +95,7 @@ class Search:
         if not kinds:
             self._drop(passed[self.request.finalists :], "slower than the finalists")
             return passed[: self.request.finalists]
-        first = self.request.finalists * 2 ** (len(kinds) - 1)
-        named = [c for c in passed if c.named]
-        entered = (named + [c for c in passed if not c.named][: max(0, first - len(named))])[: max(first, len(named))]
+        entered = self._entrants(passed, self.request.finalists * 2 ** (len(kinds) - 1))
         self._drop([c for c in passed if c not in entered], "slower than those whose quality was measured")
         for rung, amount in enumerate(kinds):
             for number, candidate in enumerate(entered, start=1):
@@ -110,6 +108,18 @@ class Search:
             self._drop(dropped, f"outlived by faster or better ones after {amount} {self.unit}")
             entered = [c for c in entered if c.name in kept]
         return entered
+
+    def _entrants(self, passed: list[Candidate], count: int) -> list[Candidate]:
+        """Named entries, then in turn the fastest left and the fastest left of full rank: speed alone would pick those
+        that leave most out."""
+        full = min(self.request.in_features, self.request.out_features)
+        entered = [c for c in passed if c.named]
+        queues = [[c for c in passed if not c.named], [c for c in passed if not c.named and c.rank_bound == full]]
+        while len(entered) < count and any(queues):
+            found = next(queue[0] for queue in queues if queue)
+            entered.append(found)
+            queues = [[c for c in queue if c is not found] for queue in reversed(queues)]
+        return sorted(entered, key=lambda c: (self._time(c), c.name))
 
     def _measure_quality(self, rung: int, amount: int, candidate: Candidate, number: int, total: int) -> None:
         stage = f"quality {rung}"
