@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten
 from bench import machine
 
 NAME = "stand-in for a CUDA device, on the CPU"
-L2 = 2**20  # bytes; small, so that cold runs rotate few copies
+L2 = 2**14  # bytes; small, so that cold runs rotate few copies
 _peak: _Allocations | None = None
 
 

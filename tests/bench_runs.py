@@ -32,10 +32,11 @@ def command(folder, *arguments):
             f"--benchmark-json={folder / 'results.json'}", *arguments]  # fmt: skip
 
 
-def run(folder, *arguments, **process):
+def run(folder, *arguments, json_file=True, **process):
     """A finished run: its exit status, what it printed, and its results file, if there is one."""
+    words = [word for word in command(folder, *arguments) if json_file or not word.startswith("--benchmark-json")]
     done = subprocess.run(
-        command(folder, *arguments),
+        words,
         cwd=folder,
         env=environment(),
         capture_output=True,
@@ -47,8 +48,9 @@ def run(folder, *arguments, **process):
     return done.returncode, done.stdout + done.stderr, json.loads(file.read_text()) if file.exists() else None
 
 
-def quick(folder, *arguments, **process):
+def quick(folder, *arguments, precise=True, **process):
     """As `run`, without what takes seconds beside the points."""
     (folder / "plugin_quick.py").write_text(QUICK)
-    still = ("-p", "plugin_quick", "-p", "no:hypothesispytest", "-p", "no:xdist", "--benchmark-precision=0.9")
+    still = ["-p", "plugin_quick", "-p", "no:hypothesispytest", "-p", "no:xdist"]
+    still += ["--benchmark-precision=0.9"] if precise else []
     return run(folder, *still, *arguments, **process)
