@@ -13,7 +13,7 @@ from bench.merged_run import Say, Shard, check_conditions, merged_roofline, merg
 from bench.rows import Refusal, Row, Spread, join, parse
 
 ASKED = (None, "auto", "best")  # backends of a refusal that stand for whichever would have run
-_SAME = ("series", "in_features", "out_features", "tokens", "dtype", "device", "mode", "threads")
+_SAME = ("series", "in_features", "out_features", "tokens", "dtype", "device", "mode", "threads", "clock")
 _SECTION = ("schema", "run", "roofline", "rules", "refused")
 
 

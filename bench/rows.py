@@ -21,7 +21,7 @@ CLOCKS = ("host", "device")
 VERSIONS = ("structures", "torch", "python", "numpy", "pytest_benchmark")
 BOUNDS = ("arithmetic", "memory", "calls")
 _OPTIONAL = ("activation_bytes", "checkpoint_bytes", "peak_bytes", "energy_joules")
-_REFUSED_WORDS = ("series", "dtype", "device", "mode", "backend", "budget")
+_REFUSED_WORDS = ("series", "dtype", "device", "mode", "backend", "budget", "clock")
 _REFUSED_COUNTS = ("in_features", "out_features", "tokens", "threads")
 
 
@@ -148,6 +148,7 @@ class Refusal:
     threads: int | None
     budget: str | None
     reason: str
+    clock: str | None = None
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,17 @@ def test_a_refusal_in_several_files_is_kept_once_and_another_reason_is_told(tmp_
     assert "refusals that stand in several files, with the same reason: 1 left out, each kept once" in said
 
 
+def test_a_point_refused_on_either_clock_is_refused_twice_and_measured_on_one_is_refused_on_the_other(
+    tmp_path: Path,
+) -> None:
+    a = document(refused=[refusal("btt", "no", clock="host"), refusal("btt", "no", clock="device")])
+    found, said = merged(tmp_path, a=a, b=document(point("btt @ params 0.25", clock="device")))
+    assert found["structures"]["refused"] == a["structures"]["refused"][:1]
+    assert "refused in a.json (no), measured in b.json; kept measured" in said
+    found, said = merged(tmp_path, a=a, b=document(point(tokens=1)))
+    assert found["structures"]["refused"] == a["structures"]["refused"] and "left out" not in said
+
+
 def test_the_higher_roof_is_kept_with_a_line(tmp_path: Path) -> None:
     low = {"device": "cpu", "dtype": "float32", "threads": 2, "gemm_flops_per_s": 1e11, "copy_bytes_per_s": 1e10}
     high, other = low | {"gemm_flops_per_s": 2e11}, low | {"dtype": "bfloat16"}
