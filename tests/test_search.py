@@ -437,6 +437,8 @@ def test_reasons_and_verdict_say_what_stands_next() -> None:
         "good is 1.20 times as fast as the best named entry, slow, at its quality or better."
     )
     assert "No named entry" in verdict(points[:1])
+    unclear = [replace(points[2], quartiles=(0.45, 0.58)), replace(points[3], quartiles=(0.55, 0.65)), points[1]]
+    assert "good cannot be told from the best named entry, slow, in time: the quartiles touch" in verdict(unclear)
     alone = [Point("a", 0.2, None, False), Point("b", 0.3, None, True)]
     assert [p.name for p in front(alone)] == ["a"] and "a is 1.50 times as fast" in verdict(alone)
 

@@ -14,6 +14,11 @@ class Point:
     time: float
     quality: float | None
     named: bool
+    quartiles: tuple[float, float] | None = None  # of the time
+
+    def clearly_faster(self, other: Point) -> bool:
+        """Whether the quartiles do not touch."""
+        return (self.quartiles or (0, self.time))[1] < (other.quartiles or (other.time, 0))[0]
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -79,6 +84,10 @@ def _against(winners: Sequence[Point], named: Point, word: str) -> str:
     if not winners:
         return f"No member of the space is faster than {what}, at its quality or better."
     winner = min(winners, key=lambda p: p.time)
+    if not winner.clearly_faster(named):
+        return (
+            f"{winner.name} cannot be told from {what}, in time: the quartiles touch; its quality is as good or better."
+        )
     return f"{winner.name} is {named.time / winner.time:.2f} times as fast as {what}, at its quality or better."
 
 

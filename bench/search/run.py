@@ -185,7 +185,9 @@ class Search:
         return next((record["value"] for record in found if record), None)
 
     def _point(self, candidate: Candidate, rung: int | None = None) -> Point:
-        return Point(candidate.name, self._time(candidate), self._value(candidate, rung), candidate.named)
+        found = self._speedup(candidate)
+        quartiles = (1 / found["speedup"]["q3"], 1 / found["speedup"]["q1"]) if found else None
+        return Point(candidate.name, self._time(candidate), self._value(candidate, rung), candidate.named, quartiles)
 
     def _finished(self) -> list[Candidate]:
         """Those that went through every stage."""
