@@ -29,7 +29,7 @@ def row(structure: str, loss: float | None, seed: int = 0, width: int = 128, **c
         "setting": SETTING, "setting_key": "abc", "structure": structure, "way": "control" if control else "structure",
         "series": structure + (f" @ {budget}" if budget else ""), "budget": budget, "start": "", "phase": "train",
         "task": "language", "model": "gpt", "layers": "ff", "data": "sotu", "options": {}, "width": width, "seed": seed,
-        "lr": 0.003, "steps": 100, "tokens_per_step": 512, "schedule": "constant", "loss": loss,
+        "lr": 0.003, "rate_at_end": False, "steps": 100, "tokens_per_step": 512, "schedule": "constant", "loss": loss,
         "reason": None if loss else "the loss is not finite at step 3 of 100", "status": "ok" if loss else "diverged",
         "curve": [[0, 4.0], [100, loss]] if loss else [[0, 4.0]], "params": 12 * width**2, "train_flops": flops,
         "executed_train_flops": flops, "teacher_loss": None,

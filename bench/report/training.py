@@ -87,7 +87,7 @@ def _line(result: Result, times: Mapping[tuple[Place, str], Time]) -> dict[str, 
         "whole": words.share(first.shares["params_share"]),
         "flops": words.prefixed(first.train_flops),
         "executed": words.prefixed(first.executed),
-        "lr": f"{first.lr:.2g}",
+        "lr": f"{first.lr:.2g}{', the end of those tried' if first.rate_at_end else ''}",
         "time": "" if time is None else f"{words.ratio(time.speedup)} ({time.q1:.2f} to {time.q3:.2f})",
         "flags": "" if time is None else " ".join(time.flags),
     }

@@ -35,6 +35,7 @@ class Run:
     options: dict[str, Any]
     seed: int
     lr: float
+    rate_at_end: bool  # the best of those tried was the largest or smallest: a further one might do better
     steps: int
     tokens: float  # of one step
     constant: bool  # the rate did not fall, so every point of the curve could have been an end
@@ -101,6 +102,7 @@ def _run(fields: Fields) -> Run:
         options=fields.object("options"),
         seed=int(fields.within("seed", 0, 1e9)),
         lr=fields.number("lr"),
+        rate_at_end=fields.flag("rate_at_end"),
         steps=fields.count("steps"),
         tokens=fields.number("tokens_per_step"),
         constant=fields.name("schedule") == "constant",

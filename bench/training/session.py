@@ -21,6 +21,7 @@ from bench.training.parallel import Group
 from bench.training.plan import Plan
 from bench.training.progress import Progress
 from bench.training.request import LOSSES, TIMES, Request
+from bench.training.variants import Unreachable
 
 SAVE_EVERY = 2.0  # seconds between two files of rows: a thousand rows take 0.1 s to write
 EXTRA = 2  # tries of a rate beyond the grid, where the best one is at its end
@@ -82,11 +83,12 @@ class Session:
                 self.train(job, job.lr)
                 continue
             lr = self._tuned(job)
-            if lr is None:
-                self.plan.refuse(job.setting, job.variant, "every learning rate tried diverged")
-                self.progress.finish(self.plan.flops(job), f"{job.words} left out: every rate tried diverged")
-            else:
+            if lr is not None:
                 self.train(job, lr)
+                continue
+            if rows.best(self.run.rows, job)[1]:
+                self.plan.refuse(job.setting, job.variant, "every learning rate tried diverged")
+            self.progress.finish(self.plan.flops(job), f"{job.words} left out: no learning rate")
 
     def save(self) -> None:
         """Write all rows, those of an earlier run that are not reached yet too; only the first process does."""
@@ -124,27 +126,36 @@ class Session:
             own = Job(TUNE, job.setting, jobs.tuned_as(job.variant), min(job.setting.widths), 0, lr)
             self.progress.expect(self.plan.flops(own))
             self.train(own, lr)
+            if rows.best(self.run.rows, job)[1] == tried:
+                return best
 
-    def train(self, job: Job, lr: float) -> dict[str, Any]:
-        """Train one job, or take its row from the earlier run; returns the row."""
+    def train(self, job: Job, lr: float) -> None:
+        """Train one job, or take its row from the earlier run; what cannot be built is left out with its reason."""
         kept = self.keep(job.key)
         if kept is not None:
             self.progress.finish(self.plan.flops(job), f"{job.words} kept")
-            return kept
+            return
         setting, problem = job.setting, self.problems[job.setting]
         teacher = self.teachers.of(job) if setting.starts and job.variant.structure != NARROW else None
-        model = self._built(job, teacher.state if teacher else None)
+        try:
+            model = self._built(job, teacher.state if teacher else None)
+        except Unreachable as error:
+            self.plan.refuse(setting, job.variant, str(error))
+            self.progress.finish(self.plan.flops(job), f"{job.words} left out: {error}")
+            return
         told = variants.described(model, variants.replaced(setting, model))
         outcome = self.trained(model, job, lr)
         row = rows.of_run(job, lr, outcome, problem, self._costs(job), self.group, self.versions)
         if job.phase == TRAIN:
-            row |= {"options": told, "teacher_loss": teacher.loss if teacher else None}
+            tried = rows.best(self.run.rows, job)[1]
+            row |= {"options": told, "teacher_loss": teacher.loss if teacher else None, "rates_tried": tried}
+            row |= {"rate_at_end": len(tried) > 1 and lr in (tried[0], tried[-1])}  # a further one might do better
             row |= measures.of(model, problem, outcome, self.group) if outcome.reason is None else {}
         if outcome.taken_up:
             self.progress.say(f"taken up at step {outcome.taken_up} of {job.steps}: {job.words}")
         result = f"loss {outcome.loss:.4g}" if outcome.loss is not None else f"diverged: {outcome.reason}"
         self.progress.finish(self.plan.flops(job), f"{job.words} {result}")
-        return self.add(row)
+        self.add(row)
 
     def trained(self, model: nn.Module, job: Job, lr: float) -> Outcome:
         """Run the loop for a job."""

@@ -37,7 +37,11 @@ def _at(session: Session, setting: Setting, width: int, several: Sequence[Varian
         return
     pairs = _pairs(session, setting, width)
     for number, variant in enumerate(missing, start=1):
-        found = session.group.say(pairs.ratio(variant))
+        try:
+            found = pairs.ratio(variant)
+        except Unreachable as error:
+            session.plan.refuse(setting, variant, str(error))
+            continue
         row = _row(session, setting, variant, width, found) | {"phase": TIME, "key": keys[variant]}
         session.run.rows.append(rounded(row))
         session.progress.say(
@@ -61,7 +65,7 @@ def match(session: Session) -> None:
             if row is None:
                 pairs = pairs or _pairs(session, setting, width)
                 try:
-                    chosen, found = session.group.say(pairs.matched(variant))
+                    chosen, found = pairs.matched(variant)
                 except Unreachable as error:
                     session.plan.refuse(setting, variant, str(error))
                     continue

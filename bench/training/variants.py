@@ -17,7 +17,7 @@ from bench.training import rates
 from bench.training.decoders import ALL
 from bench.training.models import Shape, remove
 from bench.training.problems import Problem
-from bench.training.settings import DISTILLED, PROJECTED, Setting
+from bench.training.settings import DISTILLED, Setting
 from structures import StructuredLinear, distil, layers
 from structures.fit import fit_options
 from structures.spec import SpecError
@@ -119,7 +119,10 @@ def build(
         rules = options(setting, variant, width, problem)
         torch.manual_seed(seed + 1)
         project = {"limit": SWEEPS} if variant.start else False
-        swap(model, rules, init="spectral", skip=(), project=project)
+        try:
+            swap(model, rules, init="spectral", skip=(), project=project)
+        except ValueError as error:
+            raise Unreachable(str(error).partition("\n")[0]) from None
         if variant.start == DISTILLED:
             original = dense(setting, width, problem, seed=seed)
             original.load_state_dict(teacher or {})
@@ -198,16 +201,10 @@ def _replaced_params(setting: Setting, width: int, problem: Problem) -> int:
 
 
 def described(model: nn.Module, names: Sequence[str]) -> dict[str, Any]:
-    """Options by `INxOUT` of the structured layers among `names`."""
-    found: dict[str, Any] = {}
-    for name in names:
-        module = model.get_submodule(name)
-        if isinstance(module, StructuredLinear):
-            key = f"{module.in_features}x{module.out_features}"
-            own = dict(module.structure.options)
-            if found.setdefault(key, own) != own or len({type(own)}) != 1:
-                found[f"{key} {name}"] = own
-    return found
-
-
-STARTS = (PROJECTED, DISTILLED)
+    """Options of the structured layers among `names` by `INxOUT`, with the structure's name where they are a mix."""
+    found = [m for m in map(model.get_submodule, names) if isinstance(m, StructuredLinear)]
+    mixed = len({m.structure.name for m in found}) > 1
+    return {
+        f"{m.in_features}x{m.out_features}{f' {m.structure.name}' if mixed else ''}": dict(m.structure.options)
+        for m in found
+    }
