@@ -74,7 +74,8 @@ def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Se
     places = _places(file.setup)
     told = (
         f"{asked}. Each point is a structure that was timed; blue: members of the space that survived; markers of "
-        "their own: registry entries; grey: the others.",
+        "their own: registry entries; grey: the others. Those that left early have their quality after fewer sweeps or "
+        "steps.",
         *measured(file.run),
     )
     return Section(
@@ -211,18 +212,19 @@ def _taxonomy(places: Sequence[Place], width: Width, axis: str) -> alt.LayerChar
     title = "psi: rank as width^psi" if axis == "psi" else "omega: FLOPs / parameters as width^omega"
     ticks = [0, 0.25, 0.5, 0.75, 1]
     y = alt.Y(f"{axis}:Q", scale=alt.Scale(domain=[-0.04, 1.4 if axis == "psi" else 0.95], nice=False),
-              axis=alt.Axis(title=title, values=ticks, format="~g"))  # fmt: skip
+              axis=alt.Axis(title=title, values=ticks, format=".2~f"))  # fmt: skip
     base = alt.Chart(alt.InlineData(values))
     tooltip = [alt.Tooltip(f"{f}:N", title=f) for f in ("entries", "points", axis, "nu")]
-    range_of = alt.Scale(domain=["entry", "point"], range=["#D55E00", "#0072B2"])
-    shape = alt.Shape("kind:N", scale=alt.Scale(domain=["entry", "point"], range=["square", "circle"]), legend=None)
-    marks = base.mark_point(filled=True, size=80, opacity=0.9)
-    colour = alt.Color("kind:N", scale=range_of, legend=None)
-    marks = marks.encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip)
+    marks = [
+        base.transform_filter(f"datum.kind === '{kind}'")
+        .mark_point(filled=True, size=80, opacity=0.9, shape=shape, color=colour)
+        .encode(x=x, y=y, tooltip=tooltip)
+        for kind, shape, colour in (("entry", "square", style.DYAD), ("point", "circle", style.COLOURS[0]))
+    ]
     text = base.mark_text(align="left", angle=305, dx=8, dy=-3, fontSize=10, limit=190, aria=False)
     return alt.LayerChart(
-        layer=[marks, text.encode(x=x, y=y, text="label:N")], width=width, height=HEIGHT, title=TAXONOMY[axis],
-        description=f"{TAXONOMY[axis]}; squares: registry entries are there; circles: named points alone.",
+        layer=[*marks, text.encode(x=x, y=y, text="label:N")], width=width, height=HEIGHT, title=TAXONOMY[axis],
+        description=f"{TAXONOMY[axis]}; squares: registry entries stand there; circles: named points alone.",
     )  # fmt: skip
 
 
