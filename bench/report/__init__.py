@@ -12,6 +12,7 @@ from bench.report import (
     curves,
     memory,
     models,
+    modules,
     page,
     panels,
     pareto,
@@ -31,6 +32,7 @@ from bench.rows import Results, join, parse
 # of files beside the sweep's
 KINDS = {models.KIND: models.section, widths.KIND: widths.section, training.KIND: training.section}
 KINDS |= {search.KIND: search.section}
+KINDS |= {modules.FF: modules.feed_forward, modules.DECODER: modules.decoders}
 
 
 def read_all(paths: Sequence[Path]) -> tuple[Results, list[Section]]:

@@ -51,10 +51,13 @@ class Section:
         return {"specs": specs, "rows": list(self.records)}
 
     def write(self, folder: Path) -> None:
-        """Draw ID.svg and ID.png, two charts abreast."""
+        """Draw ID.svg and ID.png, two charts abreast; nothing where the section is a table alone."""
+        charts = self.draw(470)
+        if not charts:
+            return
         title = alt.TitleParams(self.title, subtitle=list(self.caption), fontSize=16, subtitleFontSize=11, offset=18)
         with alt.data_transformers.enable("default", max_rows=None):
-            spec = alt.concat(*self.draw(470).values(), columns=2, spacing=24, title=title).to_dict()
+            spec = alt.concat(*charts.values(), columns=2, spacing=24, title=title).to_dict()
         spec["datasets"] = spec.get("datasets", {}) | {"rows": list(self.records)}
         spec |= {"config": CONFIG, "background": "white", "padding": 16}
         svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGALITE, allowed_base_urls=[])

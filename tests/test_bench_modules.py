@@ -1,0 +1,223 @@
+"""Whole modules and models in the bench: what is timed computes the right thing, and what the report makes of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from bench import ff, machine, whole
+from bench.__main__ import main
+from bench.check import CheckFailed, check
+from bench.report import published
+from bench.wrong import Wrong
+
+ROOT = Path(__file__).parents[1]
+NONE = SimpleNamespace(device=None, dtypes=None, tokens=None, full=False)
+SMALL = {"batch": 1, "sequence": 16, "tokens": 16, "dtype": "float32", "device": "cpu"}
+
+
+def run(folder: Path, *arguments: str) -> str:
+    kept = {n: v for n, v in os.environ.items() if n not in machine.OPENMP and not n.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", f"--rootdir={ROOT}", "-p", "no:cacheprovider", *arguments]
+    env = kept | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    return done.stdout + done.stderr
+
+
+# -- feed-forward modules
+
+
+@pytest.fixture(scope="module")
+def small() -> list[ff.Point]:
+    """Every kind of layer in two narrow modules."""
+    modules = (ff.Module("narrow", 64, "relu"), ff.Module("narrow and smooth", 64, "gelu"))
+    wide = ff.points(NONE)
+    kinds = {(p.structure, p.n_blocks, p.mode): p for p in wide}.values()
+    return [replace(p, module=module, **SMALL) for module in modules for p in kinds]
+
+
+def test_the_modules_are_the_authors_with_every_variant_beside_dense():
+    points = ff.points(NONE)
+    assert {p.module.width for p in points} == {768, 1024, 1536, 2048}
+    assert {(p.structure, p.n_blocks) for p in points} == {
+        ("dense", None), *((name, n) for name in ("dyad_it", "dyad_ot", "dyad_dt", "dyad_it_cat") for n in (4, 8))
+    }  # fmt: skip
+    assert {p.tokens for p in points} == {4 * 128} and len(points) == len(set(map(str, points))) == 5 * 2 * 9
+    assert ff.points(SimpleNamespace(**NONE.__dict__ | {"full": True}))[0].tokens == 32 * 128
+    assert ff.points(SimpleNamespace(**NONE.__dict__ | {"tokens": "256"}))[0].batch == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"tokens": "100"}, "multiple of 128"), ({"device": "cuda"}, "no CUDA device"), ({"dtypes": "int8"}, "float32")],
+)
+def test_a_wrong_option_is_one_sentence(option, message):
+    if option.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    with pytest.raises(Wrong, match=message):
+        whole.where(SimpleNamespace(**NONE.__dict__ | option))
+
+
+def test_every_module_passes_the_check_and_a_wrong_one_fails(small):
+    for point in small:
+        x, dy = ff.inputs(point)
+        for way in ff.WAYS if point.structure == "dense" else ff.WAYS[:1]:
+            built = ff.build(point, way)
+            assert 0 < check(built.checked, x, dy if point.train else None) < 1e-5
+            torch.testing.assert_close(built.checked.forward(x), built.module(x))
+            with torch.no_grad():
+                built.module.fc2.forward = lambda h, right=built.module.fc2.forward: right(h) * 1.001
+            with pytest.raises(CheckFailed, match="is off by"):
+                check(built.checked, x, dy if point.train else None)
+
+
+def test_a_check_of_a_relu_replays_the_sides_that_were_seen():
+    kinks = whole.Kinks()
+    x = torch.tensor([[1e-9, -1.0], [2.0, -1e-9], [3.0, 4.0]])
+    assert torch.equal(kinks(x), x.relu())
+    with kinks.replayed(torch.tensor([0, 1])):
+        assert torch.equal(kinks(-x[:2]), torch.tensor([[-1e-9, 0.0], [-2.0, 0.0]]))
+    with kinks.replayed():
+        assert torch.equal(kinks(-x[:1]), torch.tensor([[-1e-9, 0.0]]))
+
+
+def test_bytes_of_a_checkpoint_count_a_shared_storage_once():
+    a, b = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    assert whole.state_bytes(nn.Sequential(a, b)) == 128
+    b.weight = a.weight
+    assert whole.state_bytes(nn.Sequential(a, b)) == 64
+
+
+def test_published_ratios_are_those_of_the_source():
+    forward, both = published.ratios("relu", 768, "dyad_it", 4)
+    assert (round(forward, 3), round(both, 3)) == (1.406, 1.103)
+    assert round(published.ratios("relu", 2048, "dyad_it_cat", 4)[1], 3) == 1.655
+    assert published.ratios("relu", 768, "dyad_ot", 8) is None and published.ratios("relu", 768, "dense", None) is None
+
+
+# -- decoders
+
+
+def tiny(model: str, structure: str, place: str, mode: str = "train"):
+    decoder = pytest.importorskip("bench.decoder")
+    share = None if structure == "dense" else 0.5
+    at = {**SMALL, "batch": 2, "tokens": 32}
+    return decoder, decoder.Point(model, structure, share, place, mode, 3, **at)
+
+
+@pytest.mark.parametrize("model", ["opt-125m", "pythia-160m"])
+def test_a_decoder_passes_the_check_and_a_wrong_layer_fails(model):
+    pytest.importorskip("transformers", reason="decoders are built from transformers' configs")
+    decoder, point = tiny(model, "dyad_mix", "feed-forward and attention")
+    made = decoder.dense_model(point)
+    decoder.replaced(point, made)
+    names = decoder.layer_names(point)
+    assert len(names) == 3 * (2 + len(point.shape.attention))
+    kinds = [made.get_submodule(name).structure.name for name in names]
+    assert kinds == sorted(kinds, key=["dyad_it", "dyad_ot", "dyad_dt"].index)  # a layer each
+    x, dy = decoder.inputs(point)
+    assert 0 < decoder.check(point, made, x, dy) < 1e-4
+    layer = made.get_submodule(names[0])
+    right = layer.forward
+    layer.forward = lambda input: right(input) * 1.001
+    with pytest.raises(CheckFailed, match="is off by"):
+        decoder.check(point, made, x, dy)
+
+
+def test_decoders_are_measured_at_equal_shares_in_both_places():
+    pytest.importorskip("transformers", reason="decoders are built from transformers' configs")
+    from bench import decoder
+
+    points = decoder.points(NONE)
+    assert len(points) == len(set(map(str, points))) == 2 * 2 * (2 + 2 * 2 * 6)
+    assert {p.layers for p in points} == {0, 3}
+    dense = {p.layers for p in decoder.points(SimpleNamespace(**NONE.__dict__ | {"full": True}))}
+    assert dense == {0, 12}
+
+
+# -- the file and the report
+
+
+def test_a_run_by_path_leaves_a_file_that_the_report_draws(tmp_path):
+    file = tmp_path / "ff.json"
+    asked = "relu768 and forward and (dense or dyad_it-n8)"
+    said = run(tmp_path, str(ROOT / "bench/test_ff.py"), "--tokens=128", "-k", asked, f"--benchmark-json={file}")
+    assert "2 passed" in said and "fastest against dense" not in said, said
+    document = json.loads(file.read_text())
+    section = document["structures"]
+    dense, dyad = section["rows"]
+    assert section["kind"] == "ff" and section["run"]["complete"] and len(document["benchmarks"]) == 2
+    assert dense["speedup"] is None and dense["backend"] in ff.WAYS
+    assert dyad["params_share"] == dyad["flops_share"] == 0.25 and dyad["backend"] == "planned"
+    assert dyad["checkpoint_bytes"] == 4 * (2 * 768 * 3072 // 4 + 768 + 3072)
+    assert 0 < dyad["speedup"]["q1"] <= dyad["speedup"]["median"] and 0 < dyad["error"] < 1e-5
+    assert main(["report", str(file), "-o", str(tmp_path / "report")]) == 0
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "OPT-125m, OPT-Custom 768" in page and "cpu, float32" in page and "stand in for the authors'" in page
+
+
+def test_the_bare_sweep_takes_neither(tmp_path):
+    said = run(tmp_path, str(ROOT / "bench"), "--list", "--widths=64", "--tokens=16", "--structures=dense")
+    assert "test_ff" not in said and "decoder" not in said and "64x64" in said
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict[str, object]:
+    return {kind: json.loads((ROOT / f"bench/results/{kind}.json").read_text()) for kind in ("ff", "decoder")}
+
+
+def page_of(tmp_path: Path, *documents: object) -> str:
+    paths = []
+    for number, document in enumerate(documents):
+        paths.append(tmp_path / f"{number}.json")
+        paths[-1].write_text(json.dumps(document))
+    assert main(["report", *map(str, paths), "-o", str(tmp_path / "report")]) == 0
+    return (tmp_path / "report" / "index.html").read_text()
+
+
+def test_the_committed_runs_make_tables_with_published_ratios_and_whole_models(committed, tmp_path):
+    page = page_of(tmp_path, *committed.values())
+    for words in ("Feed-forward modules", "Whole decoders", "dyad_it_cat", "dyad_mix", "pythia-160m", "Whole model"):
+        assert words in page
+    assert not list((tmp_path / "report").glob("*.svg"))  # tables alone
+
+
+BAD = [
+    ("ff", "mode", "backward", "must be one of forward, train"),
+    ("ff", "params_share", 0, "must be a positive number"),
+    ("ff", "speedup", {"median": 1, "q1": 2, "q3": 3, "rounds": 5}, "median is 1, must be between q1 = 2 and q3 = 3"),
+    ("ff", "names", None, "names is null"),
+    ("decoder", "place", "nowhere", "must be one of rest, feed-forward, feed-forward and attention"),
+    ("decoder", "time", None, "time is null, must be an object"),
+]
+
+
+@pytest.mark.parametrize(("kind", "field", "value", "message"), BAD, ids=[f"{k}-{f}" for k, f, *_ in BAD])
+def test_a_bad_field_is_one_sentence(kind, field, value, message, committed, tmp_path, capsys):
+    document = copy.deepcopy(committed[kind])
+    document["structures"]["rows"][1][field] = value
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(document))
+    assert main(["report", str(path), "-o", str(tmp_path / "report")]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_a_row_twice_and_markup_in_a_name_do_no_harm(committed, tmp_path, capsys):
+    document = copy.deepcopy(committed["ff"])
+    document["structures"]["rows"][0]["names"] = "<script>alert(1)</script>"
+    assert "<script>alert" not in page_of(tmp_path, document)
+    document["structures"]["rows"].append(document["structures"]["rows"][1])
+    (tmp_path / "twice.json").write_text(json.dumps(document))
+    assert main(["report", str(tmp_path / "twice.json"), "-o", str(tmp_path / "report")]) == 2
+    assert "stands twice" in capsys.readouterr().err
