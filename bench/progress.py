@@ -13,7 +13,7 @@ from bench.points import COMPILED, Point
 from bench.sweep import Done, Sweep
 
 DENSE_RATE = 1e11  # FLOPs a second assumed for the estimate before anything has been measured
-OVERHEAD = 0.07  # seconds a point besides its calls: building, checking, the test itself
+OVERHEAD = 0.08  # seconds a point besides its calls: building, checking, the test itself
 QUIET = 0.5  # share of the time for rounds that a point takes on average, ended by their precision
 COMPILING = 4.0  # seconds for the compiler's first call
 SHOWN = 3  # structures named for each budget

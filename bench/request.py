@@ -80,12 +80,13 @@ class Request:
 HALF, QUARTER, EIGHTH = (Budget("params", share) for share in (0.5, 0.25, 0.125))
 
 # About two minutes on two cores: every entry at a quarter of dense's parameters over widths, tokens, both modes and a
-# real model's layers; the other budgets over widths.
+# real model's layers; the other budgets over the widths where structures begin to pay.
 DEFAULT = (
-    Block(SQUARES, (128,), MODES, (HALF, QUARTER, EIGHTH)),
+    Block(SQUARES, (128,), MODES, (QUARTER,)),
+    Block(SQUARES[1:], (128,), MODES, (HALF, EIGHTH)),
     Block(OPT, (128,), MODES, (QUARTER,)),
     Block(SQUARES[:3], (1,), ("forward",), (QUARTER,)),
-    Block(SQUARES[:3], (512,), ("train",), (QUARTER,)),
+    Block(SQUARES[1:3], (512,), ("train",), (QUARTER,)),
 )
 OTHERS = ("bmm", "einsum")
 # Beside it where nothing is narrowed down: from which width on bfloat16 pays, and the backends that `auto` passes over.
@@ -222,7 +223,7 @@ def _given(options: Mapping[str, Any], cuda: bool) -> dict[str, Any]:
     given["dtypes"] = _words(options, "dtypes", DTYPES)
     given["devices"] = _words(options, "device", DEVICES)
     given["modes"] = _words(options, "mode", MODES)
-    given["backends"] = _words(options, "backend", (backends.AUTO, *backends.names()))
+    given["backends"] = _words(options, "backend", (backends.AUTO, *backends.names(), *backends.opt_in()))
     if options.get("budget"):
         given["budgets"] = budgets(options["budget"])
     if "cuda" in given["devices"] and not cuda:
@@ -293,7 +294,7 @@ def add_options(group: Any) -> None:
     add("--dtypes", metavar="WORDS", help=", ".join(DTYPES))
     add("--device", metavar="WORDS", help=", ".join(DEVICES))
     add("--mode", metavar="WORDS", help=", ".join(MODES))
-    add("--backend", metavar="WORDS", help=", ".join((backends.AUTO, *backends.names())))
+    add("--backend", metavar="WORDS", help=", ".join((backends.AUTO, *backends.names(), *backends.opt_in())))
     add("--threads", metavar="N,...", help="threads; by default one on each physical core")
     add("--registry", metavar="FILE", action="append", default=[], help="a YAML file with more entries")
     add("--budget", metavar="SHARES", help="bring entries to shares of dense: params=0.5,0.25 or flops=0.5; none")
