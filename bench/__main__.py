@@ -105,6 +105,7 @@ def _add_recommend(recommend: argparse.ArgumentParser) -> None:
     add("--threads", type=count, metavar="N")
     add("--clock", metavar="WORD", help=" or ".join(CLOCKS))
     add("--top", type=count, default=5, metavar="N", help="how many to show (5)")
+    add("--json", action="store_true", help="print JSON, for programs: every rank")
     recommend.set_defaults(run=_recommend)
 
 
@@ -120,6 +121,12 @@ def _add_readme(readme: argparse.ArgumentParser) -> None:
     add("--device", default="cpu", metavar="WORD", help="cpu (default) or cuda")
     add("--threads", type=count, metavar="N")
     add("--clock", metavar="WORD", help=" or ".join(CLOCKS))
+    add(
+        "--encoder",
+        type=Path,
+        metavar="FILE",
+        help="a file of `bench minilm`: its table and, beside the figure, its plot",
+    )
     readme.set_defaults(run=_readme)
 
 
@@ -166,18 +173,22 @@ def _add_minilm(minilm: argparse.ArgumentParser) -> None:
     add("--aware-limit", type=count, default=1, metavar="N", help="the same, of an activation-aware projection (1)")
     add("--patience", type=count, default=30, metavar="SECONDS", help="leave out conversions that take longer (30)")
     add("--damping", type=share, default=0.001, metavar="SHARE", help="added to each input's variance (0.001)")
+    ways = "plain: nearest weights; aware: nearest outputs; sequential: the same, layer after layer (plain,aware)"
+    add("--ways", default="plain,aware", metavar="WORDS", help=ways)
     minilm.set_defaults(run=_minilm)
 
 
 def _minilm(arguments: argparse.Namespace) -> tuple[str, int]:
     from bench.cpu_run import Run
+    from bench.wrong import one_of
 
     run = Run("minilm", ["python", "-m", "bench", *sys.argv[1:]], arguments.output)  # before torch is loaded
     from bench import minilm
 
     named = arguments.structures is not None
     limits = {key: getattr(arguments, key) for key in ("shares", "limit", "aware_limit", "patience", "damping")}
-    request = minilm.Request(minilm.entries(arguments.structures), affordable=not named, **limits)
+    ways = tuple(one_of("--ways", way, minilm.WAYS) for way in arguments.ways.split(","))
+    request = minilm.Request(minilm.entries(arguments.structures), affordable=not named, ways=ways, **limits)
     minilm.run_all(minilm.load(arguments.sentences), request, run)
     return _written(run)
 
@@ -231,14 +242,19 @@ def _recommend(arguments: argparse.Namespace) -> tuple[str, int]:
     asked = {key: getattr(arguments, key) for key in recommend.Query.__dataclass_fields__}
     results = read(arguments.results)
     answer = recommend.recommend(results, recommend.Query(**asked))
-    return recommend_text.text(results, answer, arguments.top), 0 if answer.groups else 1
+    said = (
+        recommend_text.as_json(results, answer)
+        if arguments.json
+        else recommend_text.text(results, answer, arguments.top)
+    )
+    return said, 0 if answer.groups else 1
 
 
 def _readme(arguments: argparse.Namespace) -> tuple[str, int]:
     from bench import readme
 
     place = readme.Place(**{key: getattr(arguments, key) for key in readme.Place.__dataclass_fields__})
-    return readme.write(read(arguments.results), arguments.into, arguments.figure, place), 0
+    return readme.write(read(arguments.results), arguments.into, arguments.figure, place, arguments.encoder), 0
 
 
 if __name__ == "__main__":

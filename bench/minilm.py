@@ -40,7 +40,8 @@ LIMIT, AWARE_LIMIT = 3, 1  # sweeps of projections without a closed form; the aw
 PATIENCE = 30.0  # seconds that one conversion may take; foretold from the first layer of each shape
 EFFORT = measure.Effort(paired=1.5, alone=0.0, rounds=7)
 NOISY = 0.25  # distance of a ratio's quartiles, as a share of the median, from which a row is flagged
-PLAIN, AWARE, CONTROL = "plain", "aware", "control"
+PLAIN, AWARE, SEQUENTIAL, CONTROL = "plain", "aware", "sequential", "control"
+WAYS = (PLAIN, AWARE, SEQUENTIAL)
 
 Batches = Sequence[Mapping[str, Tensor]]
 Options = dict[tuple[int, int], dict[str, object]]
@@ -57,6 +58,7 @@ class Request:
     patience: float = PATIENCE
     damping: float = DAMPING
     affordable: bool = True  # leave out what needs more FLOPs than dense
+    ways: tuple[str, ...] = (PLAIN, AWARE)
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,7 @@ class Bench:
         self.feed_forward = self.params(data.model)
         self.whole = sum(p.numel() for p in data.model.parameters())
         self.dense = self.step(data.model)
+        self.apart: list[tuple[str, Options]] = []  # measured away from any share
         run.setup = {**data.facts, "layers": len(self.layers), "feed_forward_params": self.feed_forward}
         run.setup |= {"params": self.whole, "limit": request.limit, "aware_limit": request.aware_limit}
         run.setup |= {"damping": request.damping}
@@ -271,23 +274,23 @@ class Bench:
             "flags": [name for name, raised in flags.items() if raised],
         }
 
-    def options(self, name: str, share: float) -> Options:
-        """Options for every shape of layer at a share of its parameters.
+    def options(self, name: str, share: float) -> tuple[Options, bool]:
+        """Options for every shape of layer nearest to a share of its parameters, and whether all come near to it.
 
         Raises:
-            SpecError: the entry does not fit, does not come near the share, or needs more FLOPs than dense.
+            SpecError: the entry does not fit, or needs more FLOPs than dense.
         """
         found: Options = {}
+        near = True
         for shape in dict.fromkeys(self.shapes.values()):
             found[shape] = fit_options(name, *shape, params=share)
             structure = structures.get(name).bind(*shape, **found[shape])  # type: ignore[arg-type]
             where, realised = f"at {shape[0]} x {shape[1]}", structure.params / structure.dense_params
             flops = structure.flops() / structure.dense_flops()
-            if abs(realised / share - 1) > NEAR:
-                raise SpecError(f"the nearest share of dense's parameters it can reach {where} is {realised:.3g}")
+            near &= abs(realised / share - 1) <= NEAR
             if self.request.affordable and flops > 1 + NEAR:
                 raise SpecError(f"it takes {flops:.3g} times dense's FLOPs {where}; name it to have it measured")
-        return found
+        return found, near
 
     def convert(self, name: str, options: Options, way: str) -> tuple[nn.Module, dict[str, Any]]:
         """A converted copy of the encoder, and how well its layers fit.
@@ -295,6 +298,8 @@ class Bench:
         Raises:
             Slow: it would take longer than asked for, as told by the first layer of each shape.
         """
+        if way == SEQUENTIAL:
+            return self.convert_in_order(name, options)
         model = copy.deepcopy(self.data.model)
         limit = self.request.limit if way == PLAIN else self.request.aware_limit
         spent: dict[tuple[int, int], list[float]] = {shape: [] for shape in options}
@@ -313,21 +318,29 @@ class Bench:
                 foretold = sum(s[0] * list(self.shapes.values()).count(shape) for shape, s in spent.items())
                 if foretold > self.request.patience:
                     raise Slow(f"{foretold:.0f} s for the projections, more than --patience {self.request.patience:g}")
-        return model, {
-            "weight_error": _mean([r.weight_error for r in records]),
-            "output_error": _mean([r.output_error for r in records if r.output_error is not None]),
-            "projection_seconds": sum(map(sum, spent.values())),
-            "sweeps": max(r.iterations for r in records),
-            "methods": sorted({r.method for r in records}),
-            "optimal": all(r.optimal for r in records),
-            "limited": not all(r.converged for r in records),
-        }
+        return model, _fit(records, sum(map(sum, spent.values())))
+
+    def convert_in_order(self, name: str, options: Options) -> tuple[nn.Module, dict[str, Any]]:
+        """A copy converted layer after layer, each on what the converted ones hand on."""
+        model, start = copy.deepcopy(self.data.model), time.perf_counter()
+        rules = {layer: (name, options[self.shapes[layer]]) for layer in self.layers}
+        project = {"limit": self.request.aware_limit, "damping": self.request.damping}
+        swap(model, rules, project=project, inputs=self.data.fit, held_out=self.data.held_out, sequential=True)
+        seconds = time.perf_counter() - start  # with the passes through the model that it takes
+        return model, _fit([model.get_submodule(layer).projection for layer in self.layers], seconds)
 
     def point(self, name: str, share: float, say: Any) -> None:
-        """Plain and aware at one share: the same calls, so they are timed once."""
-        options = self.options(name, share)
+        """Every way at one share: the same calls, so they are timed once.
+
+        What comes near to no share is measured once, at the nearest it can reach, and belongs to no budget.
+        """
+        options, near = self.options(name, share)
+        if not near and (name, options) in self.apart:
+            say(f"{name:18} {share:<5g} comes no nearer than what is measured already")
+            return
+        self.apart += [] if near else [(name, options)]
         timed: dict[str, Any] = {}
-        for way in (PLAIN, AWARE):
+        for way in self.request.ways:
             try:
                 model, fit = self.convert(name, options, way)
             except Slow as error:
@@ -336,13 +349,15 @@ class Bench:
                 continue
             timed = timed or self.time(model)
             words = {f"{i}x{o}": _json(chosen) for (i, o), chosen in options.items()}
-            row = {"structure": name, "way": way, "budget": f"params={share:g}", "options": words, **fit}
+            row = {"structure": name, "way": way, "options": words, **fit}
+            row["budget"] = f"params={share:g}" if near else None
             row |= self.quality(model, self.params(model)) | timed
             self.run.rows.append(row)
             limited = f", stopped after {row['sweeps']} sweeps" if row["limited"] else ""
             say(
-                f"{name:18} {share:<5g} {way:6} cosine {row['cosine']:.3f}  neighbour {row['neighbour']:.2f}  "
-                f"{row['speedup']['median']:.2f}x dense  projected in {row['projection_seconds']:.1f} s{limited}"
+                f"{name:18} {row['feed_forward_share']:<5.3g} {way:10} cosine {row['cosine']:.3f}  "
+                f"neighbour {row['neighbour']:.2f}  {row['speedup']['median']:.2f}x dense  "
+                f"projected in {row['projection_seconds']:.1f} s{limited}"
             )
 
     def refuse(self, name: str, share: float, way: str | None, reason: str) -> None:
@@ -389,6 +404,19 @@ def entries(text: str | None) -> tuple[str, ...]:
 def _shape(module: nn.Module) -> tuple[int, int]:
     assert isinstance(module, nn.Linear)
     return module.in_features, module.out_features
+
+
+def _fit(records: Sequence[Projection], seconds: float) -> dict[str, Any]:
+    """How well the layers of a converted encoder fit."""
+    return {
+        "weight_error": _mean([r.weight_error for r in records]),
+        "output_error": _mean([r.output_error for r in records if r.output_error is not None]),
+        "projection_seconds": seconds,
+        "sweeps": max(r.iterations for r in records),
+        "methods": sorted({r.method for r in records}),
+        "optimal": all(r.optimal for r in records),
+        "limited": not all(r.converged for r in records),
+    }
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from bench import readme_encoder
 from bench.readme_tables import section
 from bench.report import charts, curves
 from bench.report.panels import CONTROL, STRUCTURE, Panel, panels
@@ -33,7 +34,7 @@ class Place:
     clock: str | None = None
 
 
-def write(results: Results, readme: Path, figure: Path, place: Place) -> str:
+def write(results: Results, readme: Path, figure: Path, place: Place, encoder: Path | None = None) -> str:
     """Draw the figure as PNG, with an SVG beside it, and replace what stands between the README's markers.
 
     The same results give the same bytes, and files that would not change are left alone.
@@ -48,6 +49,10 @@ def write(results: Results, readme: Path, figure: Path, place: Place) -> str:
     panel = chosen(found, place)
     text = replaced(readme, section(found, panel))
     files = {figure.with_suffix(kind): content for kind, content in drawn(results, panel).items()}
+    if encoder is not None:
+        made = readme_encoder.encoder(encoder)
+        text = replaced(readme, made.text, markers=(readme_encoder.START, readme_encoder.END), text=text)
+        files |= readme_encoder.files(made, figure)
     changed = _write(files | {readme: text.encode()})
     names = ", ".join(str(path) for path in changed) if changed else "nothing changed"
     return f"{panel.title}: {names}"
@@ -88,27 +93,33 @@ def drawn(results: Results, panel: Panel) -> dict[str, bytes]:
     return curves.view(shown, structures).figure([made["speedup"], made["time"]], caption)
 
 
-def replaced(readme: Path, inside: str) -> str:
-    """The README with `inside` between its markers.
+def replaced(readme: Path, inside: str, *, markers: tuple[str, str] = (START, END), text: str | None = None) -> str:
+    """The README, or what has become of its `text`, with `inside` between two markers.
 
     Raises:
         Wrong: it cannot be read, or does not hold each marker once, on lines of their own and in this order.
     """
-    try:
-        lines = readme.read_bytes().decode("utf-8").splitlines(keepends=True)
-    except OSError as error:
-        raise Wrong(f"{readme}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise Wrong(f"{readme}: is not UTF-8") from None
-    starts, ends = ([i for i, line in enumerate(lines) if line.strip() == marker] for marker in (START, END))
+    lines = (_text(readme) if text is None else text).splitlines(keepends=True)
+    first, last = markers
+    starts, ends = ([i for i, line in enumerate(lines) if line.strip() == marker] for marker in markers)
     if len(starts) != 1 or len(ends) != 1:
-        raise Wrong(f"{readme}: has {len(starts)} lines {START} and {len(ends)} lines {END}, must have one of each")
+        raise Wrong(f"{readme}: has {len(starts)} lines {first} and {len(ends)} lines {last}, must have one of each")
     if starts > ends:
-        raise Wrong(f"{readme}: {END} stands before {START}")
+        raise Wrong(f"{readme}: {last} stands before {first}")
     [start], [end] = starts, ends
     newline = "\r\n" if lines[start].endswith("\r\n") else "\n"
     body = f"\n{inside}\n\n".replace("\n", newline)
     return "".join(lines[: start + 1]) + body + "".join(lines[end:])
+
+
+def _text(readme: Path) -> str:
+    """Raises Wrong where it cannot be read."""
+    try:
+        return readme.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise Wrong(f"{readme}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Wrong(f"{readme}: is not UTF-8") from None
 
 
 def _held(found: Sequence[Panel]) -> str:

@@ -30,7 +30,8 @@ KIND = "minilm"
 _FROM_ZERO = (
     "weight_error", "output_error", "feed_forward_params", "feed_forward_share", "projection_seconds", "sweeps"
 )  # fmt: skip
-WAYS = ("plain", "aware", "control")
+WAYS = ("plain", "aware", "sequential", "control")
+NEAREST = {"plain": "weights", "aware": "outputs", "sequential": "outputs, in order", "control": "control"}
 HEIGHT = 420
 AXES = {
     "share": "parameters of the feed-forward layers, of dense",
@@ -92,7 +93,8 @@ def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Se
     told = (
         f"{setup.get('model', 'model not stated')}: {setup.get('held_out_sentences', '?')} held-out sentences "
         f"({setup.get('held_out_tokens', '?')} tokens), {setup.get('fit_sentences', '?')} others to fit on.",
-        "Filled: nearest in outputs (activation-aware); hollow: nearest in weights; grey line: best so far. "
+        "Filled: nearest in outputs (activation-aware; in order: each layer fitted on what those before it hand on); "
+        "hollow: nearest in weights; grey line: best so far. "
         "Bars: quartiles.",
         *measured(file.run),
     )
@@ -111,6 +113,7 @@ def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Se
             "setup": setup,
             "best": _best(rows),
             "options": _options,
+            "nearest": NEAREST,
         },
     )
 
@@ -188,16 +191,23 @@ def _beside(rows: Sequence[Row]) -> list[dict[str, Any]]:
     labels: list[dict[str, Any]] = []
     for budget in dict.fromkeys(row.budget for row in rows):
         column = [row for row in rows if row.budget == budget]
-        named = {row.structure: row for row in reversed(column) if row.way != "plain"} if budget else {}
-        named |= {row.structure: row for row in column if row.way == "plain" and row.structure not in named and budget}
+        best = {row.structure: row for row in reversed(column) if row.way == "plain"} if budget else {}
+        best |= {row.structure: row for row in reversed(column) if row.way != "plain"} if budget else {}
+        named = {_name(row): row for row in best.values()}
         labels += _labels(named, "share", max(row.feed_forward_share for row in column))
-    return labels + [label for row in rows if row.way == "control" for label in _labels({row.structure: row}, "share")]
+    return labels + [
+        label for row in rows if not row.budget and row.way != "plain" for label in _labels({_name(row): row}, "share")
+    ]
+
+
+def _name(row: Row) -> str:
+    return f"{row.structure} in order" if row.way == "sequential" else row.structure
 
 
 def _on_front(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ranked = [rows[i] for i in front([(row.time[0], row.cosine) for row in rows])]
     controls = [row for row in rows if row.way == "control" and row not in ranked]
-    named = {f"{row.structure}{f' {words.share(_asked(row))}' if row.budget else ''}": row for row in ranked + controls}
+    named = {f"{_name(row)}{f' {words.share(_asked(row))}' if row.budget else ''}": row for row in ranked + controls}
     return [label for name, row in named.items() for label in _labels({name: row}, "time")]
 
 
@@ -236,7 +246,7 @@ def _record(id: str, row: Row) -> dict[str, Any]:
         "time_low": low,
         "time_high": high,
         "cosine": row.cosine,
-        "way": {"plain": "weights", "aware": "outputs"}.get(row.way, "a control"),
+        "way": NEAREST[row.way],
         "agreement": f"cosine {row.cosine:.3f}, same nearest neighbour {row.neighbour:.1%}",
         "errors": f"weights {row.weight_error:.3f}, held-out outputs {row.output_error:.3f}",
         "shares": f"{words.share(row.feed_forward_share)} of the feed-forward layers"
@@ -260,7 +270,7 @@ def _id(i: int) -> str:
 def _style(row: Row, own: Mapping[str, Style]) -> Style:
     if row.way == "control":
         return DENSE if row.feed_forward_params else CONTROL
-    return filled(own[row.structure], row.way == "aware")
+    return filled(own[row.structure], row.way != "plain")
 
 
 def _options(row: Row) -> str:
