@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from test_report import saved
 
 import structures
 from bench import report
-from bench.__main__ import main
+from bench.__main__ import _parser, main
 from bench.search import quality, request
 from bench.search.candidates import Candidate, all_candidates, chosen, exponents, refusal
 from bench.search.front import Point, front, layers, reasons, verdict
@@ -322,6 +323,16 @@ def test_a_wrong_argument_is_one_line(
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not list(tmp_path.glob("found.*"))
+
+
+def test_the_command_of_the_readme_is_a_request(tmp_path: Path, timed_by_count: list[str]) -> None:
+    lines = re.findall(r"python -m bench (search .*)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert lines
+    for line in lines:
+        arguments = _parser().parse_args(shlex.split(line, comments=True))
+        r = request.read(vars(arguments))
+        search(tmp_path / "found.json", replace(r, candidates=20, finalists=2, quality="none"))
+        assert content(tmp_path / "found.json")["rows"]
 
 
 def test_the_output_is_json_in_a_folder_that_exists(no_setup: None, capsys: pytest.CaptureFixture[str]) -> None:
