@@ -46,10 +46,15 @@ def folder() -> Path:
 
 
 def sentences(odd: bool) -> list[str]:
-    """Sentences of every second topic, at least five words each."""
-    chosen = [text for number, (_, text) in enumerate(sorted(topics.items())) if number % 2 == odd]
-    split = re.split(r"(?<=[.!?])\s+", " ".join(" ".join(chosen).split()))
-    return [s for s in split if re.fullmatch(r"[A-Z][\w ,;:'()-]{30,300}[.]", s)][:SENTENCES]
+    """Sentences of every second topic; those to measure on leave out what topics share with the others."""
+    chosen = [_sentences(text) for _, text in sorted(topics.items())]
+    fit, measure = (list(dict.fromkeys(s for part in chosen[start::2] for s in part)) for start in (0, 1))
+    return [s for s in measure if s not in set(fit)][:SENTENCES] if odd else fit[:SENTENCES]
+
+
+def _sentences(text: str) -> list[str]:
+    parts = re.split(r"(?<=[.!?])\s+", " ".join(text.split()))
+    return [s for s in parts if re.fullmatch(r"[A-Z][\w ,;:'()-]{30,300}[.]", s)]
 
 
 def batches(tokenizer: transformers.PreTrainedTokenizerBase, odd: bool) -> list[dict[str, torch.Tensor]]:
@@ -94,6 +99,10 @@ def main(words: list[str]) -> None:
     print(f"nearest weights, then matched layer by layer: {agreement(wanted, embed(model, measure))}")
     for match in matches:
         print(f"  {match.layer:35} output error {match.before:.3f} -> {match.after:.3f}")
+    model = copy.deepcopy(dense)  # each layer on what the converted ones before it hand on: errors do not add up
+    project = {"limit": SWEEPS, "damping": 0.01}
+    swap(model, {FEED_FORWARD: (name, options)}, project=project, inputs=fit, sequential=True)
+    print(f"nearest outputs, in order: {agreement(wanted, embed(model, measure))}")
 
 
 if __name__ == "__main__":
