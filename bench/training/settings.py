@@ -78,7 +78,7 @@ class Setting:
 
 THIRDS = (1e-3, 3e-3, 1e-2)
 _REGRESSION = Setting(
-    "regression", "mlp", (128, 256, 512), 2, 256, 600, 200, THIRDS, "teacher", schedule="constant", held_out=2048,
+    "regression", "mlp", (128, 256, 512), 2, 256, 500, 200, THIRDS, "teacher", schedule="constant", held_out=2048,
     budgets=(QUARTER, "flops=0.25", "time=0.8"),
 )  # fmt: skip
 _IMAGES = Setting(
