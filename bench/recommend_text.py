@@ -1,6 +1,9 @@
-"""What `recommend` says, for a terminal."""
+"""What `recommend` says, for a terminal or as JSON."""
 
+import json
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from bench.fields import printable
 from bench.recommend import BETWEEN, Answer, Estimate, Group, Place, Query, at, dtype, place_of, steps
@@ -114,3 +117,50 @@ def _command(query: Query) -> str:
         "--budget": f'"{budget}"' if " " in budget else budget,
     }
     return f"pytest bench {' '.join(f'{k} {v}' for k, v in options.items() if v)} --benchmark-json=more.json"
+
+
+def as_json(results: Results, answer: Answer) -> str:
+    """The answer for programs: every rank of every group, with the measured points it rests on."""
+    query = answer.query
+    document = {
+        "query": asdict(query) | {"place": at(query.place)},
+        "files": [run.file for run in results.runs],
+        "complete": all(run.complete for run in results.runs),
+        "machine": dict(results.runs[0].machine),
+        "groups": [
+            {
+                "place": None if group.place is None else at(group.place),
+                "ranked": [{"rank": rank} | _estimate(estimate) for rank, estimate in group.ranked],
+            }
+            for group in answer.groups
+        ],
+        "narrow": [_estimate(estimate) for estimate in answer.narrow],
+        "refused": dict(answer.refused),
+        "dense_measured": answer.dense,
+        "missing": answer.missing or None,
+        "measure": None if answer.groups and answer.groups[0].place is None else _command(query),
+    }
+    return json.dumps(document, indent=1)
+
+
+def _estimate(estimate: Estimate) -> dict[str, Any]:
+    return {
+        "structure": estimate.rows[0].structure,
+        "series": estimate.series,
+        "kind": estimate.kind,
+        "speedup": asdict(estimate.speedup),
+        "rests_on": [
+            {
+                "in_features": row.in_features,
+                "out_features": row.out_features,
+                "tokens": row.tokens,
+                "options": dict(row.options),
+                "backend": row.backend,
+                "params_share": row.params_share,
+                "flops_share": row.flops_share,
+                "speedup": asdict(row.speedup) if row.speedup else None,
+                "flags": list(row.flags),
+            }
+            for row in estimate.rows
+        ],
+    }

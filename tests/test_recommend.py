@@ -1,5 +1,6 @@
 """`python -m bench recommend`: structures ranked by what was measured near a layer, and what is said without data."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,22 @@ def test_the_answer_says_what_it_rests_on(tmp_path: Path, capsys: pytest.Capture
     assert "for comparison, dense_narrow @ params 0.25: 2.00x (1.90 to 2.10), measured here" in text
     assert "refused at this layer: kronecker: no such share" in text and "pixelfly" not in text
     assert "dense itself has no row" not in text and "speed only:" in text
+
+
+def test_programs_get_every_rank_and_the_rows_it_rests_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    speeds = {"monarch": 2.0, "dyad_it": 3.0, "low_rank": 1.2}
+    rows = [sized(f"{name} @ params 0.25", 1024, 128, speed) for name, speed in speeds.items()]
+    assert asked(tmp_path, document(*rows), "--params", "25%", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    [group] = found["groups"]
+    ranks = [(one["rank"], one["structure"]) for one in group["ranked"]]
+    assert ranks == [(1, "dyad_it"), (2, "monarch"), (3, "low_rank")]
+    [basis] = group["ranked"][0]["rests_on"]
+    assert basis["speedup"] == group["ranked"][0]["speedup"] and basis["in_features"] == 1024
+    assert found["query"]["tokens"] == 128 and found["measure"] is None and found["missing"] is None
+    assert asked(tmp_path, document(*rows), "--params", "50%", "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["groups"] == [] and "nearest in cost is" in found["missing"] and "pytest bench" in found["measure"]
 
 
 def test_only_the_best_are_shown_unless_more_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
