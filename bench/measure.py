@@ -34,7 +34,7 @@ class Effort:
 
 
 LATE = 2  # times its share of time after which a loop ends with fewer rounds
-SHORT = Effort(paired=0.08, alone=0.03, rounds=4, most=100, precision=0.03)
+SHORT = Effort(paired=0.06, alone=0.025, rounds=4, most=100, precision=0.03)
 LONG = Effort(paired=1.5, alone=0.7, rounds=8, most=400, precision=0.01)
 
 

@@ -13,7 +13,7 @@ from bench.points import COMPILED, Point
 from bench.sweep import Done, Sweep
 
 DENSE_RATE = 1e11  # FLOPs a second assumed for the estimate before anything has been measured
-OVERHEAD = 0.08  # seconds a point besides its calls: building, checking, the test itself
+OVERHEAD = 0.06  # seconds a point besides its calls: building, checking, the test itself
 QUIET = 0.5  # share of the time for rounds that a point takes on average, ended by their precision
 COMPILING = 4.0  # seconds for the compiler's first call
 SHOWN = 3  # structures named for each budget
@@ -56,10 +56,9 @@ def expected(point: Point, effort: Effort, rate: float = DENSE_RATE) -> float:
         rate: FLOPs a second of a dense product; that of this machine where the answer need not be the same on all.
     """
     call = point.dense_flops / rate
-    rounds = effort.rounds + (0 if effort.precision else 4)
-    building = 12 * call  # the layer, the check in float64 and its gradients, the first calls
-    paired = max(QUIET * effort.paired, 2 * rounds * call)
-    alone = max(QUIET * effort.alone, (rounds + 2) * call)
+    building = 4 * call  # the layer, the check in float64 and its gradients, the first calls
+    paired = max(QUIET * effort.paired, 1.4 * effort.rounds * call)  # of dense and of a structure, which is faster
+    alone = max(QUIET * effort.alone, 0.5 * effort.rounds * call)
     return OVERHEAD + building + paired + alone + (COMPILING if point.backend == COMPILED else 0.0)
 
 
