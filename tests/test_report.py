@@ -398,6 +398,12 @@ BAD = [
     (at(*INFO, "budget", value="half"), f"{NAMED}: extra_info: budget is the text 'half', must be null, params=S"),
     (at(*INFO, "series", value="a\x1b[2J"), f"{NAMED}: extra_info: series is the text 'a\\x1b[2J', must be a name"),
     (at(*INFO, "series", value="\ud800"), f"{NAMED}: extra_info: series is the text '\\ud800', must be a name"),
+    (at(*INFO, "peak_bytes", value=-1), f"{NAMED}: extra_info: peak_bytes is -1, must be a positive number"),
+    (at(*INFO, "energy_joules", value=float("nan")), f"{NAMED}: extra_info: energy_joules is NaN, must be a positive"),
+    (
+        at("structures", "roofline", 0, "copy_bytes_per_s_by_size", value=[[1e6, -1.0]]),
+        "roofline[0]: copy_bytes_per_s_by_size is a list, must be a list of pairs of positive numbers",
+    ),
     (at(*INFO, "error", value=float("nan")), f"{NAMED}: extra_info: error is NaN, must be null, a number from 0, or"),
 ]
 
