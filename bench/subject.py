@@ -80,6 +80,7 @@ def _structured(structure: Structure, name: str, options: dict[str, object], bac
     layer = StructuredLinear(
         structures.get(name), *widths, device=x.device, dtype=x.dtype, backend=backend, **options  # type: ignore[arg-type]
     )  # fmt: skip
+    layer.train(x.requires_grad)  # a kept dense weight runs in evaluation alone
     assert layer.bias is not None
     return Subject(
         structure=structure,

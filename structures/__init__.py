@@ -1,6 +1,7 @@
 """Structured replacements of `nn.Linear`: one registry, each defined by an einsum, all behind one layer."""
 
 from structures.analysis import mixing_depth
+from structures.autotune import autotune
 from structures.coordinates import coordinate_check
 from structures.distil import distil
 from structures.fit import fit_options
@@ -22,6 +23,7 @@ __all__ = [
     "Spec",
     "Structure",
     "StructuredLinear",
+    "autotune",
     "collect_covariances",
     "coordinate_check",
     "distil",

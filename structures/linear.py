@@ -21,7 +21,9 @@ class StructuredLinear(nn.Module):
         in_features, out_features: widths.
         bias: learn an additive bias (out_features,).
         device, dtype: of the parameters.
-        backend: how it runs: "auto", or one of `structures.backends.names()`, which then never falls back.
+        backend: how it runs: "auto", or one of `structures.backends.names()`, which then never falls back; or one of
+            `opt_in()` there: "autotune" times programs at the first call of each new shape, "dense_cache" keeps a dense
+            weight beside the factors, for evaluation without gradients.
         init: how fresh parameters are drawn: "linear" (output variance and bias of a fresh nn.Linear), "spectral"
             (muP) or "paper" (the entry's source's own).
         options: the entry's options, such as `n_blocks=4`.
@@ -53,8 +55,7 @@ class StructuredLinear(nn.Module):
         spec = registry.get(structure) if isinstance(structure, str) else structure
         self.structure: Structure = spec.bind(in_features, out_features, **options)
         self.in_features, self.out_features = self.structure.in_features, self.structure.out_features
-        backends.check_name(backend)
-        self.backend = backend  # what was asked for
+        self.backend = backend
         self.ran: str | None = None  # the backend of the last eager forward
         self.init = init
         self._names = self.structure.factor_names
@@ -69,6 +70,52 @@ class StructuredLinear(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         backends.prepare(self.structure)
+
+    @property
+    def backend(self) -> str:
+        """How it was asked to run; another name may be assigned."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, name: str) -> None:
+        backends.check_name(name)
+        self._backend = name
+        self._keeper = backends.keeper(name)
+
+    @property
+    def tuned(self) -> tuple[backends.autotune.Record, ...]:
+        """What autotuning chose for this layer, a record for each shape; print them."""
+        keeper = self._keeper
+        return tuple(keeper.records.values()) if isinstance(keeper, backends.autotune.Keeper) else ()
+
+    @property
+    def choices(self) -> backends.autotune.Keeper:
+        """Where autotuning keeps what it chose for this layer; made when first asked for.
+
+        Raises:
+            ValueError: the backend is neither "auto" nor "autotune".
+        """
+        if self._keeper is None and self._backend == backends.AUTO:
+            self._keeper = backends.autotune.Keeper()
+        if not isinstance(self._keeper, backends.autotune.Keeper):
+            raise ValueError(f"the layer's backend is {self._backend!r}, which never runs another one")
+        return self._keeper
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes that the backend holds now beside the parameters: a dense weight, under "dense_cache"."""
+        return self._keeper.bytes if self._keeper is not None else 0
+
+    def release(self) -> None:
+        """Let the backend forget a kept dense weight; the next call makes it anew. `train()` does it too."""
+        if self._keeper is not None:
+            self._keeper.release()
+
+    def train(self, mode: bool = True) -> StructuredLinear:
+        """As nn.Module's; a dense weight that the backend keeps is freed."""
+        if mode:
+            self.release()
+        return super().train(mode)
 
     @property
     def factors(self) -> tuple[Tensor, ...]:
@@ -109,22 +156,29 @@ class StructuredLinear(nn.Module):
                 raise ValueError(_mismatch(self, x, tensor))
         flat = len(shape) == 2
         tokens = x if flat else x.reshape(-1, self.in_features)
-        name = backends.choose(self.backend, self.structure, tokens)
+        keeper, y = self._keeper, None
+        if keeper is not None:
+            y = keeper(self.structure, tokens, factors, bias, own=self.factors, training=self.training)
+            name = keeper.ran
+        if y is None:  # nothing is kept, or not for this shape
+            name = backends.choose(self._backend if keeper is None else backends.AUTO, self.structure, tokens)
+            y = backends.apply(name, self.structure, tokens, factors, bias)
         if not torch.compiler.is_compiling():
             self.__dict__["ran"] = name  # past __setattr__, which looks for parameters and modules
-        y = backends.apply(name, self.structure, tokens, factors, bias)
         return y if flat else y.reshape(*shape[:-1], self.out_features)
 
-    def plan(self, tokens: int, *, grad: bool = False) -> backends.planned.Plan:
-        """The program that the planner runs for this many tokens, with its predicted cost; print it.
+    def plan(self, tokens: int, *, grad: bool = False) -> backends.planned.Plan | backends.dense_cache.DensePlan:
+        """The program that runs for this many tokens, with its predicted cost; print it.
+
+        It is the planner's first, or what autotuning chose; under "dense_cache" one product, with the memory it takes.
 
         Args:
             grad: with the gradients of the input and of every parameter.
         """
         like = next(self.parameters(), torch.empty(()))
-        return backends.planned.plan(
-            self.structure, tokens, dtype=like.dtype, device=like.device.type, bias=self.bias is not None, grad=grad
-        )
+        where: dict[str, Any] = {"dtype": like.dtype, "device": like.device.type, "bias": self.bias is not None}
+        kept = None if self._keeper is None else self._keeper.plan(self.structure, tokens, grad=grad, **where)
+        return kept or backends.planned.plan(self.structure, tokens, grad=grad, **where)
 
     def to_dense(self) -> Tensor:
         """W of shape (out_features, in_features), what nn.Linear calls weight; gradients flow to the factors."""
@@ -144,6 +198,10 @@ class StructuredLinear(nn.Module):
         if self.init != "linear":
             parts.append(f"init={self.init!r}")
         return ", ".join(parts)
+
+    def __repr__(self) -> str:
+        held = self.cached_bytes
+        return super().__repr__() + (f"  # and {held / 2**20:.3g} MiB of a dense weight" if held else "")
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
         if name == "weight":

@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from structures.backends import bmm, einsum, planned
+from structures.backends import autotune, bmm, dense_cache, einsum, planned
 from structures.expressions import nearest
 from structures.structure import Structure
 
@@ -30,7 +31,34 @@ class Backend(Protocol):
     def executed_flops(self, structure: Structure, tokens: int = 1, *, train: bool = False) -> int: ...
 
 
+class Keeper(Protocol):
+    """What an opt-in backend keeps for one layer. It is copied and pickled with the layer, as far as it is data."""
+
+    ran: str
+
+    @property
+    def bytes(self) -> int: ...  # held now beside the factors
+
+    def __call__(
+        self,
+        structure: Structure,
+        x: Tensor,
+        factors: Sequence[Tensor],
+        bias: Tensor | None,
+        *,
+        own: Sequence[Tensor],
+        training: bool,
+    ) -> Tensor | None: ...  # None: nothing is kept for this shape, and `auto` runs; `own` are not cast by autocast
+
+    def plan(
+        self, structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, bias: bool, grad: bool
+    ) -> planned.Plan | dense_cache.DensePlan | None: ...
+
+    def release(self) -> None: ...  # the layer is trained from now on
+
+
 _BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned}
+_OPT_IN: dict[str, Backend] = {autotune.NAME: autotune, dense_cache.NAME: dense_cache}  # keep something for each layer
 AUTO = "auto"
 PREFERENCE = ("planned", "einsum")  # what `auto` tries, in this order
 
@@ -40,23 +68,35 @@ def names() -> tuple[str, ...]:
     return tuple(_BACKENDS)
 
 
+def opt_in() -> tuple[str, ...]:
+    """The names of backends that keep something for each layer, a choice or a weight, and run one of the others."""
+    return tuple(_OPT_IN)
+
+
+def keeper(name: str) -> Keeper | None:
+    """What a layer of this backend keeps, new and empty; None for most."""
+    if name == autotune.NAME:
+        return autotune.Keeper(tunes=True)
+    return dense_cache.Keeper() if name == dense_cache.NAME else None
+
+
 def register(name: str, backend: Backend) -> None:
     """Add a backend; the contract tests then cover it."""
-    if name == AUTO or name in _BACKENDS:
+    if name == AUTO or name in _BACKENDS or name in _OPT_IN:
         raise ValueError(f"there is a backend {name!r} already")
     _BACKENDS[name] = backend
 
 
 def check_name(name: str) -> None:
     """Raises ValueError unless `name` is a backend or `auto`."""
-    if name != AUTO and name not in _BACKENDS:
-        raise ValueError(f"unknown backend {name!r}{nearest(name, [AUTO, *_BACKENDS])}")
+    if name != AUTO and name not in _BACKENDS and name not in _OPT_IN:
+        raise ValueError(f"unknown backend {name!r}{nearest(name, [AUTO, *_BACKENDS, *_OPT_IN])}")
 
 
 def get(name: str) -> Backend:
     """The backend called `name`."""
     check_name(name)
-    return _BACKENDS[name]
+    return (_BACKENDS | _OPT_IN)[name]
 
 
 def choose(name: str, structure: Structure, x: Tensor) -> str:
@@ -67,7 +107,7 @@ def choose(name: str, structure: Structure, x: Tensor) -> str:
     """
     reason = None
     for candidate in PREFERENCE if name == AUTO else (name,):
-        reason = _BACKENDS[candidate].refuses(structure, x)
+        reason = get(candidate).refuses(structure, x)
         if reason is None:
             return candidate
     raise ValueError(f"backend {name!r}: {reason}")
@@ -81,4 +121,4 @@ def prepare(structure: Structure) -> None:
 
 def apply(name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     """y (tokens, out_features) = W x + bias by the backend called `name`, which must not refuse."""
-    return _BACKENDS[name].apply(structure, x, factors, bias)
+    return (_BACKENDS.get(name) or _OPT_IN[name]).apply(structure, x, factors, bias)

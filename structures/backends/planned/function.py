@@ -51,6 +51,14 @@ class Program:
                 self.traced += (compiled(backward_source(self.plan, pure=True), "backward"),)
         return self.traced
 
+    def run(self, want: tuple[bool, ...] | None, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+        """y (tokens, out_features) by this program, which was planned for the gradients in `want`."""
+        if want is None:
+            return self.forward(x.contiguous(), *_contiguous(factors), bias)[0]
+        if self.native:
+            return self.pure()[0](x, *factors, bias)[0]
+        return _planned(self, want, x, bias, *factors)
+
 
 Key = tuple[object, ...]
 _by_id: dict[int, tuple[weakref.ref[Structure], dict[Key, Program]]] = {}
