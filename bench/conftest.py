@@ -253,6 +253,8 @@ def _write(session: pytest.Session, sweep: Sweep) -> None:
         session.exitstatus = pytest.ExitCode.INTERRUPTED
         where = f"; all points are in {kept.path}: make room and add --resume {path}" if kept else ""
         config.stash[SAID].append(f"{path}: cannot be written: {error.strerror}{where}")
+        if kept is not None:
+            kept.close()
         return
     if kept is not None:
         kept.remove() if sweep.complete else kept.close()
