@@ -82,12 +82,12 @@ class Plan:
         key = (setting, variant, width)
         if key not in self._costs:
             problem = self.problems[setting]
-            x = problem.parts["tune"][0][: max(1, 256 // setting.length)]
+            x, _ = problem.batch(0, 0)  # as in training: backends are chosen by the number of rows
             model = variants.build(setting, variant, width, problem)
             same = variant.structure in (DENSE, NARROW)
             plain = model if same else variants.dense(setting, width, problem)
             names = variants.replaced(setting, plain)
-            own = costs.costs(model, names, x, len(x) * setting.length, dense=plain)
+            own = costs.costs(model, names, x, setting.tokens, dense=plain)
             dense = own if variant.structure == DENSE else self.costs(setting, Variant(DENSE), width)
             self._costs[key] = {**own, **costs.shares(own, {name: dense[name] for name in own})}
         return self._costs[key]
