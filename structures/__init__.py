@@ -2,6 +2,7 @@
 
 from structures.analysis import mixing_depth
 from structures.autotune import autotune
+from structures.backends.planned.measure import calibrate
 from structures.coordinates import coordinate_check
 from structures.distil import distil
 from structures.fit import fit_options
@@ -24,6 +25,7 @@ __all__ = [
     "Structure",
     "StructuredLinear",
     "autotune",
+    "calibrate",
     "collect_covariances",
     "coordinate_check",
     "distil",

@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the config")
     plan.add_argument("--skip", action="append", metavar="KEY", help="what stays, in place of heads and tied")
     plan.add_argument("--each", action="store_true", help="a line for every layer")
+    calibrated = commands.add_parser("calibrate", help="measure this machine once, alone on it: the planner's prices")
+    calibrated.add_argument("--dtype", action="append", metavar="NAME", help="float32 and bfloat16 unless given")
+    calibrated.add_argument("--threads", type=int, metavar="N", help="torch's own number unless given")
     parsed = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -54,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.command == "show":
             spec = registry.get(parsed.name)
             print(spec.bind(parsed.in_features, parsed.out_features, **_options(spec, parsed.options)))
+            return 0
+        if parsed.command == "calibrate":
+            print("\n".join(_calibrated(parsed.dtype, parsed.threads)))
             return 0
         if parsed.command == "plan":
             skip = parsed.skip or ("heads", "tied")
@@ -102,6 +108,31 @@ def _write_table(file: Path) -> str:
 def _placed(structure: Structure) -> str:
     found = structure.taxonomy
     return "" if found is None else ", ".join(f"{round(n, 2):g}" for n in (found.omega, found.psi, found.nu))
+
+
+def _calibrated(names: Sequence[str] | None, threads: int | None) -> list[str]:
+    """Measure and keep the figures of some dtypes; what was found, a line each."""
+    import torch
+
+    from structures.backends.planned import measure, rates
+
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"--threads must be at least 1, found {threads}")
+        torch.set_num_threads(threads)
+    known = ("float32", "bfloat16", "float16", "float64")
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"--dtype {name}: choose from {', '.join(known)}")
+    chosen = names or [str(dtype).removeprefix("torch.") for dtype in measure.DTYPES]
+    lines = []
+    for name, found in zip(chosen, measure.calibrate([getattr(torch, name) for name in chosen]), strict=True):
+        product, copy = dict(found.product)["contiguous"], dict(found.copy)["plain"]
+        lines.append(
+            f"{name}, {found.threads} threads: products to {max(rate for _, rate in product):.0f} GFLOP/s, copies to "
+            f"{max(rate for _, rate in copy):.0f} GB/s, a call {found.call * 1e6:.1f} us; kept in {rates.folder()}"
+        )
+    return lines
 
 
 def _given(structure: Structure) -> str:

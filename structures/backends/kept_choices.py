@@ -23,7 +23,7 @@ FORMAT = 1
 
 def folder() -> Path:
     """Where choices are kept."""
-    return rates.path().with_name("autotune")
+    return rates.folder() / "autotune"
 
 
 def key(dtype: str, threads: int, device: str, what: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from structures.backends.planned.backward import backwards
+from structures.backends.planned.figures import Rates
 from structures.backends.planned.forward import forwards
 from structures.backends.planned.grouping import groupings
 from structures.backends.planned.layout import TOKENS
-from structures.backends.planned.native import FUNCTION, native
-from structures.backends.planned.price import Price, Rates
+from structures.backends.planned.native import native
+from structures.backends.planned.price import Price
 from structures.backends.planned.problem import Problem, X, pose
 from structures.backends.planned.program import Op, Plan, Want, reads
 from structures.structure import Structure
@@ -81,7 +82,7 @@ def plans(problem: Problem, price: Price, *, bias: bool, want: Want | None = Non
     longest = max(len(chain.nodes) for chain in problem.chains)
     for partial, plan in found[: FORWARDS if longest <= 3 else 2]:
         for ops, seconds in backwards(problem, partial, price, want):
-            pairs.append(_paired(plan, ops, plan.seconds + seconds + FUNCTION, want))
+            pairs.append(_paired(plan, ops, plan.seconds + seconds + price.rates.function, want))
         pairs.append(native(plan, price, want))
     return sorted(pairs, key=lambda plan: plan.seconds)
 

@@ -6,7 +6,9 @@ in-place operation, no `out=` and reshapes in the place of views: it can be diff
 
 from __future__ import annotations
 
+import itertools
 import linecache
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,11 +17,13 @@ import torch
 from torch import Tensor
 
 from structures.backends.planned.layout import TOKENS, Layout, Product, fuse, heads, readable
+from structures.backends.planned.price import held, joint
 from structures.backends.planned.problem import Problem, X, factor_name
 from structures.backends.planned.program import NARROW, Copy, Gather, Multiply, Op, Place, Plan, Pointwise, Scatter
 
 Run = Callable[..., tuple[Tensor, ...]]
 Shape = tuple[str, ...]
+ITEMSIZE = 4  # bytes that decide on a way to copy; its bounds are too rough to tell dtypes apart
 
 
 def forward_source(plan: Plan, *, pure: bool) -> Source:
@@ -31,7 +35,7 @@ def backward_source(plan: Plan, *, pure: bool) -> Source:
     """Source of `backward(dy, f0, ..., *saved) -> (dx, df0, ...)`, those gradients that the plan wants."""
     assert plan.want is not None
     names = [factor_name(i) for i in range(len(plan.problem.factors))]
-    writer = _Writer(plan.problem, pure)
+    writer = _Writer(plan.problem, pure, plan.chunk or plan.tokens)
     writer.known("dy", plan.problem.out_features)
     writer.known(X, plan.problem.in_features)
     for op in (*plan.forward, *plan.backward):
@@ -95,7 +99,7 @@ def index(positions: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def _forward(plan: Plan, pure: bool) -> Source:
-    writer = _Writer(plan.problem, pure)
+    writer = _Writer(plan.problem, pure, plan.chunk or plan.tokens)
     writer.known(X, plan.problem.in_features)
     for op in plan.forward:
         writer.note(op)
@@ -136,8 +140,8 @@ def _chunked(plan: Plan, writer: _Writer) -> list[str]:
 class _Writer:
     """Lines of source, one or a few an operation, and the shape that every tensor has so far."""
 
-    def __init__(self, problem: Problem, pure: bool):
-        self.problem, self.pure = problem, pure
+    def __init__(self, problem: Problem, pure: bool, tokens: int):
+        self.problem, self.pure, self.tokens = problem, pure, tokens
         self.size = dict(problem.sizes)
         self.lines: list[str] = []
         self.shape: dict[str, Shape] = {}
@@ -194,12 +198,28 @@ class _Writer:
             return self.view(name, (self.rows, str(width)))
         return self.view(name, self.shape[what])
 
-    def permuted(self, name: str, source: Layout, target: Layout, *, alone: Sequence[str] = ()) -> tuple[str, Shape]:
-        """`name` seen in the order `target`, as few dimensions as can be, and that shape."""
+    def permuted(
+        self, name: str, source: Layout, target: Layout, *, alone: Sequence[str] = (), spread: bool = False
+    ) -> tuple[str, Shape]:  # fmt: skip
+        """`name` seen in the order `target`, as few dimensions as can be (with `spread` one more), and that shape."""
         runs = fuse(source, target, keep=alone)
         src, dst = heads(source, runs), heads(target, runs)
-        expression = self.view(name, [self.extent(runs[a]) for a in src])
-        return _permute(expression, [src.index(a) for a in dst]), tuple(self.extent(runs[a]) for a in dst)
+        more = ["1"] if spread else []
+        expression = self.view(name, more + [self.extent(runs[a]) for a in src])
+        order = [src.index(a) + len(more) for a in dst]
+        return _permute(expression, [0, *order] if spread else order), (*more, *(self.extent(runs[a]) for a in dst))
+
+    def slow_transpose(self, view: Layout, layout: Layout) -> bool:
+        """Whether torch would copy a transposed matrix by its single-threaded loop, where the general one is faster.
+
+        (32, 4096) transposed, float32: 94 us against 51 on two threads. Beyond the cache it is the other way round.
+        """
+        runs = fuse(view, layout)
+        src, dst = heads(view, runs), heads(layout, runs)
+        if self.pure or len(src) != 2 or src == dst:
+            return False
+        extents = {a: self.problem.numel(run, self.tokens) for a, run in runs.items()}
+        return held(src, dst, extents, ITEMSIZE) <= 2**20
 
     # -- operations
 
@@ -211,7 +231,8 @@ class _Writer:
         elif isinstance(op, Place):
             self.place(op)
         elif isinstance(op, Copy):
-            expression, shape = self.permuted(op.source, op.view, op.layout)
+            spread = self.slow_transpose(op.view, op.layout)
+            expression, shape = self.permuted(op.source, op.view, op.layout, spread=spread)
             self.assign(op.result, f"{expression}.contiguous()", shape)
         elif isinstance(op, Gather):
             self.gather(op)
@@ -282,7 +303,7 @@ class _Writer:
             return
         if len(op.pieces) == 1 and not op.bias and not self.out:
             name, view, target = op.pieces[0]
-            expression, _ = self.permuted(name, view, target)
+            expression, _ = self.permuted(name, view, target, spread=self.slow_transpose(view, target))
             fresh = "clone(memory_format=torch.contiguous_format)" if name in (X, "dy") else "contiguous()"
             self.assign(op.result, f"{expression}.{fresh}.view({', '.join(whole)})", whole)
             return
@@ -305,7 +326,7 @@ class _Writer:
             self.lines.append(
                 f"torch.add({expression}, {self.view_bias(shape[0 if self.rows == '1' else 1 :])}, out={place})"
             )
-        elif pieces and pieces[0][2] == target:
+        elif joint(op):
             other, second, _ = pieces.pop(0)
             runs = fuse(view, second, target)
             dst = heads(target, runs)
@@ -317,7 +338,7 @@ class _Writer:
                 )
             self.lines.append(f"torch.add({sides[0]}, {sides[1]}, out={self.view(op.result, shape)})")
         else:
-            expression, shape = self.permuted(name, view, target)
+            expression, shape = self.permuted(name, view, target, spread=self.slow_transpose(view, target))
             self.lines.append(f"{self.view(op.result, shape)}.copy_({expression})")
 
     def place_pure(self, op: Place, whole: Shape) -> None:
@@ -337,14 +358,18 @@ class _Writer:
         shape = tuple(self.extent(runs[a]) for a in order)
         one = self.spread(op.left, heads(op.left_view, runs), order + summed, runs)
         two = self.spread(op.right, heads(op.right_view, runs), order + summed, runs)
-        count = self.size.get(op.contracted[0], NARROW + 1) if len(op.contracted) == 1 else 0
+        count = self.problem.numel(op.contracted, NARROW + 1)
         if not op.contracted:
             self.product(op.result, one, two, shape)
-        elif 0 < count <= NARROW and op.contracted[0] != TOKENS:
+        elif count <= NARROW:
             self.lines += [f"l, r = {one}, {two}"]
-            self.product(op.result, "l.select(-1, 0)", "r.select(-1, 0)", shape)
-            for k in range(1, count):
-                pair = f"l.select(-1, {k}), r.select(-1, {k})"
+            extents = [range(self.problem.numel(runs[a], 1)) for a in summed]
+            for number, at in enumerate(itertools.product(*extents)):
+                place = ", ".join(map(str, at))
+                if not number:
+                    self.product(op.result, f"l[..., {place}]", f"r[..., {place}]", shape)
+                    continue
+                pair = f"l[..., {place}], r[..., {place}]"
                 if self.pure:
                     self.lines.append(f"{op.result} = torch.addcmul({op.result}, {pair})")
                 else:
@@ -358,8 +383,7 @@ class _Writer:
         if self.pure:
             self.assign(name, f"torch.mul({one}, {two}).contiguous()", shape)
             return
-        tensor = one.split(".")[0]
-        like = "l" if tensor == "l" else tensor
+        like = re.match(r"\w+", one)[0]  # type: ignore[index]
         size = f"({', '.join(shape)},)" if shape else "()"
         self.assign(name, f"torch.empty({size}, dtype={like}.dtype, device={like}.device)", shape)
         self.lines.append(f"torch.mul({one}, {two}, out={name})")

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from structures.backends.planned.price import Price, Rates
+from structures.backends.planned.figures import Rates
+from structures.backends.planned.price import Price
 from structures.backends.planned.problem import Grouping, pose
 from structures.structure import Structure, Term
 

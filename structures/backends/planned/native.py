@@ -15,9 +15,6 @@ from structures.backends.planned.price import Price
 from structures.backends.planned.problem import X
 from structures.backends.planned.program import Copy, Gather, Multiply, Op, Place, Plan, Pointwise, Scatter, Want
 
-FUNCTION = 1.2e-4  # seconds that a planned backward costs before it computes anything
-NODE = 1.2e-5  # seconds of autograd's own book-keeping for an operation with its views, forward and backward
-
 
 def native(plan: Plan, price: Price, want: Want) -> Plan:
     """The forward plan with its gradients left to autograd."""
@@ -25,7 +22,7 @@ def native(plan: Plan, price: Price, want: Want) -> Plan:
     backward = _Backward(price, want, len(plan.problem.chains))
     for op in reversed(plan.forward):
         backward.op(op)
-    seconds = forward + backward.seconds + NODE * len(plan.forward)
+    seconds = forward + backward.seconds + price.rates.node * len(plan.forward)
     return replace(plan, want=want, native=True, seconds=seconds)
 
 

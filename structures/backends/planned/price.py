@@ -1,111 +1,20 @@
-"""Seconds of one operation at its real shapes and orders: the only place with constants of a machine.
-
-Every class of operation has a rate, a function of size: matrix products by how the operands lie and by the smallest of
-their three extents, copies by how the innermost axes move. `BUILT_IN` holds figures of one machine; those measured
-on another one (`measure.py`) take their place through `Rates.replaced`.
-"""
+"""Seconds of one operation at its real shapes and orders, from the figures of a machine."""
 
 from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from structures.backends.planned.figures import Curve, Rates
 from structures.backends.planned.layout import TOKENS, Layout, fuse, heads, readable
 from structures.backends.planned.problem import Problem
-from structures.backends.planned.program import Copy, Gather, Multiply, Op, Place, Pointwise, Scatter
-
-Curve = tuple[tuple[int, float], ...]  # (size, rate), sizes rising; between them the logarithms are interpolated
-
-PRODUCTS = ("contiguous", "strided", "turned", "strided_large", "turned_large")
+from structures.backends.planned.program import NARROW, Copy, Gather, Multiply, Op, Place, Pointwise, Scatter
 
 LINE = 64  # bytes of a cache line
-PAGE = 4096
-
-
-@dataclass(frozen=True)
-class Rates:
-    """The figures of a machine for one dtype, device and number of threads.
-
-    Args:
-        call: seconds of one torch call; `view` of one view, `item` of one matrix of a batch.
-        product: GFLOP/s by smallest extent of a matrix, for each class of how the operands lie: "contiguous",
-            "strided" (rows of a matrix far apart: batch is not the slowest axis), "turned" (the same, read as its
-            transpose), "strided_large" and "turned_large" (the same beyond the L2 cache).
-        copy: GB/s, read and write counted, by total bytes for "plain"; by length of the run in bytes for "runs";
-            by bytes between reuse of a cache line for "near" and "far" transpositions (strides below and above a page).
-        l2: bytes of a thread's nearest large cache, times threads.
-    """
-
-    call: float = 3e-6
-    view: float = 0.7e-6
-    item: float = 4e-8
-    product: tuple[tuple[str, Curve], ...] = ()
-    copy: tuple[tuple[str, Curve], ...] = ()
-    l2: int = 4 * 2**20
-
-    def replaced(self, product: Mapping[str, Curve], copy: Mapping[str, Curve], call: float | None = None) -> Rates:
-        """These rates with the measured classes in the place of the built-in ones."""
-        return replace(
-            self,
-            call=self.call if call is None else call,
-            product=tuple({**dict(self.product), **product}.items()),
-            copy=tuple({**dict(self.copy), **copy}.items()),
-        )
-
-
-# GFLOP/s and GB/s of a 2-core Sapphire Rapids class machine, torch 2.13 (MKL 2024.2, oneDNN 3.12), two threads:
-# sections B8 and D9 of the reference measurements, smoothed; sizes below 32 are estimates from dense at few tokens.
-_EXTENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
-_FP32 = {
-    "contiguous": (8, 12, 20, 38, 68, 118, 140, 190, 200, 200),
-    "strided": (8, 12, 20, 36, 66, 112, 131, 188, 198, 198),
-    "turned": (8, 11, 18, 30, 55, 95, 122, 157, 195, 195),
-    "strided_large": (8, 11, 15, 25, 42, 74, 99, 178, 185, 190),
-    "turned_large": (6, 7, 9, 14, 24, 42, 87, 160, 175, 180),
-}
-_BF16 = {
-    "contiguous": (5, 9, 18, 40, 110, 250, 450, 600, 800, 1000),
-    "strided": (4, 7, 12, 25, 60, 116, 300, 441, 457, 1000),
-    "turned": (2, 4, 8, 15, 30, 60, 150, 237, 322, 1000),
-    "strided_large": (2, 4, 8, 16, 40, 83, 253, 430, 617, 900),
-    "turned_large": (1, 2, 3, 5, 8, 14, 27, 60, 115, 400),
-}
-_COPY = {
-    "plain": ((2**16, 90.0), (2**20, 85.0), (2**22, 40.0), (2**24, 24.0), (2**27, 17.0)),
-    "runs": ((4, 1.6), (16, 4.0), (64, 7.0), (256, 11.0), (1024, 24.0), (4096, 60.0)),
-    "near": ((2**12, 8.5), (2**15, 8.0), (2**18, 4.0), (2**21, 2.5), (2**23, 0.9)),
-    "far": ((2**11, 5.5), (2**13, 4.4), (2**15, 2.5), (2**18, 0.95), (2**23, 0.8)),
-}
-_ONE_THREAD = 0.55  # of two threads, products; copies 0.6
-# An order of magnitude, not measured.
-_GPU_PRODUCT = ((1, 500.0), (8, 2000.0), (32, 8000.0), (64, 20000.0), (128, 40000.0))
-_GPU_COPY = {
-    "plain": ((2**20, 1500.0), (2**27, 3000.0)),
-    "runs": ((4, 800.0), (64, 1500.0)),
-    "near": ((2**12, 800.0), (2**23, 600.0)),
-    "far": ((2**12, 600.0), (2**23, 400.0)),
-}
-
-
-def built_in(dtype: str, threads: int, device: str = "cpu") -> Rates:
-    """The figures used where nothing was measured.
-
-    Args:
-        dtype: "float32", "float64", "bfloat16" or "float16".
-        device: a torch device type; anything but "cpu" takes one rough table.
-    """
-    if device != "cpu":
-        products = dict.fromkeys(PRODUCTS, _GPU_PRODUCT)
-        return Rates(6e-6, 1e-6, 2e-9, tuple(products.items()), tuple(_GPU_COPY.items()), 48 * 2**20)
-    table = _BF16 if dtype == "bfloat16" else _FP32
-    scale = {"float64": 0.5, "float16": 0.2}.get(dtype, 1.0)
-    one = threads == 1
-    scale *= _ONE_THREAD if one else 1.0
-    product = {k: tuple((n, r * scale) for n, r in zip(_EXTENTS, c, strict=True)) for k, c in table.items()}
-    copies = {k: tuple((n, r * (0.6 if one else 1.0)) for n, r in c) for k, c in _COPY.items()}
-    return Rates(product=tuple(product.items()), copy=tuple(copies.items()), l2=2**21 * (1 if one else 2))
+PAGE = 4096  # bytes; a cache finds its place for a line by the position in the page, and so holds few lines of one
+GRAIN = 32768  # elements up to which an elementwise call stays on one thread
+TRAFFIC = 0.6  # share of a product's traffic that its arithmetic does not hide
 
 
 @dataclass(frozen=True)
@@ -139,11 +48,15 @@ class Price:
         if isinstance(op, Place):
             return self.place(op)
         if isinstance(op, Copy):
-            return self.rates.call + 3 * self.rates.view + self.move(op.view, op.layout)
+            return self.calls(1, 2) + self.move(op.view, op.layout)
         return self._blocks(op)
 
+    def calls(self, calls: float, views: float) -> float:
+        """Seconds of so many torch calls and views, whatever they work on."""
+        return calls * self.rates.call + views * self.rates.view
+
     def multiply(self, op: Multiply) -> float:
-        """A product: arithmetic at its class's rate, traffic at the cache's, and the calls."""
+        """A product: arithmetic at the rate of how its operands lie, the traffic that this does not hide, and calls."""
         p = op.product
         kept = (p, op.left_view, op.right_view, bool(op.into), op.bias)
         known: dict[object, float] = self._known  # type: ignore[attr-defined]
@@ -154,41 +67,64 @@ class Price:
     def _multiply(self, op: Multiply) -> float:
         p = op.product
         batch, rows, contracted, cols = (self.extent(g) for g in (p.batch, p.rows, p.contracted, p.cols))
-        count = 2 * batch * rows * contracted * cols
-        total = self.itemsize * (self.extent(op.left_view) + self.extent(op.right_view) + batch * rows * cols)
-        large, narrow = total > self.rates.l2, min(rows, contracted, cols)
-        right = (p.right[0], p.right[2], p.right[1])
+        result = self.itemsize * batch * rows * cols
+        total = self.itemsize * (self.extent(op.left_view) + self.extent(op.right_view)) + result
+        right = (p.right[0], p.right[2], p.right[1])  # batch, the side of its own, contracted
+        narrow, large = min(rows, contracted, cols), total > self.rates.l2
         rate = min(
-            self.rate(_lie(op.left_view, p.left, large), narrow),
-            self.rate(_lie(op.right_view, right, large), narrow),
+            self.product_rate(op.left_view, p.left, narrow, contracted_inside=True, large=large),
+            self.product_rate(op.right_view, right, narrow, contracted_inside=False, large=large),
         )
-        seconds = count / (rate * 1e9) + 0.5 * self._stream(total) + batch * self.rates.item
-        calls = 1.0
+        seconds = 2 * batch * rows * contracted * cols / (rate * 1e9) + batch * self.rates.item
+        seconds += TRAFFIC * self._stream(total + (result if op.into else 0))
         if p.reduced:
-            seconds, calls = seconds + self._stream(self.itemsize * batch * rows * cols), calls + 1
-        if op.into:
-            seconds += self._stream(self.itemsize * batch * rows * cols)
+            seconds += self.rates.call + self._stream(result)
         if op.bias and p.batch:
-            seconds += self._stream(2 * self.itemsize * batch * rows * cols)
-        return seconds + calls * self.rates.call + 4 * self.rates.view
+            seconds += self._stream(result)  # the bias is written to the whole result first
+        return seconds + self.calls(1, 4)
+
+    def product_rate(
+        self, view: Layout, groups: tuple[Layout, Layout, Layout], narrow: int, *, contracted_inside: bool, large: bool
+    ) -> float:
+        """GFLOP/s of matrices whose smallest extent is `narrow`, as far as one operand lets it be.
+
+        Args:
+            groups: the operand's batch, its own side, the contracted axes.
+            contracted_inside: the contracted axes are innermost where the matrix is not transposed.
+            large: the operands are beyond the nearest cache: far rows then cost by how long each is.
+        """
+        kind, inside = _lie(view, groups, contracted_inside=contracted_inside)
+        if not large or kind not in ("strided", "turned"):
+            return self.rate(kind, narrow)
+        slowed = self.rate(f"{kind}_large", self.extent(inside)) / self.rate(kind, self.extent(inside))
+        return slowed * self.rate(kind, narrow)
 
     def pointwise(self, op: Pointwise) -> float:
-        """Elementwise: one pass over everything a summand, small tensors at the rate of the nearest cache."""
-        everything = self.extent(op.layout) * self.extent(op.contracted)
-        fused = self._fused(op.left_view, op.layout + op.contracted)
-        inner = self.extent((fused[-1],)) if fused else 1
-        slow = 1.0 if inner >= 16 else 3.0
-        passes = 3 * self.itemsize * everything
-        calls = self.extent(op.contracted) if len(op.contracted) == 1 and self.extent(op.contracted) <= 8 else 2
-        return slow * self._stream(passes) + (self.rates.call + 4 * self.rates.view) * calls
+        """Elementwise: a pass for each summand; more than `NARROW` of them are written out and summed."""
+        summands = self.extent(op.contracted)
+        inside = summands <= NARROW
+        layout = op.layout if inside else op.layout + op.contracted
+        runs = fuse(op.left_view, op.right_view, op.layout, op.contracted)
+        order = heads(layout, runs)
+        count = self.extent(layout)
+        seconds = 1.5 * self._loops([self.extent(runs[a]) for a in order], count)  # three tensors, not two
+        moved = 3 * self.itemsize * count
+        straight = not order or all(
+            order[-1] not in view or heads(view, runs)[-1] == order[-1] for view in (op.left_view, op.right_view)
+        )
+        seconds += self._stream(moved) if straight else self._turn(moved, self.itemsize * LINE)
+        if inside:
+            return summands * (seconds + self.calls(1, 3)) + self.calls(0.5, 4)
+        return 3 * seconds + self.calls(2, 4)  # a sum over inner axes takes about as long as two such passes
 
     def place(self, op: Place) -> float:
         """One pass over the result a piece, plus the bias."""
         seconds = 0.0
         size = self.itemsize * self.extent(op.layout)
+        joined = joint(op)
         for number, (_, view, target) in enumerate(op.pieces):
-            again = self._stream(size) if number else 0.0
-            seconds += self.rates.call + 3 * self.rates.view + self.move(view, target) + again
+            again = TRAFFIC * self._stream(size) if number > joined else 0.0
+            seconds += self.calls(number != 1 or not joined, 3) + self.move(view, target) + again
         return seconds
 
     def move(self, source: Layout, target: Layout) -> float:
@@ -199,50 +135,104 @@ class Price:
         return known[source, target]
 
     def _move(self, source: Layout, target: Layout) -> float:
-        total = 2 * self.itemsize * self.extent(target)
-        plain = self._stream(total)
+        count = self.extent(target)
+        total = 2 * self.itemsize * count
         runs = fuse(source, target)
         src, dst = heads(source, runs), heads(target, runs)
         if src == dst:
-            return plain
+            return self._stream(total)
         extents = {head: self.extent(run) for head, run in runs.items()}
+        loops = self._loops([extents[a] for a in dst], count)
         if src[-1] == dst[-1]:
-            return max(plain, total / (self.rate("runs", self.itemsize * extents[src[-1]]) * 1e9))
-        # the source's innermost axis comes back only after all axes inside it in the target were walked
-        inside = math.prod(extents[a] for a in dst[dst.index(src[-1]) + 1 :])
-        stride = self.itemsize * math.prod(extents[a] for a in src[src.index(dst[-1]) + 1 :])
-        kind = "near" if stride < PAGE else "far"
-        return max(plain, total / (self.rate(kind, inside * LINE) * 1e9))
+            return self._stream(total) + loops
+        return self._turn(total, held(src, dst, extents, self.itemsize)) + loops
+
+    def _loops(self, extents: list[int], count: int) -> float:
+        """Seconds that strided loops over a result of these extents take besides its elements."""
+        rows = count // extents[-1] if extents else 1
+        tiles = rows // extents[-2] if len(extents) > 1 else 1
+        threads = 1 if count <= GRAIN else self.rates.threads
+        return (rows * self.rates.row + tiles * self.rates.tile) / threads
+
+    def _turn(self, total: int, between: int) -> float:
+        """Seconds to move `total` bytes with `between` of them between two uses of a line."""
+        seconds = total / (self.rate("turn", between) * 1e9)
+        if total <= 2 * self.itemsize * GRAIN:
+            return seconds * self.rates.threads
+        beyond = self._stream(total) - total / (self.rate("plain", self.rates.l2 // 4) * 1e9)
+        return seconds + max(beyond, 0.0) + self.rates.fork
 
     def _blocks(self, op: Gather | Scatter) -> float:
-        inner = op.view[op.view.index(op.axis if isinstance(op, Gather) else op.by[-1]) + 1 :] if op.by else op.view[1:]
-        size = 2 * self.itemsize * max(self.extent(op.view), self.extent(op.layout))
-        run = self.itemsize * self.extent(inner)
-        return 2 * self.rates.call + max(self._stream(size), size / (self.rate("runs", run) * 1e9))
-
-    def _fused(self, source: Layout, target: Layout) -> Layout:
-        return heads(target, fuse(source, target))
+        """Whole blocks written once; a Scatter gathers blocks and adds them up, in a sum that reads slowly."""
+        size = self.itemsize * max(self.extent(op.view), self.extent(op.layout))
+        seconds = self.calls(1, 2) + 1.4 * self._stream(2 * size)
+        if isinstance(op, Gather):
+            return seconds
+        return seconds + self.calls(1, 1) + 2 * self._stream(2 * size)
 
     def _stream(self, total: int) -> float:
-        return total / (self.rate("plain", total) * 1e9)
+        """Seconds to read or write `total` bytes in order."""
+        seconds = total / (self.rate("plain", total) * 1e9)
+        if total <= 2 * self.itemsize * GRAIN:
+            return seconds
+        return seconds + self.rates.fork
 
     def rate(self, kind: str, size: int) -> float:
         """The rate of a class at a size, interpolated; GFLOP/s or GB/s."""
-        curve: Curve = self._curves[kind]  # type: ignore[attr-defined]
-        at = bisect.bisect_left(curve, (size, 0.0))
-        if at == 0:
-            return curve[0][1]
-        if at == len(curve):
-            return curve[-1][1]
-        (low, slow), (high, fast) = curve[at - 1], curve[at]
-        share = math.log(size / low) / math.log(high / low)
-        return float(slow * (fast / slow) ** share)
+        known: dict[object, float] = self._known  # type: ignore[attr-defined]
+        if (kind, size) not in known:
+            known[kind, size] = interpolated(self._curves[kind], size)  # type: ignore[attr-defined]
+        return known[kind, size]
 
 
-def _lie(view: Layout, groups: tuple[Layout, Layout, Layout], large: bool) -> str:
-    """The class of an operand: its groups are batch, one side, the contracted axes."""
-    order = readable(view, groups)
-    if order is None or 0 not in order or order[0] == 0:
-        return "contiguous"  # one matrix, or matrices one after another
-    kind = "strided" if order[-1] == 2 else "turned"
-    return f"{kind}_large" if large else kind
+def joint(op: Place) -> bool:
+    """Whether the first two pieces are added in one pass: of one target, and the innermost axis of one stays.
+
+    Two pieces that are both turned are quicker one after another: 115 against 155 us for 2 x 0.5 MB.
+    """
+    if op.bias or len(op.pieces) < 2 or op.pieces[0][2] != op.pieces[1][2]:
+        return False
+    return any(view[-1] == target[-1] for _, view, target in op.pieces[:2])
+
+
+def interpolated(curve: Curve, size: int) -> float:
+    """A curve's rate at a size: logarithms interpolated, constant beyond the ends."""
+    at = bisect.bisect_left(curve, (size, 0.0))
+    if at == 0:
+        return curve[0][1]
+    if at == len(curve):
+        return curve[-1][1]
+    (low, slow), (high, fast) = curve[at - 1], curve[at]
+    share = math.log(size / low) / math.log(high / low)
+    return float(slow * (fast / slow) ** share)
+
+
+def held(src: Layout, dst: Layout, extents: dict[str, int], itemsize: int) -> int:
+    """Bytes of cache between two uses of one line of the source, when `dst` is written in order.
+
+    A line holds the source's innermost axes; it is used again after all axes inside them in `dst` were walked. Each
+    step of those touches a line of its own, and lines at equal positions of their pages share few places in a cache:
+    the further apart the lines, up to a page, the more of the cache they use up.
+    """
+    size, line = itemsize, []
+    for axis in reversed(src):
+        line.append(axis)
+        size *= extents[axis]
+        if size >= LINE:
+            break
+    walked = [a for a in dst[min(dst.index(a) for a in line) + 1 :] if a not in line]
+    apart = PAGE
+    for axis in walked:
+        apart = min(apart, itemsize * math.prod(extents[a] for a in src[src.index(axis) + 1 :]))
+    return math.prod(extents[a] for a in walked) * max(apart, LINE)
+
+
+def _lie(view: Layout, groups: tuple[Layout, Layout, Layout], *, contracted_inside: bool) -> tuple[str, Layout]:
+    """The class of an operand, and the axes that lie innermost."""
+    order = [g for g in readable(view, groups) or () if g == 0 or groups[g]]
+    sides = [g for g in order if g]
+    flipped = len(sides) == 2 and (sides[-1] == 2) != contracted_inside
+    inside = groups[order[-1]] if order else ()
+    if 0 not in order or order[0] == 0:
+        return "flipped" if flipped else "contiguous", inside  # one matrix, or matrices one after another
+    return "turned" if flipped else "strided", inside

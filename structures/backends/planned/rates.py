@@ -1,8 +1,10 @@
-"""Which rates a machine has: those measured and kept in a small file, else the built-in ones."""
+"""Which figures a machine has: those measured, kept in a small file for each machine and setting; else built-in."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import platform
 import tempfile
@@ -10,48 +12,57 @@ import warnings
 from functools import lru_cache
 from pathlib import Path
 
-from structures.backends.planned.price import Curve, Rates, built_in
+from structures.backends.planned.figures import COPIES, PRODUCTS, SECONDS, Curve, Rates, built_in
 
 VARIABLE = "STRUCTURES_CACHE"  # a folder; else the user's cache folder
-VERSION = 1  # of the file's format
+VERSION = 2  # of what is measured and of the file's format
 
 
 def of(dtype: str, threads: int, device: str = "cpu") -> Rates:
-    """The rates to plan with: measured ones where the file has them.
+    """The figures to plan with: measured ones where they were kept.
 
     Args:
         dtype: "float32", "float64", "bfloat16" or "float16".
         device: a torch device type.
     """
-    return _of(dtype, threads, device, str(path()))
+    return _of(dtype, threads, device, str(folder()))
 
 
-def path() -> Path:
-    """The file of measured rates."""
-    folder = os.environ.get(VARIABLE)
-    if folder:
-        return Path(folder) / "rates.json"
+def folder() -> Path:
+    """Where measured figures are kept."""
+    named = os.environ.get(VARIABLE)
+    if named:
+        return Path(named)
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(home) / "structures" / "rates.json"
+    return Path(home) / "structures"
+
+
+def path(key: str) -> Path:
+    """The file of a machine's figures: one a key, so that two processes never write into each other's."""
+    return folder() / f"rates-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def machine(dtype: str, threads: int, device: str = "cpu") -> str:
-    """The key of a measurement: processor, torch version, dtype, threads."""
-    return " / ".join((processor(device), _torch_version(), dtype, f"{threads} threads"))
+    """The key of a measurement: processor, torch version, version of the figures, dtype, threads."""
+    parts = processor(device), f"torch {_torch_version()}", f"figures {VERSION}", dtype, f"{threads} threads"
+    return " / ".join(parts)
 
 
-def write(key: str, product: dict[str, Curve], copy: dict[str, Curve], call: float) -> bool:
-    """Add a measurement to the file: by a rename, so that no reader sees half of it. False where it cannot be kept."""
-    entries = _read(path())
-    entries[key] = {"call": call, "product": product, "copy": copy}
+def parts(rates: Rates) -> tuple[dict[str, float], dict[str, Curve]]:
+    """What is measured of a machine's figures: those in seconds, and the curves."""
+    return {name: getattr(rates, name) for name in SECONDS}, {**dict(rates.product), **dict(rates.copy)}
+
+
+def write(key: str, seconds: dict[str, float], curves: dict[str, Curve]) -> bool:
+    """Keep a measurement, by a rename: no reader sees half of it. False, with a warning, where it cannot be kept."""
     try:
-        path().parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path().parent, prefix="rates-", suffix=".json")
+        folder().mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder(), prefix="rates-", suffix=".part")
         with os.fdopen(handle, "w") as file:
-            json.dump({"version": VERSION, "machines": entries}, file, indent=1)
-        os.replace(name, path())
+            json.dump({"version": VERSION, "machine": key, "seconds": seconds, "curves": curves}, file, indent=1)
+        os.replace(name, path(key))
     except OSError as error:
-        warnings.warn(f"measured rates are not kept: {error}", stacklevel=2)
+        warnings.warn(f"measured rates are not kept: {error}; set {VARIABLE} to a folder to write to", stacklevel=2)
         return False
     finally:
         _of.cache_clear()
@@ -59,53 +70,38 @@ def write(key: str, product: dict[str, Curve], copy: dict[str, Curve], call: flo
 
 
 @lru_cache(maxsize=64)
-def _of(dtype: str, threads: int, device: str, file: str) -> Rates:
+def _of(dtype: str, threads: int, device: str, _folder: str) -> Rates:
     base = built_in(dtype, threads, device)
-    entry = _read(Path(file)).get(machine(dtype, threads, device))
-    if entry is None:
-        return base
+    key = machine(dtype, threads, device)
+    file = path(key)
     try:
-        return base.replaced(_curves(entry["product"]), _curves(entry["copy"]), _call(entry["call"]))
-    except (KeyError, TypeError, ValueError):
-        warnings.warn(f"{file}: the rates of this machine are malformed; built-in rates are used", stacklevel=2)
-        return base
-
-
-def _call(found: object) -> float:
-    if not isinstance(found, float) or not 0 < found < 1:
-        raise ValueError("the seconds of a call are a positive number")
-    return found
-
-
-def _curves(found: object) -> dict[str, Curve]:
-    if not isinstance(found, dict):
-        raise TypeError("curves are a mapping")
-    curves = {}
-    for kind, points in found.items():
-        curve = tuple(sorted((int(size), float(rate)) for size, rate in points))
-        if not curve or any(size < 1 or not 0 < rate < 1e9 for size, rate in curve):
-            raise ValueError("a rate is positive")
-        curves[str(kind)] = curve
-    return curves
-
-
-def _read(file: Path) -> dict[str, dict[str, object]]:
-    """All measurements in the file; none, with a warning, where it cannot be understood."""
-    try:
-        text = file.read_text()
+        found = json.loads(file.read_text())
+        if found["machine"] != key or found["version"] != VERSION:
+            raise ValueError("it is of another machine or version")
+        return base.replaced(_seconds(found["seconds"]), _curves(found["curves"]))
     except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        warnings.warn(f"{file}: cannot be read ({error}); built-in rates are used", stacklevel=2)
-        return {}
-    try:
-        found = json.loads(text)
-        if found["version"] == VERSION and all(isinstance(e, dict) for e in found["machines"].values()):
-            return dict(found["machines"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    warnings.warn(f"{file}: not a file of rates of this version; built-in rates are used", stacklevel=2)
-    return {}
+        return base
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        warnings.warn(f"{file}: {reason}; built-in rates are used, delete it or calibrate again", stacklevel=2)
+        return base
+
+
+def _seconds(found: dict[str, object]) -> dict[str, float]:
+    seconds = {name: float(found[name]) for name in SECONDS}  # type: ignore[arg-type]
+    if not all(0 <= value < 1 for value in seconds.values()):
+        raise ValueError("seconds must lie between 0 and 1")
+    return seconds
+
+
+def _curves(found: dict[str, list[list[float]]]) -> dict[str, Curve]:
+    curves = {}
+    for kind in (*PRODUCTS, *COPIES):
+        curve = tuple(sorted((int(size), float(rate)) for size, rate in found[kind]))
+        if not curve or not all(size >= 1 and math.isfinite(rate) and 0 < rate < 1e9 for size, rate in curve):
+            raise ValueError(f"{kind}: rates must be positive")
+        curves[kind] = curve
+    return curves
 
 
 @lru_cache(maxsize=4)
@@ -118,11 +114,11 @@ def processor(device: str) -> str:
     found: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
-            key, _, value = line.partition(":")
-            found[key.strip()] = value.strip()
+            name, _, value = line.partition(":")
+            found[name.strip()] = value.strip()
     except OSError:
         pass
-    named = [found[key] for key in ("model name", "cpu family", "model", "stepping") if key in found]
+    named = [found[name] for name in ("model name", "cpu family", "model", "stepping") if name in found]
     return " ".join(named) or platform.processor() or platform.machine()
 
 
