@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ import structures
 from bench.points import CANDIDATES, DENSE, Point, bound
 from bench.request import read_options
 from structures import StructuredLinear, backends, reference
+from structures.backends.experts import grouped
 from structures.spec import SpecError
 from structures.structure import Structure
 
@@ -49,8 +51,13 @@ class Subject:
         """One call as it is timed: forward, or with `dy` forward and the gradients of x and all parameters."""
         if dy is None:
             return lambda: self.forward(x)
-        wanted = (x, *self.parameters)
-        return lambda: torch.autograd.grad(self.forward(x), wanted, dy)
+        wanted, zeros = (x, *self.parameters), self.router_may_idle
+        return lambda: torch.autograd.grad(self.forward(x), wanted, dy, materialize_grads=zeros)
+
+    @property
+    def router_may_idle(self) -> bool:
+        """The router may have no gradient, where the experts it chose are not weighted: zeros then stand for it."""
+        return self.structure.gate is not None
 
 
 def subject(point: Point, x: Tensor) -> Subject:
@@ -73,7 +80,8 @@ def subject(point: Point, x: Tensor) -> Subject:
 
 def _structured(structure: Structure, name: str, options: dict[str, object], backend: str, x: Tensor) -> Subject:
     try:
-        ran = backends.choose(backend, structure, x)
+        with torch.set_grad_enabled(x.requires_grad):  # as it is timed: experts are priced with or without gradients
+            ran = backends.choose(backend, structure, x)
     except ValueError as error:
         raise Refused(str(error)) from None
     widths = structure.in_features, structure.out_features
@@ -82,16 +90,31 @@ def _structured(structure: Structure, name: str, options: dict[str, object], bac
     )  # fmt: skip
     layer.train(x.requires_grad)  # a kept dense weight runs in evaluation alone
     assert layer.bias is not None
+    groups: dict[str, Any] = {}
+    if structure.gate is not None:
+        layer.backend = ran
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():  # a fresh router sends every token to the same experts, a random one spreads them
+            layer.router.copy_(torch.randn(structure.router_shape, generator=generator) * structure.in_features**-0.5)
+            if ran == "grouped":  # what it executes depends on the lengths of its groups
+                groups["lengths"] = grouped.lengths(layer.forward_with_routing(x)[1])
     return Subject(
         structure=structure,
         backend=ran,
         forward=layer,
-        parameters=(*layer.factors, layer.bias),
+        parameters=(*layer.operands, layer.bias),
         meaning=lambda x, p: reference.apply(structure, x, p[:-1], p[-1]),
-        plain=lambda x, p: backends.apply(PLAIN, structure, x, p[:-1], p[-1]),
-        executed_flops=lambda tokens, train: backends.get(ran).executed_flops(structure, tokens, train=train),
+        plain=_plain(structure),
+        executed_flops=lambda tokens, train: backends.get(ran).executed_flops(structure, tokens, train=train, **groups),
         state=layer.state_dict,
     )
+
+
+def _plain(structure: Structure) -> Callable[[Tensor, Sequence[Tensor]], Tensor]:
+    """The plainest execution in the dtype of x: einsum's steps, or where there are experts the reference."""
+    if structure.gate is not None:
+        return lambda x, p: reference.apply(structure, x, p[:-1], p[-1])
+    return lambda x, p: backends.apply(PLAIN, structure, x, p[:-1], p[-1])
 
 
 def _dense(structure: Structure, way: str, x: Tensor, dtype: torch.dtype) -> Subject:

@@ -5,6 +5,7 @@ from structures.autotune import autotune
 from structures.backends.planned.measure import calibrate
 from structures.coordinates import coordinate_check
 from structures.distil import distil
+from structures.experts import collect_routing
 from structures.fit import fit_options
 from structures.layers import to_linear
 from structures.linear import StructuredLinear
@@ -27,6 +28,7 @@ __all__ = [
     "autotune",
     "calibrate",
     "collect_covariances",
+    "collect_routing",
     "coordinate_check",
     "distil",
     "fit_options",

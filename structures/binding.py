@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from structures.errors import SizeError
 from structures.expressions import ExpressionError, Value, divisors, evaluate, is_number, names_in, nearest
 from structures.notation import Expanded, NotationError, expand
-from structures.structure import Axes, Gather, Structure, Term, order_steps
+from structures.structure import Axes, Gate, Gather, Structure, Term, order_steps
 
 if TYPE_CHECKING:
     from structures.spec import Spec
@@ -153,11 +153,11 @@ def count_uses(
 ) -> None:
     """Every axis stands in two operands at least; an output axis stands in the input or in a factor."""
     operands = [term.input, *term.factors, term.output]
-    inputs = {name for name, _ in term.input}
+    inputs, gated = {name for name, _ in term.input}, dict(spec.gate).get("axis")
     reads = {name for axis, text in spec.index if axis in inputs for name in names_in(text)}
     views = {*term.input, *term.output}
     for axis, count in Counter(itertools.chain(*operands)).items():  # no axis stands twice in one operand
-        uses = count + (axis[0] in reads)
+        uses = count + (axis[0] in reads) + (axis[0] == gated)  # a gate holds its axis as a factor does
         if axis[0] in indexed:
             if axis in term.input and uses > 1:
                 raise spec.error(f"axis {axis[0]!r} is read through an index and can stand in the input view alone",
@@ -268,6 +268,8 @@ def _assemble(
     written: Sequence[Expanded],
 ) -> Structure:
     named = {_axis(*axis): n for axis, n in size.items()}
+    gate = _gate(spec, named, {**widths, **options, **values})
+    counted = named if gate is None else {**named, gate.axis: gate.active}  # what a token costs decides the order
     factors: list[Axes] = []
     terms: list[Term] = []
     for number, term in enumerate(written):
@@ -280,8 +282,10 @@ def _assemble(
         families = dict(zip(positions, term.families, strict=True))
         factors += positions.values()
         output = _names(term.output)
-        steps = order_steps(named, loaded, positions, families, output)
+        steps = order_steps(counted, loaded, positions, families, output, gate.axis if gate else None)
         terms.append(Term(_names(term.input), loaded, gathers, tuple(positions), output, steps))
+    if gate and not any(gate.axis in f for f in factors):
+        raise spec.error("every term with experts is dropped, since each has an axis of size zero", kind=SizeError)
     if not terms:
         raise spec.error("every term is dropped, since each has an axis of size zero", kind=SizeError)
     used = dict.fromkeys(a for t in terms for a in (*t.input, *t.loaded, *t.output))
@@ -296,7 +300,33 @@ def _assemble(
         factors=tuple(factors),
         terms=tuple(terms),
         spec=spec,
+        gate=gate,
     )
+
+
+def _gate(spec: Spec, named: Mapping[str, int], names: Mapping[str, Value]) -> Gate | None:
+    """The gate with its numbers, each in range."""
+    fields = dict(spec.gate)
+    if not fields:
+        return None
+    axis, numbers = fields["axis"], {}
+    experts = named[axis]
+    for name, least in (("experts_active", 1), ("jitter", 0), ("capacity", 0)):
+        text = fields.get(name, "0")
+        try:
+            value = evaluate(text, names, real=name != "experts_active")
+        except ExpressionError as error:
+            raise spec.error(f"gate: {name}: {error}{_at(names)}", "gate", name, kind=SizeError) from None
+        whole = isinstance(value, int) or name != "experts_active"
+        if not is_number(value) or not whole or not least <= value < math.inf:  # type: ignore[operator]
+            kind = "whole number from 1" if least else "number from 0"
+            raise spec.error(f"gate: {name} = {text} is {value}, not a {kind}", "gate", name, kind=SizeError)
+        numbers[name] = value
+    active = int(numbers["experts_active"])  # type: ignore[arg-type]
+    if active > experts:
+        raise spec.error(f"gate: experts_active = {fields['experts_active']} is {active}, but axis {axis!r} has "
+                         f"{experts} experts", "gate", "experts_active", kind=SizeError)  # fmt: skip
+    return Gate(axis, experts, active, float(numbers["jitter"]), float(numbers["capacity"]))  # type: ignore[arg-type]
 
 
 def _gathers(

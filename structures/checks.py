@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 RESERVED_OPTIONS = frozenset({*WIDTHS, "bias", "device", "dtype", "backend", "init"})
 MAX_TERMS = 64
+GATE = ("axis", "experts_active", "jitter", "capacity")
 # Widths an entry is tried at when it is made: rich in divisors, so that mistakes of form show before the first use.
 TRIAL_WIDTHS = ((4096, 4096), (5040, 5040), (720720, 720720), (768, 3072), (59049, 59049))
 
@@ -27,6 +28,7 @@ def check(spec: Spec) -> None:
         raise spec.error(f"an einsum has at most {MAX_TERMS} terms, found {len(spec.einsum)}", "einsum")
     axes = _check_notation(spec)
     known = _check_options(spec)
+    _check_gate(spec, axes, known)
     _check_sizes(spec, known, axes)
     _check_index(spec, axes)
     _check_init(spec)
@@ -78,7 +80,8 @@ def _check_sizes(spec: Spec, known: set[str], axes: set[str]) -> None:
     for axis, text in spec.index:
         _parse_known(spec, text, axes | known | sized.keys(), "index", axis)
     defaults = [(name, value) for name, value in spec.options if isinstance(value, str)]
-    read = {n for _, text in (*spec.sizes, *spec.index, *defaults) for n in names_in(text)}
+    gate = [pair for pair in spec.gate if pair[0] in GATE[1:]]
+    read = {n for _, text in (*spec.sizes, *spec.index, *gate, *defaults) for n in names_in(text)}
     for name, names in sized.items():
         if name not in axes and name not in read:
             message = f"{name!r} has a size but stands neither in the einsum nor in another size"
@@ -119,6 +122,38 @@ def _check_index(spec: Spec, axes: set[str]) -> None:
             raise spec.error(f"index: axis {axis!r} needs a size", *path)
         if axis in names_in(text):
             raise spec.error(f"index: axis {axis!r} is read through itself", *path)
+
+
+def _check_gate(spec: Spec, axes: set[str], known: set[str]) -> None:
+    fields = dict(spec.gate)
+    if not fields:
+        return
+    for name, text in fields.items():
+        if name not in GATE:
+            raise spec.error(f"gate has no {name!r}{nearest(name, GATE)}", "gate", name)
+        if name != "axis":
+            _parse_known(spec, text, known | spec.axis_sizes.keys(), "gate", name)
+    for name in GATE[:2]:
+        if name not in fields:
+            raise spec.error(f"gate has no {name!r}; write it as {{axis: r, experts_active: 2}}", "gate")
+    axis = fields["axis"]
+    if axis not in axes:
+        raise spec.error(f"gate: {axis!r} is not an axis of the einsum{nearest(axis, sorted(axes))}", "gate", "axis")
+    in_factors: set[str] = set()
+    for pattern in spec.patterns:
+        for view, what in ((pattern.input, "input"), (pattern.output, "output")):
+            if axis in (a.name for a in view.axes):
+                free = sorted(axes - {a.name for p in spec.patterns for v in (p.input, p.output) for a in v.axes})
+                hint = f"; axes that no view holds: {', '.join(free)}" if free else "; every axis stands in a view"
+                message = f"gate: the {what} view of {pattern.text!r} holds axis {axis!r}, so it cannot number experts"
+                raise spec.error(message + hint, "gate", "axis")
+        in_factors |= {a.name for f in pattern.factors for a in f.axes if a.subscript is not None}
+    if axis in in_factors:
+        raise spec.error(f"gate: axis {axis!r} is indexed; experts stand on an axis of one size", "gate", "axis")
+    for other, text in spec.index:
+        if axis in names_in(text):
+            message = f"gate: the input axis {other!r} is read through axis {axis!r}, so it cannot number experts"
+            raise spec.error(message, "gate", "axis")
 
 
 def _check_init(spec: Spec) -> None:

@@ -47,8 +47,11 @@ def _summed(structure: Structure) -> int:
 
 def _as_linear(structure: Structure, factor: int) -> Draw:
     # A term's output variance for unit input is the product over its factors of fan_in * variance; nn.Linear's is 1/3.
-    count = len(structure.term_of(factor).factors)
-    gain = (1 / (3 * _summed(structure))) ** (1 / count)
+    # The mean of n experts, which a router of zeros gives, has an n-th of the variance of one.
+    term, gate = structure.term_of(factor), structure.gate
+    gated = gate is not None and any(gate.axis in structure.factors[f] for f in term.factors)
+    wanted = (gate.active if gate and gated else 1) / (3 * _summed(structure))
+    gain = wanted ** (1 / len(term.factors))
     fan_in, _ = structure.fan(factor)
     return Draw("uniform", math.sqrt(3 * gain / fan_in))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from structures import backends, initial, reference, registry
+from structures.routing import Routing, route
 from structures.spec import Spec
 from structures.structure import Structure
 
@@ -33,7 +34,8 @@ class StructuredLinear(nn.Module):
         KeyError: no such entry.
         ValueError: sizes that do not fit the widths, or an option, backend or init that does not exist.
 
-    The parameters are `factor_0`, `factor_1`, ... in the order and shape written in the einsum, and `bias`.
+    The parameters are `factor_0`, `factor_1`, ... in the order and shape written in the einsum, `router` (experts,
+    in_features) where the entry has a gate, and `bias`.
     """
 
     bias: Tensor | None
@@ -58,10 +60,15 @@ class StructuredLinear(nn.Module):
         self.backend = backend
         self.ran: str | None = None  # the backend of the last eager forward
         self.init = init
+        self.collected: list[Routing] | None = None  # where structures.collect_routing has the routing of calls put
         self._names = self.structure.factor_names
         initial.draws(self.structure, init)  # an unknown rule is an error before anything is allocated
         for name, shape in zip(self._names, self.structure.factor_shapes, strict=True):
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        if self.structure.gate is not None:
+            self._names = (*self._names, "router")
+            router = torch.empty(self.structure.router_shape, device=device, dtype=dtype)
+            self.register_parameter("router", nn.Parameter(router))
         empty = torch.empty(self.out_features, device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if empty is None else nn.Parameter(empty))
         self.reset_parameters()
@@ -120,6 +127,11 @@ class StructuredLinear(nn.Module):
     @property
     def factors(self) -> tuple[Tensor, ...]:
         """The trainable factors in written order."""
+        return self.operands[: len(self.structure.factors)]
+
+    @property
+    def operands(self) -> tuple[Tensor, ...]:
+        """What backends and the reference call factors: those, and last the router where there is one."""
         held: Mapping[str, Any] = (
             self._parameters
         )  # read past __getattr__: 0.5 us a factor, a tenth of a small layer's whole call
@@ -133,6 +145,8 @@ class StructuredLinear(nn.Module):
                 factor.uniform_(-draw.scale, draw.scale)
             else:
                 factor.normal_(0, draw.scale)
+        if self.structure.gate is not None:
+            self.operands[-1].zero_()  # all experts weigh alike, and the first ones are chosen
         if self.bias is not None:
             bound = initial.bias_bound(self.structure)
             self.bias.uniform_(-bound, bound)
@@ -143,11 +157,13 @@ class StructuredLinear(nn.Module):
         Raises:
             ValueError: the input has another width, dtype or device than the layer, or the backend asked for refuses.
         """
+        if self.structure.gate is not None:
+            return self.forward_with_routing(input)[0]
         x = input
         shape = x.shape
         if not shape or shape[-1] != self.in_features:
             raise ValueError(_wrong_width(self, x))
-        factors, bias = self.factors, self._parameters["bias"] if "bias" in self._parameters else self.bias
+        factors, bias = self.operands, self._parameters["bias"] if "bias" in self._parameters else self.bias
         if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
             x, factors, bias = _autocast(x, factors, bias)
         dtype, device = x.dtype, x.device
@@ -158,7 +174,7 @@ class StructuredLinear(nn.Module):
         tokens = x if flat else x.reshape(-1, self.in_features)
         keeper, y = self._keeper, None
         if keeper is not None:
-            y = keeper(self.structure, tokens, factors, bias, own=self.factors, training=self.training)
+            y = keeper(self.structure, tokens, factors, bias, own=self.operands, training=self.training)
             name = keeper.ran
         if y is None:  # nothing is kept, or not for this shape
             name = backends.choose(self._backend if keeper is None else backends.AUTO, self.structure, tokens)
@@ -166,6 +182,40 @@ class StructuredLinear(nn.Module):
         if not torch.compiler.is_compiling():
             self.__dict__["ran"] = name  # past __setattr__, which looks for parameters and modules
         return y if flat else y.reshape(*shape[:-1], self.out_features)
+
+    def forward_with_routing(self, input: Tensor) -> tuple[Tensor, Routing]:
+        """`forward`, and what the router decided, with its losses: of an entry with a gate.
+
+        The choice of experts is made from the input and the router as they are given, before an autocast region's
+        dtype. A gate's jitter and capacity hold in training mode alone, so that in eval mode a token's output depends
+        on no other token.
+
+        Raises:
+            ValueError: as `forward`, or the entry has no gate.
+        """
+        gate, x, bias = self.structure.gate, input, self.bias
+        if gate is None:
+            raise ValueError(f"{self.structure.name} has no gate, so there is no routing; call the layer itself")
+        if not x.dim() or x.shape[-1] != self.in_features:
+            raise ValueError(_wrong_width(self, x))
+        operands = self.operands
+        tokens = x.reshape(-1, self.in_features)
+        factors, router = operands[:-1], operands[-1]
+        within = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+        for tensor in operands if bias is None else (*operands, bias):
+            if tensor.device != x.device or (tensor.dtype is not x.dtype and not within):
+                raise ValueError(_mismatch(self, x, tensor))
+        routing = route(gate, tokens, router, training=self.training)
+        if within:
+            tokens, factors, bias = _autocast(tokens, factors, bias)
+        name = backends.choose(self.backend, self.structure, tokens)
+        if not torch.compiler.is_compiling():
+            self.__dict__["ran"] = name
+        y = backends.weighted(name, self.structure, tokens, factors, routing, bias)
+        collected = self.collected
+        if collected is not None and (torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1):
+            collected.append(routing)  # not what a checkpoint computes again, inside a backward
+        return y.reshape(*x.shape[:-1], self.out_features), routing
 
     def plan(self, tokens: int, *, grad: bool = False) -> backends.planned.Plan | backends.dense_cache.DensePlan:
         """The program that runs for this many tokens, with its predicted cost; print it.
@@ -175,14 +225,25 @@ class StructuredLinear(nn.Module):
         Args:
             grad: with the gradients of the input and of every parameter.
         """
+        if self.structure.gate is not None:
+            raise ValueError(f"{self.structure.name} has a gate: its experts run as several structures, each planned")
         like = next(self.parameters(), torch.empty(()))
         where: dict[str, Any] = {"dtype": like.dtype, "device": like.device.type, "bias": self.bias is not None}
         kept = None if self._keeper is None else self._keeper.plan(self.structure, tokens, grad=grad, **where)
         return kept or backends.planned.plan(self.structure, tokens, grad=grad, **where)
 
-    def to_dense(self) -> Tensor:
-        """W of shape (out_features, in_features), what nn.Linear calls weight; gradients flow to the factors."""
-        return reference.to_dense(self.structure, self.factors)
+    def to_dense(self, gates: Tensor | None = None) -> Tensor:
+        """W of shape (out_features, in_features), what nn.Linear calls weight; gradients flow to the factors.
+
+        Args:
+            gates: of an entry with a gate, the weight of each expert (experts,): W is each token's own there.
+        Raises:
+            ValueError: the entry has a gate and there are no such weights, or it has none and there are.
+        """
+        gate = self.structure.gate
+        if (gate is None) != (gates is None) or (gate and gates is not None and gates.shape != (gate.experts,)):
+            raise ValueError(_wrong_gates(self, gates))
+        return reference.to_dense(self.structure, self.factors, gates)
 
     def extra_repr(self) -> str:
         parts = [repr(self.structure.name), str(self.in_features), str(self.out_features)]
@@ -222,6 +283,17 @@ def _autocast(
         return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
     return cast(x), tuple(cast(f) for f in factors), None if bias is None else cast(bias)
+
+
+def _wrong_gates(layer: StructuredLinear, gates: Tensor | None) -> str:
+    name, gate = layer.structure.name, layer.structure.gate
+    if gate is None:
+        return f"{name} has no gate: to_dense() takes no gates"
+    found = "none are given" if gates is None else f"found shape {tuple(gates.shape)}"
+    return (
+        f"{name}: there is no one dense matrix, since {gate.active} of {gate.experts} experts are chosen for every "
+        f"token; to_dense(gates) takes the weight of each expert ({gate.experts},), {found}"
+    )
 
 
 def _wrong_width(layer: StructuredLinear, x: Tensor) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from structures import backends, registry
 from structures.linear import StructuredLinear
+from structures.projection import experts
 from structures.projection.covariance import damped, second_moment
 from structures.projection.measure import ratio, residual_of, scaled_problem, written
 from structures.projection.progress import Line
@@ -38,6 +39,10 @@ class Projection:
         optimal: nothing is nearer, up to rounding: a closed form, or an error of zero.
         converged: the tolerance was met within the limit.
         history: the relative error that was minimised, at the start and after each sweep.
+        sum_error: of an entry with a gate, the weight error of all its experts' sum, which is what was minimised. All
+            other errors are those of the layer as it is returned: with a router of zeros the first active experts
+            are chosen for every token, with equal weights. The two agree where every expert is active, and where
+            every expert got a copy of the whole.
     """
 
     method: str
@@ -48,6 +53,7 @@ class Projection:
     optimal: bool
     converged: bool
     history: tuple[float, ...]
+    sum_error: float | None = None
 
 
 def project(
@@ -86,6 +92,8 @@ def project(
                              dtype=weight.dtype, backend=backend, **options)  # type: ignore[arg-type]  # fmt: skip
     for name, factor in zip(shape.factor_names, factors, strict=True):
         setattr(layer, name, nn.Parameter(factor))
+    if shape.gate is not None:
+        layer.router = nn.Parameter(weight.new_zeros(shape.router_shape))
     layer.projection = record  # type: ignore[assignment]  # a plain record beside the parameters
     return layer
 
@@ -145,6 +153,11 @@ def project_factors(
     solution on, for coupled blocks (Monarch, BTT) one group of blocks after another by a whitened SVD, else factor by
     factor.
 
+    With a gate the sum of all experts is projected, and the factors are those of a router of zeros: where the expert
+    axis stands in one factor every expert is a copy of the whole, exact for any routing (but equal experts learn
+    alike until jitter or other routers part them); elsewhere expert e is the e-th summand times the number of active
+    experts, so that the first of them, which are chosen at first, add up to the leading summands.
+
     Args:
         weight: (out_features, in_features), finite.
         inputs: (..., in_features), what the layer reads, or its covariance (in_features, in_features). Of a batch the
@@ -164,8 +177,11 @@ def project_factors(
             likewise; numbers out of range.
     """
     _check(weight, structure, damping, refine, tolerance, limit)
-    precise = weight.dtype == torch.float64 or weight.numel() <= MAX_DOUBLE
-    dense = weight.detach().to(torch.float64 if precise else torch.float32, copy=True).contiguous()
+    if structure.gate is not None:
+        return _experts(weight, structure, inputs if held_out is None else held_out, project_factors(
+            weight, structure.summed(structure.gate.experts), inputs=inputs, held_out=held_out, damping=damping,
+            refine=refine, tolerance=tolerance, limit=limit, progress=progress))  # fmt: skip
+    dense = _dense(weight)
     fitted = None if inputs is None else _moment(structure, inputs, dense, "inputs")
     measured = fitted if held_out is None else _moment(structure, held_out, dense, "held_out")
     line = Line(structure.name, progress)
@@ -188,6 +204,31 @@ def project_factors(
         history=outcome.history,
     )
     return factors, record
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """The weight in the dtype that it is fitted in."""
+    precise = weight.dtype == torch.float64 or weight.numel() <= MAX_DOUBLE
+    return weight.detach().to(torch.float64 if precise else torch.float32, copy=True).contiguous()
+
+
+def _experts(
+    weight: Tensor, structure: Structure, measured: Tensor | None, summed: tuple[tuple[Tensor, ...], Projection]
+) -> tuple[tuple[Tensor, ...], Projection]:
+    """Factors and record of a structure with a gate from those of its experts' sum."""
+    gate, (factors, record), dense = structure.gate, summed, _dense(weight)
+    assert gate is not None
+    factors = experts.spread(structure, factors)
+    residual = experts.residual_of(structure, dense, factors)
+    moment = None if measured is None else _moment(structure, measured, dense, "inputs")
+    whole = gate.active == gate.experts or experts.are_copies(structure)
+    return factors, replace(
+        record,
+        weight_error=ratio(residual, dense, None),
+        output_error=None if moment is None else ratio(residual, dense, moment),
+        optimal=record.optimal and whole,
+        sum_error=record.weight_error,
+    )
 
 
 def bound(weight: Tensor, structure: str | Spec | Structure, options: Mapping[str, object]) -> Structure:

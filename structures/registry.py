@@ -16,7 +16,7 @@ from structures.expressions import nearest
 from structures.spec import Spec, SpecError
 
 ENTRY_POINTS = "structures.registries"  # each loads to the path of a YAML file
-FIELDS = ("title", "source", "options", "sizes", "index", "init", "einsum")
+FIELDS = ("title", "source", "options", "sizes", "index", "gate", "init", "einsum")
 MAX_BYTES = 2**18
 MAX_ENTRIES = 256
 MAX_DEPTH = 10

@@ -89,6 +89,7 @@ def _entry(layer: StructuredLinear) -> dict[str, object]:
     return {
         "structure": structure.name,
         "einsum": list(structure.spec.einsum),
+        **({"gate": dict(structure.spec.gate)} if structure.gate else {}),
         "options": dict(structure.options),
         "widths": [layer.in_features, layer.out_features],
         "bias": layer.bias is not None,
@@ -168,6 +169,11 @@ def _spec(where: str, entry: Mapping[str, Any]) -> Spec:
         raise ValueError(
             f"{where}: {spec.name} was saved as {entry['einsum']}, the registry has {list(spec.einsum)}; load the file "
             "that it was defined in"
+        )
+    if dict(spec.gate) != entry.get("gate", {}):
+        raise ValueError(
+            f"{where}: {spec.name} was saved with the gate {entry.get('gate')}, the registry has {dict(spec.gate)}; "
+            "load the file that it was defined in"
         )
     return spec
 

@@ -29,6 +29,8 @@ class Spec:
         sizes: expression for each axis (or for several at once, `"a b"`, from a list); earlier names may be used.
         options: what a user sets, with defaults: integers, floats, lists of numbers, or an expression of the widths.
         index: axes of the input view that are read through an integer expression of other axes.
+        gate: makes an axis that no view holds an expert axis: `{"axis": name, "experts_active": expression}`, and
+            optionally "jitter" and "capacity" (`structures.structure.Gate`).
         init: the source's own initialisation: `{"uniform" or "normal": expression, "source": text}`.
         file: where the entry stands, with `marks` giving line and column of each part, and whether it stands in one
             line, so that columns can be counted on.
@@ -42,6 +44,7 @@ class Spec:
     options: tuple[tuple[str, object], ...] = ()
     index: tuple[tuple[str, str], ...] = ()
     init: tuple[tuple[str, str], ...] = ()
+    gate: tuple[tuple[str, str], ...] = ()
     title: str = ""
     source: str = ""
     file: str = field(default="", compare=False, repr=False)
@@ -58,6 +61,7 @@ class Spec:
             "options": tuple((k, _freeze(v)) for k, v in _pairs(self.options, lambda v: v)),
             "index": _pairs(self.index, str),
             "init": _pairs(self.init, str),
+            "gate": _pairs(self.gate, str),
         }
         for key, value in normal.items():
             object.__setattr__(self, key, value)

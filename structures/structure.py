@@ -6,8 +6,8 @@ Nothing here is declared by an entry: all of it follows from the axes of its ein
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,21 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """An expert axis: for every token `active` of the `experts` slices on `axis` are chosen, weighted and summed.
+
+    A router, linear from the input to one logit an expert, chooses the largest logits (the first of equal ones); the
+    weights are the softmax over the chosen. Terms that do not hold the axis are added for every token.
+    """
+
+    axis: str
+    experts: int
+    active: int
+    jitter: float = 0.0  # standard deviation of the noise on the logits, in training alone
+    capacity: float = 0.0  # tokens an expert takes in training, in even shares of all choices; 0 for any number
+
+
+@dataclass(frozen=True)
 class Structure:
     """A structured linear map of fixed widths: `y = W x`, W of shape (out_features, in_features) a sum of terms.
 
@@ -90,6 +105,7 @@ class Structure:
     factors: tuple[Axes, ...]
     terms: tuple[Term, ...]
     spec: Spec = field(compare=False, repr=False)  # the Spec it was bound from
+    gate: Gate | None = None  # then W depends on the token: the chosen experts' terms, weighted
 
     def __hash__(self) -> int:  # three fields tell nearly all apart; hashing the terms would cost on every lookup
         return hash((self.name, self.in_features, self.out_features, self.sizes))
@@ -132,8 +148,13 @@ class Structure:
 
     @cached_property
     def params(self) -> int:
-        """Trainable numbers of all factors, without the bias."""
-        return sum(math.prod(shape) for shape in self.factor_shapes)
+        """Trainable numbers of all factors, and of the router where there is one, without the bias."""
+        return sum(math.prod(shape) for shape in self.factor_shapes) + math.prod(self.router_shape)
+
+    @property
+    def router_shape(self) -> tuple[int, ...]:
+        """(experts, in_features); (0,) without a gate."""
+        return (0,) if self.gate is None else (self.gate.experts, self.in_features)
 
     @property
     def dense_params(self) -> int:
@@ -142,10 +163,19 @@ class Structure:
     def flops(self, tokens: int = 1, *, train: bool = False) -> int:
         """Floating-point operations of `tokens` tokens: 2 per multiply-add, forward, without the bias.
 
+        With a gate those of the chosen experts and of the router; what a backend runs is its `executed_flops`.
+
         Args:
             train: count the gradients of the input and of every factor too: three times the forward.
         """
-        return 2 * tokens * sum(self.numel(step.axes) for step in self.steps) * (3 if train else 1)
+        each = sum(self.active(step.axes) for step in self.steps) + math.prod(self.router_shape)
+        return 2 * tokens * each * (3 if train else 1)
+
+    def active(self, axes: Axes) -> int:
+        """The product of the sizes of `axes`, the expert axis as large as the number of experts chosen."""
+        if self.gate is None or self.gate.axis not in axes:
+            return self.numel(axes)
+        return self.numel(axes) // self.gate.experts * self.gate.active
 
     def dense_flops(self, tokens: int = 1, *, train: bool = False) -> int:
         """The same count for a dense layer of these widths."""
@@ -154,7 +184,7 @@ class Structure:
     @cached_property
     def activation_size(self) -> int:
         """Numbers a token in the intermediate activations, from the first step's result to the last one's operand."""
-        return sum(self.numel(step.result) for term in self.terms for step in term.steps[:-1])
+        return sum(self.active(step.result) for term in self.terms for step in term.steps[:-1])
 
     def bytes(self, tokens: int = 1, itemsize: int = 4, *, train: bool = False, intermediates: bool = True) -> int:
         """Bytes moved when every tensor passes through memory once for each product that reads or writes it.
@@ -184,7 +214,7 @@ class Structure:
     @cached_property
     def rank(self) -> int | None:
         """Rank of W for generic factors; None where only bounds are known (`structures.analysis.generic_rank`)."""
-        return analysis.generic_rank(self)
+        return analysis.generic_rank(self.summed())
 
     @cached_property
     def taxonomy(self) -> Taxonomy | None:
@@ -194,7 +224,7 @@ class Structure:
     @cached_property
     def degrees_of_freedom(self) -> int | None:
         """Dimension of the set of matrices W; None where it is not computed (`structures.analysis`)."""
-        return analysis.degrees_of_freedom(self)
+        return analysis.degrees_of_freedom(self.summed())
 
     @cached_property
     def exponents(self) -> Mapping[str, float]:
@@ -209,9 +239,33 @@ class Structure:
         return {a: math.log(n) / math.log(base[a]) if base[a] > 1 else 0.0 for a, n in self.size.items()}
 
     def fan(self, factor: int) -> tuple[int, int]:
-        """(fan_in, fan_out) of one slice of the batched product that applies `factor`."""
+        """(fan_in, fan_out) of one slice of the batched product that applies `factor`; of one expert's, with a gate."""
         step = next(step for step in self.steps if step.factor == factor)
-        return self.numel(step.contracted), self.numel(step.cols)
+        gate = None if self.gate is None else self.gate.axis
+        fan_in, fan_out = (self.numel(tuple(a for a in axes if a != gate)) for axes in (step.contracted, step.cols))
+        return fan_in, fan_out
+
+    def summed(self, experts: int | None = None) -> Structure:
+        """Without a gate itself; else the structure without it, whose W is a sum over `experts` experts.
+
+        That is the matrix of one token, up to the experts' weights; by default of as many experts as are active.
+        An axis in a single factor is left out of it: the sum of such experts is one more of their kind.
+        """
+        if self.gate is None:
+            return self
+        gate, factors, terms = self.gate, list(self.factors), []
+        count = gate.active if experts is None else experts
+        for term in self.terms:
+            if sum(gate.axis in factors[f] for f in term.factors) == 1:
+                for f in term.factors:
+                    factors[f] = tuple(a for a in factors[f] if a != gate.axis)
+            order = [step.factor for step in term.steps]
+            held = {f: factors[f] for f in term.factors}
+            terms.append(replace(term, steps=chained(term.loaded, order, held, term.output)))
+        used = {a for axes in (*factors, *(t.loaded for t in terms), *(t.output for t in terms)) for a in axes}
+        sizes = ((a, count if a == gate.axis else n) for a, n in self.sizes)
+        kept = tuple((a, n) for a, n in sizes if a != gate.axis or a in used)
+        return replace(self, sizes=kept, factors=tuple(factors), terms=tuple(terms), gate=None)
 
     def term_of(self, factor: int) -> Term:
         """The term that `factor` belongs to."""
@@ -231,6 +285,8 @@ def _page(s: Structure) -> Iterator[str]:
     yield ""
     for term in s.terms:
         operands = [_view(_wide(s, term.input)), *(" ".join(_wide(s, s.factors[f])) for f in term.factors)]
+        if s.gate and any(s.gate.axis in s.factors[f] for f in term.factors):
+            operands.append(f"gate({s.gate.axis})")
         yield f"  y {'=' if term is s.terms[0] else '+'} {', '.join(operands)} -> {_view(_wide(s, term.output))}"
         for gather in term.gathers:
             yield f"      {gather.axis} is read at {gather.text}"
@@ -239,6 +295,9 @@ def _page(s: Structure) -> Iterator[str]:
     yield f"  as powers of the width: {'  '.join(f'{a} {s.exponents[a]:.2f}' for a in wide)}"
     if len(wide) < len(s.size):
         yield f"  of size 1, not shown: {' '.join(a for a in s.size if a not in wide)}"
+    if s.gate:
+        yield f"  gate: {s.gate.active} of {s.gate.experts} experts on axis {s.gate.axis} a token{_extras(s.gate)}"
+        yield "  rank, degrees of freedom and growth are those of one token's W"
     yield ""
     yield "  steps: batch x (tokens rows, contracted) @ (contracted, cols)"
     for number, step in enumerate(s.steps):
@@ -247,8 +306,11 @@ def _page(s: Structure) -> Iterator[str]:
         left = "tokens" if rows == "1" else f"tokens {rows}"
         yield (
             f"  {number:3d}  {s.factor_names[step.factor]:10} {batch} x ({left}, {contracted}) @ ({contracted}, {cols})"
-            f"    {2 * s.numel(step.axes):,} FLOPs a token"
+            f"    {2 * s.active(step.axes):,} FLOPs a token"
         )
+    if s.gate:
+        shape = f"(tokens, {s.in_features}) @ ({s.in_features}, {s.gate.experts})"
+        yield f"       router     1 x {shape}    {2 * math.prod(s.router_shape):,} FLOPs a token"
     yield ""
     share = s.params / s.dense_params
     yield f"  parameters          {s.params:>15,}   {share:8.4f} of dense"
@@ -287,6 +349,11 @@ def _group(s: Structure, axes: Axes) -> str:
     return " ".join(axes) + f" [{'x'.join(str(s.size[a]) for a in axes)}]"
 
 
+def _extras(gate: Gate) -> str:
+    jitter = f", jitter {gate.jitter:g}" if gate.jitter else ""
+    return jitter + (f", capacity {gate.capacity:g}" if gate.capacity else "")
+
+
 def _plain(value: object) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
 
@@ -297,6 +364,7 @@ def order_steps(
     factors: Mapping[int, Axes],
     families: Mapping[int, int],
     output: Axes,
+    gate: str | None = None,
 ) -> tuple[Step, ...]:
     """The steps of a term in the cheapest order in which every step has the activation as an operand.
 
@@ -306,6 +374,8 @@ def order_steps(
     Args:
         factors: axes of each factor of the term, by position in Structure.factors, in written order.
         families: which written factor each factor is a copy of.
+        gate: the expert axis, which stays on the activation until no factor is left that holds it; the weighted sum
+            over it is taken there and is no step. Its size is the number of experts chosen.
     """
     chains: list[list[int]] = []
     for position in factors:
@@ -314,15 +384,23 @@ def order_steps(
         else:
             chains.append([position])
     order = _cheapest_order(size, loaded, factors, chains, output)
+    return chained(loaded, order, factors, output, gate)
+
+
+def chained(
+    loaded: Axes, order: Sequence[int], factors: Mapping[int, Axes], output: Axes, gate: str | None = None
+) -> tuple[Step, ...]:
+    """The steps of a term in a given order; `gate` as in `order_steps`."""
     steps, left = [], loaded
     for index, position in enumerate(order):
-        step = _step(left, position, factors[position], _needed(factors, order[index + 1 :], output))
+        needed = _needed(factors, order[index + 1 :], output)
+        step = _step(left, position, factors[position], needed if gate is None else needed | {gate})
         steps.append(step)
-        left = step.result
+        left = tuple(a for a in step.result if a != gate or a in needed)
     return tuple(steps)
 
 
-def _needed(factors: Mapping[int, Axes], remaining: tuple[int, ...] | list[int], output: Axes) -> frozenset[str]:
+def _needed(factors: Mapping[int, Axes], remaining: Sequence[int], output: Axes) -> frozenset[str]:
     return frozenset(output).union(*(factors[p] for p in remaining))
 
 

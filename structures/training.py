@@ -53,7 +53,7 @@ def param_groups(
     if not isinstance(model, nn.Module):
         raise ValueError(f"param_groups: model is an nn.Module, found {type(model).__name__}")
     _check_rates(lr, weight_decay, base_width, optimizer)
-    factors = {id(f): (layer, i) for layer in _structured(model) for i, f in enumerate(layer.factors)}
+    factors = {id(f): (layer, i) for layer in _structured(model) for i, f in enumerate(layer.operands)}
     norms = {id(p) for m in model.modules() if "norm" in type(m).__name__.lower() for p in m.parameters(recurse=False)}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     refused = []
@@ -86,7 +86,7 @@ def param_groups(
 
 
 def multiplier(structure: Structure, factor: int, *, optimizer: type[Optimizer] = torch.optim.AdamW) -> float:
-    """A factor's learning rate relative to the weight of a dense layer of the same widths.
+    """A factor's learning rate relative to the weight of a dense layer of these widths; the last one is the router's.
 
     With fan_in and fan_out of one slice of the product that applies the factor, and n = (terms of the sum) x (factors
     of its term), each of which contributes to a step's change of the output:
@@ -95,12 +95,17 @@ def multiplier(structure: Structure, factor: int, *, optimizer: type[Optimizer] 
     - steps that grow with the gradient (SGD): (fan_out / fan_in) / (out_features / in_features) / n
     - orthogonalised steps (Muon, whose step for shape (rows, columns) has norm sqrt(max(1, rows / columns))): the
       ratio of the norms that are wanted, sqrt(fan_out / fan_in), to those steps, over the same for dense, / n
+
+    A router is a dense layer with as many outputs as experts, and is alone in what it adds: n = 1.
     """
-    fan_in, fan_out = structure.fan(factor)
     wide, tall = structure.in_features, structure.out_features
-    n = sum(bool(term.factors) for term in structure.terms) * len(structure.term_of(factor).factors)
+    if factor == len(structure.factors):
+        shape, fan_in, fan_out, n = structure.router_shape, wide, structure.router_shape[0], 1
+    else:
+        shape, (fan_in, fan_out) = structure.factor_shapes[factor], structure.fan(factor)
+        n = sum(bool(term.factors) for term in structure.terms) * len(structure.term_of(factor).factors)
     if optimizer.__name__ == "Muon":
-        rows, columns = structure.factor_shapes[factor][:2]
+        rows, columns = shape[:2]
         wanted = math.sqrt((fan_out / fan_in) / (tall / wide))
         return wanted * math.sqrt(max(1, tall / wide) / max(1, rows / columns)) / n
     if optimizer.__name__ in BY_GRADIENT:
@@ -136,7 +141,7 @@ def _structured(model: nn.Module) -> list[StructuredLinear]:
 
 def _is_matrix(parameter: nn.Parameter, layer: StructuredLinear | None, factor: int) -> bool:
     """Two axes, both of the product: a batch axis would make it a stack of vectors."""
-    if parameter.dim() != 2 or layer is None:
+    if parameter.dim() != 2 or layer is None or factor == len(layer.structure.factors):
         return parameter.dim() == 2
     step = next(step for step in layer.structure.steps if step.factor == factor)
     return not step.batch and len(step.contracted) == len(step.cols) == 1

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import structures
-from structures import reference
+from structures import backends, reference
 
 # Widths that suit every entry's default options: two rectangles and a square, none a power of two.
 SHAPES = ((48, 96), (144, 48), (240, 240))
@@ -14,10 +14,36 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 FLOOR = 8  # units in the last place that two orders of summing 1000 tokens may differ by: 4.2 were seen
 
 
-def layer(name: str, shape: tuple[int, int], *, dtype: torch.dtype = torch.float64, seed: int = 0, **more: object):
-    """A layer with seeded parameters."""
+def _runs() -> list[tuple[str, str]]:
+    """Every entry with every backend that runs its kind: with a gate or without."""
+    runs = []
+    for name in structures.names():
+        structure = structures.get(name).bind(*SHAPES[0])
+        x = torch.empty(1, SHAPES[0][0])
+        runs += [(name, b) for b in backends.names() if backends.refusal(b, structure, x) is None]
+    return runs
+
+
+RUNS = _runs()
+TRACED = [(name, backend) for name, backend in RUNS if backend != "grouped"]  # whose groups no graph can hold
+
+
+def layer(
+    name: str,
+    shape: tuple[int, int],
+    *,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    routed: bool = True,
+    **more: object,
+):
+    """A layer with seeded parameters; a router too is drawn, which a fresh layer has of zeros."""
     torch.manual_seed(seed)
-    return structures.StructuredLinear(name, *shape, dtype=dtype, **more)
+    made = structures.StructuredLinear(name, *shape, dtype=dtype, **more)
+    if made.structure.gate is not None and routed:
+        with torch.no_grad():
+            made.router.normal_()
+    return made
 
 
 def tensors(made, tokens: int, dtype: torch.dtype, seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -40,7 +66,7 @@ def truth(made, x: Tensor, dy: Tensor) -> list[Tensor]:
     """Value and gradients of the reference in float64, at the layer's own (rounded) parameters."""
     parameters = [p.double() for p in made.parameters()]
     return value_and_gradients(
-        lambda x, p: reference.apply(made.structure, x, p[: len(made.factors)], p[-1]),
+        lambda x, p: reference.apply(made.structure, x, p[:-1], p[-1]),
         x.double(),
         parameters,
         dy.double(),
@@ -49,13 +75,20 @@ def truth(made, x: Tensor, dy: Tensor) -> list[Tensor]:
 
 def of_backend(made, backend: str, x: Tensor, dy: Tensor) -> list[Tensor]:
     """Value and gradients of one backend, in the dtype of x."""
-    from structures import backends
 
     def run(x: Tensor, p: list[Tensor]) -> Tensor:
         chosen = backends.choose(backend, made.structure, x)
-        return backends.apply(chosen, made.structure, x, tuple(p[: len(made.factors)]), p[-1])
+        return backends.apply(chosen, made.structure, x, tuple(p[:-1]), p[-1])
 
     return value_and_gradients(run, x, list(made.parameters()), dy)
+
+
+def plain(made, x: Tensor, dy: Tensor) -> list[Tensor]:
+    """Value and gradients of the plainest execution in the dtype of x: einsum's steps, or the reference's experts."""
+    if made.structure.gate is None:
+        return of_backend(made, "einsum", x, dy)
+    parameters = list(made.parameters())
+    return value_and_gradients(lambda x, p: reference.apply(made.structure, x, p[:-1], p[-1]), x, parameters, dy)
 
 
 def error(found: Tensor, wanted: Tensor) -> float:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract import SHAPES, layer, tensors
+from contract import SHAPES, TRACED, layer, tensors
 from torch import nn
 
 import structures
-from structures import backends
 
 NAMES = structures.names()
-BACKENDS = backends.names()
 # What the compiler itself warns of; none of it concerns the graph.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -37,8 +35,7 @@ def check(compiled, made, tokens, dtype=torch.float64):
         torch.testing.assert_close(f, w)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "backend"), TRACED)
 def test_it_compiles_to_one_graph_with_dynamic_tokens(name, backend):
     made = layer(name, SHAPES[0], backend=backend)
     counted = []

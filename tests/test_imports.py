@@ -23,10 +23,11 @@ BELOW: dict[str, tuple[str, ...]] = {  # module or folder of structures/
     **dict.fromkeys(SPEC, ()),
     "registry": (),
     "reference": (),
-    "backends": ("backends",),
+    "backends": ("backends", "routing"),
     "initial": (),
+    "routing": (),
     "fit": ("registry",),
-    "linear": ("backends", "initial", "reference", "registry"),
+    "linear": ("backends", "initial", "reference", "registry", "routing"),
 }
 WITHOUT_TORCH = (*SPEC, "registry")
 # folder or file of bench/ -> what none of its modules may import

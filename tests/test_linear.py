@@ -10,7 +10,7 @@ import pickle
 import pytest
 import safetensors.torch
 import torch
-from contract import DTYPES, FLOOR, SHAPES, error, layer, of_backend, tensors, truth
+from contract import DTYPES, FLOOR, RUNS, SHAPES, TRACED, error, layer, of_backend, plain, tensors, truth
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,24 +19,25 @@ import structures
 from structures import backends, reference
 
 NAMES = structures.names()
+WITHOUT_GATE = [name for name in structures.names() if not structures.get(name).gate]  # the others: test_experts.py
+PLAIN_RUNS = [(name, backend) for name, backend in RUNS if name in WITHOUT_GATE]
 BACKENDS = backends.names()
 TOKENS = (1, 63, 1000)
 SMALL = (48, 48)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "backend"), RUNS)
 def test_every_backend_matches_the_reference_in_value_and_every_gradient(name, dtype, backend):
     for shape in SHAPES:
         made = layer(name, shape, dtype=dtype)
         for tokens in TOKENS:
             x, dy = tensors(made, tokens, dtype)
             wanted = truth(made, x, dy)
-            plain = of_backend(made, "einsum", x, dy)
+            usual = plain(made, x, dy)
             found = of_backend(made, backend, x, dy)
             floor = FLOOR * torch.finfo(dtype).eps
-            for what, f, p, w in zip(["y", "dx", *dict(made.named_parameters())], found, plain, wanted, strict=True):
+            for what, f, p, w in zip(["y", "dx", *dict(made.named_parameters())], found, usual, wanted, strict=True):
                 assert f.dtype == dtype and f.shape == w.shape
                 assert error(f, w) <= 2 * error(p, w) + floor, (shape, tokens, what)
 
@@ -50,7 +51,7 @@ def test_the_comparison_with_the_reference_can_fail():
     assert error(of_backend(made, "bmm", x, dy)[0], wanted[0]) > 1e-8
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITHOUT_GATE)
 def test_the_dense_form_is_what_the_layer_multiplies_by(name):
     for shape in SHAPES:
         made = layer(name, shape)
@@ -61,8 +62,7 @@ def test_the_dense_form_is_what_the_layer_multiplies_by(name):
         assert all(g is not None for g in torch.autograd.grad(weight.sum(), made.factors))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "backend"), PLAIN_RUNS)
 def test_any_leading_dimensions_and_strides_are_taken(name, backend):
     made = layer(name, SHAPES[0], backend=backend)
     linear = nn.Linear(*SHAPES[0], dtype=torch.float64)
@@ -91,12 +91,11 @@ def test_without_bias_nothing_is_added(name):
     made = layer(name, SHAPES[0], bias=False)
     assert made.bias is None and "bias" not in made.state_dict()
     x, _ = tensors(made, 3, torch.float64)
-    torch.testing.assert_close(made(x), reference.apply(made.structure, x, made.factors))
+    torch.testing.assert_close(made(x), reference.apply(made.structure, x, made.operands))
     assert not made(torch.zeros_like(x)).any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "backend"), PLAIN_RUNS)
 def test_autocast_runs_in_its_dtype_and_gives_gradients_in_the_parameters(name, backend):
     made = layer(name, SMALL, dtype=torch.float32, backend=backend)
     x = torch.randn(9, 48, requires_grad=True)
@@ -114,8 +113,7 @@ def test_autocast_runs_in_its_dtype_and_gives_gradients_in_the_parameters(name, 
         assert made.double()(x.double()).dtype == torch.float64
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "backend"), RUNS)
 def test_it_is_differentiable_twice(name, backend):
     torch.manual_seed(0)
     spec = structures.get(name)
@@ -143,8 +141,7 @@ def small_options(spec):
     raise AssertionError(spec.name)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "backend"), TRACED)
 def test_function_transforms_agree_with_the_plain_call(name, backend):
     made = layer(name, SMALL, backend=backend)
     x = torch.randn(4, 3, 48, dtype=torch.float64)
@@ -171,7 +168,7 @@ def test_function_transforms_agree_with_the_plain_call(name, backend):
 def test_it_is_copied_pickled_and_saved_with_readable_names(name, tmp_path):
     made = layer(name, SHAPES[0])
     x, _ = tensors(made, 4, torch.float64)
-    wanted = [f"factor_{i}" for i in range(len(made.factors))]
+    wanted = [f"factor_{i}" for i in range(len(made.factors))] + ["router"] * (made.structure.gate is not None)
     assert sorted(made.state_dict()) == sorted([*wanted, "bias"])
     assert all(torch.equal(copied(x), made(x)) for copied in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))))
 
@@ -206,7 +203,7 @@ def test_it_is_made_on_meta_and_filled_later(name):
     made.to_empty(device="cpu")
     torch.manual_seed(0)
     made.reset_parameters()
-    fresh = layer(name, SHAPES[0], dtype=torch.float32)
+    fresh = layer(name, SHAPES[0], dtype=torch.float32, routed=False)
     for ours, theirs in zip(made.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -356,8 +353,7 @@ def test_a_backend_asked_for_never_falls_back():
         del backends._BACKENDS["never"]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "backend"), PLAIN_RUNS)
 def test_flops_are_what_pytorch_counts(name, backend):
     made = layer(name, SHAPES[0], backend=backend)
     x, dy = tensors(made, 64, torch.float64)

@@ -23,7 +23,7 @@ from structures.projection import alternating
 from structures.projection.covariance import collect_covariances, damped
 from structures.projection.problem import Problem
 
-NAMES = structures.names()
+NAMES = [name for name in structures.names() if not structures.get(name).gate]  # the others: test_experts.py
 SUPPORTS = ("block_diagonal", "dyad_it", "dyad_ot", "dyad_dt", "kronecker_sparse", "dense")
 ONE_SVD = ("low_rank", "monarch", "kronecker", "tensor_train", "btt", "einsum", "block_dense")
 # Where nothing short of a global search is sure to end at zero, the error that is reached: pixelfly's default rank 32

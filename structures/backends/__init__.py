@@ -4,6 +4,9 @@
     apply(structure, x, factors, bias) -> y                x: (tokens, in_features), y: (tokens, out_features)
     executed_flops(structure, tokens, train) -> int        what it really computes, 2 per multiply-add
     prepare(structure) -> None                             optional: what can be worked out when a layer is made
+    GATED = True                                           optional: it runs structures with a gate, and no others
+
+For a structure with a gate the router is the last of `factors`; `weighted` of such a backend takes a routing instead.
 
 `choose` is the one place that selects. A backend named by the user never falls back to another one.
 """
@@ -17,7 +20,9 @@ import torch
 from torch import Tensor
 
 from structures.backends import autotune, bmm, dense_cache, einsum, planned
+from structures.backends.experts import all_experts, grouped, preferred
 from structures.expressions import nearest
+from structures.routing import Routing
 from structures.structure import Structure
 
 
@@ -58,6 +63,7 @@ class Keeper(Protocol):
 
 
 _BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned}
+_BACKENDS |= {"all_experts": all_experts, "grouped": grouped}
 _OPT_IN: dict[str, Backend] = {autotune.NAME: autotune, dense_cache.NAME: dense_cache}  # keep something for each layer
 AUTO = "auto"
 PREFERENCE = ("planned", "einsum")  # what `auto` tries, in this order
@@ -106,17 +112,36 @@ def choose(name: str, structure: Structure, x: Tensor) -> str:
         ValueError: the backend asked for refuses; its reason is the message.
     """
     reason = None
-    for candidate in PREFERENCE if name == AUTO else (name,):
-        reason = get(candidate).refuses(structure, x)
+    automatic = PREFERENCE if structure.gate is None else preferred(structure, x)
+    for candidate in automatic if name == AUTO else (name,):
+        reason = refusal(candidate, structure, x)
         if reason is None:
             return candidate
     raise ValueError(f"backend {name!r}: {reason}")
 
 
+def refusal(name: str, structure: Structure, x: Tensor) -> str | None:
+    """Why a backend cannot run this, as a sentence; None where it can."""
+    backend = get(name)
+    if structure.gate is not None and not getattr(backend, "GATED", False):
+        able = ", ".join(n for n, b in _BACKENDS.items() if getattr(b, "GATED", False))
+        return f"{structure.name} has a gate, and W is each token's own; backends that run experts: {able}"
+    return backend.refuses(structure, x)
+
+
 def prepare(structure: Structure) -> None:
     """Let every backend work out what it can before the first call: a compiler's trace then finds plain constants."""
     for backend in _BACKENDS.values():
-        getattr(backend, "prepare", lambda structure: None)(structure)
+        if getattr(backend, "GATED", False) == (structure.gate is not None):
+            getattr(backend, "prepare", lambda structure: None)(structure)
+
+
+def weighted(
+    name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], routing: Routing, bias: Tensor | None
+) -> Tensor:
+    """y of a structure with a gate by the backend called `name`, for a routing that is decided."""
+    y: Tensor = getattr(_BACKENDS[name], "weighted")(structure, x, factors, routing, bias)  # noqa: B009
+    return y
 
 
 def apply(name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
