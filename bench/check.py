@@ -38,9 +38,10 @@ def check(subject: Subject, x: Tensor, dy: Tensor | None) -> float:
             return _compare({"y": (y[rows], meant, subject.plain(x_rows, parameters))}, x.dtype)
     dy_rows = torch.zeros_like(dy)
     dy_rows[rows] = dy[rows]
-    found = torch.autograd.grad(subject.forward(x), (x, *subject.parameters), dy_rows)
-    exact = _gradients(subject.meaning, x_rows.double(), _double(parameters), dy[rows].double())
-    plain = _gradients(subject.plain, x_rows, parameters, dy[rows])
+    zeros = subject.router_may_idle
+    found = torch.autograd.grad(subject.forward(x), (x, *subject.parameters), dy_rows, materialize_grads=zeros)
+    exact = _gradients(subject.meaning, x_rows.double(), _double(parameters), dy[rows].double(), zeros)
+    plain = _gradients(subject.plain, x_rows, parameters, dy[rows], zeros)
     elsewhere = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
     elsewhere[rows] = False
     if found[0][elsewhere].count_nonzero():
@@ -74,10 +75,14 @@ def saved_bytes(subject: Subject, x: Tensor) -> int:
 
 
 def _gradients(
-    function: Callable[[Tensor, Sequence[Tensor]], Tensor], x: Tensor, parameters: Sequence[Tensor], dy: Tensor
+    function: Callable[[Tensor, Sequence[Tensor]], Tensor],
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    dy: Tensor,
+    zeros: bool,
 ) -> Sequence[Tensor]:
     leaves = [t.clone().requires_grad_() for t in (x, *parameters)]
-    return torch.autograd.grad(function(leaves[0], leaves[1:]), leaves, dy)
+    return torch.autograd.grad(function(leaves[0], leaves[1:]), leaves, dy, materialize_grads=zeros)
 
 
 def _double(tensors: Sequence[Tensor]) -> list[Tensor]:
