@@ -80,10 +80,10 @@ class Request:
 HALF, QUARTER, EIGHTH = (Budget("params", share) for share in (0.5, 0.25, 0.125))
 
 # About two minutes on two cores: every entry at a quarter of dense's parameters over widths, tokens, both modes and a
-# real model's layers; the other budgets over the widths where structures begin to pay.
+# real model's layers; the other budgets at the widths where structures pay.
 DEFAULT = (
     Block(SQUARES, (128,), MODES, (QUARTER,)),
-    Block(SQUARES[1:], (128,), MODES, (HALF, EIGHTH)),
+    Block(SQUARES[2:], (128,), MODES, (HALF, EIGHTH)),
     Block(OPT, (128,), MODES, (QUARTER,)),
     Block(SQUARES[:3], (1,), ("forward",), (QUARTER,)),
     Block(SQUARES[1:3], (512,), ("train",), (QUARTER,)),

@@ -42,8 +42,9 @@ class Routing(NamedTuple):
         return torch.zeros_like(self.logits).scatter(1, self.experts, self.weights.to(self.logits.dtype))
 
     def balance_loss(self) -> Tensor:
-        """experts * sum of (share of choices) * (mean probability): 1 where the load is even, up to `experts`.
+        """experts * sum of (share of choices) * (mean probability): 1 where probabilities are even, up to `experts`.
 
+        With one expert a token its weight is always 1: the task gives the router no gradient, these losses alone do.
         Source: Fedus et al. 2022, arXiv:2101.03961 (for one expert a token; here choices are counted).
         """
         experts = self.logits.shape[1]

@@ -22,8 +22,8 @@ from structures.structure import Structure
 GATED = True
 
 # FLOPs that padding may add for each call of an expert it saves: 28 us forward at 200 GFLOP/s, float32, 2 cores.
-# torch._grouped_mm, which needs no padding, took 0.8 to 1.0 times as long as one call an expert and 1.0 to 4 times as
-# long as the padded product (8 groups, widths 256 and 1024, float32 and bfloat16, torch 2.13 on that machine).
+# torch._grouped_mm, which needs no padding, took 0.5 to 1.0 times as long as one call an expert and 0.8 to 4.4
+# times as long as the padded product (8 groups, widths 256 and 1024, float32 and bfloat16, torch 2.13 on that machine).
 CALL = 4e6
 
 _functorch_active = torch._C._are_functorch_transforms_active
