@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timezone
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from structures import backends
-from structures.backends.autotune import Key, Record, Timing, clock_of, grad_text, key_of, tune
-from structures.backends.race import Outcome, race
+from structures.backends.autotune import Key, Record, Timing, check_can_time, clock_of, key_of, refuses, tune
+from structures.backends.autotune.exactness import call_like
+from structures.backends.autotune.race import race
+from structures.backends.autotune.record import recorded
 from structures.linear import StructuredLinear
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -57,7 +58,7 @@ def _structured(layer: StructuredLinear, x: Tensor) -> Record:
         raise ValueError(
             f"autotune: the layer's backend is {layer.backend!r}, which never runs another one; use 'auto'"
         )
-    reason = backends.autotune.refuses(layer.structure, x)
+    reason = refuses(layer.structure, x)
     if reason is not None:
         raise ValueError(f"autotune: {reason}")
     key = key_of(x, layer.factors, layer.bias)
@@ -101,22 +102,14 @@ WAYS: dict[str, Product] = {"F.linear": functional.linear, "addmm": _addmm, "tur
 
 
 def _dense(linear: nn.Linear, x: Tensor) -> Record:
-    backends.autotune.check_can_time(x)
+    check_can_time(x)
     key = key_of(x, (linear.weight,), linear.bias)
-    want = key[4]
-    leaves = [t if t is None else t.detach().requires_grad_(t.requires_grad) for t in (x, linear.weight, linear.bias)]
-    wanted = [t for t in leaves if t is not None and t.requires_grad]
-    generator = torch.Generator().manual_seed(0)
-    dy = torch.randn(x.shape[0], linear.out_features, generator=generator).to(x.device, x.dtype)
-
-    def step(way: Product) -> Callable[[], object]:
-        if want is None:
-            return lambda: way(leaves[0], leaves[1], leaves[2])
-        return lambda: torch.autograd.grad(way(leaves[0], leaves[1], leaves[2]), wanted, dy)
-
-    with torch.autocast(x.device.type, enabled=False), torch.set_grad_enabled(want is not None):
-        outcome = race([step(way) for way in WAYS.values()], clock_of(x.device.type))
-    record = _record(linear, x, key, outcome)
+    call = call_like(x, (linear.weight,), linear.bias, key.want, linear.out_features)
+    steps = [call.step(lambda x, weights, bias, way=way: way(x, weights[0], bias)) for way in WAYS.values()]  # type: ignore[misc]
+    with torch.autocast(x.device.type, enabled=False), torch.set_grad_enabled(key.want is not None):
+        outcome = race(steps, clock_of(x.device.type))
+    timings = [Timing(way, way, median=t.median, q1=t.q1, q3=t.q3) for way, t in zip(WAYS, outcome.times, strict=True)]
+    record = recorded(f"nn.Linear({linear.in_features}, {linear.out_features})", x, key.want, timings, outcome)
     if type(linear) is nn.Linear:
         linear.__class__ = TunedLinear
         linear.tuned_ways = {}  # type: ignore[assignment]
@@ -125,20 +118,3 @@ def _dense(linear: nn.Linear, x: Tensor) -> Record:
     ways: dict[Key, Record] = linear.tuned_ways  # type: ignore[assignment]
     ways[key] = record
     return record
-
-
-def _record(linear: nn.Linear, x: Tensor, key: Key, outcome: Outcome) -> Record:
-    timings = [Timing(way, way, None, t.median, t.q1, t.q3) for way, t in zip(WAYS, outcome.times, strict=True)]
-    return Record(
-        what=f"nn.Linear({linear.in_features}, {linear.out_features})",
-        tokens=x.shape[0],
-        dtype=str(x.dtype).removeprefix("torch."),
-        device=x.device.type,
-        threads=torch.get_num_threads(),
-        grad=grad_text(key[4]),
-        timings=tuple(timings),
-        winner=outcome.winner,
-        reason=outcome.reason,
-        again=outcome.again and (outcome.again[0].median, outcome.again[1].median),
-        when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )

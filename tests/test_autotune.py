@@ -21,8 +21,9 @@ from torch import nn
 import structures
 from structures import StructuredLinear, backends, reference
 from structures.autotune import TunedLinear
-from structures.backends import autotune, kept_choices
-from structures.backends.race import GAIN, race
+from structures.backends import autotune
+from structures.backends.autotune import kept, tuning
+from structures.backends.autotune.race import GAIN, race
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the compiler's own
@@ -69,7 +70,7 @@ def winner(monkeypatch: pytest.MonkeyPatch):
             watch = Stopwatch(*order)
             return race(watch.steps, watch)
 
-        monkeypatch.setattr(autotune, "race", fake)
+        monkeypatch.setattr(tuning, "race", fake)
         return counted
 
     return let
@@ -146,23 +147,23 @@ def test_whatever_wins_computes_the_same(name, grad, winner):
 
 def test_a_wrong_program_is_left_out_and_a_wrong_default_is_an_error(winner, monkeypatch):
     winner(0)
-    right = autotune._run_of
+    right = tuning.run_of
 
     def wrong_at(number):
         seen = []
 
-        def run_of(structure, key, timing):
-            seen.append(timing)
-            run = right(structure, key, timing)
+        def run_of(structure, key, digest):
+            seen.append(digest)
+            run = right(structure, key, digest)
             return (lambda x, f, b: run(x, f, b) + 0.01) if len(seen) == number + 1 else run
 
         return run_of
 
-    monkeypatch.setattr(autotune, "_run_of", wrong_at(1))
+    monkeypatch.setattr(tuning, "run_of", wrong_at(1))
     record = structures.autotune(layer(), torch.randn(9, 48), grad=False)
     [bad] = [t for t in record.timings if t.median is None]
     assert "is off by" in bad.note and bad.note in str(record)
-    monkeypatch.setattr(autotune, "_run_of", wrong_at(0))
+    monkeypatch.setattr(tuning, "run_of", wrong_at(0))
     with pytest.raises(RuntimeError, match=r"the planner's program .* is wrong: result 0 is off by"):
         structures.autotune(layer(), torch.randn(9, 48), grad=False)
 
@@ -288,7 +289,8 @@ def test_a_record_that_makes_no_sense_is_tuned_again(change, winner, folder):
     file.write_text(json.dumps(found))
     autotune.forget()
     counted = winner(0)
-    layer(backend="autotune")(torch.randn(20, 48))
+    with pytest.warns(UserWarning, match="no choice of this version; it is tuned again"):
+        layer(backend="autotune")(torch.randn(20, 48))
     assert len(counted) == 1
 
 
@@ -324,8 +326,8 @@ def test_a_home_that_cannot_be_written_is_a_warning(winner, tmp_path, monkeypatc
 def _write_often(folder: str, number: int) -> None:
     os.environ["STRUCTURES_CACHE"] = folder
     for i in range(100):
-        kept_choices.write("one", {"number": number, "long": "x" * 5000})
-        kept_choices.write(f"{number}", {"i": i})
+        kept.save("one", {"number": number, "long": "x" * 5000})
+        kept.save(f"{number}", {"i": i})
 
 
 def test_two_processes_leave_whole_files(folder):
@@ -334,12 +336,12 @@ def test_two_processes_leave_whole_files(folder):
     for job in jobs:
         job.start()
     while any(job.is_alive() for job in jobs):
-        found = kept_choices.read("one")
+        found = kept.load("one")
         assert found is None or len(found["long"]) == 5000
     for job in jobs:
         job.join()
         assert job.exitcode == 0
-    assert kept_choices.read("1") == kept_choices.read("2") == {"i": 99}
+    assert kept.load("1") == kept.load("2") == {"i": 99}
     assert not list(folder.glob("*.part"))
 
 
