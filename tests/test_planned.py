@@ -15,11 +15,11 @@ from contract import FLOOR, error
 
 import structures
 from structures import reference
+from structures.__main__ import main as command
 from structures.backends import einsum, planned
-from structures.backends.planned import choose, emit, figures, function, measure, price, problem, rates
+from structures.backends.planned import choose, emit, figures, function, measure, price, problem, rates, source
 from structures.backends.planned.layout import TOKENS, fuse, products, readable
 from structures.backends.planned.program import Multiply, Place, Want
-from structures.__main__ import main as command
 from structures.spec import Spec
 
 NAMES = [name for name in structures.names() if not structures.get(name).gate]  # the others: test_experts.py
@@ -222,14 +222,31 @@ def test_every_program_that_the_search_keeps_agrees_with_the_reference(name, wid
                 assert f.shape == t.shape and error(f, t) < EXACT, f"{plan}\npure={pure}"
 
 
+@pytest.mark.parametrize("name", ["dyad_ot", "dyad_dt", "monarch", "pixelfly", "btt"])
+def test_programs_planned_for_16_bits_agree_as_well(name, poison):
+    structure = structures.get(name).bind(48, 96)
+    made, dy = operands(structure, 7)
+    truth = wanted(structure, made, dy)
+    setting = choose.Setting("bfloat16", want=everything(structure))
+    for plan in choose.candidates(structure, 7, setting, figures.built_in("bfloat16", 2)):
+        for f, t in zip(run(plan, made, dy, False), truth, strict=True):  # in float64, where a wrong program shows
+            assert error(f, t) < EXACT, str(plan)
+
+
+def test_16_bit_pieces_are_turned_before_they_are_added():
+    structure = structures.get("dyad_dt").bind(1024, 1024)
+    place = planned.plan(structure, 128, dtype=torch.bfloat16).forward[-1]
+    assert isinstance(place, Place) and all(view[-1] == target[-1] for _, view, target in place.pieces)
+
+
 def run(plan, made, dy, pure):
     x, bias, *factors = made
     if plan.native:  # autograd takes the pure form alone
         leaves = [t.detach().clone().requires_grad_() for t in made]
-        y = emit.compiled(emit.forward_source(plan, pure=True), "forward")(leaves[0], *leaves[2:], leaves[1])[0]
+        y = source.compiled(emit.forward_source(plan, pure=True), "forward")(leaves[0], *leaves[2:], leaves[1])[0]
         return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
-    forward = emit.compiled(emit.forward_source(plan, pure=pure), "forward")
-    backward = emit.compiled(emit.backward_source(plan, pure=pure), "backward")
+    forward = source.compiled(emit.forward_source(plan, pure=pure), "forward")
+    backward = source.compiled(emit.backward_source(plan, pure=pure), "backward")
     with torch.no_grad():
         y, *saved = forward(x, *factors, bias)
         dx, *gradients = backward(dy, *factors, *(x if n == "x" else saved.pop(0) for n in plan.saved))
@@ -248,7 +265,7 @@ def test_forward_programs_agree_whole_and_in_chunks_with_a_ragged_tail(name, wid
         plans = choose.candidates(structure, 35, setting, figures.built_in("float32", 2))
         assert any(plan.chunk for plan in plans)
         for plan in plans:
-            y = emit.compiled(emit.forward_source(plan, pure=False), "forward")(x, *factors, b)[0]
+            y = source.compiled(emit.forward_source(plan, pure=False), "forward")(x, *factors, b)[0]
             assert error(y, truth) < EXACT, str(plan)
             assert y.data_ptr() != x.data_ptr() and y.is_contiguous()
 

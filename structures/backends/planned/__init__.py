@@ -3,10 +3,11 @@
 layout    what a BLAS call can read
 problem   a structure as chains of contractions
 program   operations and plans as data
-price     seconds of one operation; rates and measure: figures of this machine
+price     seconds of one operation, from figures: built in, or measured (measure) and kept (rates)
 grouping  factors merged before the activation is touched
 search    the programs worth looking at;  choose: the one that runs
-emit      source of a plan;  function: autograd and the call
+native    the gradients left to autograd
+emit      source of a plan (writer, elementwise, source);  function: autograd and the call
 """
 
 from __future__ import annotations

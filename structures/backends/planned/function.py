@@ -14,9 +14,10 @@ from torch.autograd import forward_ad
 
 from structures.backends.planned import rates
 from structures.backends.planned.choose import Setting, candidates
-from structures.backends.planned.emit import Run, backward_source, compiled, forward_source
+from structures.backends.planned.emit import backward_source, forward_source
 from structures.backends.planned.problem import X
 from structures.backends.planned.program import Plan, Want
+from structures.backends.planned.source import Run, compiled
 from structures.structure import Structure
 
 TRACED_TOKENS = 2048  # what a graph of an unknown number of tokens is planned for

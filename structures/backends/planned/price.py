@@ -220,7 +220,8 @@ def held(src: Layout, dst: Layout, extents: dict[str, int], itemsize: int) -> in
         size *= extents[axis]
         if size >= LINE:
             break
-    walked = [a for a in dst[min(dst.index(a) for a in line) + 1 :] if a not in line]
+    first = min((dst.index(a) for a in line if a in dst), default=len(dst))
+    walked = [a for a in dst[first + 1 :] if a not in line and a in src]
     apart = PAGE
     for axis in walked:
         apart = min(apart, itemsize * math.prod(extents[a] for a in src[src.index(axis) + 1 :]))
