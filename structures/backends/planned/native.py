@@ -58,7 +58,8 @@ class _Backward:
         elif isinstance(op, Copy):
             self.arrives(op.source, self.memory.get(op.result, op.layout))
         elif isinstance(op, Gather | Scatter):
-            self.seconds += 3 * self.price(op)  # a scattered addition
+            slow = 3 if self.price.itemsize >= 4 else 30  # a scattered addition; one by one in 16 bits
+            self.seconds += slow * self.price(op)
             self.arrives(op.source, op.view)
 
     def multiply(self, op: Multiply) -> None:
