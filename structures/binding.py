@@ -326,7 +326,8 @@ def _gate(spec: Spec, named: Mapping[str, int], names: Mapping[str, Value]) -> G
     if active > experts:
         raise spec.error(f"gate: experts_active = {fields['experts_active']} is {active}, but axis {axis!r} has "
                          f"{experts} experts", "gate", "experts_active", kind=SizeError)  # fmt: skip
-    return Gate(axis, experts, active, float(numbers["jitter"]), float(numbers["capacity"]))  # type: ignore[arg-type]
+    jitter, capacity = (float(numbers[n]) or None for n in ("jitter", "capacity"))  # type: ignore[arg-type]
+    return Gate(axis, experts, active, jitter, capacity)
 
 
 def _gathers(

@@ -80,13 +80,13 @@ def route(gate: Gate, x: Tensor, router: Tensor, *, training: bool = False) -> R
             logits = x.to(wide) @ router.to(wide).t()
     else:
         logits = x.to(wide) @ router.to(wide).t()
-    if training and gate.jitter:
+    if training and gate.jitter is not None:
         logits = logits + gate.jitter * torch.randn_like(logits)
     # a stable sort, so that equal logits keep the order of the experts; topk promises no order for them
     ordered = logits.detach().sort(dim=1, descending=True, stable=True).indices
     experts = ordered[:, : gate.active]
     weights = logits.gather(1, experts).softmax(1)
-    if not (training and gate.capacity):
+    if not training or gate.capacity is None:
         return Routing(logits, experts, weights)
     kept = _kept(gate, experts)
     return Routing(logits, experts, weights * kept, kept)
@@ -94,6 +94,7 @@ def route(gate: Gate, x: Tensor, router: Tensor, *, training: bool = False) -> R
 
 def room(gate: Gate, tokens: int) -> int:
     """Tokens that an expert takes in training, where the gate has a capacity."""
+    assert gate.capacity is not None
     return math.ceil(gate.capacity * tokens * gate.active / gate.experts)
 
 

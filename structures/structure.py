@@ -79,13 +79,15 @@ class Gate:
 
     A router, linear from the input to one logit an expert, chooses the largest logits (the first of equal ones); the
     weights are the softmax over the chosen. Terms that do not hold the axis are added for every token.
+
+    What is not asked for is None: torch.compile would trace a model twice to look at a number that is 0.
     """
 
     axis: str
     experts: int
     active: int
-    jitter: float = 0.0  # standard deviation of the noise on the logits, in training alone
-    capacity: float = 0.0  # tokens an expert takes in training, in even shares of all choices; 0 for any number
+    jitter: float | None = None  # standard deviation of the noise on the logits, in training alone
+    capacity: float | None = None  # tokens an expert takes in training, in even shares of all choices; else any number
 
 
 @dataclass(frozen=True)

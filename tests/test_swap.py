@@ -281,8 +281,9 @@ def test_projecting_keeps_the_bias_and_reports_the_error(name):
     model = perceptron()
     dense = copy.deepcopy(model)
     plan = swap(model, {"0": target(name)}, project=True)
-    weight = dense[0].weight.detach()
-    found = (model[0].to_dense().detach() - weight).norm() / weight.norm()
+    weight, gate = dense[0].weight.detach(), model[0].structure.gate
+    weights = () if gate is None else (torch.arange(gate.experts).lt(gate.active) / gate.active,)  # a router of zeros
+    found = (model[0].to_dense(*weights).detach() - weight).norm() / weight.norm()
     assert plan.rows[0].error == pytest.approx(float(found), rel=1e-3, abs=1e-6)
     assert torch.equal(model[0].bias, dense[0].bias) and model[0].bias is not dense[0].bias
 
@@ -346,13 +347,22 @@ def test_a_model_on_the_meta_device_is_planned_and_swapped_but_not_projected():
 # -- and back
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if not structures.get(name).gate])
 def test_to_linear_gives_the_same_map(name):
     made = StructuredLinear(name, 16, 32, dtype=torch.float64, **SMALL.get(name, {})).eval()
     linear = to_linear(made)
     x = torch.randn(3, 16, dtype=torch.float64)
     torch.testing.assert_close(linear(x), made(x))
     assert type(linear) is nn.Linear and not linear.training and linear.bias is not made.bias
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if structures.get(name).gate])
+def test_experts_have_no_dense_layer_of_their_own(name):
+    made = StructuredLinear(name, 16, 32)
+    with pytest.raises(ValueError, match=rf"{name}: there is no one dense matrix, since 2 of \d experts are chosen"):
+        to_linear(made)
+    with pytest.raises(ValueError, match=rf"0: {name}: there is no one dense matrix"):
+        swap(nn.Sequential(made), {"0": nn.Linear}, skip=())
 
 
 def test_to_linear_refuses_what_is_no_layer_of_numbers():

@@ -276,7 +276,11 @@ def test_a_layer_comes_nearer_to_the_dense_one_on_held_out_inputs(name):
     dense = nn.Linear(48, 48)
     x = correlated(1500, 48)
     made = swap(dense, {"*": name}, project=True).model
-    (match,) = distil(made, dense, x, steps=60)
+    gate = made.structure.gate  # a router that leaves zero changes the choice of experts: that is learned first
+    (match,) = distil(made, dense, x, steps=200 if gate else 60)
+    if match.before == 0:  # experts that are copies of the dense layer
+        assert gate and match.after == 0
+        return
     fresh = correlated(3000, 48)[1500:]  # the first 1500 are x
     wanted = dense(fresh)
     assert match.after < match.before
