@@ -50,9 +50,11 @@ def executed_flops(structure: Structure, tokens: int = 1, *, train: bool = False
     """All experts' products and the router's, 2 per multiply-add, without the bias and elementwise weighting."""
     made = program(structure)
     router = 2 * tokens * structure.in_features * structure.router_shape[0] * (3 if train else 1)
-    parts = [made.rest, *(p for term in made.terms for p in (term.head, term.tail))]
+    parts = [p for term in made.terms for p in (term.head, term.tail)]
+    parts += [made.rest] if made.rest.structure is not None else []
     sums = sum(2 * tokens * structure.router_shape[0] * term.inner for term in made.terms if term.sums)
-    return router + sums * (3 if train else 1) + sum(p.executed_flops(tokens, train=train) for p in parts)
+    products = sum(p.executed_flops(tokens, train=train, bias=p is parts[-1]) for p in parts)  # the last adds the bias
+    return router + sums * (3 if train else 1) + products
 
 
 def prepare(structure: Structure) -> None:

@@ -76,10 +76,11 @@ def executed_flops(
         whole, more = divmod(tokens * gate.active, gate.experts)
         lengths = [whole + (e < more) for e in range(gate.experts)]
     count = 2 * tokens * structure.in_features * gate.experts * (3 if train else 1)
-    count += made.rest.executed_flops(tokens, train=train)
-    for term in made.terms:
+    count += made.rest.executed_flops(tokens, train=train, bias=True)
+    for number, term in enumerate(made.terms):
         count += 2 * tokens * gate.active * term.result * (3 if train else 1)
-        count += sum(p.executed_flops(tokens, train=train) for p in (term.head, term.tail))
+        count += term.head.executed_flops(tokens, train=train)
+        count += term.tail.executed_flops(tokens, train=train, bias=not number and made.rest.structure is None)
         if _pads(term, lengths):
             count += term.together.executed_flops(max(lengths), train=train)
         else:

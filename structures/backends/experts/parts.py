@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from structures.backends import planned
@@ -28,10 +29,11 @@ class Part:
             return x if bias is None else x + bias
         return planned.apply(self.structure, x, [factors[f] for f in self.factors], bias)
 
-    def executed_flops(self, tokens: int, *, train: bool) -> int:
+    def executed_flops(self, tokens: int, *, train: bool, bias: bool = False) -> int:
+        """Of the plan that runs, which may be another one where a bias is added."""
         if self.structure is None or not tokens:
             return 0
-        return planned.executed_flops(self.structure, tokens, train=train)
+        return planned.plan(self.structure, tokens, dtype=torch.float32, bias=bias, grad=train).flops(tokens)
 
 
 @dataclass(frozen=True)
