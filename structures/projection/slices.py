@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from structures.projection.problem import ROWS, Problem
-from structures.projection.two_factor import Cut, arrange, is_product, matricise, solve_reads
+from structures.projection.two_factor import Cut, arrange, gram, is_product, matricise, solve_reads
 from structures.projection.views import TermView
 from structures.structure import Axes
 
@@ -145,8 +145,7 @@ def nearest(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     if matrices.shape[1] > matrices.shape[2]:
         right, left = nearest(matrices.mT, rank)
         return left.mT, right.mT
-    wide = matrices.double()
-    basis = torch.linalg.eigh(wide @ wide.mT)[1][..., -rank:].to(matrices.dtype)
+    basis = torch.linalg.eigh(gram(matrices))[1][..., -rank:].to(matrices.dtype)
     rest = basis.mT @ matrices
     more = rank - basis.shape[2]
     return torch.nn.functional.pad(basis, (0, more)), torch.nn.functional.pad(rest, (0, 0, 0, more))

@@ -12,7 +12,8 @@ from torch import Tensor
 from structures.projection.views import TermView
 from structures.structure import Axes
 
-MAX_SVD = 1024  # matrices whose shorter side is longer go through the eigenvectors of their Gram matrix
+MAX_SVD = 96  # matrices whose shorter side is longer go through the eigenvectors of their Gram matrix
+ENTRIES = 2**22  # of matrices that are turned into float64 at a time
 
 
 @dataclass(frozen=True)
@@ -76,19 +77,33 @@ def split(tensor: Tensor, axes: Axes, cut: Cut, size: Mapping[str, int]) -> tupl
 
 
 def truncated_svd(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The first `rank` singular vectors and values of (batch, m, n) matrices, m and n at least rank."""
+    """The first `rank` singular vectors and values of (batch, m, n) matrices, m and n at least rank.
+
+    The product's squared error is the least one, to within 1e-14 of the matrix's squared norm (float32: 1e-7).
+    """
     if min(matrices.shape[1:]) <= MAX_SVD:
         u, s, v = torch.linalg.svd(matrices, full_matrices=False)
         return u[..., :rank], s[..., :rank], v[..., :rank, :]
     if matrices.shape[1] > matrices.shape[2]:
         v, s, u = truncated_svd(matrices.mT, rank)
         return u.mT, s, v.mT
-    _, vectors = torch.linalg.eigh(matrices @ matrices.mT)
-    basis = vectors[..., -rank:]
+    # one float64 core, a matrix: 512 x 1376 at rank 64 takes 0.05 s, its SVD 0.23; 1024 x 2752 takes 0.32 and 1.86
+    basis = torch.linalg.eigh(gram(matrices))[1][..., -rank:].to(matrices.dtype)
     for _ in range(2):  # a Gram matrix halves the digits; two steps of subspace iteration bring them back
         basis = torch.linalg.qr(matrices @ torch.linalg.qr(matrices.mT @ basis).Q).Q
-    u, s, v = torch.linalg.svd(basis.mT @ matrices, full_matrices=False)
-    return basis @ u, s, v
+    right, core = torch.linalg.qr(matrices.mT @ basis)
+    v, s, u = torch.linalg.svd(core, full_matrices=False)
+    return basis @ u.mT, s, (right @ v).mT
+
+
+def gram(matrices: Tensor) -> Tensor:
+    """M M^T of (batch, m, n) matrices in float64, some columns at a time."""
+    batch, rows, _ = matrices.shape
+    total = torch.zeros(batch, rows, rows, dtype=torch.float64, device=matrices.device)
+    for part in torch.split(matrices, max(1, ENTRIES // (batch * rows)), dim=2):
+        wide = part.double()
+        total.baddbmm_(wide, wide.mT)
+    return total
 
 
 def is_product(view: TermView) -> bool:
