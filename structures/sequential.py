@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -21,14 +21,13 @@ from torch import Tensor, nn
 from structures import layers
 from structures.linear import StructuredLinear
 from structures.project import DAMPING, MAX_DOUBLE, Projection, from_linear
+from structures.projection.readings import Calls, calls_of, read
 from structures.structure import Structure
 
 Batches = Sequence[Any]
 Work = Sequence[tuple[str, nn.Module, Structure]]  # name, layer, what it becomes
 
-
-class _Reached(Exception):
-    """All calls of the layer in question have been seen: the rest of the model need not run."""
+KEPT = 2**28  # bytes of what is kept at a time, so that one pass serves several layers
 
 
 def made_in_order(
@@ -38,7 +37,7 @@ def made_in_order(
     held_out: Batches | None,
     arguments: Mapping[str, Any],
     backend: str,
-) -> dict[int, nn.Module]:
+) -> dict[int, StructuredLinear]:
     """The new layers, by the old ones' ids; `model` stays as it is.
 
     With x what a layer reads in the dense model and x' what it reads in the one converted so far, the factors minimise
@@ -46,8 +45,10 @@ def made_in_order(
 
         W + W (E x x'^T - E x' x'^T) (E x' x'^T + damping)^-1,
 
-    the weight that a ridge regression towards W finds. Every layer takes a pass of both models over the batches, which
-    ends where the layer is reached; memory is two (in_features, in_features) matrices and the converted layers.
+    the weight that a ridge regression towards W finds. Every layer takes a pass of the converted model over the
+    batches, which ends where the layer is reached. The dense model is run once for as many layers as have their outputs
+    W x in KEPT bytes, and what is held out goes through both models once at the end, or for each KEPT bytes of weights.
+    Memory beside that: a covariance, two weights, and the converted layers.
 
     Raises:
         ValueError: a layer is not called by the batches, or not by the same rows in both models; as `project`.
@@ -62,29 +63,40 @@ def made_in_order(
     training = [module for module in model.modules() if module.training]
     model.eval()
     twin.eval()
-    made: dict[int, nn.Module] = {}
+    made: dict[int, StructuredLinear] = {}
+    converted: dict[str, nn.Module] = {}  # the same by name, without the user's hooks
     try:
         with torch.no_grad():
-            calls = _calls(model, work, batches[0])
-        for number, (name, layer, structure) in enumerate(sorted(work, key=lambda job: calls[job[0]][0])):
+            calls = calls_of(model, {name: layer for name, layer, _ in work}, batches[0])
+        ordered = sorted(work, key=lambda job: calls[job[0]].first)
+        wanted: dict[str, list[Tensor | None]] = {}  # W x of the layers that come next, for each batch
+        for number, (name, layer, structure) in enumerate(ordered):
             if arguments.get("progress"):
                 sys.stderr.write(f"layer {number + 1} of {len(work)}: {name}\n")
-            converted = twin.get_submodule(name)
+            old = twin.get_submodule(name)
             with torch.no_grad():
+                if name not in wanted:
+                    wanted = _wanted(model, ordered[number:], calls, batches)
                 moments = _Moments(layer)
-                moments.collect(name, (model, layer), (twin, converted), batches, calls[name][1])
+                for batch, outputs in zip(batches, wanted.pop(name), strict=True):
+                    moments.add(name, outputs, read(twin, {name: old}, calls, batch).get(name))
+                moments.end(name)
             target = _target(moments, float(arguments.get("damping", DAMPING)))
             try:
                 new = from_linear(target, structure, inputs=moments.seen, backend=backend, **arguments)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-            if held_out is not None:
-                with torch.no_grad():
-                    moments = _Moments(layer)
-                    moments.collect(name, (model, layer), (twin, converted), held_out, calls[name][1])
-            new.projection = _measured(new, moments, held_out is not None)  # type: ignore[assignment]
+            new.projection = moments.record(new)  # type: ignore[assignment]
             made[id(layer)] = new
-            twin = _put(twin, converted, copy.copy(new).eval())  # of the same parameters, without the user's hooks
+            converted[name] = copy.copy(new).eval()  # of the same parameters
+            twin = _put(twin, old, converted[name])
+        if held_out is not None:
+            with torch.no_grad():
+                errors = _errors(model, twin, ordered, converted, calls, held_out)
+            for name, layer, _ in work:
+                new = made[id(layer)]
+                assert isinstance(new.projection, Projection)
+                new.projection = replace(new.projection, output_error=errors[name], held_out=True)
     finally:
         for module in training:
             module.training = True
@@ -94,45 +106,119 @@ def made_in_order(
 
 
 class _Moments:
-    """E x x'^T and E x' x'^T of one layer, and E |W x|^2: x in the dense model, x' in the converted one."""
+    """W E x x'^T, E x' x'^T and E |W x|^2 of one layer: x in the dense model, x' in the converted one."""
 
     def __init__(self, layer: nn.Module):
         self.linear = layers.as_linear(layer)
         weight = self.linear.weight
         self.dtype = torch.float64 if weight.dtype == torch.float64 or weight.numel() <= MAX_DOUBLE else torch.float32
-        size = self.linear.in_features
-        self.cross, self.seen = (torch.zeros(size, size, dtype=self.dtype, device=weight.device) for _ in range(2))
-        self.energy = 0.0
+        self.product = torch.zeros(weight.shape, dtype=self.dtype, device=weight.device)
+        self.seen = torch.zeros(weight.shape[1:] * 2, dtype=self.dtype, device=weight.device)
+        self.energy, self.tokens = 0.0, 0
 
-    def collect(
-        self,
-        name: str,
-        first: tuple[nn.Module, nn.Module],
-        second: tuple[nn.Module, nn.Module],
-        batches: Batches,
-        calls: int,
-    ) -> None:
-        weight = self.linear.weight.detach()
-        exact = torch.float64 if weight.dtype == torch.float64 else torch.float32  # of a batch; float64 between them
-        tokens = 0
-        for batch in batches:
-            x, y = (_read(*pair, batch, calls) for pair in (first, second))
-            if x is None or y is None or x.shape != y.shape:
-                found = " and ".join("none" if rows is None else str(len(rows)) for rows in (x, y))
-                raise ValueError(
-                    f"{name}: it reads {found} rows of a batch in the dense and in the converted model; where that "
-                    "differs (experts, early exits) rows cannot be compared: convert it with inputs= instead"
-                )
-            x, y = x.to(exact), y.to(exact)
-            self.energy += float((x @ weight.to(exact).mT).double().square().sum())
-            self.cross += x.mT @ y
-            self.seen += y.mT @ y
-            tokens += len(x)
+    def add(self, name: str, outputs: Tensor | None, x: Tensor | None) -> None:
+        """A batch: what the dense layer gave, without its bias, and what the converted model reads there."""
+        outputs, x = _compared(name, outputs, x)
+        self.energy += float(outputs.double().square().sum())
+        self.product += outputs.mT @ x  # of a batch in its own precision, in float64 between them
+        self.seen += x.mT @ x
+        self.tokens += len(x)
+
+    def end(self, name: str) -> None:
         if not (math.isfinite(self.energy) and bool(torch.isfinite(self.seen).all())):
             raise ValueError(f"{name}: its inputs hold NaN or infinity, or their squares overflow")
-        self.energy /= max(tokens, 1)
-        for moment in (self.cross, self.seen):
-            moment.div_(max(tokens, 1))
+        self.energy /= max(self.tokens, 1)
+        for moment in (self.product, self.seen):
+            moment.div_(max(self.tokens, 1))
+
+    def record(self, new: StructuredLinear) -> Projection:
+        """The layer's record with its errors to the dense layer: of the weight, and of the output on what it reads."""
+        assert isinstance(new.projection, Projection)
+        with torch.no_grad():
+            weight, fitted = self.linear.weight.detach().to(self.dtype), new.to_dense().to(self.dtype)
+        between, own = float(self.product.mul(fitted).sum()), float((fitted @ self.seen).mul(fitted).sum())
+        missed, norm = max(0.0, self.energy - 2 * between + own), float(weight.norm())
+        far = float((weight - fitted).norm()) / norm if norm else 0.0
+        error = math.sqrt(missed / self.energy) if self.energy > 0 else 0.0
+        return replace(new.projection, weight_error=far, output_error=error, held_out=False)
+
+
+def _compared(name: str, outputs: Tensor | None, x: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both, where they are of the same rows.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if outputs is None or x is None or len(outputs) != len(x):
+        found = " and ".join("none" if rows is None else str(len(rows)) for rows in (outputs, x))
+        raise ValueError(
+            f"{name}: it reads {found} rows of a batch in the dense and in the converted model; where that differs "
+            "(experts, early exits) rows cannot be compared: convert it with inputs= instead"
+        )
+    return outputs, x.to(outputs.dtype)
+
+
+def _fitting(work: Work, size: Callable[[str, nn.Module], int]) -> Work:
+    """The first layers whose sizes, in bytes, add up to KEPT at most; one at least."""
+    total = 0
+    for number, (name, layer, _) in enumerate(work):
+        total += size(name, layer)
+        if total > KEPT and number:
+            return work[:number]
+    return work
+
+
+def _outputs(weight: Tensor, x: Tensor | None) -> Tensor | None:
+    """W x for rows of x, in float32 at least."""
+    exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return None if x is None else x.to(exact) @ weight.to(exact).mT
+
+
+def _wanted(model: nn.Module, work: Work, calls: Mapping[str, Calls], batches: Batches) -> dict[str, Any]:
+    """What the first of these layers give in the dense model, without the bias: a tensor for each batch."""
+
+    def size(name: str, layer: nn.Module) -> int:
+        itemsize = 8 if next(layer.parameters()).dtype == torch.float64 else 4
+        return calls[name].rows * len(batches) * layers.widths(layer)[1] * itemsize
+
+    chosen = {name: layer for name, layer, _ in _fitting(work, size)}
+    weights = {name: layers.as_linear(layer).weight.detach() for name, layer in chosen.items()}
+    found: dict[str, list[Tensor | None]] = {name: [] for name in chosen}
+    for batch in batches:
+        rows = read(model, chosen, calls, batch)
+        for name, outputs in found.items():
+            outputs.append(_outputs(weights[name], rows.get(name)))
+    return found
+
+
+def _errors(
+    model: nn.Module,
+    twin: nn.Module,
+    work: Work,
+    converted: Mapping[str, nn.Module],
+    calls: Mapping[str, Calls],
+    batches: Batches,
+) -> dict[str, float]:
+    """Each layer's output error to the dense model, on what it reads in the converted one."""
+    found: dict[str, float] = {}
+    while work:
+        group = _fitting(work, lambda name, layer: 16 * math.prod(layers.widths(layer)))
+        work = work[len(group) :]
+        own = {name: layer for name, layer, _ in group}
+        new = {name: converted[name] for name in own}
+        weights = {
+            name: (layers.as_linear(own[name]).weight.detach(), layers.as_linear(new[name]).weight.detach())
+            for name in own
+        }
+        sums = {name: [0.0, 0.0] for name in own}
+        for batch in batches:
+            first, second = read(model, own, calls, batch), read(twin, new, calls, batch)
+            for name, (before, after) in weights.items():
+                wanted, given = _compared(name, _outputs(before, first.get(name)), _outputs(after, second.get(name)))
+                sums[name][0] += float((wanted - given).double().square().sum())
+                sums[name][1] += float(wanted.double().square().sum())
+        found |= {name: math.sqrt(missed / whole) if whole else 0.0 for name, (missed, whole) in sums.items()}
+    return found
 
 
 def _target(moments: _Moments, damping: float) -> nn.Linear:
@@ -144,79 +230,11 @@ def _target(moments: _Moments, damping: float) -> nn.Linear:
     if not bool(mean > 0) or int(failed):  # `project` says what is wrong with these inputs
         return linear
     weight = linear.weight.detach().to(mean.dtype)
-    change = torch.cholesky_solve((weight @ (moments.cross - moments.seen)).mT, root).mT
+    change = torch.cholesky_solve((moments.product - weight @ moments.seen).mT, root).mT
     found = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta").train(linear.training)
     found.weight = nn.Parameter((weight + change).to(linear.weight.dtype), requires_grad=linear.weight.requires_grad)
     found.bias = linear.bias
     return found
-
-
-def _measured(new: StructuredLinear, moments: _Moments, held_out: bool) -> Projection:
-    """The record with its errors to the dense layer: of the weight, and of the output on what is really read."""
-    assert isinstance(new.projection, Projection)
-    weight = moments.linear.weight.detach().to(moments.dtype)
-    with torch.no_grad():
-        fitted = new.to_dense().to(moments.dtype)
-    between = float((weight @ moments.cross).mul(fitted).sum())
-    own = float((fitted @ moments.seen).mul(fitted).sum())
-    whole = moments.energy
-    error = math.sqrt(max(0.0, whole - 2 * between + own) / whole) if whole > 0 else 0.0
-    norm = float(weight.norm())
-    far = float((weight - fitted).norm()) / norm if norm else 0.0
-    return replace(new.projection, weight_error=far, output_error=error, held_out=held_out)
-
-
-def _calls(model: nn.Module, work: Work, batch: Any) -> dict[str, tuple[int, int]]:
-    """For each layer when it is first called, and how often.
-
-    Raises:
-        ValueError: a layer is not called.
-    """
-    seen: list[str] = []
-    handles = [
-        layer.register_forward_pre_hook(lambda module, args, name=name: seen.append(name)) for name, layer, _ in work
-    ]
-    try:
-        _call(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    missing = [name for name, _, _ in work if name not in seen]
-    if missing:
-        raise ValueError(
-            f"{missing[0]}: the first batch does not reach it, so that there is nothing to fit it on; leave it out of "
-            "the rules, or swap it without sequential=True"
-        )
-    return {name: (seen.index(name), seen.count(name)) for name, _, _ in work}
-
-
-def _read(model: nn.Module, layer: nn.Module, batch: Any, calls: int) -> Tensor | None:
-    """What the layer reads in one run of the model, (rows, in_features), over its first so many calls."""
-    rows: list[Tensor] = []
-
-    def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
-        x = args[0] if args else next(iter(kwargs.values()))
-        rows.append(x.detach().reshape(-1, x.shape[-1]).clone())
-        if len(rows) == calls:
-            raise _Reached
-
-    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        _call(model, batch)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    return torch.cat(rows) if rows else None
-
-
-def _call(model: nn.Module, batch: Any) -> None:
-    if isinstance(batch, Mapping):
-        model(**batch)
-    elif isinstance(batch, tuple | list):
-        model(*batch)
-    else:
-        model(batch)
 
 
 def _twin(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import structures
+from structures import sequential
 from structures.linear import StructuredLinear
 from structures.projection.covariance import collect_covariances
 from structures.swap import swap
@@ -221,3 +222,19 @@ def test_a_mistake_is_an_error_and_the_model_stays_as_it_was(number):
 def test_batches_without_sequential_are_told_what_they_are_for():
     with pytest.raises(ValueError, match=r"found list; .* sequential=True takes the batches"):
         swap(perceptron(), RULES, project=True, inputs=[rows(9)], skip=())
+
+
+def test_what_is_kept_at_a_time_changes_the_passes_and_not_the_result(monkeypatch):
+    dense, batches, held_out = perceptron(), [rows(100, seed=i) for i in range(3)], [rows(50, seed=9)]
+    runs, found = [], []
+    for kept in (2**28, 1):
+        monkeypatch.setattr(sequential, "KEPT", kept)
+        model = copy.deepcopy(dense)
+        count = []
+        model[0].register_forward_pre_hook(lambda module, args, count=count: count.append(1))
+        plan = in_order(model, inputs=batches, held_out=held_out)
+        runs.append(len(count))
+        found.append([row.output_error for row in plan.rows])
+    # how the layers are called, the batches, what is held out; and the converted model's passes for this first layer
+    assert runs == [1 + 3 + 1 + 3, 1 + 5 * 3 + 5 * 1 + 3]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
