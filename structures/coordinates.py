@@ -49,6 +49,11 @@ def coordinate_check(
         options: of the structure, the same at every width.
     Raises:
         ValueError: fewer than two widths, one that stands twice, or a number that is none; options that do not fit.
+
+    >>> rows = coordinate_check("dyad_it", (64, 256), steps=2)
+    >>> last = {row.width: row.size for row in rows if (row.step, row.layer) == (2, 1)}
+    >>> 0.5 < last[256] / last[64] < 2  # of one order, four times as wide
+    True
     """
     widths = _checked(widths, steps, lr, layers)
     rows: list[Coordinate] = []

@@ -56,6 +56,14 @@ def distil(
         the error of each layer before and after.
     Raises:
         ValueError: there is nothing to train, or the teacher has no such layer of these widths.
+
+    >>> _ = torch.manual_seed(0)
+    >>> teacher = nn.Linear(32, 32)
+    >>> inputs = torch.randn(512, 16) @ torch.randn(16, 32)  # of half the inputs' dimensions
+    >>> student = from_linear(teacher, "monarch", n_blocks=4)
+    >>> match, = distil(student, teacher, inputs, steps=100)
+    >>> match.after < 0.8 * match.before
+    True
     """
     _check_numbers(steps, batch, tokens, held_out, lr, seed)
     if progress is not None and not callable(progress):

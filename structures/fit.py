@@ -58,6 +58,11 @@ def fit_options(
     Raises:
         ValueError: not exactly one share, one that is not positive, or widths that no options fit.
         KeyError: no such entry.
+
+    >>> fit_options("low_rank", 1024, 4096, params=0.25)
+    {'rank': 204}
+    >>> fit_options("dyad_it", 768, 3072, flops=0.125)
+    {'n_blocks': 16}
     """
     spec = registry.get(name_or_spec) if isinstance(name_or_spec, str) else name_or_spec
     if (params is None) == (flops is None):

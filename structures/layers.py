@@ -95,6 +95,11 @@ def to_linear(layer: nn.Module) -> nn.Linear:
 
     Raises:
         ValueError: `layer` is no linear layer, or has no numbers because it is on the meta device.
+
+    >>> layer = StructuredLinear("monarch", 64, 32, n_blocks=4)
+    >>> x = torch.randn(5, 64)
+    >>> torch.allclose(to_linear(layer)(x), layer(x), atol=1e-5)
+    True
     """
     if kind(layer) is None:
         raise ValueError(f"to_linear takes a linear layer, found {type(layer).__name__}; for a model use swap(...)")

@@ -83,6 +83,13 @@ def project(
     Raises:
         KeyError: no such entry.
         ValueError: as `project_factors`, or options that do not fit.
+
+    >>> weight = torch.eye(64, 32)
+    >>> layer = project(weight, "low_rank", rank=8)
+    >>> round(layer.projection.weight_error, 3), layer.projection.method, layer.projection.optimal
+    (0.866, 'truncated SVD', True)
+    >>> project(weight, "low_rank", rank=8, inputs=torch.randn(100, 32)).projection.output_error < 0.866
+    True
     """
     shape = bound(weight, structure, options)
     factors, record = project_factors(weight, shape, inputs=inputs, held_out=held_out, damping=damping, refine=refine,
@@ -116,6 +123,11 @@ def from_linear(
 
     Raises:
         TypeError: not an nn.Linear.
+
+    >>> linear = nn.Linear(32, 64)
+    >>> layer = from_linear(linear, "dyad_it", n_blocks=4)
+    >>> layer.in_features, layer.out_features, bool((layer.bias == linear.bias).all())
+    (32, 64, True)
     """
     if not isinstance(linear, nn.Linear):
         raise TypeError(

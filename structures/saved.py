@@ -29,6 +29,16 @@ def save_swapped(model: nn.Module, folder: Folder) -> None:
     """Write `model.safetensors` and `structures.json` into `folder`; a transformers model's config too.
 
     Parameters that are shared are written once. Needs safetensors.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from structures.swap import swap
+    >>> model = nn.Sequential(nn.Linear(64, 32))
+    >>> rows = swap(model, {"*": "dyad_it"}).rows
+    >>> with TemporaryDirectory() as folder:
+    ...     save_swapped(model, folder)
+    ...     again = load_swapped(nn.Sequential(nn.Linear(64, 32)), folder)  # a fresh dense model of that architecture
+    >>> again[0].structure == model[0].structure, bool((again[0].factor_0 == model[0].factor_0).all())
+    (True, True)
     """
     safetensors = _safetensors()
     folder = Path(folder)

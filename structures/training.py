@@ -48,6 +48,17 @@ def param_groups(
         parameters are left out, shared ones occur once.
     Raises:
         ValueError: Muon and a parameter that is not a matrix; the message names it.
+
+    >>> model = nn.Sequential(nn.Linear(8, 256), StructuredLinear("low_rank", 256, 256, rank=16))
+    >>> groups = param_groups(model, lr=1e-3, weight_decay=0.1)
+    >>> for group in groups:
+    ...     print(*group["names"], group["lr"], group["weight_decay"])
+    0.weight 0.001 0.1
+    0.bias 1.bias 0.001 0.0
+    1.factor_0 0.0005 0.2
+    1.factor_1 0.008 0.0125
+    >>> optimizer = torch.optim.AdamW(groups)
+
     Source: Qiu et al. 2024, arXiv:2406.06248; Potapczynski et al. 2024, arXiv:2410.02117. The rule for Muon is ours.
     """
     if not isinstance(model, nn.Module):
@@ -122,6 +133,9 @@ def shard_placement(parameter: nn.Parameter, *, shards: int | None = None) -> Sh
 
     Args:
         shards: how many; the number of processes by default. With a mesh of fewer, use functools.partial.
+
+    >>> shard_placement(nn.Parameter(torch.zeros(4, 96, 64)), shards=8)  # 4 blocks do not divide among 8 processes
+    Shard(dim=1)
     """
     from torch.distributed.tensor import Shard
 

@@ -165,6 +165,11 @@ def collect_covariances(
     Raises:
         ValueError: unknown names, no batches, a layer of `names` that was never called (nn.MultiheadAttention reads
             its out_proj without a call; so does what the batches do not reach), or inputs that are not finite.
+
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    >>> seen = collect_covariances(model, [torch.randn(32, 8) for _ in range(4)])
+    >>> {name: tuple(matrix.shape) for name, matrix in seen.items()}
+    {'0': (8, 8), '2': (16, 16)}
     """
     modules = dict(model.named_modules())
     names = [names] if isinstance(names, str) else names
