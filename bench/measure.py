@@ -33,6 +33,8 @@ class Effort:
         return max(self.rounds, min(self.most, int(seconds / max(each, 1e-9))))
 
 
+WARM = 8  # slices of fewer calls begin with one that is not timed: after a dense layer of 64 MB the first call of a
+# small one finds its caches cold (Kronecker, 4096 wide, 128 tokens: 14 times dense so, 22 times otherwise)
 LATE = 2  # times its share of time after which a loop ends with fewer rounds
 SHORT = Effort(paired=0.06, alone=0.025, rounds=4, most=100, precision=0.03)
 LONG = Effort(paired=1.5, alone=0.7, rounds=8, most=400, precision=0.01)
@@ -101,11 +103,23 @@ def once(step: Step, clock: Clock = time.perf_counter) -> float:
 
 
 def timed(step: Step, calls: int, clock: Clock = time.perf_counter) -> float:
-    """Seconds a call over a slice of `calls`."""
+    """Seconds a call over `calls` of them."""
     start = clock()
     for _ in range(calls):
         step()
     return (clock() - start) / calls
+
+
+def _slice(step: Step, calls: int, clock: Clock) -> float:
+    """Seconds a call over a slice, warm."""
+    if calls < WARM:
+        step()
+    return timed(step, calls, clock)
+
+
+def _spent(calls: int) -> int:
+    """Calls that a slice takes, the one that is not timed among them."""
+    return calls + (calls < WARM)
 
 
 def calls_in_a_slice(seconds_a_call: float, effort: Effort) -> int:
@@ -122,7 +136,7 @@ def paired(
         seconds: about how long a call of each takes.
     """
     calls = tuple(calls_in_a_slice(s, effort) for s in seconds)
-    rounds = effort.count(effort.paired, sum(s * c for s, c in zip(seconds, calls, strict=True)))
+    rounds = effort.count(effort.paired, sum(s * _spent(c) for s, c in zip(seconds, calls, strict=True)))
     ratios: list[float] = []
     with quiet():
         start = clock()
@@ -133,11 +147,11 @@ def paired(
                 if margin_of_error(ratios, effort.confidence) <= effort.precision:
                     break
             if number % 2:
-                slow = timed(dense, calls[1], clock)
-                own = timed(step, calls[0], clock)
+                slow = _slice(dense, calls[1], clock)
+                own = _slice(step, calls[0], clock)
             else:
-                own = timed(step, calls[0], clock)
-                slow = timed(dense, calls[1], clock)
+                own = _slice(step, calls[0], clock)
+                slow = _slice(dense, calls[1], clock)
             ratios.append(slow / own)
     return spread(ratios, effort.confidence)
 
@@ -148,10 +162,10 @@ def fastest(steps: Sequence[Step], effort: Effort, clock: Clock = time.perf_coun
         first = [once(step, clock) for step in steps]
         calls = [calls_in_a_slice(s, effort) for s in first]
         times: list[list[float]] = [[] for _ in steps]
-        rounds = effort.count(effort.alone, sum(s * c for s, c in zip(first, calls, strict=True)))
+        rounds = effort.count(effort.alone, sum(s * _spent(c) for s, c in zip(first, calls, strict=True)))
         for number in range(rounds):
             for i in range(len(steps)):
                 which = (i + number) % len(steps)
-                times[which].append(timed(steps[which], calls[which], clock))
+                times[which].append(_slice(steps[which], calls[which], clock))
     medians = [median(t) for t in times]
     return min(range(len(steps)), key=medians.__getitem__), medians
