@@ -39,6 +39,7 @@ class StructuredLinear(nn.Module):
     """
 
     bias: Tensor | None
+    _is_fsdp_managed_module = False  # FSDP sets it on every module whose parameters it gathers
 
     def __init__(
         self,
@@ -174,7 +175,8 @@ class StructuredLinear(nn.Module):
         tokens = x if flat else x.reshape(-1, self.in_features)
         keeper, y = self._keeper, None
         if keeper is not None:
-            y = keeper(self.structure, tokens, factors, bias, own=self.operands, training=self.training)
+            gathered, own = self._is_fsdp_managed_module, self.operands
+            y = keeper(self.structure, tokens, factors, bias, own=own, training=self.training, gathered=gathered)
             name = keeper.ran
         if y is None:  # nothing is kept, or not for this shape
             name = backends.choose(self._backend if keeper is None else backends.AUTO, self.structure, tokens)

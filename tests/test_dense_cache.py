@@ -9,8 +9,11 @@ import weakref
 
 import pytest
 import torch
+import torch.distributed as dist
 from contract import DTYPES, FLOOR, SHAPES, error, layer, tensors, truth
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import structures
 from structures import reference
@@ -274,6 +277,42 @@ def test_it_refuses_whatever_would_need_a_gradient_and_says_why():
     with torch.no_grad(), pytest.raises(ValueError, match="inside a function transform"):
         torch.func.vmap(made)(x[None])
     assert made.cached_bytes == 8 * 48 * 96
+
+
+@pytest.fixture
+def one_process():
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_parameters_that_fsdp_gathers_are_refused(one_process):
+    made = kept()
+    x, _ = tensors(made, 5, torch.float64)
+    holds(made, x)
+    model = nn.Sequential(made)
+    fully_shard(model, mesh=one_process)
+    with torch.no_grad():
+        with pytest.raises(ValueError, match=r"FSDP gathers the parameters anew.*choose backend='auto'"):
+            model(x)
+        made.backend = "auto"
+        first = model(x)
+        for parameter in model.parameters():
+            parameter.mul_(2)
+        assert not torch.allclose(model(x), first)
+
+
+def test_a_collective_is_named_as_not_counted_and_release_helps(one_process):
+    made = kept()
+    x, _ = tensors(made, 5, torch.float64)
+    holds(made, x)
+    version = made.factor_0._version
+    with torch.no_grad():
+        dist.broadcast(made.factor_0, 0)
+    assert made.factor_0._version == version and "collective" in dense_cache.__doc__  # else it need not be named
+    made.release()
+    holds(made, x)
 
 
 # -- compiled

@@ -53,7 +53,10 @@ class Keeper(Protocol):
         *,
         own: Sequence[Tensor],
         training: bool,
-    ) -> Tensor | None: ...  # None: nothing is kept for this shape, and `auto` runs; `own` are not cast by autocast
+        gathered: bool,
+    ) -> Tensor | None: ...  # None: nothing is kept for this shape, and `auto` runs
+
+    # `own` are the factors before autocast's cast; gathered: they are copies that FSDP fills before each call
 
     def plan(
         self, structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, bias: bool, grad: bool

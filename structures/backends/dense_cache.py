@@ -4,7 +4,11 @@ It costs the memory of a dense layer on top of the factors', and dense's FLOPs: 
 where the structure saves parameters and no time. The weight is made anew when a factor was seen to change: in-place
 operations, optimizers and load_state_dict count a tensor's version up, `.to()`, `assign=True` and `.data = ...` bring
 other storages. What PyTorch does not count is not seen: writing in place through `.data`, through NumPy, DLPack or a
-pointer, from another process into shared memory. After that call `release()`, or `train()` and `eval()`.
+pointer, from another process into shared memory, by a collective of torch.distributed such as `broadcast`. After that
+call `release()`, or `train()` and `eval()`. A captured CUDA graph goes on reading the weight of its
+capture: capture anew.
+
+Under FSDP it refuses: parameters are gathered before each call into the same tensors, without counting.
 """
 
 from __future__ import annotations
@@ -112,13 +116,14 @@ class Keeper:
         *,
         own: Sequence[Tensor],
         training: bool,
+        gathered: bool = False,
     ) -> Tensor:
         """y (tokens, out_features). The weight is made of `own`; x and bias may have autocast's dtype.
 
         Raises:
             ValueError: the layer is in training mode, a gradient is wanted, or changes of a factor cannot be seen.
         """
-        reason = refuses(structure, x) or _refusal(own, bias, training)
+        reason = refuses(structure, x) or _refusal(own, bias, training, gathered)
         if reason is not None:
             raise ValueError(f"backend {NAME!r}: {reason}")
         if torch.compiler.is_compiling():
@@ -184,8 +189,10 @@ def apply(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tens
     return Keeper()(structure, x, factors, bias, own=factors, training=False)
 
 
-def _refusal(factors: Sequence[Tensor], bias: Tensor | None, training: bool) -> str | None:
+def _refusal(factors: Sequence[Tensor], bias: Tensor | None, training: bool, gathered: bool) -> str | None:
     """Why a weight may not be kept for these parameters."""
+    if gathered:
+        return "FSDP gathers the parameters anew for every call, and changes are not counted; choose backend='auto'"
     if training:
         return "the layer is in training mode; call eval() first, or choose backend='auto'"
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*factors, bias)):
