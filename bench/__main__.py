@@ -127,6 +127,7 @@ def _add_readme(readme: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a file of `bench minilm`: its table and, beside the figure, its plot",
     )
+    add("--training", type=Path, metavar="FILE", help="a file of `bench train`: its table and its figure")
     readme.set_defaults(run=_readme)
 
 
@@ -254,7 +255,8 @@ def _readme(arguments: argparse.Namespace) -> tuple[str, int]:
     from bench import readme
 
     place = readme.Place(**{key: getattr(arguments, key) for key in readme.Place.__dataclass_fields__})
-    return readme.write(read(arguments.results), arguments.into, arguments.figure, place, arguments.encoder), 0
+    given = (arguments.encoder, arguments.training)
+    return readme.write(read(arguments.results), arguments.into, arguments.figure, place, *given), 0
 
 
 if __name__ == "__main__":

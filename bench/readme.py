@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bench import readme_encoder
+from bench import readme_encoder, readme_training
 from bench.readme_tables import section
 from bench.report import charts, curves
 from bench.report.panels import CONTROL, STRUCTURE, Panel, panels
@@ -34,7 +34,14 @@ class Place:
     clock: str | None = None
 
 
-def write(results: Results, readme: Path, figure: Path, place: Place, encoder: Path | None = None) -> str:
+def write(
+    results: Results,
+    readme: Path,
+    figure: Path,
+    place: Place,
+    encoder: Path | None = None,
+    training: Path | None = None,
+) -> str:
     """Draw the figure as PNG, with an SVG beside it, and replace what stands between the README's markers.
 
     The same results give the same bytes, and files that would not change are left alone.
@@ -53,6 +60,10 @@ def write(results: Results, readme: Path, figure: Path, place: Place, encoder: P
         made = readme_encoder.encoder(encoder)
         text = replaced(readme, made.text, markers=(readme_encoder.START, readme_encoder.END), text=text)
         files |= readme_encoder.files(made, figure)
+    if training is not None:
+        trained = readme_training.training(training, os.path.relpath(figure.with_name("training.png"), readme.parent))
+        text = replaced(readme, trained.text, markers=(readme_training.START, readme_training.END), text=text)
+        files |= readme_training.files(trained, figure)
     changed = _write(files | {readme: text.encode()})
     names = ", ".join(str(path) for path in changed) if changed else "nothing changed"
     return f"{panel.title}: {names}"

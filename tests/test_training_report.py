@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import math
 import random
@@ -14,7 +15,7 @@ from test_report import saved, small
 
 from bench import report
 from bench.__main__ import main
-from bench.report import training_claims, training_rows, training_stats
+from bench.report import training_claims, training_fronts, training_rows, training_stats, training_tables
 
 RUN = small()["structures"]["run"]
 SETTING = "language gpt sotu characters feed-forward"
@@ -111,13 +112,13 @@ def test_exponents_are_those_the_losses_were_made_with(tmp_path: Path) -> None:
             losses = [10 * f**-slope * math.exp(generator.gauss(0, 0.002)) for f in flops]
             curve = [list(p) for p in zip(steps, losses, strict=True)]
             rows.append(at | {"curve": [[0, 90.0], *curve], "loss": curve[-1][1]})
-    found = {f.structure: f for f in training_stats.fronts(read(rows, tmp_path))}
+    found = {f.structure: f for f in training_fronts.fronts(read(rows, tmp_path))}
     for name, slope in (("dense", 0.3), ("low_rank", 0.1)):
         front = found[name]
         assert front.exponent == pytest.approx(slope, abs=0.01) and front.low < slope < front.high
         assert front.widths == 4 and all(a[1] > b[1] for a, b in zip(front.points, front.points[1:], strict=False))
     falling = [r | {"schedule": "linear"} for r in rows]
-    ends = {f.structure: f for f in training_stats.fronts(read(falling, tmp_path))}
+    ends = {f.structure: f for f in training_fronts.fronts(read(falling, tmp_path))}
     assert len(ends["dense"].points) == 4  # the ends of runs alone
 
 
@@ -128,19 +129,93 @@ def test_claims_say_what_was_measured_and_no_more(tmp_path: Path) -> None:
     found = training_claims.claims(results, times, [])
     lines = [line for claim in found for line in claim.measured]
     assert any("dyad_it @ params=0.25: loss" in line and "a tie" in line for line in lines)
+    assert all(line.startswith(f"{SETTING}, width 128: ") for line in lines if line != training_claims.NOTHING)
     assert any("1.07 times as fast as dense's (1.05 to 1.09)" in line for line in lines)
     assert any(claim.measured == (training_claims.NOTHING,) for claim in found)
     assert all(claim.source and claim.scale and claim.untested for claim in found)
 
 
-def test_a_file_makes_a_page_and_a_figure(tmp_path: Path) -> None:
-    [path] = saved(tmp_path, document([*comparison(), time_row("dyad_it", 1.3)]))
+def whole() -> list[dict[str, Any]]:
+    """Everything that has a chart: two widths, times, distillation, numbers of blocks and a mix."""
+    rows = [*comparison(), *(r | {"width": 256, "loss": r["loss"] and r["loss"] * 0.9} for r in comparison())]
+    for r in rows:
+        losses = [[step, (r["loss"] or 1) * (100 / step) ** 0.2] for step in (25, 50, 100)]
+        r["curve"] = [[0, 4.0], *(losses if r["loss"] else [])]
+    times = [time_row("dyad_it", 1.3), time_row("dense_narrow", 1.6)]
+    own = {"setting": "distil", "setting_key": "d", "task": "distil", "start": "projected", "teacher_loss": 2.1}
+    fresh = {"curve": [[0, 3.0], [100, 2.2]], "schedule": "linear"}
+    distil = [row("dense", 2.0 + seed / 100, seed, **own | {"start": ""}, **fresh) for seed in range(3)]
+    distil += [row("dyad_it", 2.2, series="dyad_it @ params=0.25, projected", **own, **fresh)]
+    own = {"setting": "blocks", "setting_key": "b", "task": "blocks", "budget": None}
+    blocks = [row("dense", 2.0 + seed / 100, seed, **own) for seed in range(3)]
+    blocks += [
+        row("dyad_it", 2.0 + n / 100, series=f"dyad_it n_blocks={n}", **own | {"replaced_params_share": 2 / n})
+        for n in (4, 8, 16)
+    ]
+    blocks += [row("dyad_it+dyad_ot", 2.1, series="dyad_it+dyad_ot n_blocks=8", **own)]
+    return [*rows, *times, *distil, *blocks]
+
+
+def test_a_file_makes_a_page_figures_and_a_table(tmp_path: Path) -> None:
+    [path] = saved(tmp_path, document(whole()))
     out = tmp_path / "report"
     assert main(["report", str(path), "-o", str(out)]) == 0
-    assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
+    for stem in ("beside-1", "costs-1", "curves-1", "fronts-1", "blocks-1"):
+        assert (out / f"training-{stem}.png").read_bytes().startswith(b"\x89PNG")
     text = (out / "index.html").read_text()
-    for said in ("dyad_it @ params=0.25", "a tie", "1 diverged", "8 degrees of freedom", "Published claims"):
-        assert said in text
+    for said in ("dyad_it @ params=0.25", "a tie", "1 diverged", "degrees of freedom", "Published claims",
+                 "Recovered loss against steps", "Numbers of blocks", "100 steps of 512 tokens",
+                 "Dense&#39;s loss was still falling"):  # fmt: skip
+        assert said in text, said
+    with (out / "training.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    ends = [line for line in lines if line["series"] == "dyad_it @ params=0.25" and line["end"] == "True"]
+    assert [float(line["loss"]) for line in ends] == pytest.approx([2.01, 2.01 * 0.9])
+    assert float(ends[0]["seconds"]) == pytest.approx(100 * 0.1 / 1.3)  # dense's step, over the paired ratio
+
+
+def test_a_run_says_how_long_it_was_and_what_it_cannot_say(tmp_path: Path) -> None:
+    curve = [[0, 4.0], [20, 2.5], [40, 2.0]]
+    rows = [row("dense", 2.0, seed, curve=curve, steps=40) for seed in range(3)]
+    rows[1] |= {"loss": 2.02}
+    rows += [row("removed", 1.9, seed, curve=[[0, 4.0], [40, 1.9]], steps=40) for seed in range(3)]
+    [several] = training_stats.results(read(rows, tmp_path)).values()
+    assert "40 steps of 512 tokens; over the last half of them dense's loss changed by" in training_tables.how_long(
+        several
+    )
+    short, removed = training_tables.warnings(several)
+    assert "still falling (20.0 % over" in short and "ends below dense's loss" in removed
+    settled = [r | {"curve": [[0, 4.0], [20, 2.0], [40, r["loss"]]]} for r in rows if r["structure"] == "dense"]
+    [several] = training_stats.results(read(settled, tmp_path)).values()
+    assert training_tables.warnings(several) == []
+
+
+def test_grammar_counts_pairs_and_not_seeds_as_trials(tmp_path: Path) -> None:
+    held = {"pairs": 100, "chance": 0.5}
+    rows = [row("dense", 2.0, seed, grammar=held | {"accuracy": a}) for seed, a in enumerate((0.5, 0.6, 0.7))]
+    [several] = training_stats.results(read(rows, tmp_path)).values()
+    assert training_tables.grammar(several[0]) == ("60 %", "50 to 70 %, 3 seeds: as chance")
+    assert training_stats.proportion(0.6, 100) == pytest.approx((0.4972, 0.6967), abs=1e-4)
+    assert training_stats.proportion(0.0, 10)[0] == 0.0 and training_stats.proportion(1.0, 10)[1] == 1.0
+
+
+def test_the_readme_takes_the_figure_and_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [path] = saved(tmp_path, document(whole()))
+    sweep = Path(__file__).parents[1] / "bench/results/cpu.json"
+    readme = tmp_path / "README.md"
+    markers = ["<!-- results -->", "<!-- end of results -->", "<!-- training -->", "<!-- end of training -->", ""]
+    readme.write_text("\n".join(markers))
+    words = ["readme", str(sweep), "--into", str(readme), "--figure", str(tmp_path / "figure.png")]
+    assert main([*words, "--training", str(path)]) == 0
+    text = readme.read_text()
+    assert "](training.png)" in text and (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert "| `dyad_it` | tie, +" in text and "`dense_narrow` (control)" in text and "still falling" in text
+    assert main([*words, "--training", str(path)]) == 0
+    assert "nothing changed" in capsys.readouterr().out
+    few = [r for r in whole() if r["seed"] == 0 and r["phase"] == "train"]
+    [path] = saved(tmp_path, document(few))
+    assert main([*words, "--training", str(path)]) == 2
+    assert "several seeds of dense" in capsys.readouterr().err and readme.read_text() == text
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ function draw(holder) {
   const { specs, rows } = drawing(holder);
   const hidden = new Set([...holder.querySelectorAll(".show:not(:checked)")].map((box) => box.value));
   const kept = (values) => values.filter((value) => !hidden.has(value.c));
+  const panel = holder.closest(".panel");
   for (const place of holder.querySelectorAll(".drawing")) {
+    if (place.closest(".panel") !== panel) continue; // a section's panels are drawn when they are shown
     const spec = structuredClone(specs[place.dataset.name]);
     for (const name of Object.keys(spec.datasets ?? {})) spec.datasets[name] = kept(spec.datasets[name]);
     spec.datasets = { ...spec.datasets, rows: kept(rows) };

@@ -55,7 +55,7 @@ class Group:
 
 def _sorted(question: str, answers: list[str]) -> list[str]:
     """Numbers by size, shares from the largest; other answers as they come."""
-    if question in ("Tokens", "Threads"):
+    if question in ("Tokens", "Threads", "Width"):
         return sorted(answers, key=int)
     if question == "Compared at":
         return sorted(answers, key=lambda a: -float(a.split()[0]) if a[0].isdigit() else 0.0)
@@ -76,6 +76,12 @@ def groups(made: Sequence[View]) -> list[Group]:
         Group(backends.GROUP, "Backends", _of(made, backends.GROUP), several),
     ]
     return found
+
+
+def groups_of(section: Section) -> list[Group]:
+    """The headings within a section that readers choose views under."""
+    names = dict.fromkeys(view.group for view in section.views)
+    return [Group(f"{section.id}-{name}", name, _of(section.views, name)) for name in names]
 
 
 def _of(made: Sequence[View], group: str) -> list[View]:
@@ -112,6 +118,7 @@ def render(results: Results, panels: Sequence[Panel], made: Sequence[View], sect
         results=results,
         energy=any(row.energy_joules for row in results.rows),
         sections=sections,
+        groups_of=groups_of,
         runs=[*results.runs, *(section.run for section in sections)],
         machine_of=lambda row: machines[id(row.run)],
     )
@@ -123,12 +130,13 @@ def _data(results: Results, made: Sequence[View], sections: Sequence[Section]) -
 
     def view(of: View) -> dict[str, Any]:
         specs = {name: _for_page(spec) for name, spec in of.specifications("container").items()}
-        return {"specs": specs, "records": [r | {"i": place[id(of.rows[r["i"]])]} for r in of.records]}
+        own = [r | {"i": place[id(of.rows[r["i"]])]} for r in of.records] if of.rows else list(of.records)
+        return {"specs": specs, "records": own}
 
     return {
         "config": CONFIG,
         "rows": [points.record(row) for row in results.rows],
-        "views": {of.slug: view(of) for of in made},
+        "views": {of.slug: view(of) for of in (*made, *(v for section in sections for v in section.views))},
         "sections": [section.drawings for section in sections],
     }
 

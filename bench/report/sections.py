@@ -3,6 +3,7 @@
 A point's label is a value of its record and its look goes by its id, so no name from a file is part of a specification.
 """
 
+import csv
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +17,12 @@ from bench.report import style
 from bench.report.charts import Width
 from bench.report.figures import CONFIG, VEGALITE
 from bench.report.style import Style
+from bench.report.views import View
 from bench.rows import SCHEMA, VERSIONS, Run, parse_run
 
 RECORDS = alt.NamedData("rows")
 LABEL_GAP = 12  # pixels from one label to the next
+MIX = "+"  # joins the names of a mix: they take turns, layer by layer
 
 Charts = Mapping[str, alt.LayerChart]  # by title
 
@@ -37,6 +40,8 @@ class Section:
     run: Run
     structures: Collection[str]  # all of the report's, so that each has one look
     content: Mapping[str, Any]
+    views: Sequence[View] = ()  # charts that a reader chooses from, under headings of the section
+    table: Sequence[Mapping[str, Any]] = ()  # what ID.csv holds: all have the same keys
 
     @property
     def drawings(self) -> dict[str, Any]:
@@ -51,7 +56,14 @@ class Section:
         return {"specs": specs, "rows": list(self.records)}
 
     def write(self, folder: Path) -> None:
-        """Draw ID.svg and ID.png, two charts abreast; nothing where the section is a table alone."""
+        """Draw ID.svg and ID.png, two charts abreast; nothing where the section is a table alone. Views beside them."""
+        for view in self.views:
+            view.write(folder)
+        if self.table:
+            with (folder / f"{self.id}.csv").open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, list(self.table[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(self.table)
         charts = self.draw(470)
         if not charts:
             return
@@ -77,9 +89,10 @@ class File:
 
     @property
     def structures(self) -> set[str]:
-        """Names of its structures, without controls and without members of a searched space."""
+        """Names of its structures, without controls, mixes of several, and members of a searched space."""
         rows = [row for row in self.rows if row.values.get("named") is not False]
-        return {fields.name("structure") for fields in rows if fields.values.get("way") != "control"}
+        names = {fields.name("structure") for fields in rows if fields.values.get("way") != "control"}
+        return {name for name in names if MIX not in name}
 
 
 def kind_of(document: Any) -> Any:

@@ -1,13 +1,14 @@
 """Published claims beside what a file's rows say: each line is computed, and says no more than its comparison does."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.report.training_rows import Place, Time
-from bench.report.training_stats import TIE, Front, Result
+from bench.report.training_fronts import Front
+from bench.report.training_rows import Place, Run, Time
+from bench.report.training_stats import TIE, Result
 
 FILE = Path(__file__).with_name("training_claims.json")
 NOTHING = "not measured in this file"
@@ -25,7 +26,7 @@ class Claim:
 
 
 def claims(results: Mapping[Place, Sequence[Result]], times: Sequence[Time], fronts: Sequence[Front]) -> list[Claim]:
-    """Every claim of the list, with lines for what was measured."""
+    """Every claim of the list, with lines for what was measured: of each task, at its largest width."""
     listed = json.loads(FILE.read_text(encoding="utf-8"))
     return [
         Claim(
@@ -45,10 +46,12 @@ def _measured(
     times: Sequence[Time],
     fronts: Sequence[Front],
 ) -> list[str]:
+    largest = {place.setting: place for place in results}.values()
     chosen = {
         place: [r for r in several if r.first.structure in asked["structures"]]
         for place, several in results.items()
-        if several[0].first.task in asked.get("tasks", [several[0].first.task])
+        if place in largest
+        and several[0].first.task in asked.get("tasks", [several[0].first.task])
         and several[0].first.data in asked.get("data", [several[0].first.data])
     }
     what = asked["what"]
@@ -59,48 +62,64 @@ def _measured(
     if what == "time":
         settings = {place.setting for place in chosen}
         ours = [t for t in times if t.place.setting in settings and t.structure in asked["structures"]]
-        return [
-            f"{_at(t.place)}: {t.series}: a step {t.speedup:.2f} times as fast as dense's ({t.q1:.2f} to {t.q3:.2f})"
+        return _by_place(
+            (t.place, f"{t.series}: a step {t.speedup:.2f} times as fast as dense's ({t.q1:.2f} to {t.q3:.2f})")
             for t in ours
-        ]
+        )
     lines = {"accuracy": accuracy, "recovered": recovered}.get(what, loss)
-    return [line for several in chosen.values() for r in several if (line := lines(r, several))]
+    return _by_place((place, line) for place, several in chosen.items() for r in several if (line := lines(r)))
 
 
-def loss(result: Result, _: Sequence[Result] = ()) -> str | None:
-    """`..., width 128: dyad_it @ params=0.5: loss 1.1 % above dense's (tie within 2.0 %)`."""
+def _by_place(lines: Iterable[tuple[Place, str]]) -> list[str]:
+    """One line for each place: what was found there."""
+    found: dict[Place, list[str]] = {}
+    for place, line in lines:
+        found.setdefault(place, []).append(line)
+    return [f"{place.setting}, width {place.width}: {'; '.join(some)}" for place, some in found.items()]
+
+
+def loss(result: Result) -> str | None:
+    """`dyad_it @ params=0.5: loss 1.1 % above dense's: a tie (-0.9 to +3.1 %)`."""
     if result.difference is None or result.margin is None:
         return None
-    return f"{_at(result.first.place)}: {result.first.series}: {difference(result)}"
+    return f"{result.first.series}: {difference(result)}"
+
+
+def plain(run: Run) -> str:
+    """A series without its start."""
+    return run.series.partition(", ")[0]
 
 
 def difference(result: Result) -> str:
     """A result's loss beside dense's, no finer than its noise."""
-    if result.difference is None or result.margin is None:
+    if result.difference is None or result.interval is None:
         return "no dense loss, or no seeds, to compare with"
     side = "above" if result.difference > 0 else "below"
-    words = f"loss {abs(result.difference):.1%} {side} dense's"
-    if result.verdict == TIE:
-        return f"{words}: a tie (noise {result.margin:.1%})"
-    return f"{words} (noise {result.margin:.1%})"
+    words = f"loss {abs(result.difference) * 100:.1f} % {side} dense's"
+    return f"{words}{': a tie' if result.verdict == TIE else ''} ({percents(result.interval)})"
 
 
-def accuracy(result: Result, _: Sequence[Result] = ()) -> str | None:
+def percents(ends: tuple[float, float]) -> str:
+    """`-3.1 to +4.0 %`."""
+    return f"{ends[0] * 100:+.1f} to {ends[1] * 100:+.1f} %"
+
+
+def accuracy(result: Result) -> str | None:
     found = [run.metrics["accuracy"] for run in result.runs if "accuracy" in run.metrics]
     if not found:
         return None
     mean = sum(found) / len(found)
     spread = f", {min(found):.1%} to {max(found):.1%} over {len(found)} seeds" if len(found) > 1 else ", one seed"
-    return f"{_at(result.first.place)}: {result.first.series}: accuracy {mean:.1%}{spread}; {difference(result)}"
+    return f"{result.first.series}: accuracy {mean:.1%}{spread}; {difference(result)}"
 
 
-def recovered(result: Result, _: Sequence[Result] = ()) -> str | None:
+def recovered(result: Result) -> str | None:
     first = result.first
     if first.teacher_loss is None or result.loss is None or not first.start:
         return None
     start = first.curve[0][1]
     return (
-        f"{_at(first.place)}: {first.series}: from {start:.3f} to {result.loss:.3f} in {first.steps} steps; the dense "
+        f"{first.series}: from {start:.3f} to {result.loss:.3f} in {first.steps} steps; the dense "
         f"network it came from has {first.teacher_loss:.3f}"
     )
 
@@ -113,7 +132,3 @@ def exponent(front: Front) -> str | None:
         f"{front.setting}: {front.series}: loss ~ FLOPs^-{front.exponent:.3f} ({front.low:.3f} to {front.high:.3f}, "
         f"{len(front.points)} points of {front.widths} widths)"
     )
-
-
-def _at(place: Place) -> str:
-    return f"{place.setting}, width {place.width}"

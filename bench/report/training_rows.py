@@ -19,6 +19,15 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Grammar:
+    """The share of minimal pairs of which the right sentence has the greater probability."""
+
+    accuracy: float
+    pairs: int
+    chance: float
+
+
+@dataclass(frozen=True)
 class Run:
     """One training run that is reported."""
 
@@ -47,7 +56,7 @@ class Run:
     executed: float  # of one token, as run
     shares: dict[str, float]
     metrics: dict[str, float]
-    grammar: tuple[float, float, float] | None  # accuracy, and the ends of its interval
+    grammar: Grammar | None
     teacher_loss: float | None
 
 
@@ -146,7 +155,6 @@ def _curve(fields: Fields) -> tuple[tuple[int, float], ...]:
     return tuple((step, float(loss)) for step, loss in points)
 
 
-def _grammar(fields: Fields) -> tuple[float, float, float]:
+def _grammar(fields: Fields) -> Grammar:
     found = fields.inside("grammar")
-    accuracy, low, high = (found.within(key, 0, 1) for key in ("accuracy", "low", "high"))
-    return accuracy, low, high
+    return Grammar(found.within("accuracy", 0, 1), found.count("pairs"), found.within("chance", 0, 1))

@@ -1,4 +1,4 @@
-"""Which differences of losses are more than noise, and how losses fall with compute: ties, fronts, exponents."""
+"""Which differences of losses are more than noise, how long runs were, and what a share of trials is worth."""
 
 import math
 from collections import defaultdict
@@ -12,7 +12,6 @@ from scipy import stats
 from bench.report.training_rows import Place, Run
 
 LEVEL = 0.95
-LEAST = 3  # points of a front that an exponent is fitted to
 BETTER, WORSE, TIE, UNKNOWN = "better", "worse", "tie", "not known"
 
 
@@ -28,8 +27,10 @@ class Noise:
 class Result:
     """A series at one place: its mean loss (geometric) over seeds, and what that says beside dense's.
 
-    difference: of the mean to dense's, as a share of dense's; `margin`, half of its interval (all comparisons of a
+    difference: of the mean to dense's, as a share of dense's; `margin`, half of its logarithm's interval (all of a
     place at once). None where there is no dense loss or nothing tells the noise.
+    bar: how far the ends of a bar around the loss are from it (in logarithms), drawn so that bars of two series which
+        are a tie meet.
     best, last: the ranks that it may have among the series of its place: others outside these are more than noise away.
     """
 
@@ -39,9 +40,18 @@ class Result:
     high: float | None
     difference: float | None = None
     margin: float | None = None
+    bar: float | None = None
     verdict: str = UNKNOWN
     best: int | None = None
     last: int | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The ends of the difference's interval; a tie where 0 lies between them."""
+        if self.difference is None or self.margin is None:
+            return None
+        log = math.log1p(self.difference)
+        return math.expm1(log - self.margin), math.expm1(log + self.margin)
 
     @property
     def first(self) -> Run:
@@ -110,7 +120,9 @@ def _ranked(several: Sequence[Result], known: Noise | None) -> list[Result]:
         apart = [(other, threshold(known, _count(result), _count(other), max(1, every))) for other in trained]
         ahead = sum(math.log(result.loss / (o.loss or 1)) > m for o, m in apart if o is not result)
         behind = sum(math.log((o.loss or 1) / result.loss) > m for o, m in apart if o is not result)
-        own = {"difference": math.expm1(log), "margin": margin, "verdict": verdict}
+        # two of one seed count meet just where they are a tie; of others a little before, by 4 % at three seeds and one
+        bar = threshold(known, _count(result), _count(result), max(1, every)) / 2
+        own = {"difference": math.expm1(log), "margin": margin, "verdict": verdict, "bar": bar}
         place = {"best": 1 + ahead, "last": len(trained) - behind}
         ranked.append(Result(result.runs, result.loss, result.low, result.high, **own, **place))
     return sorted(ranked, key=lambda r: (r.loss is None, r.loss or 0, r.first.series))
@@ -118,11 +130,11 @@ def _ranked(several: Sequence[Result], known: Noise | None) -> list[Result]:
 
 def threshold(known: Noise, some: int, others: int, pairs: int) -> float:
     """How far logarithms of two means must be apart to be more than noise, when `pairs` are compared."""
-    return _quantile(pairs, known.freedom) * known.deviation * math.sqrt(1 / some + 1 / others)
+    return quantile(pairs, known.freedom) * known.deviation * math.sqrt(1 / some + 1 / others)
 
 
 @lru_cache(maxsize=1024)
-def _quantile(pairs: int, freedom: int) -> float:
+def quantile(pairs: int, freedom: int) -> float:
     """Student's, two-sided, with the level shared among `pairs`."""
     return float(stats.t.ppf(1 - (1 - LEVEL) / 2 / pairs, freedom))
 
@@ -131,56 +143,27 @@ def _count(result: Result) -> int:
     return sum(run.loss is not None for run in result.runs)
 
 
-# -- fronts
-
-
 @dataclass(frozen=True)
-class Front:
-    """The least loss for each amount of training FLOPs over widths and steps, and a power law fitted to it.
+class Length:
+    """How long the runs of a place were, and by how much dense's loss still fell over the last half of its steps."""
 
-    exponent: b in loss ~ FLOPs ** -b; `low` to `high` its interval, of the fit alone, with as many degrees of freedom
-        as there are runs but two. None where points are too few.
-    """
-
-    setting: str
-    series: str
-    structure: str
-    points: tuple[tuple[float, float], ...]
-    widths: int
-    exponent: float | None = None
-    low: float | None = None
-    high: float | None = None
+    steps: tuple[int, ...]  # several where a control had other steps
+    tokens: float  # of one step
+    fell: float | None  # as a share of the loss at half time
+    constant: bool
 
 
-def front(runs: Sequence[Run]) -> Front:
-    """The front of one series in one setting: of whole curves where the rate was constant, else of ends of runs."""
-    by_step: dict[tuple[int, int], list[tuple[float, float]]] = defaultdict(list)
-    for run in runs:
-        if run.loss is not None:
-            for step, loss in run.curve if run.constant else run.curve[-1:]:
-                if step:
-                    by_step[run.place.width, step].append((run.train_flops * run.tokens * step, loss))
-    points = sorted((some[0][0], math.exp(mean(math.log(loss) for _, loss in some))) for some in by_step.values())
-    lower: list[tuple[float, float]] = []
-    for point in points:
-        if not lower or point[1] < lower[-1][1]:
-            lower.append(point)
-    first = runs[0]
-    found = Front(first.place.setting, first.series, first.structure, tuple(lower), len({w for w, _ in by_step}))
-    if len(lower) < LEAST or found.widths < 2:
-        return found
-    line = stats.linregress([math.log(x) for x, _ in lower], [math.log(y) for _, y in lower])
-    trained = sum(run.loss is not None for run in runs)  # points of one run share its seed: the runs are what counts
-    half = _quantile(1, max(1, trained - 2)) * float(line.stderr)
-    slope = -float(line.slope)
-    own = (found.setting, found.series, found.structure, found.points, found.widths)
-    return Front(*own, exponent=slope, low=slope - half, high=slope + half)
+def length(several: Sequence[Result]) -> Length:
+    """Of the results of one place."""
+    first = next((r for r in several if r.first.structure == "dense"), several[0]).first
+    half = [(step, loss) for step, loss in first.curve if 0 < step <= first.steps / 2] or list(first.curve[:1])
+    fell = None if first.loss is None or not half else 1 - first.loss / half[-1][1]
+    return Length(tuple(sorted({r.first.steps for r in several})), first.tokens, fell, first.constant)
 
 
-def fronts(runs: Sequence[Run]) -> list[Front]:
-    """Of every series that was trained at several widths."""
-    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[run.place.setting, run.series].append(run)
-    found = [front(some) for some in groups.values() if len({run.place.width for run in some}) > 1]
-    return sorted((f for f in found if f.points), key=lambda f: (f.setting, -(f.exponent or 0)))
+def proportion(share: float, count: int) -> tuple[float, float]:
+    """Clopper and Pearson's interval for a share of `count` trials; the share may be a mean over repeated ones."""
+    hits, tail = share * count, (1 - LEVEL) / 2
+    low = float(stats.beta.ppf(tail, hits, count - hits + 1)) if hits > 0 else 0.0
+    high = float(stats.beta.ppf(1 - tail, hits + 1, count - hits)) if hits < count else 1.0
+    return low, high

@@ -34,7 +34,7 @@ class View:
     caption: Sequence[str]
     draw: Callable[[Width], Mapping[str, Any]]  # charts by heading
     rows: Sequence[Row]
-    records: Sequence[Mapping[str, Any]]  # `i` counts in `rows`
+    records: Sequence[Mapping[str, Any]]  # `i` counts in `rows`; without rows, each holds all that is known of it
     figures: Mapping[str, Sequence[str]]  # file name's stem -> headings of the charts in it
     legend: Sequence[tuple[str, str, Style]] = ()  # id, label and look, to take out of the charts
     columns: int = COLUMNS
@@ -72,6 +72,8 @@ class View:
 
     def joined(self) -> list[dict[str, Any]]:
         """The records with what is known of their rows."""
+        if not self.rows:
+            return [dict(record) for record in self.records]
         known = [points.record(row) for row in self.rows]
         return [{**known[record["i"]], **record} for record in self.records]
 

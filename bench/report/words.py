@@ -60,7 +60,8 @@ def budget(value: str | None) -> str:
     if value is None:
         return "own options, unequal cost"
     kind, part = value.split("=")
-    return f"{share(float(part))} of dense {'parameters' if kind == 'params' else 'FLOPs'}"
+    quantity = {"params": "parameters", "flops": "FLOPs", "time": "step time"}[kind]
+    return f"{share(float(part))} of dense {quantity}"
 
 
 def error(value: Any) -> str:
