@@ -73,6 +73,17 @@ def test_it_is_exported_with_dynamic_tokens(name):
     torch.testing.assert_close(exported.module()(more), made(more))
 
 
+def test_a_graph_returns_its_routing_and_is_collected():
+    made = layer("btt_moe", SHAPES[0])
+    compiled = torch.compile(made, backend="aot_eager", fullgraph=True)
+    x, _ = tensors(made, 10, torch.float64)
+    for _ in range(2):
+        with structures.collect_routing(made) as routings:
+            y = compiled(x)
+        assert len(routings) == 1 and torch.equal(routings[0][1].experts, made.forward_with_routing(x)[1].experts)
+        torch.testing.assert_close(compiled(x), y)
+
+
 def test_a_model_of_several_layers_compiles_whole():
     model = nn.Sequential(layer("dyad_dt", (48, 96)), nn.GELU(), layer("btt", (96, 48)))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
