@@ -57,7 +57,9 @@ class _Subproblem:
 
     The entries are linear in the factor: T = F x (product of the others). H is that product with itself, the axes that
     the objective sums over taken twice (primed and not), C between the two copies where there is a covariance. Axes of
-    F that are not primed are independent problems: with equal H (`rows`), or each with its own (`batch`).
+    F that are not primed are independent problems: with equal H (`rows`), or each with its own (`batch`). Where the
+    others fall into parts that meet in F alone, as to the left and right in a chain, H is a Kronecker product of the
+    parts' matrices, each of which is solved for itself.
     """
 
     def __init__(self, problem: Problem, term: int, factor: int):
@@ -78,20 +80,40 @@ class _Subproblem:
         self.middle: Operands = [] if covariance is None else [view.covariance(covariance)]
         missing = tuple(a for a in view.axes if a not in view.held)
         self.repeats = math.prod(view.sizes(missing)) if covariance is None else 1
-        shared = {a for _, axes in (*self.others, *self.middle) for a in axes}
-        self.batch = tuple(a for a in self.axes if a not in self.doubled and a in shared)
-        self.rows = tuple(a for a in self.axes if a not in self.doubled and a not in shared)
-        self.coupled = tuple(a for a in self.axes if a in self.doubled)
-        unknowns = self._numel(self.coupled)
-        self.is_direct = unknowns <= MAX_DIRECT and self._numel(self.batch) * unknowns**2 <= MAX_GRAM
+        self.parts = self._parts()
+        self.is_direct = all(
+            self._numel(coupled) <= MAX_DIRECT and self._numel(batch) * self._numel(coupled) ** 2 <= MAX_GRAM
+            for _, batch, coupled in self.parts
+        )
         self.problem, self.term, self.factor = problem, term, factor
+
+    def _parts(self) -> list[tuple[Operands, Axes, Axes]]:
+        """Each part's operands, the axes of F along which its matrix differs, and those that the matrix couples."""
+        free = {a for a in self.axes if a not in self.doubled}  # axes along which parts may meet
+        groups: list[tuple[Operands, set[str]]] = []  # with the axes that hold the part together
+        for operand in [*self.others, *self._copy(), *self.middle]:
+            joint = {a.removesuffix("'") for a in operand[1]} - free
+            meets = [group for group in groups if group[1] & joint]
+            groups = [group for group in groups if not group[1] & joint]
+            operands = [operand for group in meets for operand in group[0]]
+            groups.append(([*operands, operand], joint.union(*(group[1] for group in meets))))
+        parts = []
+        for operands, joint in groups:
+            own = {a for _, axes in operands for a in axes}
+            batch = tuple(a for a in self.axes if a in free and a in own)
+            parts.append((operands, batch, tuple(a for a in self.axes if a in joint)))
+        return parts
 
     def solve(self, steps: int) -> tuple[Tensor, bool]:
         if not self.is_direct:
             return _conjugate_gradients(self._apply, self.gradient(), steps)
-        gram = self._gram(self.batch, self.coupled)
-        right = matricise(self.gradient(), self.axes, self.batch, self.coupled, self.rows)
-        return arrange(_solve_damped(gram, right), self.batch + self.coupled + self.rows, self.axes, self.size), True
+        found = self.gradient() / self.repeats
+        for operands, batch, coupled in self.parts:
+            rows = tuple(a for a in self.axes if a not in batch and a not in coupled)
+            right = matricise(found, self.axes, batch, coupled, rows)
+            solved = _solve_damped(self._gram(operands, batch, coupled), right)
+            found = arrange(solved, batch + coupled + rows, self.axes, self.size)
+        return found, True
 
     def gradient(self) -> Tensor:
         return pull(self.problem, self.term, self.factor, self.problem.weighted())
@@ -103,13 +125,10 @@ class _Subproblem:
         """The others once more, with the doubled axes primed."""
         return [(tensor, primed(axes, self.doubled)) for tensor, axes in self.others]
 
-    def _gram(self, batch: Axes, coupled: Axes) -> Tensor:
-        """H as (batch, coupled, coupled)."""
-        operands = [*self.others, *self._copy(), *self.middle]
-        if not operands:
-            return self.problem.weight.new_full((1, 1, 1), self.repeats)
+    def _gram(self, operands: Operands, batch: Axes, coupled: Axes) -> Tensor:
+        """A part's matrix as (batch, coupled, coupled)."""
         gram = contract(operands, (*batch, *primed(coupled, coupled), *coupled))
-        return gram.reshape(self._numel(batch), self._numel(coupled), self._numel(coupled)) * self.repeats
+        return gram.reshape(self._numel(batch), self._numel(coupled), self._numel(coupled))
 
     def _apply(self, change: Tensor) -> Tensor:
         """H times a change of the factor."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from structures.projection.two_factor import arrange, matricise
+from structures.projection.two_factor import arrange, matricise, truncated_svd
 from structures.projection.views import TermView
 from structures.structure import Axes
 
@@ -44,8 +44,8 @@ def from_eigenvectors(view: TermView, target: Tensor) -> list[Tensor] | None:
         return None
     average, axes = view.average(target)
     blocks = matricise(average, axes, roles.i, roles.j, roles.p, roles.q)
-    u = torch.linalg.svd(blocks.transpose(1, 2).reshape(rows, p, -1), full_matrices=False)[0][..., :rank]
-    v = torch.linalg.svd(blocks.permute(1, 3, 0, 2).reshape(columns, q, -1), full_matrices=False)[0][..., :rank]
+    u = truncated_svd(blocks.transpose(1, 2).reshape(rows, p, -1), rank)[0]
+    v = truncated_svd(blocks.permute(1, 3, 0, 2).reshape(columns, q, -1), rank)[0]
     core = u.mT[:, None] @ blocks @ v[None]  # (i, j, r, r)
     inverse = torch.linalg.pinv(core[[1, 0], [0, 1]])
     vectors = torch.linalg.eig(core[0, 0] @ inverse[0] @ core[1, 1] @ inverse[1])[1]

@@ -13,6 +13,7 @@ from structures.projection import alternating, chain, shared_bond, slices, suppo
 from structures.projection.problem import Problem
 
 SEEDS = 4  # starts tried where no factorisation gives one
+MANY = 2**22  # entries of a weight up to which more than one such start is tried
 TRIAL = 3  # sweeps before starts are compared
 LINEAR_STEPS = 2000  # of conjugate gradients, where W is linear in all parameters
 REFRESH = 8  # sweeps after which the residual is computed anew
@@ -93,7 +94,8 @@ def _best_start(problem: Problem, blocks: Sequence[Block], limit: int) -> int:
     random = any(block.method == "alternating least squares" for block in blocks)
     orders = [list(blocks), list(reversed(blocks))] if len(blocks) > 1 else [list(blocks)]
     best: tuple[float, int, list[list[Tensor]]] | None = None
-    trials = [(order, seed) for seed in range(SEEDS if random else 1) for order in orders]
+    seeds = SEEDS if random and problem.weight.numel() <= MANY else 1
+    trials = [(order, seed) for seed in range(seeds) for order in orders]
     for order, seed in trials:
         problem.clear()
         for block in order:
