@@ -69,7 +69,6 @@ def training(file: Path, picture: str) -> Training:
         "seeds, at 95 % for all comparisons of a column together. *exponent*: b in loss ~ training FLOPs^-b, over "
         "the widths of the first task that has several.",
         " ".join(sections.measured(found.run)),
-        "" if found.run.complete else "This run is not complete: rows are missing.",
         "\n".join(_table(columns, results, budget, times, fronts)),
         _flags(columns, times),
         "\n".join(f"- {_about(place, results[place], runs)}" for place in columns),

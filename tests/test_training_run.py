@@ -12,13 +12,13 @@ from bench.__main__ import main
 
 torch = pytest.importorskip("torch")
 
-SHORT = "--structures dyad_it --rates 0.004 --tune-steps 4 --steps 6 --seeds 1 --only losses".split()
+SHORT = "--structures dyad_it --rates 0.004 --tune-steps 2 --steps 4 --held-out 256 --seeds 1 --only losses".split()
 DIGITS = 1e-4  # rows have five digits
 TINY = {
     "regression": ["--widths", "64"],
     "images": ["--precision", "bfloat16", "--accumulate", "2"],
     "language": [],
-    "distil": ["--teacher-steps", "8"],
+    "distil": ["--teacher-steps", "4"],
     "blocks": ["--structures", "dyad_it+dyad_ot:n_blocks=8"],
 }
 

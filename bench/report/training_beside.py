@@ -1,18 +1,17 @@
 """Every structure's loss beside dense's, by task: the difference with its noise, ties shown as ties."""
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
 
-from bench.report import layout, words
+from bench.report import words
 from bench.report.charts import Width
 from bench.report.training_curves import OWN
-from bench.report.training_marks import Looks, Times, legend, looks_of, told
+from bench.report.training_marks import Looks, Times, legend, looks_of, room, ticks, told
 from bench.report.training_rows import Place
-from bench.report.training_stats import TIE, Result
+from bench.report.training_stats import TIE, Result, budgets
 from bench.report.views import View
 
 GROUP = "Beside dense"
@@ -26,11 +25,7 @@ def made(
     """A view for each budget, of every task at its largest width that has it."""
     largest = {place.setting: place for place in results}  # by width within a setting
     found: list[View] = []
-    counts = Counter(
-        (r.first.budget, r.first.start) for p in largest.values() for r in results[p] if not r.first.control
-    )
-    budgets = sorted(counts, key=lambda own: (own[0] is None, -counts[own], own[1]))  # what most series have, first
-    for budget, start in budgets:
+    for budget, start in budgets([r for p in largest.values() for r in results[p]]):
         charts = {}
         for place in largest.values():
             kept = chosen(results[place], budget, start)
@@ -110,13 +105,11 @@ def _chart(number: int, records: Sequence[Mapping[str, Any]], look: Looks, width
     rows = [r["row"] for r in ordered]
     names = {r["row"]: r["name"] for r in ordered}
     structured = [v for r in records if r["c"] not in ("removed",) for v in (r["low"], r["high"])]
-    low, high = layout.limits([*structured, 1.0], 1.02)
-    high = min(high, 4.0)
-    scale = alt.Scale(type="log", domain=[low, max(high, 1.05)], nice=False, clamp=True)
-    axis = alt.Axis(
-        values=layout.ticks(low, max(high, 1.05)), title=TITLE, labelExpr="format(datum.value - 1, '+.0%')",
-        labelOverlap="greedy",
-    )  # fmt: skip
+    low, high = room([*structured, 1.0])
+    limits = [low, max(min(high, 4.0), 1.05)]
+    scale = alt.Scale(type="log", domain=limits, nice=False, clamp=True)
+    written = "format(datum.value - 1, '+.2~%')"
+    axis = alt.Axis(title=TITLE, labelExpr=written, labelOverlap="greedy", **ticks(limits))
     own = looks_of(look)
     base = alt.Chart(alt.NamedData("rows")).transform_filter(f"datum.chart === {number}")
     y = alt.Y("row:N", sort=rows, scale=alt.Scale(domain=rows), axis=None)

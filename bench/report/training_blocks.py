@@ -20,6 +20,7 @@ from bench.report.training_marks import (
     looks_of,
     reach,
     records,
+    room,
     title,
     x_axis,
     y_axis,
@@ -99,7 +100,7 @@ def _against(key: str, name: str, values: Sequence[Mapping[str, Any]], look: Loo
     dense = [r for r in values if r["c"] == look["dense"][0]]
     level = [{"y": r["loss"] if key == "loss" else 1.0} for r in dense]
     ends = reach(have) if key == "loss" else [v for r in have for v in (r[low], r[high])]
-    limits = layout.limits(ends + [v["y"] for v in level], 1.03)
+    limits = room(ends + [v["y"] for v in level])
     scale, axis = y_axis(limits, ".2~%" if key == "share" else "~g")
     x = _blocks_axis(have)
     return _layers(key, low, high, level, x, scale, axis, have, look, width, name, "blocks")
@@ -108,7 +109,7 @@ def _against(key: str, name: str, values: Sequence[Mapping[str, Any]], look: Loo
 def _trade(key: str, name: str, values: Sequence[Mapping[str, Any]], look: Looks, width: Width) -> alt.LayerChart:
     have = [r for r in values if r["blocks"] and r[key] is not None]
     level = [{"y": r["loss"]} for r in values if r["c"] == look["dense"][0]]
-    scale, axis = y_axis(layout.limits(reach(have) + [v["y"] for v in level], 1.03))
+    scale, axis = y_axis(room(reach(have) + [v["y"] for v in level]))
     text = "parameters, of dense" if key == "share" else "time of a step, of dense (paired)"
     x = x_axis([r[key] for r in have], text, share=True)
     return _layers("loss", "low", "high", level, x, scale, axis, have, look, width, name, key)

@@ -58,7 +58,8 @@ def _measured(
     if what == "exponent":
         settings = {place.setting for place in chosen}
         wanted = [f for f in fronts if f.setting in settings and f.structure in ("dense", *asked["structures"])]
-        return [line for line in map(exponent, wanted) if line]
+        ordered = sorted(wanted, key=lambda f: (f.setting, f.structure != "dense"))
+        return [line for line in map(exponent, ordered) if line]
     if what == "time":
         settings = {place.setting for place in chosen}
         ours = [t for t in times if t.place.setting in settings and t.structure in asked["structures"]]

@@ -5,7 +5,6 @@ from typing import Any
 
 import altair as alt
 
-from bench.report import layout
 from bench.report.charts import Width
 from bench.report.pareto import front
 from bench.report.style import GREY
@@ -19,8 +18,10 @@ from bench.report.training_marks import (
     labels,
     legend,
     looks_of,
+    ordered,
     reach,
     records,
+    room,
     title,
     x_axis,
     y_axis,
@@ -30,6 +31,10 @@ from bench.report.training_stats import Result
 from bench.report.views import View
 
 GROUP = "Loss against cost"
+NOISE = (
+    "Means over seeds; two whose bars meet are a tie (the table decides at the edge of it). The grey line is dense; "
+    "what stands at the upper edge has a larger loss."
+)
 COSTS = {
     "share": ("parameters of the replaced layers, of dense", ""),
     "params": ("parameters of the whole network", ""),
@@ -44,7 +49,7 @@ def made(
 ) -> list[View]:
     """A view for each place."""
     found = []
-    for place, several in results.items():
+    for place, several in ordered(results).items():
         kept = [at_end(r, times, look) for r in several if r.loss is not None]
         if len(kept) > 1:
             structures = [r.first.structure for r in several if r.loss is not None]
@@ -76,7 +81,7 @@ def _view(
         slug=slug,
         title=title(place),
         choices={"Task": place.setting, "Width": str(place.width)},
-        caption=caption,
+        caption=[NOISE, *caption],
         draw=draw,
         rows=(),
         records=kept,
@@ -91,7 +96,7 @@ def _chart(
 ) -> alt.LayerChart:  # fmt: skip
     """Points with their bars; named are dense, the layers removed, and those that none of less cost beats."""
     have = [r for r in kept if r[key] is not None]
-    scale, axis = y_axis(layout.limits(reach(kept), 1.02))
+    scale, axis = y_axis(room(reach(kept)))
     linear = key == "share"
     x = x_axis([r[key] for r in have], text, linear=linear, unit=unit, share=linear)
     own = looks_of(look)

@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from bench.report import layout, words
+from bench.report import words
 from bench.report.charts import Width
 from bench.report.style import GREY
 from bench.report.training_costs import same
@@ -20,7 +20,9 @@ from bench.report.training_marks import (
     labels,
     legend,
     looks_of,
+    ordered,
     records,
+    room,
     step_seconds,
     title,
     told,
@@ -28,7 +30,7 @@ from bench.report.training_marks import (
     y_axis,
 )
 from bench.report.training_rows import Place
-from bench.report.training_stats import Result
+from bench.report.training_stats import Result, budgets
 from bench.report.views import View
 
 GROUP = "Loss while training"
@@ -40,17 +42,13 @@ def made(
 ) -> list[View]:
     """A view for each place and each budget (and start) in it, with the controls in all of them."""
     found: list[View] = []
-    for place, several in results.items():
+    for place, several in ordered(results).items():
         trained = [r for r in several if r.loss is not None]
-        for budget, start in _classes(trained):
+        for budget, start in budgets(trained):
             own = [r for r in trained if _within(r, budget, start)]
             if sum(not r.first.control for r in own) and len(own) > 1:
                 found.append(_view(place, budget, start, own, times, look, caption, f"{stem}-curves-{len(found) + 1}"))
     return found
-
-
-def _classes(trained: Sequence[Result]) -> list[tuple[str | None, str]]:
-    return list(dict.fromkeys((r.first.budget, r.first.start) for r in trained if not r.first.control))
 
 
 def _within(result: Result, budget: str | None, start: str) -> bool:
@@ -149,7 +147,7 @@ def _chart(
 ) -> alt.LayerChart:  # fmt: skip
     have = [p for p in points if p[key] is not None]
     losses = [v for p in points for v in (p["low"], p["high"])] + ([teacher] if teacher else [])
-    scale, axis = y_axis(layout.limits(losses, 1.02))
+    scale, axis = y_axis(room(losses))
     x = x_axis([p[key] for p in have], text, linear=teacher is not None, unit=unit)
     own = looks_of(look)
     base, y = records(key), alt.Y("loss:Q", scale=scale, axis=axis)

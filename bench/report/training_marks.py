@@ -79,18 +79,42 @@ def at_end(result: Result, times: Times, found: Looks) -> dict[str, Any]:
     }
 
 
+def room(values: Sequence[float]) -> list[float]:
+    """Limits of a logarithmic axis: the values and a twentieth of their range on either side."""
+    low, high = min(values), max(values)
+    pad = max(1.005, (high / low) ** 0.05)
+    return [low / pad, high * pad]
+
+
+def ticks(limits: Sequence[float]) -> dict[str, Any]:
+    """Round numbers; where limits are near each other, those that Vega finds between them."""
+    narrow = limits[1] < limits[0] * 1.8
+    return {"tickCount": 6} if narrow else {"values": layout.ticks(*limits)}
+
+
 def reach(some: Sequence[Mapping[str, Any]]) -> list[float]:
-    """What an axis of losses must hold: bars too, but none further than twice the losses' own range from it."""
-    least, most = min(r["loss"] for r in some), max(r["loss"] for r in some)
-    room = max(1.15, (most / least) ** 2)
-    return [v for r in some for v in (max(r["low"], least / room), min(r["high"], most * room))]
+    """What an axis of losses must hold: bars too, but none further than the losses' own range from them.
+
+    What has more than 1.6 times the median's loss stands at the upper edge, so that it does not press the others
+    together.
+    """
+    losses = sorted(r["loss"] for r in some)
+    least, most = losses[0], min(losses[-1], 1.6 * losses[len(losses) // 2])
+    further = max(1.1, most / least)
+    bars = [v for r in some for v in (max(r["low"], least / further), min(r["high"], most * further))]
+    return [*(v for v in bars if v <= most * further), least, most]
 
 
-def y_axis(limits: Sequence[float], form: str = "~g") -> tuple[alt.Scale, alt.Axis]:
+def ordered(results: Mapping[Place, Sequence[Result]]) -> dict[Place, Sequence[Result]]:
+    """Tasks as they come, of each the largest width first: what a reader sees first."""
+    tasks = list(dict.fromkeys(place.setting for place in results))
+    return dict(sorted(results.items(), key=lambda item: (tasks.index(item[0].setting), -item[0].width)))
+
+
+def y_axis(limits: Sequence[float], form: str = ".3~g") -> tuple[alt.Scale, alt.Axis]:
     """Of losses: logarithmic."""
-    ticks = layout.ticks(*limits)
     scale = alt.Scale(type="log", domain=list(limits), nice=False, clamp=True)
-    return scale, alt.Axis(values=ticks, title=None, format=form)
+    return scale, alt.Axis(title=None, format=form, **ticks(limits))
 
 
 def x_axis(values: Sequence[float], title: str, *, linear: bool = False, unit: str = "", share: bool = False) -> alt.X:

@@ -1,16 +1,17 @@
 """Charts of compute-optimal fronts: the least loss for each amount of training FLOPs, and the fitted exponents."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
 
-from bench.report import layout, words
+from bench.report import words
 from bench.report.charts import Width
 from bench.report.style import GREY
 from bench.report.training_curves import OWN
 from bench.report.training_fronts import Front
-from bench.report.training_marks import HEIGHT, Looks, labels, legend, looks_of, records, x_axis, y_axis
+from bench.report.training_marks import HEIGHT, Looks, labels, legend, looks_of, records, room, x_axis, y_axis
 from bench.report.views import View
 
 GROUP = "Compute-optimal fronts"
@@ -26,7 +27,8 @@ def made(
     counted: Sequence[Front], executed: Sequence[Front], look: Looks, caption: Sequence[str], stem: str
 ) -> list[View]:
     """A view for each setting with several widths, and each budget in it."""
-    classes = dict.fromkeys((f.setting, f.budget) for f in counted if not f.control)
+    counts = Counter((f.setting, f.budget) for f in counted if not f.control)
+    classes = sorted(counts, key=lambda own: (own[0], own[1] is None, -counts[own], own[1] or ""))
     found: list[View] = []
     for setting, budget in classes:
         some = [[f for f in own if f.setting == setting and _within(f, budget)] for own in (counted, executed)]
@@ -88,7 +90,7 @@ def said(front: Front) -> str:
 
 def _lines(kind: int, values: Sequence[Mapping[str, Any]], look: Looks, width: Width, name: str) -> alt.LayerChart:
     have = [r for r in values if r["kind"] == kind]
-    scale, axis = y_axis(layout.limits([r["loss"] for r in have], 1.03))
+    scale, axis = y_axis(room([r["loss"] for r in have]))
     x = x_axis([r["x"] for r in have], "FLOPs of training")
     own, base = looks_of(look), records("x").transform_filter(f"datum.kind === {kind}")
     fits = base.mark_line(strokeWidth=1.3, aria=False)

@@ -1,7 +1,7 @@
 """Which differences of losses are more than noise, how long runs were, and what a share of trials is worth."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -126,6 +126,12 @@ def _ranked(several: Sequence[Result], known: Noise | None) -> list[Result]:
         place = {"best": 1 + ahead, "last": len(trained) - behind}
         ranked.append(Result(result.runs, result.loss, result.low, result.high, **own, **place))
     return sorted(ranked, key=lambda r: (r.loss is None, r.loss or 0, r.first.series))
+
+
+def budgets(several: Sequence[Result]) -> list[tuple[str | None, str]]:
+    """Budgets and starts of structures, the budget that most of them have first, none last."""
+    counts = Counter((r.first.budget, r.first.start) for r in several if not r.first.control)
+    return sorted(counts, key=lambda own: (own[0] is None, -counts[own], own[0] or "", own[1]))
 
 
 def threshold(known: Noise, some: int, others: int, pairs: int) -> float:

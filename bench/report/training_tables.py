@@ -8,7 +8,7 @@ from bench.report import training_claims, words
 from bench.report.training_beside import chosen
 from bench.report.training_marks import REMOVED, Times
 from bench.report.training_rows import Place
-from bench.report.training_stats import BETTER, TIE, WORSE, Noise, Result, length, proportion
+from bench.report.training_stats import BETTER, TIE, WORSE, Noise, Result, budgets, length, proportion
 
 FALLING = 0.01  # of the loss over the last half of the steps: from there on a run is called too short
 
@@ -124,8 +124,7 @@ def summary(results: Mapping[Place, Sequence[Result]]) -> list[str]:
     """For every task at its largest width and each budget: which structures are told apart from dense."""
     lines = []
     for place in {p.setting: p for p in results}.values():
-        classes = dict.fromkeys((r.first.budget, r.first.start) for r in results[place] if not r.first.control)
-        for budget, start in classes:
+        for budget, start in budgets(results[place]):
             kept = [r for r in chosen(results[place], budget, start) if not r.first.control]
             if kept:
                 at = words.budget(budget) if budget else "options of their own"
