@@ -17,7 +17,7 @@ import structures
 from structures import reference
 from structures.__main__ import main as command
 from structures.backends import einsum, planned
-from structures.backends.planned import choose, emit, figures, function, measure, price, problem, rates, source
+from structures.backends.planned import choose, dense, emit, figures, function, measure, price, problem, rates, source
 from structures.backends.planned.layout import TOKENS, fuse, products, readable
 from structures.backends.planned.program import Multiply, Place, Want
 from structures.spec import Spec
@@ -281,6 +281,47 @@ def test_every_grouping_of_neighbouring_factors_is_exact(name, monkeypatch):
         for plan in choose.candidates(structure, 5, setting, figures.built_in("float32", 2))[:3]:
             for f, t in zip(run(plan, made, dy, False), truth, strict=True):
                 assert error(f, t) < EXACT, str(plan)
+
+
+def through_matrix(structure, tokens, want, rates):
+    posed = dense.with_matrix(problem.pose(structure, problem.merged_whole(structure)))
+    return dense.through_matrix(posed, price.Price(posed, tokens, rates), bias=True, want=want)
+
+
+@pytest.mark.parametrize(("name", "width"), [case for case in CASES if case[1] != "square"])
+def test_the_dense_matrix_of_a_call_is_exact(name, width):
+    structure = structure_of(name, width)
+    made, dy = operands(structure, 7)
+    plans = through_matrix(structure, 7, everything(structure), figures.built_in("float32", 2))
+    assert bool(plans) == (bool(structure.factors) and all(term.factors for term in structure.terms))
+    for plan in plans:
+        for f, t in zip(run(plan, made, dy, True), wanted(structure, made, dy), strict=True):
+            assert f.shape == t.shape and error(f, t) < EXACT, str(plan)
+
+
+def test_a_position_that_a_term_reads_twice_has_no_dense_matrix():
+    structure = odd("(b i), u k i o -> (u o)", sizes={"b": "4", "u": "4", "k": "2"}, index={"b": "u + k // 2"}).bind(
+        12, 8
+    )
+    assert not through_matrix(structure, 7, None, figures.built_in("float32", 2))
+    made, dy = operands(structure, 7)
+    for f, t in zip(whole(structure, made, dy), wanted(structure, made, dy), strict=True):
+        assert error(f, t) < EXACT
+
+
+def test_16_bits_take_the_dense_matrix_at_thousands_of_tokens_and_the_flops_say_so(no_measured_rates):
+    structure = structures.get("pixelfly").bind(1024, 1024, n_blocks=32, n_strides=5, rank=0)
+    few, many = (planned.plan(structure, tokens, dtype=torch.bfloat16, grad=True) for tokens in (16, 4096))
+    assert few.flops(16) == structure.flops(16, train=True)
+    assert many.flops(4096) == structure.dense_flops(4096, train=True) and "the dense matrix of" in str(many)
+
+
+@pytest.fixture
+def no_measured_rates(tmp_path, monkeypatch):
+    monkeypatch.setenv(rates.VARIABLE, str(tmp_path))
+    function.forget()
+    yield
+    function.forget()
 
 
 def groupings_of(structure):

@@ -4,7 +4,7 @@ layout    what a BLAS call can read
 problem   a structure as chains of contractions
 program   operations and plans as data
 price     seconds of one operation, from figures: built in, or measured (measure) and kept (rates)
-grouping  factors merged before the activation is touched
+grouping  factors merged before the activation is touched;  dense: all of them into one matrix
 search    the programs worth looking at;  choose: the one that runs
 native    the gradients left to autograd
 emit      source of a plan (writer, elementwise, source);  function: autograd and the call

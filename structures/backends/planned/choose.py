@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from structures.backends.planned.backward import backwards
+from structures.backends.planned.dense import product, through_matrix, with_matrix
 from structures.backends.planned.figures import Rates
 from structures.backends.planned.forward import forwards
 from structures.backends.planned.grouping import groupings
 from structures.backends.planned.layout import TOKENS
 from structures.backends.planned.native import native
 from structures.backends.planned.price import Price
-from structures.backends.planned.problem import Problem, X, pose
+from structures.backends.planned.problem import Problem, X, merged_whole, pose
 from structures.backends.planned.program import Op, Plan, Want, reads
 from structures.structure import Structure
 
@@ -56,7 +57,14 @@ def _whole(structure: Structure, tokens: int, setting: Setting, rates: Rates) ->
         problem = pose(structure, grouping, single=tokens == 1)
         price = Price(problem, tokens, rates, itemsize)
         found += plans(problem, price, bias=setting.bias, want=setting.want)
-    return sorted(found, key=lambda plan: plan.seconds)
+    found.sort(key=lambda plan: plan.seconds)
+    merged = with_matrix(pose(structure, merged_whole(structure)))
+    price = Price(merged, tokens, rates, itemsize)
+    passes = 1 if setting.want is None else 3
+    if tokens > 1 and passes * price(product(setting.bias)) < found[0].seconds:
+        found += through_matrix(merged, price, bias=setting.bias, want=setting.want)
+        found.sort(key=lambda plan: plan.seconds)
+    return found
 
 
 def _repeated(plan: Plan, tokens: int, chunk: int, rates: Rates, itemsize: int) -> Plan:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import re
 
-from structures.backends.planned.layout import fuse, heads
-from structures.backends.planned.program import NARROW, Gather, Pointwise, Scatter
-from structures.backends.planned.writer import Shape, Writer
+from structures.backends.planned.layout import Layout, fuse, heads
+from structures.backends.planned.program import NARROW, Embed, Gather, Part, Pointwise, Scatter
+from structures.backends.planned.writer import Shape, Writer, permute
 
 
 def pointwise(writer: Writer, op: Pointwise) -> None:
@@ -77,3 +77,53 @@ def scatter(writer: Writer, op: Scatter) -> None:
         zeros = f"torch.zeros(({', '.join(shape)}), dtype={op.source}.dtype, device={op.source}.device)"
         expression = f"{zeros}.index_add(1, {writer.table(op.table, op.source)}, {source})"
     writer.assign(op.result, expression, shape)
+
+
+def embed(writer: Writer, op: Embed) -> None:
+    """Functional throughout: autograd and every transform follow it."""
+    shape = (str(writer.problem.in_features), str(writer.problem.out_features))
+    parts = [_gathered(writer, part, shape) if part.read else _diagonals(writer, part, shape) for part in op.parts]
+    writer.assign(op.result, " + ".join(parts), shape)
+
+
+def _diagonals(writer: Writer, part: Part, shape: Shape) -> str:
+    expression, _ = _on_diagonals(writer, part, part.rows, part.cols, ())
+    return f"{expression}.reshape({', '.join(shape)})"
+
+
+def _gathered(writer: Writer, part: Part, shape: Shape) -> str:
+    """Blocks side by side, each copied into its place among zeros, and turned."""
+    read, columns = part.read, part.columns_by
+    assert read is not None
+    rows = tuple(a for a in part.rows if a != read.axis)
+    cols = tuple(a for a in part.cols if a not in columns)
+    blocks, dims = _on_diagonals(writer, part, rows, cols, read.by)
+    inner = [writer.extent((a,)) for a in dims[len(read.by) :]]
+    count, lead = writer.extent((read.axis, *columns)), [writer.extent((a,)) for a in (read.axis, *columns)]
+    zeros = f"torch.zeros(({', '.join([count, *inner])},), dtype={part.name}.dtype, device={part.name}.device)"
+    blocks = f"{blocks}.reshape({', '.join([writer.extent(read.by), *inner])})"
+    placed = f"{zeros}.index_copy(0, {writer.table(part.places(writer.problem), part.name)}, {blocks})"
+    have = [(read.axis, 0), *((a, 1) for a in columns), *((a, 0) for a in rows), *((a, 1) for a in cols)]
+    want = [*((a, 0) for a in part.rows), *((a, 1) for a in part.cols)]
+    turned = permute(f"{placed}.view({', '.join([*lead, *inner])})", [have.index(a) for a in want])
+    return f"{turned}.reshape({', '.join(shape)})"
+
+
+def _on_diagonals(writer: Writer, part: Part, rows: Layout, cols: Layout, lead: Layout) -> tuple[str, Layout]:
+    """The entries as (lead, rows, cols), an axis that is both a row's and a column's as a diagonal among zeros."""
+    shared = tuple(a for a in rows if a in cols)
+    final = lead + rows + cols
+    once = tuple(a for a in final if a not in shared) + shared
+    own = tuple(a for a in once if a in part.view)
+    expression = writer.view(part.name, [writer.extent((a,)) for a in part.view])
+    expression = permute(expression, [part.view.index(a) for a in own])
+    if own != once:
+        expression += f"[{', '.join(':' if a in own else 'None' for a in once)}]"
+        expression += f".expand({', '.join(writer.extent((a,)) for a in once)})"
+    placed: set[str] = set(once) - set(shared)
+    for axis in reversed(shared):
+        placed.add(axis)
+        dims = tuple(a for a in final if a in placed)
+        one, two = (i for i, a in enumerate(dims) if a == axis)
+        expression = f"torch.diag_embed({expression}, 0, {one}, {two})"
+    return expression, final

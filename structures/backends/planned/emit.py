@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from structures.backends.planned.elementwise import gather, pointwise, scatter
+from structures.backends.planned.elementwise import embed, gather, pointwise, scatter
 from structures.backends.planned.layout import TOKENS, Layout, Product, fuse, heads, readable
 from structures.backends.planned.price import joint
 from structures.backends.planned.problem import X, factor_name
-from structures.backends.planned.program import Copy, Gather, Multiply, Op, Place, Plan, Pointwise
+from structures.backends.planned.program import Copy, Embed, Gather, Multiply, Op, Place, Plan, Pointwise
 from structures.backends.planned.source import Source
 from structures.backends.planned.writer import Shape, Writer, permute
 
@@ -92,6 +92,8 @@ def write(writer: Writer, op: Op) -> None:
         writer.assign(op.result, f"{expression}.contiguous()", shape)
     elif isinstance(op, Gather):
         gather(writer, op)
+    elif isinstance(op, Embed):
+        embed(writer, op)
     else:
         scatter(writer, op)
 
@@ -204,7 +206,7 @@ def _first(writer: Writer, op: Place, pieces: list[tuple[str, Layout, Layout]]) 
 def _place_pure(writer: Writer, op: Place, whole: Shape) -> None:
     parts = []
     for name, view, target in op.pieces:
-        expression, _ = writer.permuted(name, view, target)
+        expression, _ = writer.permuted(name, view, target, spread=writer.slow_transpose(view, target))
         parts.append(f"{expression}.reshape({', '.join(whole)})")
     if op.bias:
         parts.append("b")

@@ -38,7 +38,7 @@ class Partial:
 
 def forwards(problem: Problem, price: Price, *, bias: bool) -> list[tuple[Partial, Plan]]:
     """Forward programs, cheapest first, each with what every value is held by."""
-    kept = [_chain_forward(problem, chain, price) for chain in problem.chains]
+    kept = [chain_forward(problem, chain, price) for chain in problem.chains]
     outputs = [chain.output for chain in problem.chains]
     found = []
     for combination in combinations(kept):
@@ -56,7 +56,7 @@ def combinations(kept: Sequence[Sequence[Partial]]) -> Iterator[tuple[Partial, .
     return itertools.product(*(partials[:most] for partials in kept))
 
 
-def _chain_forward(problem: Problem, chain: Chain, price: Price) -> list[Partial]:
+def chain_forward(problem: Problem, chain: Chain, price: Price) -> list[Partial]:
     """Programs of one term up to its piece, cheapest first with the cost of placing it."""
     named = ((factor_name(i), axes) for i, axes in enumerate(problem.factors))
     factors = tuple((name, ((name, axes),)) for name, axes in named if name in chain.values)

@@ -10,21 +10,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from structures.backends.planned.layout import Layout, readable
+from structures.backends.planned.layout import Layout, Product, readable
 from structures.backends.planned.price import Price
 from structures.backends.planned.problem import X
-from structures.backends.planned.program import Copy, Gather, Multiply, Op, Place, Plan, Pointwise, Scatter, Want
+from structures.backends.planned.program import Copy, Embed, Gather, Multiply, Op, Place, Plan, Pointwise, Scatter, Want
 
-LOOSE = 2.5  # passes that autograd makes over a permuted gradient for each that is needed, where terms are added
+LOOSE = 2.5  # passes that autograd makes over a permuted gradient for each that is needed
+ADDED = 5.0  # the same where terms are added: their gradients of x meet in different orders, in fresh memory
 
 
 def native(plan: Plan, price: Price, want: Want) -> Plan:
     """The forward plan with its gradients left to autograd."""
     forward = sum(_pure(op, price) for op in plan.forward)
-    backward = _Backward(price, want, len(plan.problem.chains))
+    whole = any(isinstance(op, Embed) for op in plan.forward)
+    backward = _Backward(price, want, 1 if whole else len(plan.problem.chains))
     for op in reversed(plan.forward):
         backward.op(op)
-    seconds = forward + backward.seconds + LOOSE * backward.moved + price.rates.node * len(plan.forward)
+    loose = ADDED if backward.chains > 1 else LOOSE
+    seconds = forward + backward.seconds + loose * backward.moved + price.rates.node * len(plan.forward)
     return replace(plan, want=want, native=True, seconds=seconds)
 
 
@@ -55,10 +58,14 @@ class _Backward:
         elif isinstance(op, Pointwise):
             self.seconds += 3 * self.price(op)
             self.arrives(op.left, op.left_view)
+        elif isinstance(op, Embed):
+            self.seconds += self.price(op)
+            for part in op.parts:
+                self.arrives(part.name, part.view)
         elif isinstance(op, Copy):
             self.arrives(op.source, self.memory.get(op.result, op.layout))
         elif isinstance(op, Gather | Scatter):
-            slow = 3 if self.price.itemsize >= 4 else 30  # a scattered addition; one by one in 16 bits
+            slow = 5 if self.price.itemsize >= 4 else 30  # a scattered addition; one by one in 16 bits
             self.seconds += slow * self.price(op)
             self.arrives(op.source, op.view)
 
@@ -67,15 +74,22 @@ class _Backward:
         gradient = self.memory.get(op.result, op.layout)
         if sorted(gradient) != sorted(op.layout):
             gradient = op.layout  # another term's axes for the same features: the two were added where they lay
-        copy = 0.0  # of the result's gradient, which each of the two products makes for itself
-        if not p.reduced and readable(gradient, (p.batch, p.rows, p.cols)) is None:
-            copy = self.price.move(gradient, op.layout)
         if op.into:
             self.arrives(op.into, gradient)
-        for name, groups, expanded in ((op.left, p.left, p.expand == "left"), (op.right, p.right, p.expand == "right")):
+        copy = 0.0  # of the result's gradient, which each of the two products makes for itself
+        if not p.reduced and readable(gradient, (p.batch, p.rows, p.cols)) is None:
+            copy, gradient = self.price.move(gradient, op.layout), op.layout
+        one = Product(p.batch, p.rows, p.cols, p.contracted, expand="right" * (p.expand == "right"))
+        two = Product(p.batch, p.contracted, p.rows, p.cols, expand="left" * (p.expand == "left"))
+        of_left = replace(op, left_view=gradient, product=one, into="", bias=False)
+        of_right = replace(op, right_view=gradient, product=two, into="", bias=False)
+        for name, groups, expanded, made in (
+            (op.left, p.left, p.expand == "left", of_left),
+            (op.right, p.right, p.expand == "right", of_right),
+        ):
             if not self.needed(name):
                 continue
-            self.seconds += self.price(op)
+            self.seconds += self.price(op if p.reduced else made)
             self.moved += copy
             layout = groups[0] + groups[1] + groups[2]
             if expanded:  # a gradient a batch item, then their sum

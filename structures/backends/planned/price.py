@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from structures.backends.planned.figures import Curve, Rates
 from structures.backends.planned.layout import TOKENS, Layout, fuse, heads, readable
 from structures.backends.planned.problem import Problem
-from structures.backends.planned.program import NARROW, Copy, Gather, Multiply, Op, Place, Pointwise, Scatter
+from structures.backends.planned.program import NARROW, Copy, Embed, Gather, Multiply, Op, Place, Pointwise, Scatter
 
 LINE = 64  # bytes of a cache line
 PAGE = 4096  # bytes; a cache finds its place for a line by the position in the page, and so holds few lines of one
@@ -49,6 +49,8 @@ class Price:
             return self.place(op)
         if isinstance(op, Copy):
             return self.calls(1, 2) + self.move(op.view, op.layout)
+        if isinstance(op, Embed):
+            return self.embed(op)
         return self._blocks(op)
 
     def calls(self, calls: float, views: float) -> float:
@@ -125,6 +127,16 @@ class Price:
         for number, (_, view, target) in enumerate(op.pieces):
             again = TRAFFIC * self._stream(size) if number > joined else 0.0
             seconds += self.calls(number != 1 or not joined, 3) + self.move(view, target) + again
+        return seconds
+
+    def embed(self, op: Embed) -> float:
+        """Zeros and entries of each part, a pass to turn gathered blocks, and a sum for every part but the first."""
+        size = self.itemsize * self.extent(op.layout)
+        seconds = (len(op.parts) - 1) * (self.calls(1, 0) + self._stream(3 * size))
+        for part in op.parts:
+            entries = 2 * self.itemsize * self.extent(part.view)
+            seconds += self.calls(3, 6) + self._stream(size) + self._turn(entries, self.itemsize * LINE)
+            seconds += self._stream(2 * size) if part.read else 0.0
         return seconds
 
     def move(self, source: Layout, target: Layout) -> float:

@@ -86,9 +86,18 @@ def factor_name(position: int) -> str:
     return f"f{position}"
 
 
+def factor_number(name: str) -> int:
+    return int(name[1:])
+
+
 def as_written(structure: Structure) -> tuple[Grouping, ...]:
     """The grouping of each term that merges nothing."""
     return tuple(tuple((step.factor,) for step in term.steps) for term in structure.terms)
+
+
+def merged_whole(structure: Structure) -> tuple[Grouping, ...]:
+    """The grouping that contracts all factors of each term with one another."""
+    return tuple((sum(grouping, ()),) if grouping else () for grouping in as_written(structure))
 
 
 def pose(structure: Structure, groupings: Sequence[Grouping] | None = None, *, single: bool = False) -> Problem:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from structures.backends.planned.layout import TOKENS, Layout, Product
-from structures.backends.planned.problem import Problem
+from structures.backends.planned.problem import Problem, Read
 
 NARROW = 8  # steps with contracted and cols axes up to this may run elementwise
 
@@ -105,7 +106,51 @@ class Place:
         return self.pieces[0][2]
 
 
-Op = Copy | Gather | Scatter | Multiply | Pointwise | Place
+@dataclass(frozen=True)
+class Part:
+    """One term of a dense matrix: `name`, lying as `view`, holds entries of the rows `rows` and the columns `cols`.
+
+    An axis in both is a block diagonal; one that the view lacks is repeated. With `read`, the axis that it reads is
+    among the rows, and the axes that it is read by in the view, some of them among the columns.
+    """
+
+    name: str
+    view: Layout
+    rows: Layout
+    cols: Layout
+    read: Read | None = None
+
+    @property
+    def columns_by(self) -> Layout:
+        """The columns' axes that the gather depends on, in the order of the gather."""
+        return tuple(a for a in self.read.by if a in self.cols) if self.read else ()
+
+    def places(self, problem: Problem) -> tuple[int, ...]:
+        """For each combination of the axes read by: position on the axis read and `columns_by`, flattened."""
+        assert self.read is not None
+        size = dict(problem.sizes)
+        places = []
+        for at, position in zip(
+            itertools.product(*(range(size[a]) for a in self.read.by)), self.read.table, strict=True
+        ):
+            place = position
+            for axis, index in zip(self.read.by, at, strict=True):
+                if axis in self.cols:
+                    place = place * size[axis] + index
+            places.append(place)
+        return tuple(places)
+
+
+@dataclass(frozen=True)
+class Embed:
+    """`result` (in_features, out_features) = the sum of the parts, each put where its axes lie; zero elsewhere."""
+
+    result: str
+    parts: tuple[Part, ...]
+    layout: Layout
+
+
+Op = Copy | Gather | Scatter | Multiply | Pointwise | Place | Embed
 
 
 def reads(op: Op) -> tuple[str, ...]:
@@ -116,6 +161,8 @@ def reads(op: Op) -> tuple[str, ...]:
         return op.left, op.right
     if isinstance(op, Place):
         return tuple(name for name, _, _ in op.pieces)
+    if isinstance(op, Embed):
+        return tuple(part.name for part in op.parts)
     return (op.source,)
 
 
@@ -217,6 +264,8 @@ def describe(op: Op, sizes: Mapping[str, int]) -> str:
         return head + " + ".join([f"{n} {_axes(v)}" for n, v, _ in op.pieces] + ["bias"] * op.bias)
     if isinstance(op, Copy):
         return head + f"copy of {op.source} {_axes(op.view)}"
+    if isinstance(op, Embed):
+        return head + "the dense matrix of " + " + ".join(f"{part.name} {_axes(part.view)}" for part in op.parts)
     kind = "blocks of" if isinstance(op, Gather) else "sum of blocks of"
     return head + f"{kind} {op.source} {_axes(op.view)}"
 

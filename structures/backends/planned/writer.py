@@ -91,7 +91,7 @@ class Writer:
         """
         runs = fuse(view, layout)
         src, dst = heads(view, runs), heads(layout, runs)
-        if self.pure or len(src) != 2 or src == dst:
+        if len(src) != 2 or src == dst:
             return False
         extents = {a: self.problem.numel(run, self.tokens) for a, run in runs.items()}
         return held(src, dst, extents, ITEMSIZE) <= 2**20
