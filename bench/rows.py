@@ -109,6 +109,16 @@ class Row:
         return float(self.params * ITEMSIZES[self.dtype])
 
     @property
+    def executed_share(self) -> float:
+        """FLOPs executed, as a share of dense's."""
+        return self.executed_flops / self.dense_flops
+
+    @property
+    def executes_as_counted(self) -> bool:
+        """Whether the FLOPs executed are those counted, to half a percent: not where all experts run, say."""
+        return abs(self.executed_flops - self.flops) <= 0.005 * self.flops
+
+    @property
     def flops_per_s(self) -> float:
         """What was executed, over the time it took."""
         return self.executed_flops / self.time.median

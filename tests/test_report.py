@@ -635,7 +635,7 @@ def test_a_cached_dense_weight_and_a_control_win_nothing(tmp_path: Path) -> None
     assert {row.backend for _, row in verdicts.candidates(panel)} == {"planned"}
     [cells] = {tuple(record["name"] for record in view.records) for view in viewed(found, "winners")}
     assert set(cells) == {"dyad_it"}
-    assert not [view for view in viewed(found, "pareto") for rows in view.content["fronts"].values() for row in rows
+    assert not [view for view in viewed(found, "pareto") for _, rows in view.content["fronts"].values() for row in rows
                 if row.backend == "dense_cache" or row.control]  # fmt: skip
 
 
@@ -643,6 +643,31 @@ def test_a_front_holds_those_that_no_other_of_as_much_cost_outruns() -> None:
     points = [(0.25, 0.5), (0.25, 0.4), (0.5, 0.45), (0.125, 0.42), (1.0, 1.0), (0.01, 0.1)]
     assert [points[i] for i in pareto.front(points)] == [(0.01, 0.1), (0.25, 0.4), (0.5, 0.45), (1.0, 1.0)]
     assert pareto.front([]) == []
+
+
+def test_flops_executed_are_shown_beside_those_counted_where_they_differ(tmp_path: Path) -> None:
+    content = small(shapes=[(256, 256), (512, 512)])
+    [panel] = panels.panels(found := results(tmp_path, content))
+    assert "executed" not in specifications(panel, style.styles(panel.curves, ["dense_narrow", *SMALL]), width=300)
+    assert {tuple(view.content["fronts"]) for view in viewed(found, "pareto")} == {("parameters", "FLOPs")}
+    for info in (b["extra_info"] for b in content["benchmarks"] if b["extra_info"]["structure"] == "monarch"):
+        info["executed_flops"] = 4 * info["flops"]
+    [panel] = panels.panels(found := results(tmp_path, content))
+    made = specifications(panel, style.styles(panel.curves, ["dense_narrow", *SMALL]), width=300)
+    assert list(made) == ["speedup", "time", "flops", "executed", "params"]
+    for view in viewed(found, "pareto"):
+        assert (
+            list(view.content["fronts"])
+            == ["parameters", "FLOPs", "FLOPs executed"]
+            == [chart.removeprefix("Time against ") for chart in view.specifications(300)]
+        )
+        ratios = {row.structure: record["executed_share"] / record["flops_share"]
+                  for row, record in zip(view.rows, view.records, strict=True)}  # fmt: skip
+        assert ratios.pop("monarch") == 4 and set(ratios.values()) == {1}
+    assert (
+        f"<small>{words.span([row.executed_share for row in found.rows if row.structure == 'monarch'])} executed"
+        in (rendered(found))
+    )
 
 
 def test_backends_of_one_layer_are_set_against_each_other(tmp_path: Path) -> None:
@@ -777,7 +802,7 @@ def test_every_chart_says_what_it_shows(tmp_path: Path) -> None:
     found = results(tmp_path, small())
     text = rendered(found)
     for quantity in charts.QUANTITIES:
-        assert quantity.title in text
+        assert quantity.field == "executed" or quantity.title in text  # executed FLOPs are shown where they differ
     captions = [part.split("</figcaption>")[0] for part in text.split("<figcaption>")[1:]]
     assert len(captions) == 1 + 1 + 4 + 1  # of the winner map, the curves, the fronts at four widths, the roofline
     where = ("Made-up CPU", "float32", "2 threads", "host clock", "mallopt", "torch 2.13", "2031-02-03", "012345678")

@@ -39,7 +39,7 @@ class Quantity:
         """The figure with its quartiles; counted figures have none, and are their own."""
         if self.spread:
             return row.time if self.field == "time" else row.speedup
-        count = float(row.flops if self.field == "flops" else row.params)
+        count = float({"flops": row.flops, "executed": row.executed_flops, "params": row.params}[self.field])
         return Spread(count, count, count, 1)
 
 
@@ -47,6 +47,7 @@ QUANTITIES = (
     Quantity("speedup", "Speed-up over dense (paired ratio, higher is faster)", words.TIMES, True),
     Quantity("time", "Time per call (median, bars: quartiles)", "s", True),
     Quantity("flops", "FLOPs per call (2 per multiply-add)", "", False),
+    Quantity("executed", "FLOPs executed per call", "", False),
     Quantity("params", "Parameters", "", False),
 )
 
@@ -70,13 +71,19 @@ class _Plot:
 def specifications(panel: Panel, styles: Mapping[str, Style], *, width: Width) -> dict[str, alt.LayerChart]:
     """The panel's charts by name: QUANTITY against width for squares, 'QUANTITY by shape' for the others."""
     made: dict[str, alt.LayerChart] = {}
-    paired = any(row.speedup for row in panel.rows)
-    quantities = [q for q in QUANTITIES if paired or q.field != "speedup"]
+    quantities = shown(panel)
     if any(row.square for row in panel.rows):
         made |= {q.field: against_width(panel, q, styles, width=width) for q in quantities}
     if not all(row.square for row in panel.rows):
         made |= {f"{q.field} by shape": by_shape(panel, q, styles, width=width) for q in quantities if q.spread}
     return made
+
+
+def shown(panel: Panel) -> list[Quantity]:
+    """The quantities of a panel: speed-ups where dense was measured, executed FLOPs where they are others."""
+    left_out = set() if any(row.speedup for row in panel.rows) else {"speedup"}
+    left_out |= {"executed"} if all(row.executes_as_counted for row in panel.rows if row.square) else set()
+    return [q for q in QUANTITIES if q.field not in left_out]
 
 
 def against_width(panel: Panel, quantity: Quantity, styles: Mapping[str, Style], *, width: Width) -> alt.LayerChart:

@@ -54,8 +54,7 @@ def _drawn(panel: Panel, look: dict[str, Style], width: charts.Width) -> Any:
 
 
 def _titles(panel: Panel) -> dict[str, str]:
-    paired = any(row.speedup for row in panel.rows)
-    quantities = [q for q in charts.QUANTITIES if paired or q.field != "speedup"]
+    quantities = charts.shown(panel)
     found = {q.field: q.title for q in quantities} if any(row.square for row in panel.rows) else {}
     if not all(row.square for row in panel.rows):
         found |= {f"{q.field} by shape": f"{q.title}, rectangular layers" for q in quantities if q.spread}
@@ -74,6 +73,7 @@ def _line(curve: Curve, style: Style) -> dict[str, Any]:
         "style": style,
         "params": words.span([row.params_share for row in curve.rows]),
         "flops": words.span([row.flops_share for row in curve.rows]),
+        "executed": words.span([row.executed_share for row in curve.rows]),
         "break_even": "is the measure" if curve.kind == DENSE else break_even(curve.rows)[1],
         "flags": ", ".join(sorted({flag for row in curve.rows for flag in row.flags})) or "none",
         "options": _options(curve),

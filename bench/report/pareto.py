@@ -13,7 +13,7 @@ from bench.rows import Row
 
 GROUP = "pareto"
 HEIGHT = 380
-COSTS = {"params_share": "parameters", "flops_share": "FLOPs"}
+COSTS = {"params_share": "parameters", "flops_share": "FLOPs", "executed_share": "FLOPs executed"}
 TIME = "time of dense's (paired, lower is faster)"
 OTHER = Style(GREY, DOT, DASHES[2], 1.1, True)  # controls and cached dense weights: shown, never on a front
 
@@ -62,16 +62,19 @@ def _view(
     ids = {id: style for id, style in look.values()} | {"other": OTHER}
     times = [1 / row.speedup.median if row.speedup else 1.0 for row in rows]
     able = [i for i, row in enumerate(rows) if kind(row) in (STRUCTURE, DENSE)]
+    costs = dict(COSTS)
+    if all(row.executes_as_counted for row in rows):
+        del costs["executed_share"]
     fronts = {}
-    for cost in COSTS:
+    for cost in costs:
         fronts[cost] = [able[i] for i in front([(getattr(rows[i], cost), times[i]) for i in able])]
     records = []
     for i, row in enumerate(rows):
         record = {"i": i, "c": look[row.structure][0] if i in able else "other", "label": _label(row)}
-        record |= {"params_share": row.params_share, "flops_share": row.flops_share, "relative": times[i]}
+        record |= {cost: getattr(row, cost) for cost in costs} | {"relative": times[i]}
         if row.speedup:
             record |= {"relative_low": 1 / row.speedup.q3, "relative_high": 1 / row.speedup.q1}
-        records.append(record | {f"on_{cost}": i in fronts[cost] for cost in COSTS})
+        records.append(record | {f"on_{cost}": i in fronts[cost] for cost in costs})
     budgets = sorted({row.budget for row in rows if row.budget})
     return View(
         group=GROUP,
@@ -81,13 +84,13 @@ def _view(
         caption=views.caption(place, views.runs_of(rows)),
         draw=lambda width: {
             f"Time against {what}": _chart(cost, what, rows, records, ids, budgets, width)
-            for cost, what in COSTS.items()
+            for cost, what in costs.items()
         },
         rows=rows,
         records=records,
-        figures={slug: [f"Time against {what}" for what in COSTS.values()]},
+        figures={slug: [f"Time against {what}" for what in costs.values()]},
         legend=[(id, name, style) for name, (id, style) in look.items() if any(r["c"] == id for r in records)],
-        content={"fronts": {what: [rows[i] for i in fronts[cost]] for cost, what in COSTS.items()}},
+        content={"fronts": {what: (cost, [rows[i] for i in fronts[cost]]) for cost, what in costs.items()}},
     )
 
 

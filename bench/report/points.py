@@ -10,7 +10,7 @@ from bench.rows import Row, Spread
 def record(row: Row) -> dict[str, Any]:
     """A point's figures and words, the same in every chart."""
     made: dict[str, Any] = {"width": row.width, "square": row.square, "shape": words.shape(row)}
-    made |= {"flops": row.flops, "params": row.params}
+    made |= {"flops": row.flops, "executed": row.executed_flops, "params": row.params}
     for field, spread in (("time", row.time), ("speedup", row.speedup)):
         if spread:
             made |= {field: spread.median, f"{field}_low": spread.q1, f"{field}_high": spread.q3}
@@ -25,6 +25,7 @@ def told(row: Row) -> dict[str, str]:
     limit = f"{row.bound}; {words.share(row.bound_fraction)} of it reached" if row.bound_fraction else None
     options = ", ".join(f"{key}={value}" for key, value in row.options.items())
     shares = f"{words.share(row.params_share)} parameters, {words.share(row.flops_share)} FLOPs"
+    shares += "" if row.executes_as_counted else f", {words.share(row.executed_share)} executed"
     executed = "" if row.executed_flops == row.flops else f", {words.prefixed(row.executed_flops)} executed"
     found = {
         "title": row.series,
