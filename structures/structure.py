@@ -80,6 +80,8 @@ class Gate:
     A router, linear from the input to one logit an expert, chooses the largest logits (the first of equal ones); the
     weights are the softmax over the chosen. Terms that do not hold the axis are added for every token.
 
+    With one active expert its weight is always 1: the task gives the router no gradient, `Routing`'s losses alone do.
+
     What is not asked for is None: torch.compile would trace a model twice to look at a number that is 0.
     """
 
