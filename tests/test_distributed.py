@@ -13,13 +13,16 @@ from torch import nn
 
 import structures
 
-NAMES = ("dyad_it", "monarch", "butterfly", "pixelfly", "low_rank", "dense")
+NAMES = ("dyad_it", "monarch", "butterfly", "pixelfly", "low_rank", "dense", "btt_moe", "dense_moe")
 STEPS = 3
 
 
 def model() -> nn.Module:
     torch.manual_seed(0)
     layers = [structures.StructuredLinear(name, 48, 48, dtype=torch.float64) for name in NAMES]
+    for layer in layers:
+        if layer.structure.gate is not None:
+            nn.init.normal_(layer.router)
     return nn.Sequential(*(part for made in layers for part in (made, nn.Tanh())))
 
 
@@ -29,10 +32,16 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train(net: nn.Module, x: torch.Tensor, target: torch.Tensor) -> list[float]:
+    """Steps on the task's loss and the z losses: means over tokens, so that those of two halves average to the whole's.
+
+    A balance loss is no such mean: each process balances its own tokens.
+    """
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     losses = []
     for _ in range(STEPS):
-        loss = (net(x) - target).square().mean()
+        with structures.collect_routing(net) as routings:
+            y = net(x)
+        loss = (y - target).square().mean() + 0.1 * routings.z_loss()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
