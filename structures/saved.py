@@ -40,6 +40,7 @@ def save_swapped(model: nn.Module, folder: Folder) -> None:
     >>> again[0].structure == model[0].structure, bool((again[0].factor_0 == model[0].factor_0).all())
     (True, True)
     """
+    _check(model, "save_swapped")
     safetensors = _safetensors()
     folder = Path(folder)
     entries = {
@@ -69,6 +70,7 @@ def load_swapped(model: nn.Module, folder: Folder) -> nn.Module:
             does not fit the model; the message names the layer. The model is unchanged then, unless it is the numbers
             that do not fit.
     """
+    _check(model, "load_swapped")
     safetensors = _safetensors()
     folder = Path(folder)
     for file in (LAYERS, NUMBERS):
@@ -92,6 +94,11 @@ def load_swapped(model: nn.Module, folder: Folder) -> nn.Module:
     except RuntimeError as error:
         raise ValueError(f"{folder / NUMBERS}: {error}") from error
     return root
+
+
+def _check(model: object, what: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{what}: model is an nn.Module, found {type(model).__name__}")
 
 
 def _entry(layer: StructuredLinear) -> dict[str, object]:

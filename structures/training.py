@@ -139,6 +139,8 @@ def shard_placement(parameter: nn.Parameter, *, shards: int | None = None) -> Sh
     """
     from torch.distributed.tensor import Shard
 
+    if not isinstance(parameter, torch.Tensor):
+        raise ValueError(f"shard_placement: a parameter is a tensor, found {type(parameter).__name__}")
     if shards is None:
         shards = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if not isinstance(shards, int) or shards < 1:

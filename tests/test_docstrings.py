@@ -7,6 +7,7 @@ import inspect
 import sys
 
 import pytest
+from torch import nn
 
 import structures
 
@@ -31,6 +32,25 @@ def test_the_example_gives_what_it_shows(name):
     said = []
     count, failed = failures(function, said)
     assert count and not failed, "".join(said) or f"{name} has no example"
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: structures.save_swapped("model", "folder"), "save_swapped: model is an nn.Module, found str"),
+        (lambda: structures.load_swapped("model", "folder"), "load_swapped: model is an nn.Module, found str"),
+        (lambda: structures.collect_covariances("model", []), "collect_covariances: model is an nn.Module, found str"),
+        (lambda: structures.collect_covariances(nn.Linear(2, 2), 3), "batches: a list of batches, .* found int"),
+        (
+            lambda: structures.collect_covariances(nn.Linear(2, 2), {"x": 1}),
+            "batches: a list of batches, .* found dict",
+        ),
+        (lambda: structures.shard_placement(3, shards=2), "shard_placement: a parameter is a tensor, found int"),
+    ],
+)
+def test_what_is_no_model_and_no_batch_is_named(call, message):  # previously failed: an AttributeError from inside
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_a_wrong_example_is_told():

@@ -171,6 +171,11 @@ def collect_covariances(
     >>> {name: tuple(matrix.shape) for name, matrix in seen.items()}
     {'0': (8, 8), '2': (16, 16)}
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"collect_covariances: model is an nn.Module, found {type(model).__name__}")
+    if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+        found = type(batches).__name__
+        raise ValueError(f"batches: a list of batches, one for each call of the model, or a tensor; found {found}")
     modules = dict(model.named_modules())
     names = [names] if isinstance(names, str) else names
     asked = names is not None
