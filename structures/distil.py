@@ -218,7 +218,10 @@ def _match(
 
     @torch.no_grad()
     def error() -> float:
-        return float((copy(x[held]) - y[held]).norm() / y[held].norm().clamp_min(torch.finfo(dtype).tiny))
+        copy.eval()  # a gate's jitter and capacity hold in training alone
+        found = float((copy(x[held]) - y[held]).norm() / y[held].norm().clamp_min(torch.finfo(dtype).tiny))
+        copy.train()
+        return found
 
     before = error()
     scales = [max(float(p.detach().square().mean().sqrt()), MIN_SCALE) for p in copy.parameters()]

@@ -512,6 +512,13 @@ def test_options_are_fitted_and_a_distilled_copy_comes_nearer():
     assert match.after < match.before
 
 
+def test_distilling_measures_without_the_noise_of_training():
+    layer, teacher = made(own("shared_ends", jitter="5"), (16, 16), dtype=torch.float32), nn.Linear(16, 16)
+    x = torch.randn(64, 16)
+    first, second = (structures.distil(layer, teacher, x, steps=0)[0].before for _ in range(2))
+    assert first == second
+
+
 def test_activations_stay_alike_as_width_grows():
     rows = structures.coordinate_check("btt_moe", widths=(64, 256), steps=2)
     assert len(rows) == 2 * 3 * 2 and all(0 < row.size < 100 for row in rows)
