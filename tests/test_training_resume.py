@@ -31,10 +31,10 @@ def rows(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_a_killed_run_is_taken_up_to_the_same_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*SHORT.split(), "--steps", "80", "--checkpoint-every", "0"]
+    words = [*SHORT.split(), "--steps", "60"]
     whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
     checkpoint = tmp_path / "broken.json.checkpoint"
-    command = [sys.executable, "-m", "bench", *words, "-o", str(broken)]
+    command = [sys.executable, "-m", "bench", *words, "--checkpoint-every", "0", "-o", str(broken)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         while process.poll() is None and not (checkpoint.exists() and len(rows(broken)) >= 3):
@@ -107,7 +107,8 @@ def worker(rank: int, ports: dict[str, int], folder: str, words: list[str]) -> N
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    words = ["train", "language", *SHORT.split()[2:], "--steps", "4", "--widths", "32", "--checkpoint-every", "0"]
+    words = ["train", "language", *SHORT.split()[2:], "--steps", "3", "--widths", "32", "--held-out", "512"]
+    words += ["--checkpoint-every", "0"]
     words[words.index("--structures") + 1] = "dyad_it pixelfly:n_blocks=4,n_strides=1,rank=4"
     ports = {}
     for kind in ("ddp", "fsdp"):

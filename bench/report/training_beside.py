@@ -104,7 +104,7 @@ def _chart(number: int, records: Sequence[Mapping[str, Any]], look: Looks, width
     ordered = sorted(records, key=lambda r: r["ratio"])
     rows = [r["row"] for r in ordered]
     names = {r["row"]: r["name"] for r in ordered}
-    structured = [v for r in records if r["c"] not in ("removed",) for v in (r["low"], r["high"])]
+    structured = [v for r in records if r["c"] != "removed" or r["ratio"] < 1 for v in (r["low"], r["high"])]
     low, high = room([*structured, 1.0])
     limits = [low, max(min(high, 4.0), 1.05)]
     scale = alt.Scale(type="log", domain=limits, nice=False, clamp=True)
