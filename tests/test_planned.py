@@ -214,7 +214,7 @@ def test_every_program_that_the_search_keeps_agrees_with_the_reference(name, wid
     plans = choose.candidates(structure, tokens, setting, figures.built_in("float32", 2))
     assert plans
     if width == "square":
-        plans = plans[::3]  # the others are run at the other width
+        plans = plans[::6]  # the others are run at the other width
     for plan in plans:
         for pure in (False, True):
             found = run(plan, made, dy, pure)
@@ -264,7 +264,7 @@ def test_forward_programs_agree_whole_and_in_chunks_with_a_ragged_tail(name, wid
         setting = choose.Setting("float64", bias=b is not None)
         plans = choose.candidates(structure, 35, setting, figures.built_in("float32", 2))
         assert any(plan.chunk for plan in plans)
-        for plan in plans:
+        for plan in plans[::3] if width == "square" else plans:
             y = source.compiled(emit.forward_source(plan, pure=False), "forward")(x, *factors, b)[0]
             assert error(y, truth) < EXACT, str(plan)
             assert y.data_ptr() != x.data_ptr() and y.is_contiguous()

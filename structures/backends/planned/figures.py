@@ -81,6 +81,7 @@ _COPY: dict[str, Curve] = {
     "plain": ((2**16, 90.0), (2**21, 140.0), (2**22, 85.0), (2**23, 58.0), (2**25, 54.0), (2**28, 23.0)),
     "turn": ((2**12, 40.0), (2**16, 19.0), (2**20, 16.0), (2**21, 7.0), (2**22, 2.4)),
 }
+_COPY_16_BITS = {"plain": 0.6, "turn": 0.55}  # elementwise loops go by elements more than by bytes
 _ONE_THREAD = 0.55  # of two threads
 # An order of magnitude, not measured.
 _GPU_PRODUCT: Curve = ((1, 500.0), (8, 2000.0), (32, 8000.0), (64, 20000.0), (128, 40000.0))
@@ -105,6 +106,7 @@ def built_in(dtype: str, threads: int, device: str = "cpu") -> Rates:
     one = _ONE_THREAD if threads == 1 else 1.0
     table = _BF16 if dtype == "bfloat16" else _FP32
     product = {k: tuple((n, r * scale * one) for n, r in zip(_EXTENTS, c, strict=False)) for k, c in table.items()}
-    copies = {k: tuple((n, r * one) for n, r in c) for k, c in _COPY.items()}
+    slower = _COPY_16_BITS if dtype in ("bfloat16", "float16") else {}
+    copies = {k: tuple((n, r * one * slower.get(k, 1.0)) for n, r in c) for k, c in _COPY.items()}
     alone = {"fork": 0.0} if threads == 1 else {}
     return Rates(l2=2**21 * min(threads, 2), threads=threads).replaced(alone, {**product, **copies})

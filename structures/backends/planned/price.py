@@ -130,13 +130,27 @@ class Price:
         return seconds
 
     def embed(self, op: Embed) -> float:
-        """Zeros and entries of each part, a pass to turn gathered blocks, and a sum for every part but the first."""
-        size = self.itemsize * self.extent(op.layout)
-        seconds = (len(op.parts) - 1) * (self.calls(1, 0) + self._stream(3 * size))
+        """A pass over the sum for every part but the first, and for each part zeros and entries, axis by axis.
+
+        Each axis that rows and columns share spreads the entries over a larger tensor of zeros; gathered blocks are
+        turned afterwards.
+        """
+        whole = self.itemsize * self.extent(op.layout)
+        seconds = (len(op.parts) - 1) * (self.calls(1, 0) + self._stream(3 * whole))
         for part in op.parts:
-            entries = 2 * self.itemsize * self.extent(part.view)
-            seconds += self.calls(3, 6) + self._stream(size) + self._turn(entries, self.itemsize * LINE)
-            seconds += self._stream(2 * size) if part.read else 0.0
+            shared = [a for a in part.rows if a in part.cols]
+            size = whole
+            for axis in shared:
+                entries = size // self.extent((axis,))
+                seconds += self.calls(3, 3) + self._stream(size) + self._turn(2 * entries, self.itemsize * LINE)
+                size = entries
+            if shared and shared[-1] == part.cols[-1]:  # one by one
+                seconds += self.extent(part.view) * self.rates.row
+            if part.read:
+                entries = self.itemsize * self.extent(part.view)
+                seconds += self.calls(3, 4) + self._stream(3 * whole) + self._stream(2 * entries)
+            elif not shared:
+                seconds += self.calls(1, 2) + self._stream(2 * whole)
         return seconds
 
     def move(self, source: Layout, target: Layout) -> float:
