@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from contract import FLOOR, error
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import structures
 from structures import reference
@@ -237,6 +239,37 @@ def test_16_bit_pieces_are_turned_before_they_are_added():
     structure = structures.get("dyad_dt").bind(1024, 1024)
     place = planned.plan(structure, 128, dtype=torch.bfloat16).forward[-1]
     assert isinstance(place, Place) and all(view[-1] == target[-1] for _, view, target in place.pieces)
+
+
+class Dtypes(TorchDispatchMode):
+    """Collects the dtypes of all floating-point results."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        self.seen.update(t.dtype for t in tree_leaves(found) if isinstance(t, torch.Tensor) and t.is_floating_point())
+        return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_16_bits_are_never_widened(name):
+    structure = structures.get(name).bind(48, 96)
+    made, dy = operands(structure, 7, torch.bfloat16)
+    posed = through_matrix(structure, 7, everything(structure), figures.built_in("bfloat16", 2))
+    with Dtypes() as mode:
+        whole(structure, made, dy)
+        for plan in posed:
+            run(plan, made, dy, True)
+    assert mode.seen == {torch.bfloat16}
+
+
+def test_a_widened_product_is_seen():
+    with Dtypes() as mode:
+        torch.ones(2, 2, dtype=torch.bfloat16).float().mm(torch.ones(2, 2)).bfloat16()
+    assert mode.seen == {torch.bfloat16, torch.float32}
 
 
 def run(plan, made, dy, pure):
