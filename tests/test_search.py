@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bench_runs import environment
 from test_minilm import rendered, run_of
 from test_report import saved
 
@@ -222,7 +223,7 @@ def test_the_result_is_swept(tmp_path: Path, timed_by_count: list[str]) -> None:
                f"--registry={path.with_suffix('.yaml')}",
                "--structures", name, "--shapes", "32x64", "--tokens", "4", "--mode", "forward", "--no-controls",
                f"--benchmark-json={tmp_path / 'swept.json'}"]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:]
     rows = json.loads((tmp_path / "swept.json").read_text())["benchmarks"]
     assert name in {row["extra_info"]["structure"] for row in rows}

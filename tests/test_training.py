@@ -175,25 +175,20 @@ def test_the_check_fails_without_the_rule(name):
 # -- sharding
 
 
-class FakeParameter:
-    def __init__(self, *shape: int):
-        self.shape = shape
-
-
 @pytest.mark.parametrize(
     "shape, shards, axis",
     [((4, 12, 8), 2, 0), ((4, 12, 64), 8, 2), ((3, 12, 8), 2, 1), ((3, 5, 7), 2, None), ((6, 4), 1, 0), ((5,), 5, 0)],
 )
 def test_a_factor_is_sharded_along_an_axis_that_divides(shape, shards, axis):
-    placement = shard_placement(FakeParameter(*shape), shards=shards)
+    placement = shard_placement(torch.zeros(*shape), shards=shards)
     assert (None if placement is None else placement.dim) == axis
 
 
 def test_shards_are_at_least_one():
     with pytest.raises(ValueError, match="shards is at least 1, found 0"):
-        shard_placement(FakeParameter(4), shards=0)
+        shard_placement(torch.zeros(4), shards=0)
     with pytest.raises(ValueError, match="shards is at least 1, found '2'"):
-        shard_placement(FakeParameter(4), shards="2")
+        shard_placement(torch.zeros(4), shards="2")
 
 
 def sharded_model() -> nn.Module:
@@ -396,4 +391,4 @@ def test_what_cannot_be_matched_is_an_error_that_names_the_layer(number):
 
 
 def test_a_partial_of_the_placement_serves_a_smaller_mesh():
-    assert functools.partial(shard_placement, shards=4)(FakeParameter(2, 8)).dim == 1
+    assert functools.partial(shard_placement, shards=4)(torch.zeros(2, 8)).dim == 1

@@ -73,6 +73,8 @@ class Timer:
 class _Checked:
     """What `bench.check` asks of a layer."""
 
+    router_may_idle = False  # entries with a gate are not searched
+
     def __init__(self, structure: Structure, layer: StructuredLinear):
         assert layer.bias is not None
         self.forward = layer
