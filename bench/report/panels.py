@@ -143,7 +143,8 @@ def curves(rows: Iterable[Row]) -> tuple[Curve, ...]:
     """The rows of one panel as curves: dense, then DYAD, then the other structures by name, then the controls.
 
     A series is one curve whatever its backend, which may be chosen anew at each width; only where one shape was
-    measured with several backends is it a curve for each.
+    measured with several backends is it a curve for each. A backend measured at fewer shapes than another one is no
+    curve: `backends` draws it.
     """
     groups: dict[_Key, list[Row]] = {}
     for row in rows:
@@ -151,8 +152,13 @@ def curves(rows: Iterable[Row]) -> tuple[Curve, ...]:
     for key, members in list(groups.items()):
         if len({(row.in_features, row.out_features) for row in members}) < len(members):
             del groups[key]
+            ways: dict[str, list[Row]] = {}
             for row in members:
-                groups.setdefault(key._replace(backend=row.backend), []).append(row)
+                ways.setdefault(row.backend, []).append(row)
+            most = max(map(len, ways.values()))
+            whole = {backend: own for backend, own in ways.items() if len(own) == most}
+            for backend, own in whole.items():
+                groups[key._replace(backend=backend if len(whole) > 1 else None)] = own
     keys = sorted(groups, key=_Key.order)
     seen: dict[str, int] = {}
     made = []
