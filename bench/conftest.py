@@ -11,6 +11,7 @@ from bench import machine  # noqa: E402
 
 THREADS = machine.pin()
 
+import signal  # noqa: E402
 import warnings  # noqa: E402
 from collections.abc import Generator  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -123,10 +124,28 @@ def sweep(request: pytest.FixtureRequest) -> Sweep:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     session.config._benchmarksession.json = None  # the file is written here: whole or not at all
+    _stop_at_ctrl_c(session)
     reporter = _reporter(session.config)
     if reporter is not None and session.config.get_verbosity() <= 0:
         reporter.showfspath = False  # no file name in front of the first line
         reporter._show_progress_info = False  # and no percentage: our lines tell what is left
+
+
+def _stop_at_ctrl_c(session: pytest.Session) -> None:
+    """End the run after the point under way; a second ctrl-C ends it at once.
+
+    An exception raised anywhere would be dropped inside a destructor, or break what pytest is about to print.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler:
+        return
+
+    def stop(number: int, frame: object) -> None:
+        session.shouldstop = "interrupted; the points before are kept"
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, stop)
+    session.config.add_cleanup(lambda: signal.signal(signal.SIGINT, usual) and None)
 
 
 @pytest.hookimpl(tryfirst=True)
