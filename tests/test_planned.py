@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import re
@@ -20,8 +21,9 @@ from structures import reference
 from structures.__main__ import main as command
 from structures.backends import einsum, planned
 from structures.backends.planned import choose, dense, emit, figures, function, measure, price, problem, rates, source
+from structures.backends.planned.grouping import merged_whole
 from structures.backends.planned.layout import TOKENS, fuse, products, readable
-from structures.backends.planned.program import Multiply, Place, Want
+from structures.backends.planned.program import Gather, Multiply, Place, Scatter, Want
 from structures.spec import Spec
 
 NAMES = [name for name in structures.names() if not structures.get(name).gate]  # the others: test_experts.py
@@ -73,6 +75,20 @@ ODD = {
         odd("(b i), u i o -> (u o)", sizes={"b": "6", "u": "3"}, index={"b": "2 * u"}),
         18,
         12,
+    ),
+    "gather by two axes that stay": (
+        odd("(b i), u v i o -> (v o u)", sizes={"b": "4", "u": "2", "v": "4"}, index={"b": "(2 * u + v) % 4"}),
+        20,
+        24,
+    ),
+    "gather that the first factor sees half of": (
+        odd(
+            "(b i), u i r, u k r o -> (u o)",
+            sizes={"b": "4", "u": "4", "k": "2", "r": "3"},
+            index={"b": "u ^ k"},
+        ),
+        20,
+        24,
     ),
     "gather and a second term": (
         odd(
@@ -317,8 +333,31 @@ def test_every_grouping_of_neighbouring_factors_is_exact(name, monkeypatch):
 
 
 def through_matrix(structure, tokens, want, rates):
-    posed = dense.with_matrix(problem.pose(structure, problem.merged_whole(structure)))
+    posed = dense.with_matrix(problem.pose(structure, merged_whole(structure, tokens, rates, 4)))
     return dense.through_matrix(posed, price.Price(posed, tokens, rates), bias=True, want=want)
+
+
+@pytest.mark.parametrize(
+    ("name", "equally"),
+    [
+        ("gather by two axes that stay", True),
+        ("gather that the first factor sees half of", True),
+        ("gather that skips blocks", False),
+    ],
+)
+def test_what_a_gather_reads_equally_often_goes_back_in_one_product(name, equally):
+    structure = ODD[name][0].bind(192, 192)
+    setting = choose.Setting("float64", want=everything(structure))
+    plans = choose.candidates(structure, 1024, setting, figures.built_in("float32", 2))
+    by_product = [plan for plan in plans if any(isinstance(op, Gather) for op in plan.backward)]
+    assert bool(by_product) == equally
+    made, dy = operands(structure, 9)
+    truth = wanted(structure, made, dy)
+    for plan in by_product[:4]:
+        assert not any(isinstance(op, Scatter) for op in plan.backward)
+        for pure in (False, True):
+            for f, t in zip(run(plan, made, dy, pure), truth, strict=True):
+                assert error(f, t) < EXACT, str(plan)
 
 
 @pytest.mark.parametrize(("name", "width"), [case for case in CASES if case[1] != "square"])
@@ -358,11 +397,25 @@ def no_measured_rates(tmp_path, monkeypatch):
 
 
 def groupings_of(structure):
-    """Nothing merged, the first two factors of each term, everything."""
+    """Nothing merged, the first two factors of each term, everything: one after another, by halves, from the end."""
     plain = problem.as_written(structure)
     yield plain
-    yield tuple((g[0] + g[1], *g[2:]) if len(g) > 1 else g for g in plain)
-    yield tuple((sum(g, ()),) if g else g for g in plain)
+    yield tuple(((g[0], g[1]), *g[2:]) if len(g) > 1 else g for g in plain)
+    for tree in (first_two, halves, last_two):
+        yield tuple((tree(g),) if g else g for g in plain)
+
+
+def first_two(factors):
+    return functools.reduce(lambda one, two: (one, two), factors)
+
+
+def last_two(factors):
+    return functools.reduce(lambda two, one: (one, two), reversed(factors))
+
+
+def halves(factors):
+    middle = len(factors) // 2
+    return (halves(factors[:middle]), halves(factors[middle:])) if middle else factors[0]
 
 
 @pytest.mark.parametrize(("name", "width"), [case for case in CASES if case[1] != "square"])

@@ -12,6 +12,7 @@ from structures.backends.planned.layout import Layout, groups
 from structures.backends.planned.price import Price
 from structures.backends.planned.problem import Chain, Node, Problem, factor_name
 from structures.backends.planned.program import Copy, Op, Scatter, Want, renamed
+from structures.backends.planned.readback import ways_back
 
 KEPT = 24  # backward programs for one forward
 
@@ -38,6 +39,8 @@ def _chain_backward(chain: Chain, forward: Partial, price: Price, want: Want) ->
     for node in reversed(chain.nodes):
         if needed[node.result]:
             grown = [more for p in beam for more in _node_backward(node, held, p, price, needed)]
+            if chain.reads and node.left == chain.source and want.x:
+                grown += [more for p in beam for more in _read_back(chain, node, held, p, price, needed)]
             beam = best_partials(grown, (f"d{node.left}", f"d{node.right}"), breadth(chain) // 2)
     if want.x:
         beam = [_unload(chain, partial, price) for partial in beam]
@@ -71,6 +74,21 @@ def _node_backward(
             ops = itertools.chain(copies, *(way.ops for _, way in made))
             new = [(f"d{value}", (f"d{value}", way.layout)) for value, way in made]
             yield partial.extended(ops, seconds + sum(way.seconds for _, way in made), new)
+
+
+def _read_back(
+    chain: Chain, node: Node, held: Mapping[str, tuple[Tensor, ...]], partial: Partial, price: Price,
+    needed: Mapping[str, bool],
+) -> Iterator[Partial]:  # fmt: skip
+    """The gradient of a gathered input by one product, and the factor's as ever."""
+    gradient = partial.tensors(f"d{node.result}")[-1]
+    ways_ = list(ways_back(price, chain, node, gradient, held[node.right][0]))
+    alone = [partial]
+    if ways_ and needed[node.right]:
+        alone = list(_node_backward(node, held, partial, price, {**needed, node.left: False}))
+    value = f"d{chain.source}"
+    for one, way in itertools.product(alone, sorted(ways_, key=lambda way: way.seconds)[:4]):
+        yield one.extended(way.ops, way.seconds, ((value, (value, way.layout)),))
 
 
 def _orders(gradient: Layout, left: Layout, right: Layout, *sets: Layout) -> Iterator[Layout]:
@@ -120,6 +138,8 @@ def _unload(chain: Chain, partial: Partial, price: Price) -> Partial:
     """The gradient of the gathered input, summed back into the input's own view."""
     value = f"d{chain.source}"
     tensor = partial.tensors(value)[-1]
+    if sorted(tensor[1]) == sorted(chain.view):
+        return partial  # nothing was gathered, or the product itself has summed
     ops: tuple[Op, ...] = ()
     for count, read in reversed(tuple(enumerate(chain.reads))):
         at = min((tensor[1].index(a) for a in read.by), default=1)

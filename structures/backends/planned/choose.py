@@ -8,11 +8,11 @@ from structures.backends.planned.backward import backwards
 from structures.backends.planned.dense import product, through_matrix, with_matrix
 from structures.backends.planned.figures import Rates
 from structures.backends.planned.forward import forwards
-from structures.backends.planned.grouping import groupings
+from structures.backends.planned.grouping import groupings, merged_whole
 from structures.backends.planned.layout import TOKENS
 from structures.backends.planned.native import native
 from structures.backends.planned.price import Price
-from structures.backends.planned.problem import Problem, X, merged_whole, pose
+from structures.backends.planned.problem import Problem, X, pose
 from structures.backends.planned.program import Op, Plan, Want, reads
 from structures.structure import Structure
 
@@ -59,7 +59,7 @@ def _whole(structure: Structure, tokens: int, setting: Setting, rates: Rates) ->
         price = Price(problem, tokens, rates, itemsize)
         found += plans(problem, price, bias=setting.bias, want=setting.want)
     found.sort(key=lambda plan: plan.seconds)
-    merged = with_matrix(pose(structure, merged_whole(structure)))
+    merged = with_matrix(pose(structure, merged_whole(structure, tokens, rates, itemsize)))
     price = Price(merged, tokens, rates, itemsize)
     passes = 1 if setting.want is None else 3
     if tokens > 1 and passes * price(product(setting.bias)) < found[0].seconds:

@@ -49,9 +49,9 @@ def _product(writer: Writer, name: str, one: str, two: str, shape: Shape) -> Non
 
 
 def gather(writer: Writer, op: Gather) -> None:
-    at = op.view.index(op.axis)
-    before, after = writer.extent(op.view[:at]), writer.extent(op.view[at + 1 :])
-    source = writer.view(op.source, (before, writer.extent((op.axis,)), after))
+    at = op.view.index(op.axes[0])
+    before, after = writer.extent(op.view[:at]), writer.extent(op.view[at + len(op.axes) :])
+    source = writer.view(op.source, (before, writer.extent(op.axes), after))
     writer.assign(
         op.result,
         f"{source}.index_select(1, {writer.table(op.table, op.source)})",

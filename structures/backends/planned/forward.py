@@ -12,6 +12,7 @@ from structures.backends.planned.price import Price
 from structures.backends.planned.problem import Chain, Node, Problem, X, factor_name
 from structures.backends.planned.program import Copy, Gather, Multiply, Op, Place, Plan, renamed
 
+MERGES = 8  # programs kept of factors contracted with one another
 BEAM = 24  # partial programs kept after each step of a term of up to 3 nodes; fewer for longer ones
 
 
@@ -35,6 +36,11 @@ class Partial:
                 held[value] = (*held.get(value, ()), tensor)
         return Partial(tuple(held.items()), (*self.ops, *ops), self.seconds + seconds)
 
+    def joined(self, other: Partial) -> Partial:
+        """With another program that shares nothing but the factors as written."""
+        held = {**dict(self.held), **{v: tensors for v, tensors in other.held if len(tensors) > 1 or v[0] != "f"}}
+        return Partial(tuple(held.items()), (*self.ops, *other.ops), self.seconds + other.seconds)
+
 
 def forwards(problem: Problem, price: Price, *, bias: bool) -> list[tuple[Partial, Plan]]:
     """Forward programs, cheapest first, each with what every value is held by."""
@@ -57,24 +63,61 @@ def combinations(kept: Sequence[Sequence[Partial]]) -> Iterator[tuple[Partial, .
 
 
 def chain_forward(problem: Problem, chain: Chain, price: Price) -> list[Partial]:
-    """Programs of one term up to its piece, cheapest first with the cost of placing it."""
+    """Programs of one term up to its piece, cheapest first with the cost of placing it.
+
+    Factors contracted with one another are a program of their own, searched without the activation.
+    """
     named = ((factor_name(i), axes) for i, axes in enumerate(problem.factors))
     factors = tuple((name, ((name, axes),)) for name, axes in named if name in chain.values)
     beam = [Partial((*factors, *start.held), start.ops, start.seconds) for start in _loads(chain, price)]
+    merged = alone = [Partial(factors)]
+    activation = chain.source
     for node in chain.nodes:
-        hints = _hints(chain, node)
-        grown = []
-        for partial in beam:
-            one, two = partial.tensors(node.left)[-1], partial.tensors(node.right)[-1]
-            for way in ways(price, node.result, one, two, node.axes, hints):
-                new = ((node.left, way.left), (node.right, way.right), (node.result, (node.result, way.layout)))
-                grown.append(partial.extended(way.ops, way.seconds, new))
+        if node.left != activation:
+            grown = [p for m in merged for p in _node_forward(node, m, price, ())]
+            merged = best_partials(grown, (node.result,), MERGES)
+            continue
+        if merged is not alone:
+            beam = [p.joined(m) for m in _for_reader(merged, node, chain, price) for p in beam]
+        hints = (chain.output,) if node is chain.nodes[-1] else ()
+        grown = [p for b in beam for p in _node_forward(node, b, price, hints)]
         beam = best_partials(grown, (node.result,), breadth(chain))
+        activation, merged = node.result, alone
+    beam = beam if merged is alone else merged
     return sorted(beam, key=lambda p: p.seconds + price.move(p.tensors(chain.result)[-1][1], chain.output))
 
 
+def _node_forward(node: Node, partial: Partial, price: Price, hints: Sequence[Layout]) -> Iterator[Partial]:
+    one, two = partial.tensors(node.left)[-1], partial.tensors(node.right)[-1]
+    for way in ways(price, node.result, one, two, node.axes, hints):
+        new = ((node.left, way.left), (node.right, way.right), (node.result, (node.result, way.layout)))
+        yield partial.extended(way.ops, way.seconds, new)
+
+
+def _for_reader(merged: list[Partial], node: Node, chain: Chain, price: Price) -> list[Partial]:
+    """The cheapest program of a merged factor, and the cheapest that end with its axes in the activation's order.
+
+    The activation, far larger, then moves in long runs or not at all (butterfly, 1024 x 4096 tokens: 2 ms, not 7).
+    """
+    before = next((n.axes for n in chain.nodes if n.result == node.left), frozenset(chain.loaded))
+    axes = frozenset(merged[0].tensors(node.right)[-1][1])
+    order = tuple(dict.fromkeys((*chain.loaded, *chain.output, *sorted(axes))))
+    batch = tuple(a for a in order if a in axes and a in before and a in node.axes)
+    contracted = tuple(a for a in order if a in axes and a in before and a not in node.axes)
+    cols = tuple(a for a in order if a in axes and a not in before)
+    found = [merged[0]]
+    for layout in (batch + contracted + cols, batch + cols + contracted):
+        turned = []
+        for partial in merged:
+            copies, tensor = copied(partial.tensors(node.right)[-1], layout, f"{node.right}_t")
+            turned.append(partial.extended(copies, sum(price(op) for op in copies), ((node.right, tensor),)))
+        found.append(min(turned, key=lambda p: p.seconds))
+    return found
+
+
 def breadth(chain: Chain) -> int:
-    return BEAM if len(chain.nodes) <= 3 else 8 if len(chain.nodes) <= 8 else 4
+    steps = sum(n.left == chain.source or n.left.startswith("h") for n in chain.nodes)
+    return BEAM if steps <= 3 else 8 if steps <= 8 else 4
 
 
 def best_partials(partials: list[Partial], newest: tuple[str, ...], most: int) -> list[Partial]:
@@ -91,21 +134,6 @@ def best_partials(partials: list[Partial], newest: tuple[str, ...], most: int) -
     return kept[:most]
 
 
-def _hints(chain: Chain, node: Node) -> tuple[Layout, ...]:
-    """Layouts that the reader of a value would like: the output, or (batch, contracted, cols) of a merged factor."""
-    if node is chain.nodes[-1]:
-        return (chain.output,)
-    reader = next((n for n in chain.nodes if n.right == node.result), None)
-    if reader is None:
-        return ()
-    before = next((n.axes for n in chain.nodes if n.result == reader.left), frozenset(chain.loaded))
-    order = tuple(dict.fromkeys((*chain.loaded, *chain.output, *node.axes)))
-    batch = tuple(a for a in order if a in node.axes and a in before and a in reader.axes)
-    contracted = tuple(a for a in order if a in node.axes and a in before and a not in reader.axes)
-    cols = tuple(a for a in order if a in node.axes and a not in before)
-    return (batch + contracted + cols, batch + cols + contracted)
-
-
 def _loads(chain: Chain, price: Price) -> list[Partial]:
     """x as the term reads it: as it is, or gathered in its own order or with the tokens last."""
     value = chain.source
@@ -117,7 +145,7 @@ def _loads(chain: Chain, price: Price) -> list[Partial]:
         copies, tensor = copied((X, chain.view), layout, f"{value}_t")
         ops: tuple[Op, ...] = copies
         for count, read in enumerate(chain.reads):
-            ops = (*ops, Gather(f"{value}_{count}", tensor[0], tensor[1], read.axis, read.by, read.table))
+            ops = (*ops, Gather(f"{value}_{count}", tensor[0], tensor[1], (read.axis,), read.by, read.table))
             tensor = (ops[-1].result, ops[-1].layout)
         starts.append(Partial(((value, (tensor,)),), ops, sum(price(op) for op in ops)))
     return starts

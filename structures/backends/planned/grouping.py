@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from structures.backends.planned.figures import Rates
 from structures.backends.planned.price import Price
-from structures.backends.planned.problem import Grouping, pose
+from structures.backends.planned.problem import Grouping, Tree, pose
 from structures.structure import Structure, Term
 
 Groupings = tuple[Grouping, ...]  # one a term
@@ -51,42 +51,77 @@ class Rough:
         return self.structure.numel(tuple(axes))
 
 
+def merged_whole(structure: Structure, tokens: int, rates: Rates, itemsize: int) -> Groupings:
+    """All factors of each term contracted with one another, in the cheapest order by the same rough price."""
+    rough = Rough(structure, tokens, Price(pose(structure), tokens, rates, itemsize), 1)
+    return tuple((_Merges(term, rough).best(0, len(term.steps))[1],) if term.steps else () for term in structure.terms)
+
+
 def _of_term(term: Term, rough: Rough) -> list[tuple[float, Grouping]]:
     """The cheapest grouping for each number of groups (dynamic programming over where to cut the steps)."""
-    order = tuple(step.factor for step in term.steps)
-    count = len(order)
-    cost = {(i, j): _segment(term, order, i, j, rough) for i in range(count) for j in range(i + 1, count + 1)}
+    count = len(term.steps)
+    merges = _Merges(term, rough)
+    cost = {(i, j): merges.applied(i, j) for i in range(count) for j in range(i + 1, count + 1)}
     best: dict[tuple[int, int], tuple[float, Grouping]] = {(0, 0): (0.0, ())}
     for groups in range(1, count + 1):
         for end in range(groups, count + 1):
             options = [
-                (best[groups - 1, cut][0] + cost[cut, end], (*best[groups - 1, cut][1], order[cut:end]))
+                (best[groups - 1, cut][0] + cost[cut, end][0], (*best[groups - 1, cut][1], cost[cut, end][1]))
                 for cut in range(groups - 1, end)
                 if (groups - 1, cut) in best
             ]
-            best[groups, end] = min(options)
-    found = sorted(best[groups, count] for groups in range(min(count, 1), count + 1))
+            best[groups, end] = min(options, key=lambda option: option[0])
+    found = sorted((best[groups, count] for groups in range(min(count, 1), count + 1)), key=lambda pair: pair[0])
     return [pair for pair in found if pair[0] <= WORTH * found[0][0]][:KEPT]
 
 
-def _segment(term: Term, order: Sequence[int], start: int, end: int, rough: Rough) -> float:
-    """Seconds to merge the factors of neighbouring steps and to apply the result to the activation."""
-    factors = rough.structure.factors
-    after = set(term.output).union(*(factors[f] for f in order[end:]))
-    before = frozenset(term.steps[start].left)
-    merged = frozenset(factors[order[start]])
-    seconds = 0.0
-    for position in range(start + 1, end):
-        union = merged.union(factors[order[position]])
-        merged = union & before.union(after, *(factors[f] for f in order[position + 1 : end]))
+class _Merges:
+    """The factors of a term's neighbouring steps contracted with one another: the axes, the cheapest tree of pairs."""
+
+    def __init__(self, term: Term, rough: Rough):
+        self.term, self.rough = term, rough
+        self.order = tuple(step.factor for step in term.steps)
+        self.axes = [frozenset(rough.structure.factors[f]) for f in self.order]
+        self.known: dict[tuple[int, int], tuple[float, Tree]] = {}
+
+    def kept(self, start: int, end: int) -> frozenset[str]:
+        """Axes of the contraction of the steps `start` to `end`."""
+        return frozenset().union(*self.axes[start:end]) & (self.before(start) | self.after(end))
+
+    def before(self, start: int) -> frozenset[str]:
+        return frozenset(self.term.steps[start].left)
+
+    def after(self, end: int) -> frozenset[str]:
+        return frozenset(self.term.output).union(*self.axes[end:])
+
+    def best(self, start: int, end: int) -> tuple[float, Tree]:
+        """Seconds and tree of the cheapest contraction; of trees that cost the same, the one that halves."""
+        if end - start == 1:
+            return 0.0, self.order[start]
+        if (start, end) not in self.known:
+            middle = (start + end) / 2
+            cuts = sorted(range(start + 1, end), key=lambda cut: abs(cut - middle))
+            options = [(self._pair(start, cut, end), cut) for cut in cuts]
+            seconds, cut = min(options, key=lambda option: option[0])
+            self.known[start, end] = seconds, (self.best(start, cut)[1], self.best(cut, end)[1])
+        return self.known[start, end]
+
+    def _pair(self, start: int, cut: int, end: int) -> float:
+        union, merged = self.kept(start, cut) | self.kept(cut, end), self.kept(start, end)
         # nothing contracted: one multiplication an entry, at the speed of memory
-        contracted = rough.numel(union - merged)
-        seconds += rough.seconds(rough.numel(union), max(contracted, 8), 3 * rough.numel(merged))
-    union = before | merged
-    narrow = min(
-        rough.tokens * rough.numel(before - merged),
-        rough.numel((before & merged) - after),
-        rough.numel(merged - before),
-    )
-    moved = 2 * rough.tokens * (rough.numel(before) + rough.numel(union & after))
-    return seconds + rough.seconds(rough.tokens * rough.numel(union), narrow, moved)
+        narrow = max(self.rough.numel(union - merged), 8)
+        own = self.rough.seconds(self.rough.numel(union), narrow, 3 * self.rough.numel(merged))
+        return self.best(start, cut)[0] + self.best(cut, end)[0] + own
+
+    def applied(self, start: int, end: int) -> tuple[float, Tree]:
+        """Seconds to contract the factors of neighbouring steps and to apply the result to the activation."""
+        rough, before, after, merged = self.rough, self.before(start), self.after(end), self.kept(start, end)
+        union = before | merged
+        narrow = min(
+            rough.tokens * rough.numel(before - merged),
+            rough.numel((before & merged) - after),
+            rough.numel(merged - before),
+        )
+        moved = 2 * rough.tokens * (rough.numel(before) + rough.numel(union & after))
+        seconds, tree = self.best(start, end)
+        return seconds + rough.seconds(rough.tokens * rough.numel(union), narrow, moved), tree

@@ -1,32 +1,60 @@
 """What is to be computed: a structure as chains of pairwise contractions, with no order of memory fixed yet.
 
 Axes of size 1 are dropped, and axes that stand side by side wherever they stand are one axis. Factors of neighbouring
-steps may be contracted with one another before the activation is touched (a *grouping*): exact, and differentiable
-like every other contraction.
+steps may be contracted with one another before the activation is touched (a *grouping*, each group a tree of pairs):
+exact, and differentiable like every other contraction.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from structures.backends.planned.layout import TOKENS, Layout, fuse, heads
 from structures.structure import Structure, Term
 
 X = "x"  # name of the input; f0, f1, ... are the factors as written
 
-Grouping = tuple[tuple[int, ...], ...]  # factors of each activation step, in order of contraction
+Tree = int | tuple["Tree", "Tree"]  # a factor, or two neighbours contracted with one another
+Grouping = tuple[Tree, ...]  # what meets the activation, step by step
 
 
 @dataclass(frozen=True)
 class Read:
-    """A gather of whole blocks: position j of the axes `by` reads position `table[j]` of `axis`."""
+    """A gather of whole blocks: position j of the axes `by` reads position `table[j]` of `axis`.
+
+    `extents` are the sizes of `axis` and of `by`; `again` is an axis along the readers of one position.
+    """
 
     axis: str
     by: Layout
     table: tuple[int, ...]
+    extents: tuple[int, ...]
+    again: str
+
+    @cached_property
+    def readers(self) -> tuple[tuple[int, ...], ...] | None:
+        """For each position of `axis`, the positions of `by` that read it; None where some are read more often."""
+        found: list[list[int]] = [[] for _ in range(self.extents[0])]
+        for reader, position in enumerate(self.table):
+            found[position].append(reader)
+        often = len(self.table) // self.extents[0]
+        return tuple(map(tuple, found)) if often and all(len(r) == often for r in found) else None
+
+    def places(self, axes: Layout) -> tuple[int, ...]:
+        """Positions along some of the axes of `by`, flattened in the order given, of all readers in turn."""
+        size = dict(zip(self.by, self.extents[1:], strict=True))
+        strides = {a: math.prod(size[b] for b in self.by[i + 1 :]) for i, a in enumerate(self.by)}
+        places = []
+        for reader in itertools.chain.from_iterable(self.readers or ()):
+            place = 0
+            for axis in axes:
+                place = place * size[axis] + reader // strides[axis] % size[axis]
+            places.append(place)
+        return tuple(places)
 
 
 @dataclass(frozen=True)
@@ -92,12 +120,12 @@ def factor_number(name: str) -> int:
 
 def as_written(structure: Structure) -> tuple[Grouping, ...]:
     """The grouping of each term that merges nothing."""
-    return tuple(tuple((step.factor,) for step in term.steps) for term in structure.terms)
+    return tuple(tuple(step.factor for step in term.steps) for term in structure.terms)
 
 
-def merged_whole(structure: Structure) -> tuple[Grouping, ...]:
-    """The grouping that contracts all factors of each term with one another."""
-    return tuple((sum(grouping, ()),) if grouping else () for grouping in as_written(structure))
+def leaves(tree: Tree) -> tuple[int, ...]:
+    """The factors of a tree, in the order of their steps."""
+    return (tree,) if isinstance(tree, int) else (*leaves(tree[0]), *leaves(tree[1]))
 
 
 def pose(structure: Structure, groupings: Sequence[Grouping] | None = None, *, single: bool = False) -> Problem:
@@ -116,10 +144,12 @@ def pose(structure: Structure, groupings: Sequence[Grouping] | None = None, *, s
     factors = tuple(short(axes) for axes in structure.factors)
     names, lead = itertools.count(), () if single else (TOKENS,)
     chains = tuple(
-        _chain(f"{X}{number}", lead, term, short, factors, grouping, names)
+        _chain(f"{X}{number}", lead, term, short, factors, grouping, names, dict(structure.sizes))
         for number, (term, grouping) in enumerate(zip(structure.terms, groupings, strict=True))
     )
     widths = structure.in_features, structure.out_features
+    for read in (r for chain in chains for r in chain.reads):
+        sizes[read.again] = len(read.table) // read.extents[0]
     return Problem(*widths, tuple(sizes.items()), factors, structure.factor_shapes, chains, single)
 
 
@@ -140,20 +170,32 @@ def _chain(
     factors: Sequence[Layout],
     grouping: Grouping,
     names: Iterator[int],
+    size: Mapping[str, int],
 ) -> Chain:
     view, loaded, output = ((*lead, *short(axes)) for axes in (term.input, term.loaded, term.output))
-    remaining = [factors[p] for group in grouping for p in group]
     nodes: list[Node] = []
+
+    def merged(tree: Tree, before: frozenset[str], after: frozenset[str]) -> tuple[str, frozenset[str]]:
+        """A tree's value and its axes; `before`: of the activation it will meet, `after`: of all still to come."""
+        if isinstance(tree, int):
+            return factor_name(tree), frozenset(factors[tree])
+        one, two = tree
+        between = after.union(*(factors[p] for p in leaves(two)))
+        left, left_axes = merged(one, before, between)
+        right, right_axes = merged(two, (before | left_axes) & between, after)
+        axes = (left_axes | right_axes) & (before | after)
+        nodes.append(Node(f"m{next(names)}", left, right, axes))
+        return nodes[-1].result, axes
+
     activation, axes = source, frozenset(loaded)
-    for group in grouping:
-        operand, merged = factor_name(group[0]), frozenset(remaining.pop(0))
-        for position in group[1:]:
-            union = merged.union(remaining.pop(0))
-            merged = union.intersection(axes.union(output, *remaining))
-            nodes.append(Node(f"m{next(names)}", operand, factor_name(position), merged))
-            operand = nodes[-1].result
-        axes = axes.union(merged).intersection(frozenset(output).union(*remaining))
+    for number, tree in enumerate(grouping):
+        after = frozenset(output).union(*(factors[p] for later in grouping[number + 1 :] for p in leaves(later)))
+        operand, operand_axes = merged(tree, axes, after)
+        axes = (axes | operand_axes) & after
         nodes.append(Node(f"h{next(names)}", activation, operand, axes))
         activation = nodes[-1].result
-    reads = tuple(Read(g.axis, short(g.by), g.table) for g in term.gathers)
+    reads = tuple(
+        Read(g.axis, g.by, g.table, tuple(size[a] for a in (g.axis, *g.by)), f"<{g.axis} {source}>")
+        for g in term.gathers
+    )
     return Chain(source, view, reads, loaded, tuple(nodes), output)

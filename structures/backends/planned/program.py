@@ -25,19 +25,19 @@ class Copy:
 
 @dataclass(frozen=True)
 class Gather:
-    """`result` = whole blocks of `source`: its axis `axis` read at `table`, laid out as the axes `by` in its place."""
+    """`result` = whole blocks of `source`: its neighbouring `axes`, as one, read at `table`, laid out as `by`."""
 
     result: str
     source: str
     view: Layout
-    axis: str
+    axes: Layout
     by: Layout
     table: tuple[int, ...]
 
     @property
     def layout(self) -> Layout:
-        at = self.view.index(self.axis)
-        return self.view[:at] + self.by + self.view[at + 1 :]
+        at = self.view.index(self.axes[0])
+        return self.view[:at] + self.by + self.view[at + len(self.axes) :]
 
 
 @dataclass(frozen=True)
