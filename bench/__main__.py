@@ -217,11 +217,14 @@ def _report(arguments: argparse.Namespace) -> tuple[str, int]:
 
 
 def _merge(arguments: argparse.Namespace) -> tuple[str, int]:
+    from bench import whole_merge
     from bench.merge import merge
     from bench.training import merge as training
 
-    join = training.merge if training.is_training(arguments.results) else merge
-    return "\n".join(join(arguments.results, arguments.output)), 0
+    files, join = arguments.results, merge
+    for other, is_one in ((training.merge, training.is_training), (whole_merge.merge, whole_merge.is_whole)):
+        join = other if is_one(files) else join
+    return "\n".join(join(files, arguments.output)), 0
 
 
 def _compare(arguments: argparse.Namespace) -> tuple[str, int]:

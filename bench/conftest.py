@@ -19,7 +19,7 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 from pytest_benchmark.logger import PytestBenchmarkWarning  # noqa: E402
 
-from bench import journal, launch, output, points, progress, request  # noqa: E402
+from bench import journal, launch, output, points, progress, request, whole  # noqa: E402
 from bench.device import clock_of  # noqa: E402
 from bench.fields import BadResults  # noqa: E402
 from bench.sweep import Sweep  # noqa: E402
@@ -80,6 +80,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not sweep.unreachable:  # pytest puts one skipped test in place of none
         items[:] = [item for item in items if getattr(item, "originalname", "") != UNREACHABLE_TEST]
     sweep.selected = [_id(item) for item in items if _of_sweep(item)]
+    wholes = [_id(item) for item in items if whole.is_whole(item)]
+    if wholes:
+        try:
+            whole.begin(config, sweep, wholes)
+        except Wrong as error:
+            raise pytest.UsageError(str(error)) from None
     if config.option.list or config.option.collectonly or config.option.check or hasattr(config, "workerinput"):
         return
     if not sweep.selected or config.stash[OUTPUT] is None:
@@ -102,7 +108,7 @@ def _id(item: pytest.Item) -> str:
 
 
 def _of_sweep(item: pytest.Item) -> bool:
-    return point_of(item) is not None or getattr(item, "originalname", "") == UNREACHABLE_TEST
+    return point_of(item) is not None or whole.is_whole(item) or getattr(item, "originalname", "") == UNREACHABLE_TEST
 
 
 def point_of(item: pytest.Item) -> points.Point | None:
@@ -117,6 +123,12 @@ def point_of(item: pytest.Item) -> points.Point | None:
 def sweep(request: pytest.FixtureRequest) -> Sweep:
     """The run that this test belongs to."""
     return request.config.stash[SWEEP]
+
+
+@pytest.fixture
+def rows(request: pytest.FixtureRequest) -> whole.Rows:
+    """Those of the whole modules or models of this run."""
+    return request.config.stash[whole.ROWS]
 
 
 # -- the terminal
@@ -152,14 +164,18 @@ def _stop_at_ctrl_c(session: pytest.Session) -> None:
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
     config = session.config
     if not config.option.list:
-        todo = [p for item in session.items if (p := point_of(item)) is not None]
-        config.stash[PROGRESS] = progress.Progress(todo, config.stash[SWEEP].effort)
         if reporter := _reporter(config):
             for line in config.stash[SAID]:
                 reporter.write_line(line)
         config.stash[SAID].clear()
+        todo = [p for item in session.items if (p := point_of(item)) is not None]
+        config.stash[PROGRESS] = progress.Progress(todo, config.stash[SWEEP].effort)
         return None
     if reporter := _reporter(config):
+        if whole.ROWS in config.stash:
+            for name in (*(names := config.stash[whole.ROWS].ids), f"{len(names)} points"):
+                reporter.write_line(name)
+            return True
         items = [item for item in session.items if _of_sweep(item)]
         for line in launch.listing([(_id(item), point_of(item)) for item in items], config.stash[SWEEP]):
             reporter.write_line(line)
@@ -180,7 +196,11 @@ def pytest_runtest_makereport(
     point = point_of(item)
     text = _record(item, call, report, point) if point is not None else ""
     _keep(item)  # before it is shown: what was shown is never lost
-    if point is not None and (reporter := _reporter(item.config)):
+    reporter = _reporter(item.config)
+    if reporter and whole.is_whole(item) and report.passed:
+        reporter.ensure_newline()
+        reporter.write_line(item.config.stash[whole.ROWS].said(_id(item)))
+    elif reporter and point is not None:
         shown = item.config.stash[PROGRESS]
         if _id(item) in item.config.stash[SWEEP].not_now:
             shown.leave_out(point)
@@ -222,7 +242,7 @@ def _keep(item: pytest.Item) -> None:
 
 
 def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -> tuple[str, str, str] | None:
-    ours = "bench/test_linear.py::" in report.nodeid
+    ours = any(f"bench/{name}.py::" in report.nodeid for name in ("test_linear", "test_ff", "test_decoder"))
     if ours and config.get_verbosity() <= 0 and (report.when == "call" or not report.passed):
         return report.outcome, "", ""
     return None
@@ -230,7 +250,12 @@ def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     sweep = config.stash.get(SWEEP, None)
-    if sweep is None or config.option.list or config.option.collectonly or not (sweep.done or sweep.refusals):
+    if sweep is None or config.option.list or config.option.collectonly:
+        return
+    if whole.ROWS in config.stash:
+        for line in (*config.stash[whole.ROWS].summary(config.stash[OUTPUT]), *config.stash[SAID]):
+            terminalreporter.write_line(line)
+    if not (sweep.done or sweep.refusals):
         return
     terminalreporter.section("fastest against dense", sep="-")
     for line in (*progress.summary(sweep, config.stash[OUTPUT]), *config.stash[SAID]):
@@ -260,7 +285,7 @@ def _write(session: pytest.Session, sweep: Sweep) -> None:
     config = session.config
     path, kept = config.stash[OUTPUT], config.stash.get(JOURNAL, None)
     sweep.journalled = kept is not None
-    measured = sweep.rows or sweep.refusals or config._benchmarksession.benchmarks
+    measured = sweep.rows or sweep.whole or sweep.refusals or config._benchmarksession.benchmarks
     if path is None or hasattr(config, "workerinput") or not measured:
         if kept is not None and not measured:
             kept.remove()  # it ended before its first point

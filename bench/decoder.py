@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -34,6 +34,7 @@ MIX = "dyad_mix"  # the variants in turn, a layer each
 NAMES = (*DYAD, MIX, "monarch", "low_rank")
 WAYS = ("linear", "addmm")  # of dense; the faster one is what is compared to
 CPU_LAYERS = len(DYAD)  # the least in which a mix has every variant
+CPU_BATCH = 2  # sequences
 FEED_FORWARD, BOTH, REST = "feed-forward", "feed-forward and attention", "rest"
 SEED, RATE = 0, 1e-4
 LEAST = 1e-3  # of the largest gradient: what an error is relative to, where a tensor's own numbers are smaller
@@ -99,6 +100,16 @@ class Point:
     def shape(self) -> Shape:
         return next(shape for shape in MODELS if shape.name == self.model)
 
+    @property
+    def cell(self) -> tuple[str, ...]:
+        """What points share that are compared to one dense model."""
+        return self.model, self.mode, str(self.layers)
+
+    @property
+    def cost(self) -> float:
+        """About how long a dense call takes; the head and the embeddings as long as seven layers."""
+        return (self.layers or 7) * (3.0 if self.train else 1.0)
+
 
 def points(option: Any) -> list[Point]:
     """All points: of each model and mode the rest, dense, then structures, feed-forward only before both places.
@@ -108,7 +119,7 @@ def points(option: Any) -> list[Point]:
     """
     if find_spec("transformers") is None:
         raise Wrong("the decoders need transformers: pip install 'structures[models]'")
-    at = where(option)
+    at = where(option, CPU_BATCH)
     found = []
     for shape in MODELS:
         layers = shape.layers if at["device"] == "cuda" or option.full else CPU_LAYERS
@@ -120,6 +131,14 @@ def points(option: Any) -> list[Point]:
                 for place in (FEED_FORWARD, BOTH):
                     found += [Point(structure=n, share=share, place=place, layers=layers, **here) for n in NAMES]
     return found
+
+
+def setup(points: Sequence[Point]) -> dict[str, object]:
+    """What all rows of a file share."""
+    first = points[0]
+    more = {"optimizer": f"AdamW, fused, rate {RATE:g}", "ways of dense": WAYS, "dropout": 0}
+    layers = max(point.layers for point in points)
+    return {"batch": first.batch, "sequence": first.sequence, "tokens": first.tokens, "layers": layers, **more}
 
 
 # -- models
@@ -320,33 +339,31 @@ def measure_point(point: Point, rows: Rows, benchmark: Any) -> None:
     Raises:
         CheckFailed: it computes something else; nothing is timed.
     """
-    keys = ("batch", "sequence", "tokens", "layers")
-    rows.setup |= {key: getattr(point, key) for key in keys if getattr(point, key)}
-    rows.setup |= {"optimizer": f"AdamW, fused, rate {RATE:g}", "ways of dense": WAYS, "dropout": 0}
-    x, dy = inputs(point)
-    if point.structure == "dense":
-        model, way, compared = *_dense(point, rows)[:2], None
-    else:
-        model, way, compared = dense_model(point), None, _dense(point, rows)[2]
+    x, dy, dense, way, compared = _dense(point, rows)
+    own = point.structure == "dense"
+    model = dense if own else dense_model(point)
     options = replaced(point, model)
     error = check(point, model, x, dy) if point.layers else None
     swapped = layer_names(point)
-    own = sum(p.numel() for name in swapped for p in model.get_submodule(name).parameters())
+    params = sum(p.numel() for name in swapped for p in model.get_submodule(name).parameters())
     facts = asdict(point) | {
         "way": "control" if point.structure in ("dense", MIX) else "structure",  # the others are entries
         "budget": f"params={point.share:g}" if point.share else None,
         "options": options,
-        "dense_way": way,
+        "dense_way": way if own else None,
         "model_layers": point.shape.layers,
         "threads": torch.get_num_threads(),
         "params": sum(p.numel() for p in model.parameters()),
-        "swapped_params": own or None,
-        "swapped_share": own / _dense_params(point) if own else None,
+        "swapped_params": params or None,
+        "swapped_share": params / _dense_params(point) if params else None,
         "activation_bytes": saved_by(lambda: run(point, model, x), model.parameters()) if point.train else None,
         "checkpoint_bytes": state_bytes(model),
         "error": error,
     }
-    rows.time(facts, step(point, model, x, dy), compared, benchmark, train=point.train)
+    if own:
+        rows.time(point, facts, compared, None, benchmark)
+    else:
+        rows.time(point, facts, step(point, model, x, dy), compared, benchmark)
 
 
 def _dense_params(point: Point) -> int:
@@ -355,10 +372,9 @@ def _dense_params(point: Point) -> int:
     return point.layers * (feed_forward + (attention if point.place == BOTH else 0))
 
 
-def _dense(point: Point, rows: Rows) -> tuple[nn.Module, str, measure.Step]:
-    """The dense model of a cell, its fastest way, and one call of that."""
-    key = point.model, point.mode, point.layers
-    if rows.kept.get("cell") != key:
+def _dense(point: Point, rows: Rows) -> tuple[Tensor, Tensor, nn.Module, str, measure.Step]:
+    """The input of a cell, its dense model, that one's fastest way, and one call of it."""
+    if rows.kept.get("cell") != point.cell:
         rows.kept.clear()  # free the last one first
         place = replace(point, structure="dense", share=None, place=BOTH if point.layers else REST)
         x, dy = inputs(place)
@@ -369,7 +385,6 @@ def _dense(point: Point, rows: Rows) -> tuple[nn.Module, str, measure.Step]:
                 _by_addmm(place, models[way])
         steps = {way: step(place, model, x, dy) for way, model in models.items()}
         with torch.set_grad_enabled(point.train):
-            best, _ = measure.fastest(list(steps.values()), rows.effort, clock_of(point.device))
-        way = list(steps)[best]
-        rows.kept |= {"cell": key, "of": (models[way], way, steps[way])}
+            way = rows.fastest(point.cell, steps, clock_of(point.device)) if len(steps) > 1 else WAYS[0]
+        rows.kept |= {"cell": point.cell, "of": (x, dy, models[way], way, steps[way])}
     return rows.kept["of"]  # type: ignore[no-any-return]

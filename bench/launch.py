@@ -33,7 +33,7 @@ def sweep(option: Any, threads: machine.Threads, argv: list[str], *, since: floa
     values = vars(option)
     if not values["rerun_flagged"]:
         return _sweep(values, threads, argv, since=since)
-    given = [name for name in request.MEASURED if _is_given(values, name)]
+    given = [name for name in request.MEASURED if is_given(values, name)]
     if given:
         option_names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise Wrong(f"--rerun-flagged: takes its points and their options from the file; leave out {option_names}")
@@ -109,7 +109,8 @@ def _repeated(values: Mapping[str, Any], threads: machine.Threads, argv: list[st
     return made
 
 
-def _is_given(values: Mapping[str, Any], name: str) -> bool:
+def is_given(values: Mapping[str, Any], name: str) -> bool:
+    """Whether an option has another value than its default."""
     default = {"allocator": "tuned", "registry": [], "benchmark_confidence": 0.99}.get(name)
     return values.get(name) not in (default, None, False)
 

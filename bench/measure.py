@@ -28,13 +28,13 @@ class Effort:
     most: int = 50
     precision: float = 0.0  # margin of error of the mean, as a share of it, at which rounds end early; 0: they do not
     confidence: float = 0.95
+    warm: int = 8  # slices of fewer calls begin with one that is not timed: after a dense layer of 64 MB the first call
+    # of a small one finds its caches cold (Kronecker, 4096 wide, 128 tokens: 14 times dense so, 22 times otherwise)
 
     def count(self, seconds: float, each: float) -> int:
         return max(self.rounds, min(self.most, int(seconds / max(each, 1e-9))))
 
 
-WARM = 8  # slices of fewer calls begin with one that is not timed: after a dense layer of 64 MB the first call of a
-# small one finds its caches cold (Kronecker, 4096 wide, 128 tokens: 14 times dense so, 22 times otherwise)
 LATE = 2  # times its share of time after which a loop ends with fewer rounds
 SHORT = Effort(paired=0.06, alone=0.025, rounds=4, most=100, precision=0.03)
 LONG = Effort(paired=1.5, alone=0.7, rounds=8, most=400, precision=0.01)
@@ -110,16 +110,16 @@ def timed(step: Step, calls: int, clock: Clock = time.perf_counter) -> float:
     return (clock() - start) / calls
 
 
-def _slice(step: Step, calls: int, clock: Clock) -> float:
+def _slice(step: Step, calls: int, effort: Effort, clock: Clock) -> float:
     """Seconds a call over a slice, warm."""
-    if calls < WARM:
+    if calls < effort.warm:
         step()
     return timed(step, calls, clock)
 
 
-def _spent(calls: int) -> int:
+def _spent(calls: int, effort: Effort) -> int:
     """Calls that a slice takes, the one that is not timed among them."""
-    return calls + (calls < WARM)
+    return calls + (calls < effort.warm)
 
 
 def calls_in_a_slice(seconds_a_call: float, effort: Effort) -> int:
@@ -136,7 +136,7 @@ def paired(
         seconds: about how long a call of each takes.
     """
     calls = tuple(calls_in_a_slice(s, effort) for s in seconds)
-    rounds = effort.count(effort.paired, sum(s * _spent(c) for s, c in zip(seconds, calls, strict=True)))
+    rounds = effort.count(effort.paired, sum(s * _spent(c, effort) for s, c in zip(seconds, calls, strict=True)))
     ratios: list[float] = []
     with quiet():
         start = clock()
@@ -147,11 +147,11 @@ def paired(
                 if margin_of_error(ratios, effort.confidence) <= effort.precision:
                     break
             if number % 2:
-                slow = _slice(dense, calls[1], clock)
-                own = _slice(step, calls[0], clock)
+                slow = _slice(dense, calls[1], effort, clock)
+                own = _slice(step, calls[0], effort, clock)
             else:
-                own = _slice(step, calls[0], clock)
-                slow = _slice(dense, calls[1], clock)
+                own = _slice(step, calls[0], effort, clock)
+                slow = _slice(dense, calls[1], effort, clock)
             ratios.append(slow / own)
     return spread(ratios, effort.confidence)
 
@@ -162,10 +162,10 @@ def fastest(steps: Sequence[Step], effort: Effort, clock: Clock = time.perf_coun
         first = [once(step, clock) for step in steps]
         calls = [calls_in_a_slice(s, effort) for s in first]
         times: list[list[float]] = [[] for _ in steps]
-        rounds = effort.count(effort.alone, sum(s * _spent(c) for s, c in zip(first, calls, strict=True)))
+        rounds = effort.count(effort.alone, sum(s * _spent(c, effort) for s, c in zip(first, calls, strict=True)))
         for number in range(rounds):
             for i in range(len(steps)):
                 which = (i + number) % len(steps)
-                times[which].append(_slice(steps[which], calls[which], clock))
+                times[which].append(_slice(steps[which], calls[which], effort, clock))
     medians = [median(t) for t in times]
     return min(range(len(steps)), key=medians.__getitem__), medians

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 from bench.points import Point, Unreachable
 from bench.wrong import Wrong
@@ -31,14 +32,18 @@ def curve(point: Point) -> tuple[object, ...]:
     return (point.series, point.backend, point.dtype, point.device, point.clock, point.mode, point.threads)
 
 
-def of(points: Sequence[Point], shard: Shard, cost: Callable[[Point], float]) -> list[Point]:
+def of(
+    points: Sequence[Any], shard: Shard, cost: Callable[[Any], float], together: Callable[[Any], Hashable] = curve
+) -> list[Any]:
     """The points of one shard, in their order: the longest curve first, each to the shard with the least so far.
 
     The same on every machine, so `cost` must not depend on the machine.
+    Args:
+        together: what points share that stay in one shard, such as their curve.
     """
-    curves: dict[tuple[object, ...], float] = defaultdict(float)
+    curves: dict[Hashable, float] = defaultdict(float)
     for point in points:
-        curves[curve(point)] += cost(point)
+        curves[together(point)] += cost(point)
     k, n = shard
     loads = [0.0] * n
     mine = set()
@@ -47,7 +52,7 @@ def of(points: Sequence[Point], shard: Shard, cost: Callable[[Point], float]) ->
         loads[least] += curves[what]
         if least == k - 1:
             mine.add(what)
-    return [point for point in points if curve(point) in mine]
+    return [point for point in points if together(point) in mine]
 
 
 def unreachable_of(missed: Sequence[Unreachable], shard: Shard) -> list[Unreachable]:

@@ -50,6 +50,7 @@ class Sweep:
     point_timeout: float | None = None
     budget: limits.TimeBudget | None = None
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the results file, by the ids of their points
+    whole: dict[str, dict[str, Any]] = field(default_factory=dict)  # rows of whole modules and models, by their ids
     refusals: dict[str, dict[str, object]] = field(default_factory=dict)
     done: list[Done] = field(default_factory=list)
     rooflines: dict[tuple[str, str, int], roofline.Roofline] = field(default_factory=dict)
@@ -140,7 +141,7 @@ class Sweep:
     @property
     def finished(self) -> set[str]:
         """The ids of the points that are measured, checked, or known not to run."""
-        return {str(done.point) for done in self.done} | (set(self.refusals) - self.not_now)
+        return {str(done.point) for done in self.done} | set(self.whole) | (set(self.refusals) - self.not_now)
 
     def run_facts(self) -> dict[str, object]:
         """The `run` part of the results file."""
@@ -262,7 +263,9 @@ class Sweep:
         """Take over what a journal holds."""
         by_id = {str(point): point for point in self.points}
         for entry in entries:
-            if "row" in entry:
+            if "whole" in entry:
+                self.whole[entry["id"]] = entry
+            elif "row" in entry:
                 row, info, point = entry["row"], entry["row"]["extra_info"], by_id[entry["id"]]
                 self.rows[entry["id"]] = row
                 ratio = info["speedup"] and info["speedup"]["median"]

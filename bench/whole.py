@@ -1,57 +1,95 @@
-"""Rows of whole modules and models: timed as the sweep times a layer, in a section of their own of the results file."""
+"""Rows of whole modules and models: timed as the sweep times a layer, in a section of their own of the results file.
+
+A run goes the sweep's way: every point is in the journal before the next one starts, `--time-budget` ends it in time,
+`--resume` goes on with it, and `--shard` takes a part that `python -m bench merge` joins to the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import machine, measure
+from bench import launch, limits, machine, measure, shards
 from bench.cell import clock_of
-from bench.output import SCHEMA, rounded
+from bench.output import SCHEMA, rounded, row_of
 from bench.sweep import NOISY, Sweep
 from bench.wrong import Wrong, one_of
 
 EFFORT = measure.Effort(paired=0.5, alone=0.2, rounds=5)
 LONG = measure.Effort(paired=3.0, alone=1.0, rounds=11)
+CHOICE = 3  # rounds at least in which dense's ways take turns
 SEQUENCE = 128  # tokens of one sequence, as the DYAD authors measured
 BATCH = 32  # sequences, on CUDA and with --full
-CPU_BATCH = 4  # stands in for it on a CPU
+STEADY = 0.06  # seconds a call from which slices begin without one that is not timed: caches are warm after a tenth
+NEXT = 1.3  # times the seconds of the last point, scaled by cost, that must be left for another one
+MEANINGLESS = ("structures", "widths", "shapes", "mode", "backend", "threads", "registry", "budget", "no_controls",
+               "cold", "check", "clock", "stand_in", "point_timeout", "rerun_flagged")  # fmt: skip
 
-_ROWS = pytest.StashKey["Rows"]()
+_SETUPS = pytest.StashKey[dict[str, dict[str, object]]]()
+ROWS = pytest.StashKey["Rows"]()
 
 
 class Rows:
     """The rows of one kind of file; a plugin of pytest that writes them when the run ends."""
 
-    def __init__(self, kind: str, sweep: Sweep, expected: int):
-        self.kind, self.sweep, self.expected = kind, sweep, expected
+    def __init__(self, kind: str, sweep: Sweep, setup: Mapping[str, object], ids: Sequence[str]):
+        self.kind, self.sweep, self.setup, self.ids = kind, sweep, setup, ids
         self.effort = LONG if sweep.request.full else EFFORT
-        self.setup: dict[str, object] = {}
-        self.rows: list[dict[str, Any]] = []
         self.kept: dict[str, Any] = {}  # what points of one cell share, such as dense's fastest way
+        self._last: tuple[float, float] | None = None  # seconds and cost of the last point
+
+    def measure(self, point: Any, how: Callable[[Any, Rows, Any], None], benchmark: Any) -> None:
+        """Check a point and time it; it is skipped where the time budget leaves no time, but for a run's first one."""
+        budget, began = self.sweep.budget, time.perf_counter()
+        if budget and self._last:
+            seconds, cost = self._last
+            if budget.left <= NEXT * seconds * max(1.0, point.cost / cost):
+                self.sweep.not_now.add(str(point))
+                pytest.skip(f"not run: --time-budget {limits.words(budget.seconds)} is spent")
+        self.sweep.load.since()
+        how(point, self, benchmark)
+        self._last = time.perf_counter() - began, point.cost
+
+    def fastest(self, cell: Sequence[str], steps: Mapping[str, measure.Step], clock: measure.Clock) -> str:
+        """Which way of dense a cell is compared to: the fastest, in a run gone on with the one found before."""
+        if (decided := self.sweep.ways.get(tuple(cell))) in steps:
+            return decided
+        effort = replace(self.effort, rounds=min(CHOICE, self.effort.rounds))
+        best, _ = measure.fastest(list(steps.values()), effort, clock)
+        way = list(steps)[best]
+        self.sweep.news.append({"cell": list(cell), "way": way})
+        return way
 
     def time(
-        self, facts: dict[str, Any], step: measure.Step, dense: measure.Step | None, benchmark: Any, *, train: bool
+        self,
+        point: Any,
+        facts: dict[str, Any],
+        step: measure.Step,
+        dense: measure.Step | None,
+        benchmark: Any,
     ) -> dict[str, Any]:
         """Time a call alone, by the fixture, and in pairs with dense; returns the row, which is kept.
 
         Args:
+            point: with a `device`, and `train`: gradients are recorded; else it is timed without.
             dense: what it is compared to; None for dense itself.
-            train: gradients are recorded; else it is timed without.
         """
-        clock = clock_of(facts["device"])
-        self.sweep.load.since()
-        with torch.set_grad_enabled(train):
+        clock = clock_of(point.device)
+        with torch.set_grad_enabled(point.train):
             seconds = measure.once(step, clock)
             speedup = None
             if dense is not None:
-                both = seconds, measure.once(dense, clock)
-                speedup = measure.paired(step, dense, self.effort, seconds=both, clock=clock)
+                both = seconds, self._seconds_of(dense, clock)
+                effort = replace(self.effort, warm=0) if seconds >= STEADY else self.effort
+                speedup = measure.paired(step, dense, effort, seconds=both, clock=clock)
             calls = measure.calls_in_a_slice(seconds, self.effort)
             rounds = self.effort.count(self.effort.alone, calls * seconds)
             benchmark.pedantic(step, rounds=rounds, iterations=calls)
@@ -63,48 +101,106 @@ class Rows:
             foreign = self.sweep.load.since()
             raised = {"load": foreign is not None and foreign > machine.FOREIGN_LOAD, "noisy": width > NOISY}
             row["flags"] = [name for name, is_raised in raised.items() if is_raised]
-            self.rows.append(row)
+            kept = {"whole": rounded(row), "benchmark": row_of(benchmark.stats), "id": str(point)}
+            self.sweep.whole[str(point)] = kept
+            self.sweep.news.append(kept)
         return row
+
+    def _seconds_of(self, dense: measure.Step, clock: measure.Clock) -> float:
+        """Seconds of a call of the cell's dense layers."""
+        if self.kept.get("timed") is not dense:
+            self.kept |= {"timed": dense, "seconds": measure.once(dense, clock)}
+        return float(self.kept["seconds"])
 
     @pytest.hookimpl(wrapper=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> Generator[None]:
-        """In place of the sweep's section: this kind's. pytest-benchmark's own rows stay, without what they repeat."""
-        own = output_json["benchmarks"]
+        """In place of the sweep's section: this kind's, and its rows of pytest-benchmark without what they repeat."""
         yield
-        for row in own:
-            row["stats"] = rounded(row["stats"] | {"data": []})
-            row["params"] = row["param"] = None
-            row["options"] = {"disable_gc": row["options"].get("disable_gc"), "timer": row["options"].get("timer")}
-        facts = self.sweep.run_facts()
-        facts["complete"] = bool(facts["complete"]) and len(self.rows) == self.expected
-        output_json["benchmarks"] = own
+        done = [self.sweep.whole[name] for name in self.ids if name in self.sweep.whole]
+        output_json["benchmarks"] = [one["benchmark"] for one in done]
+        facts, rows = self.sweep.run_facts(), [one["whole"] for one in done]
         output_json["structures"] = rounded(
-            {"schema": SCHEMA, "kind": self.kind, "run": facts, "setup": self.setup, "rows": self.rows,
-             "refused": []}
-        )  # fmt: skip
+            {"schema": SCHEMA, "kind": self.kind, "run": facts, "setup": self.setup, "rows": rows, "refused": []}
+        )
+
+    def said(self, name: str) -> str:
+        """A line for the terminal: how many points are done, the point, its time and how it compares to dense."""
+        count = f"[{len(self.sweep.whole):{len(str(len(self.ids)))}}/{len(self.ids)}] {name:70}"
+        if name not in self.sweep.whole:
+            return f"{count} no time"
+        row = self.sweep.whole[name]["whole"]
+        ratio = f"  {row['speedup']['median']:6.2f}x dense" if row["speedup"] else ""
+        flags = f"  ({', '.join(row['flags'])})" if row["flags"] else ""
+        return f"{count} {row['time']['median'] * 1e3:9.4g} ms{ratio}{flags}"
+
+    def summary(self, output: Path | None) -> Iterator[str]:
+        """Lines for the end of the run: what was measured, and how to go on."""
+        complete = self.sweep.complete
+        flagged = sum(bool(one["whole"]["flags"]) for one in self.sweep.whole.values())
+        yield f"{len(self.sweep.whole)} points measured, {flagged} flagged{'' if complete else '; not complete'}"
+        if self.sweep.not_now:
+            yield f"{len(self.sweep.not_now)} more were left out for lack of time"
+        if output is None:
+            yield "Nothing was written; add --benchmark-json=results.json"
+            return
+        if not complete and self.sweep.journalled:
+            yield f"Go on later: the same command with --resume {output}"
+        yield f"Draw the tables: python -m bench report {output} -o report/"
 
 
-def rows_of(kind: str, request: pytest.FixtureRequest, sweep: Sweep) -> Rows:
-    """The rows of this run, made by the first test that asks.
+def parametrize(metafunc: pytest.Metafunc, kind: Any) -> None:
+    """Make a test's points of a module of whole things, `bench.ff` or `bench.decoder`, as the options ask.
 
     Raises:
-        UsageError: rows of another kind were measured in this run: a file holds one kind.
+        UsageError: an option that is not allowed, or has no meaning here.
     """
-    config = request.config
-    found = config.stash.get(_ROWS, None)
-    if found is None:
-        module = request.node.nodeid.partition("::")[0]
-        expected = sum(item.nodeid.partition("::")[0] == module for item in request.session.items)
-        found = config.stash[_ROWS] = Rows(kind, sweep, expected)
-        config.pluginmanager.register(found, "structures-rows")
-    if found.kind != kind:
-        raise pytest.UsageError(f"one results file holds one kind of rows: run {kind} and {found.kind} apart")
-    return found
+    option = metafunc.config.option
+    try:
+        given = [name for name in MEANINGLESS if launch.is_given(vars(option), name)]
+        if given:
+            told = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise Wrong(f"{told}: of the sweep of layers alone; -k chooses among whole modules and models")
+        points = kind.points(option)
+        setup = kind.setup(points)
+        if option.shard:
+            cost, cell = (lambda point: point.cost), (lambda point: point.cell)
+            points = shards.of(points, shards.parse(option.shard), cost, cell)
+    except Wrong as error:
+        raise pytest.UsageError(str(error)) from None
+    metafunc.config.stash.setdefault(_SETUPS, {})[kind.KIND] = setup
+    metafunc.parametrize(
+        "point",
+        [
+            pytest.param(p, id=str(p), marks=pytest.mark.benchmark(disable_gc=True, timer=clock_of(p.device)))
+            for p in points
+        ],
+    )
 
 
-def where(option: Any) -> dict[str, Any]:
+def is_whole(item: pytest.Item) -> bool:
+    """A test of a whole module or model."""
+    return "point" in getattr(getattr(item, "callspec", None), "params", {})
+
+
+def begin(config: pytest.Config, sweep: Sweep, ids: Sequence[str]) -> Rows:
+    """The rows of a run of these points.
+
+    Raises:
+        Wrong: they are of two kinds, or some are the sweep's: a file holds one kind.
+    """
+    kinds = list(config.stash[_SETUPS])
+    if len(kinds) > 1 or set(ids) != set(sweep.selected):
+        raise Wrong(f"one results file holds one kind of rows: run {' and '.join(kinds) or 'them'} and others apart")
+    rows = config.stash[ROWS] = Rows(kinds[0], sweep, config.stash[_SETUPS][kinds[0]], ids)
+    config.pluginmanager.register(rows, "structures-rows")
+    return rows
+
+
+def where(option: Any, cpu_batch: int) -> dict[str, Any]:
     """Batch, dtype and device of a run, from the sweep's options.
 
+    Args:
+        cpu_batch: sequences on a CPU, where `--tokens` and `--full` say nothing else.
     Raises:
         Wrong: a value that is not allowed.
     """
@@ -112,20 +208,12 @@ def where(option: Any) -> dict[str, Any]:
     if device == "cuda" and not torch.cuda.is_available():
         raise Wrong("--device: there is no CUDA device here. Allowed: cpu")
     dtype = one_of("--dtypes", option.dtypes or "float32", ("float32", "bfloat16"), "one of them")
-    batch = BATCH if device == "cuda" or option.full else CPU_BATCH
+    batch = BATCH if device == "cuda" or option.full else cpu_batch
     if option.tokens:
         if not option.tokens.isdigit() or not int(option.tokens) or int(option.tokens) % SEQUENCE:
             raise Wrong(f"--tokens: {option.tokens!r} is not allowed here; write one multiple of {SEQUENCE}")
         batch = int(option.tokens) // SEQUENCE
     return {"device": device, "dtype": dtype, "batch": batch, "sequence": SEQUENCE, "tokens": batch * SEQUENCE}
-
-
-def params(points: Sequence[Any]) -> list[Any]:
-    """Points with a `device`, as pytest's parameters: timed by the clock of their device."""
-    return [
-        pytest.param(p, id=str(p), marks=pytest.mark.benchmark(disable_gc=True, timer=clock_of(p.device)))
-        for p in points
-    ]
 
 
 class Addmm(nn.Module):

@@ -10,12 +10,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from bench import ff, machine, whole
+from bench import ff, machine, whole, whole_merge
 from bench.__main__ import main
 from bench.check import CheckFailed, check
 from bench.report import published
@@ -65,7 +66,7 @@ def test_a_wrong_option_is_one_sentence(option, message):
     if option.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     with pytest.raises(Wrong, match=message):
-        whole.where(SimpleNamespace(**NONE.__dict__ | option))
+        whole.where(SimpleNamespace(**NONE.__dict__ | option), 4)
 
 
 def test_every_module_passes_the_check_and_a_wrong_one_fails(small):
@@ -148,22 +149,94 @@ def test_decoders_are_measured_at_equal_shares_in_both_places():
 # -- the file and the report
 
 
-def test_a_run_by_path_leaves_a_file_that_the_report_draws(tmp_path):
+FILE = str(ROOT / "bench/test_ff.py")
+CHOSEN = ("--tokens=128", "-k", "relu768 and (dense or dyad_it-n8)")  # two points forward, two of training
+
+
+def section_of(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text())["structures"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> list[Path]:
+    """The points of two runs, a cell each; the time of the first is spent once, and it goes on."""
+    folder = tmp_path_factory.mktemp("shards")
+    asked = (FILE, *CHOSEN, "--shard=1/2")
+    said = run(folder, *asked, "--time-budget=1s", "--benchmark-json=part1.json")
+    assert "1 points measured" in said and "1 more were left out for lack of time" in said, said
+    before = section_of(folder / "part1.json")
+    assert len(before["rows"]) == 1 and not before["run"]["complete"]
+    said = run(folder, *asked, "--resume=part1.json")
+    assert "goes on with 1 of 2 points done" in said and "2 points measured" in said, said
+    after = section_of(folder / "part1.json")
+    assert after["rows"][0] == before["rows"][0] and len(after["rows"]) == 2 and after["run"]["complete"]
+    assert after["setup"] == before["setup"] and not (folder / "part1.json.journal").exists()
+    said = run(folder, FILE, *CHOSEN, "--shard=2/2", "--benchmark-json=part2.json")
+    assert "2 points measured" in said and "fastest against dense" not in said, said
+    return [folder / "part1.json", folder / "part2.json"]
+
+
+def test_a_run_goes_on_and_its_shards_are_merged_into_a_file_that_the_report_draws(shards, tmp_path, capsys):
     file = tmp_path / "ff.json"
-    asked = "relu768 and not train and (dense or dyad_it-n8)"
-    said = run(tmp_path, str(ROOT / "bench/test_ff.py"), "--tokens=128", "-k", asked, f"--benchmark-json={file}")
-    assert "2 passed" in said and "fastest against dense" not in said, said
-    document = json.loads(file.read_text())
-    section = document["structures"]
-    dense, dyad = section["rows"]
-    assert section["kind"] == "ff" and section["run"]["complete"] and len(document["benchmarks"]) == 2
+    assert main(["merge", *map(str, shards), "-o", str(file)]) == 0
+    assert capsys.readouterr().out.endswith("4 points, of 2 files; complete\n")
+    section = section_of(file)
+    assert section["kind"] == "ff" and len(json.loads(file.read_text())["benchmarks"]) == 4
+    assert section["setup"]["batch"] == 1 and len(section["run"]["merged_from"]) == 2
+    dense, dyad = (row for row in section["rows"] if row["mode"] == "forward")
     assert dense["speedup"] is None and dense["backend"] in ff.WAYS
     assert dyad["params_share"] == dyad["flops_share"] == 0.25 and dyad["backend"] == "planned"
     assert dyad["checkpoint_bytes"] == 4 * (2 * 768 * 3072 // 4 + 768 + 3072)
     assert 0 < dyad["speedup"]["q1"] <= dyad["speedup"]["median"] and 0 < dyad["error"] < 1e-5
     assert main(["report", str(file), "-o", str(tmp_path / "report")]) == 0
+    assert "feed-forward modules: 4 points" in capsys.readouterr().out
     page = (tmp_path / "report" / "index.html").read_text()
     assert "OPT-125m, OPT-Custom 768" in page and "cpu, float32" in page and "stand in for the authors'" in page
+    alone = tmp_path / "alone.json"
+    assert main(["merge", str(shards[0]), "-o", str(alone)]) == 0
+    assert "shard 2/2 is not among the files" in capsys.readouterr().out and not section_of(alone)["run"]["complete"]
+
+
+def test_of_a_point_in_two_files_the_one_with_fewer_flags_is_kept(shards, tmp_path):
+    one, two = (json.loads(shards[0].read_text()) for _ in range(2))
+    for document, flags in ((one, ["load"]), (two, [])):
+        for row in document["structures"]["rows"]:
+            row["flags"] = flags
+    paths = []
+    for document in (one, two):
+        paths.append(tmp_path / f"{len(paths)}.json")
+        paths[-1].write_text(json.dumps(document))
+    said = whole_merge.merge(paths, tmp_path / "out.json")
+    assert sum(f"kept {paths[1]}'s" in line for line in said) == 2
+    assert [row["flags"] for row in section_of(tmp_path / "out.json")["rows"]] == [[], []]
+
+
+MIXED = [
+    (("structures", "setup", "batch"), 9, "another setup"),
+    (("structures", "kind"), "decoder", "another kind"),
+    (("structures", "run", "threads"), 7, "threads is '2' and '7'"),
+    (("benchmarks",), [], "0 benchmarks beside 2 rows"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "message"), MIXED, ids=[message for *_, message in MIXED])
+def test_files_that_must_not_be_mixed_are_refused(place, value, message, shards, tmp_path, capsys):
+    document = json.loads(shards[1].read_text())
+    inner = document
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    assert main(["merge", str(shards[0]), str(tmp_path / "other.json"), "-o", str(tmp_path / "out.json")]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and not (tmp_path / "out.json").exists()
+
+
+def test_an_option_of_the_sweep_alone_and_two_kinds_in_a_file_are_refused(tmp_path):
+    said = run(tmp_path, FILE, "--widths=64", "--mode=train")
+    assert "--widths, --mode: of the sweep of layers alone" in said and "Traceback" not in said
+    said = run(tmp_path, FILE, str(ROOT / "bench/test_linear.py"), "--list")
+    assert "one results file holds one kind of rows" in said and "Traceback" not in said
 
 
 def test_the_bare_sweep_takes_neither(tmp_path):

@@ -87,7 +87,7 @@ def write(results: Results, beside: Sequence[Section], folder: Path) -> str:
     made = all_views(results, found, _structures(results).union(*(section.structures for section in beside)))
     for view in (*made, *beside):
         view.write(folder)
-    said = [f"{section.title[0].lower()}{section.title[1:]}: {len(section.records)} points" for section in beside]
+    said = [f"{section.title[0].lower()}{section.title[1:]}: {section.points} points" for section in beside]
     if results.runs:
         tables.write_points(results, folder / "points.csv")
         tables.write_refused(results, folder / "refused.csv")

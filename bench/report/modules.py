@@ -158,6 +158,7 @@ def _section(
         run=file.run,
         structures={*structures, *file.structures},
         content=content,
+        rows=len(file.rows),
     )
 
 

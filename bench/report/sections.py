@@ -42,6 +42,12 @@ class Section:
     content: Mapping[str, Any]
     views: Sequence[View] = ()  # charts that a reader chooses from, under headings of the section
     table: Sequence[Mapping[str, Any]] = ()  # what ID.csv holds: all have the same keys
+    rows: int = 0  # of the file, where a section without charts shows them in tables alone
+
+    @property
+    def points(self) -> int:
+        """How many points of its file it shows."""
+        return self.rows or len(self.records)
 
     @property
     def drawings(self) -> dict[str, Any]:
