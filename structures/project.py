@@ -14,6 +14,7 @@ from structures.linear import StructuredLinear
 from structures.projection import experts
 from structures.projection.covariance import damped, second_moment
 from structures.projection.measure import ratio, residual_of, scaled_problem, written
+from structures.projection.precision import exact
 from structures.projection.progress import Line
 from structures.projection.refinement import polish
 from structures.projection.solve import balance, solve
@@ -143,7 +144,6 @@ def from_linear(
     return layer.train(linear.training)
 
 
-@torch.no_grad()
 def project_factors(
     weight: Tensor,
     structure: Structure,
@@ -189,6 +189,22 @@ def project_factors(
             likewise; numbers out of range.
     """
     _check(weight, structure, damping, refine, tolerance, limit)
+    with exact(weight.device):
+        return _fitted(weight, structure, inputs, held_out, damping, refine, tolerance, limit, progress)
+
+
+def _fitted(
+    weight: Tensor,
+    structure: Structure,
+    inputs: Tensor | None,
+    held_out: Tensor | None,
+    damping: float,
+    refine: int,
+    tolerance: float,
+    limit: int,
+    progress: bool,
+) -> tuple[tuple[Tensor, ...], Projection]:
+    """`project_factors` of what has been checked."""
     if structure.gate is not None:
         return _experts(weight, structure, inputs if held_out is None else held_out, project_factors(
             weight, structure.summed(structure.gate.experts), inputs=inputs, held_out=held_out, damping=damping,

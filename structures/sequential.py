@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -21,13 +22,14 @@ from torch import Tensor, nn
 from structures import layers
 from structures.linear import StructuredLinear
 from structures.project import DAMPING, MAX_DOUBLE, Projection, from_linear
-from structures.projection.readings import Calls, calls_of, read
+from structures.projection.precision import exact
+from structures.projection.runs import Calls, Runs, calls_of
 from structures.structure import Structure
 
 Batches = Sequence[Any]
 Work = Sequence[tuple[str, nn.Module, Structure]]  # name, layer, what it becomes
 
-KEPT = 2**28  # bytes of what is kept at a time, so that one pass serves several layers
+KEPT = 2**30  # bytes of what the runs that wait may hold
 
 
 def made_in_order(
@@ -45,10 +47,10 @@ def made_in_order(
 
         W + W (E x x'^T - E x' x'^T) (E x' x'^T + damping)^-1,
 
-    the weight that a ridge regression towards W finds. Every layer takes a pass of the converted model over the
-    batches, which ends where the layer is reached. The dense model is run once for as many layers as have their outputs
-    W x in KEPT bytes, and what is held out goes through both models once at the end, or for each KEPT bytes of weights.
-    Memory beside that: a covariance, two weights, and the converted layers.
+    the weight that a ridge regression towards W finds. Both models are run side by side, over the batches and over what
+    is held out, and wait at a layer until it is made: once in all as long as the waiting runs' tensors take KEPT bytes,
+    and anew for every layer, as far as the layer, for the batches beyond. Memory beside that: a covariance, two
+    weights, and the converted layers.
 
     Raises:
         ValueError: a layer is not called by the batches, or not by the same rows in both models; as `project`.
@@ -59,74 +61,130 @@ def made_in_order(
                 f"{name}: {structure.name} chooses experts for every token, so that there is no one weight to fit; "
                 "convert it without sequential=True"
             )
-    twin = _twin(model)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    twin.eval()
+    chosen = {name: layer for name, layer, _ in work}
+    with torch.no_grad():
+        calls = calls_of(_twin(model), list(chosen), batches[0])
     made: dict[int, StructuredLinear] = {}
-    converted: dict[str, nn.Module] = {}  # the same by name, without the user's hooks
-    try:
-        with torch.no_grad():
-            calls = calls_of(model, {name: layer for name, layer, _ in work}, batches[0])
+    with ExitStack() as stack:
+        fitting, measuring = (
+            stack.enter_context(closing(_Both(model, chosen, calls, given or []))) for given in (batches, held_out)
+        )
+        stack.enter_context(exact(next(work[0][1].parameters()).device))  # the runs keep the caller's precision
         ordered = sorted(work, key=lambda job: calls[job[0]].first)
-        wanted: dict[str, list[Tensor | None]] = {}  # W x of the layers that come next, for each batch
-        for number, (name, layer, structure) in enumerate(ordered):
+        for number, (name, layer, structure) in enumerate(ordered, start=1):
             if arguments.get("progress"):
-                sys.stderr.write(f"layer {number + 1} of {len(work)}: {name}\n")
-            old = twin.get_submodule(name)
-            with torch.no_grad():
-                if name not in wanted:
-                    wanted = _wanted(model, ordered[number:], calls, batches)
-                moments = _Moments(layer)
-                for batch, outputs in zip(batches, wanted.pop(name), strict=True):
-                    moments.add(name, outputs, read(twin, {name: old}, calls, batch).get(name))
-                moments.end(name)
+                sys.stderr.write(f"layer {number} of {len(work)}: {name}\n")
+            moments = _Moments(name, layer)
+            for wanted, seen in fitting.rows(name, moments.linear.weight):
+                moments.add(wanted, seen)
+            moments.end()
             target = _target(moments, float(arguments.get("damping", DAMPING)))
             try:
                 new = from_linear(target, structure, inputs=moments.seen, backend=backend, **arguments)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-            new.projection = moments.record(new)  # type: ignore[assignment]
             made[id(layer)] = new
-            converted[name] = copy.copy(new).eval()  # of the same parameters
-            twin = _put(twin, old, converted[name])
-        if held_out is not None:
-            with torch.no_grad():
-                errors = _errors(model, twin, ordered, converted, calls, held_out)
-            for name, layer, _ in work:
-                new = made[id(layer)]
-                assert isinstance(new.projection, Projection)
-                new.projection = replace(new.projection, output_error=errors[name], held_out=True)
-    finally:
-        for module in training:
-            module.training = True
+            fitting.replace(name, new)
+            measuring.replace(name, new)
+            record = moments.record(new)
+            if held_out is not None:
+                missed = _error(new, measuring.rows(name, moments.linear.weight))
+                record = replace(record, output_error=missed, held_out=True)
+            new.projection = record  # type: ignore[assignment]
     for _, layer, _ in work:
         layers.carry(layer, made[id(layer)])
     return made
 
 
+class Recorded(Sequence[Any]):
+    """Batches with what layers of the dense model give on them, for several conversions of that model.
+
+    In place of the batches as `inputs` or `held_out` it saves a conversion the dense model's run. Memory: the layers'
+    outputs for all tokens, in float32 at least.
+
+    Raises:
+        ValueError: no batches, a layer that the model has not, or that the first batch does not reach.
+
+    >>> model, batches = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8)), [torch.randn(20, 8)]
+    >>> recorded = Recorded(model, ["0", "2"], batches)
+    >>> [tuple(outputs.shape) for outputs in recorded.outputs["2"]]
+    [(20, 8)]
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: nn.Module, names: Iterable[str], batches: Iterable[Any]):
+        self.batches = batches_of("batches", batches)
+        chosen = {name: model.get_submodule(name) for name in names}
+        calls = calls_of(_twin(model), list(chosen), self.batches[0])
+        self.outputs: dict[str, list[Tensor | None]] = {}
+        device = next(next(iter(chosen.values())).parameters()).device
+        with closing(Runs(_twin(model), list(chosen), calls, self.batches, KEPT)) as runs, exact(device):
+            for name in sorted(chosen, key=lambda name: calls[name].first):
+                weight = layers.as_linear(chosen[name]).weight
+                self.outputs[name] = [_outputs(weight, x) for x in runs.rows(name)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.batches[number]
+
+
+class _Both:
+    """The dense model and the one converted so far, over the same batches."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        chosen: Mapping[str, nn.Module],
+        calls: Mapping[str, Calls],
+        batches: Batches,
+    ):
+        self.recorded = batches.outputs if isinstance(batches, Recorded) else None
+        for name in chosen if self.recorded is not None else ():
+            if name not in (self.recorded or {}):
+                raise ValueError(f"{name}: it was not recorded; record it with {', '.join(self.recorded or {})}")
+        self.dense, self.converted = (Runs(_twin(model), list(chosen), calls, batches, KEPT // 4) for _ in range(2))
+
+    def rows(self, name: str, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """W x of each batch in the dense model, (rows, out_features), and x in the converted one, of equal dtype."""
+        if self.recorded is not None:
+            outputs: Iterable[Tensor | None] = self.recorded[name]
+        else:
+            outputs = (_outputs(weight, x) for x in self.dense.rows(name))
+        for wanted, seen in zip(outputs, self.converted.rows(name), strict=True):
+            yield _compared(name, wanted, seen)
+
+    def replace(self, name: str, new: nn.Module) -> None:
+        """Convert the layer."""
+        self.converted.replace(name, copy.copy(new).eval())  # of the same parameters
+
+    def close(self) -> None:
+        self.dense.close()
+        self.converted.close()
+
+
 class _Moments:
     """W E x x'^T, E x' x'^T and E |W x|^2 of one layer: x in the dense model, x' in the converted one."""
 
-    def __init__(self, layer: nn.Module):
-        self.linear = layers.as_linear(layer)
+    def __init__(self, name: str, layer: nn.Module):
+        self.name, self.linear = name, layers.as_linear(layer)
         weight = self.linear.weight
         self.dtype = torch.float64 if weight.dtype == torch.float64 or weight.numel() <= MAX_DOUBLE else torch.float32
         self.product = torch.zeros(weight.shape, dtype=self.dtype, device=weight.device)
         self.seen = torch.zeros(weight.shape[1:] * 2, dtype=self.dtype, device=weight.device)
         self.energy, self.tokens = 0.0, 0
 
-    def add(self, name: str, outputs: Tensor | None, x: Tensor | None) -> None:
-        """A batch: what the dense layer gave, without its bias, and what the converted model reads there."""
-        outputs, x = _compared(name, outputs, x)
+    def add(self, outputs: Tensor, seen: Tensor) -> None:
+        """A batch: what the dense layer gives, without its bias, and what the converted model reads there."""
         self.energy += float(outputs.double().square().sum())
-        self.product += outputs.mT @ x  # of a batch in its own precision, in float64 between them
-        self.seen += x.mT @ x
-        self.tokens += len(x)
+        self.product += outputs.mT @ seen  # of a batch in its own precision, in float64 between them
+        self.seen += seen.mT @ seen
+        self.tokens += len(seen)
 
-    def end(self, name: str) -> None:
+    def end(self) -> None:
         if not (math.isfinite(self.energy) and bool(torch.isfinite(self.seen).all())):
-            raise ValueError(f"{name}: its inputs hold NaN or infinity, or their squares overflow")
+            raise ValueError(f"{self.name}: its inputs hold NaN or infinity, or their squares overflow")
         self.energy /= max(self.tokens, 1)
         for moment in (self.product, self.seen):
             moment.div_(max(self.tokens, 1))
@@ -134,8 +192,7 @@ class _Moments:
     def record(self, new: StructuredLinear) -> Projection:
         """The layer's record with its errors to the dense layer: of the weight, and of the output on what it reads."""
         assert isinstance(new.projection, Projection)
-        with torch.no_grad():
-            weight, fitted = self.linear.weight.detach().to(self.dtype), new.to_dense().to(self.dtype)
+        weight, fitted = self.linear.weight.detach().to(self.dtype), new.to_dense().to(self.dtype)
         between, own = float(self.product.mul(fitted).sum()), float((fitted @ self.seen).mul(fitted).sum())
         missed, norm = max(0.0, self.energy - 2 * between + own), float(weight.norm())
         far = float((weight - fitted).norm()) / norm if norm else 0.0
@@ -143,82 +200,36 @@ class _Moments:
         return replace(new.projection, weight_error=far, output_error=error, held_out=False)
 
 
-def _compared(name: str, outputs: Tensor | None, x: Tensor | None) -> tuple[Tensor, Tensor]:
+def _compared(name: str, outputs: Tensor | None, seen: Tensor | None) -> tuple[Tensor, Tensor]:
     """Both, where they are of the same rows.
 
     Raises:
         ValueError: they are not.
     """
-    if outputs is None or x is None or len(outputs) != len(x):
-        found = " and ".join("none" if rows is None else str(len(rows)) for rows in (outputs, x))
+    if outputs is None or seen is None or len(outputs) != len(seen):
+        found = " and ".join("none" if rows is None else str(len(rows)) for rows in (outputs, seen))
         raise ValueError(
             f"{name}: it reads {found} rows of a batch in the dense and in the converted model; where that differs "
             "(experts, early exits) rows cannot be compared: convert it with inputs= instead"
         )
-    return outputs, x.to(outputs.dtype)
-
-
-def _fitting(work: Work, size: Callable[[str, nn.Module], int]) -> Work:
-    """The first layers whose sizes, in bytes, add up to KEPT at most; one at least."""
-    total = 0
-    for number, (name, layer, _) in enumerate(work):
-        total += size(name, layer)
-        if total > KEPT and number:
-            return work[:number]
-    return work
+    return outputs, seen.to(outputs.dtype)
 
 
 def _outputs(weight: Tensor, x: Tensor | None) -> Tensor | None:
     """W x for rows of x, in float32 at least."""
     exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    return None if x is None else x.to(exact) @ weight.to(exact).mT
+    return None if x is None else x.to(exact) @ weight.detach().to(exact).mT
 
 
-def _wanted(model: nn.Module, work: Work, calls: Mapping[str, Calls], batches: Batches) -> dict[str, Any]:
-    """What the first of these layers give in the dense model, without the bias: a tensor for each batch."""
-
-    def size(name: str, layer: nn.Module) -> int:
-        itemsize = 8 if next(layer.parameters()).dtype == torch.float64 else 4
-        return calls[name].rows * len(batches) * layers.widths(layer)[1] * itemsize
-
-    chosen = {name: layer for name, layer, _ in _fitting(work, size)}
-    weights = {name: layers.as_linear(layer).weight.detach() for name, layer in chosen.items()}
-    found: dict[str, list[Tensor | None]] = {name: [] for name in chosen}
-    for batch in batches:
-        rows = read(model, chosen, calls, batch)
-        for name, outputs in found.items():
-            outputs.append(_outputs(weights[name], rows.get(name)))
-    return found
-
-
-def _errors(
-    model: nn.Module,
-    twin: nn.Module,
-    work: Work,
-    converted: Mapping[str, nn.Module],
-    calls: Mapping[str, Calls],
-    batches: Batches,
-) -> dict[str, float]:
-    """Each layer's output error to the dense model, on what it reads in the converted one."""
-    found: dict[str, float] = {}
-    while work:
-        group = _fitting(work, lambda name, layer: 16 * math.prod(layers.widths(layer)))
-        work = work[len(group) :]
-        own = {name: layer for name, layer, _ in group}
-        new = {name: converted[name] for name in own}
-        weights = {
-            name: (layers.as_linear(own[name]).weight.detach(), layers.as_linear(new[name]).weight.detach())
-            for name in own
-        }
-        sums = {name: [0.0, 0.0] for name in own}
-        for batch in batches:
-            first, second = read(model, own, calls, batch), read(twin, new, calls, batch)
-            for name, (before, after) in weights.items():
-                wanted, given = _compared(name, _outputs(before, first.get(name)), _outputs(after, second.get(name)))
-                sums[name][0] += float((wanted - given).double().square().sum())
-                sums[name][1] += float(wanted.double().square().sum())
-        found |= {name: math.sqrt(missed / whole) if whole else 0.0 for name, (missed, whole) in sums.items()}
-    return found
+def _error(new: StructuredLinear, rows: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """||W x - What x'|| / ||W x|| over all rows of x and x'."""
+    weight, missed, whole = new.to_dense(), 0.0, 0.0
+    for wanted, seen in rows:
+        given = _outputs(weight, seen)
+        assert given is not None
+        missed += float((wanted - given).double().square().sum())
+        whole += float(wanted.double().square().sum())
+    return math.sqrt(missed / whole) if whole else 0.0
 
 
 def _target(moments: _Moments, damping: float) -> nn.Linear:
@@ -238,18 +249,9 @@ def _target(moments: _Moments, damping: float) -> nn.Linear:
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """A copy whose parameters and buffers are the model's own: it takes no memory, and its layers can be replaced."""
+    """A copy in eval mode whose parameters and buffers are the model's own: it takes no memory."""
     own = chain(model.parameters(), model.buffers())
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in own})
-
-
-def _put(root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-    """Replace a layer wherever it stands; returns the root, or the new layer where the root was the old one."""
-    for parent in root.modules():
-        for name, child in list(parent._modules.items()):
-            if child is old:
-                setattr(parent, name, new)
-    return new if root is old else root
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in own}).eval()
 
 
 def batches_of(what: str, given: object) -> Batches:
@@ -258,6 +260,8 @@ def batches_of(what: str, given: object) -> Batches:
     Raises:
         ValueError: they are none, or a mapping of layers' names as `swap` takes otherwise.
     """
+    if isinstance(given, Recorded):
+        return given
     if isinstance(given, Tensor):
         return [given]
     if isinstance(given, Mapping) or not isinstance(given, Iterable):

@@ -56,7 +56,7 @@ def swap(
         sequential: convert the layers in the order they are called, each fitted on what the ones converted before it
             hand on and towards the dense model's outputs, so that errors do not add up. `inputs` and `held_out` are
             then batches of the model: a list of tensors, tuples of arguments or mappings of keyword arguments, run in
-            eval mode, twice for each layer and only as far as the layer.
+            eval mode through both models, or a `structures.sequential.Recorded` of them, for several conversions.
         init, backend: of the new layers, as StructuredLinear takes them.
         dry_run: only return the table. Needs no weights: the model may be on the meta device.
         skip: what stays though a rule names it: `heads` (the model's output layer, and names that end in lm_head,

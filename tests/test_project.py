@@ -734,3 +734,13 @@ def test_what_cannot_be_collected_is_refused():
 
     with pytest.raises(ValueError, match="b read the same tensors as a in the first batch, but not in a later one"):
         collect_covariances(Parting(), [(torch.ones(2, 4), None), (torch.ones(2, 4), torch.ones(2, 4))])
+
+
+def test_autocast_around_a_projection_changes_nothing():
+    weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
+    inputs = torch.randn(200, 16, generator=torch.Generator().manual_seed(1))
+    for name, options in (("monarch", {"n_blocks": 4}), ("blast", {"n_blocks": 2, "rank": 4})):
+        alone = project(weight, name, inputs=inputs, **options)
+        with torch.autocast("cpu", torch.bfloat16):
+            within = project(weight, name, inputs=inputs, **options)
+        assert all(torch.equal(a, b) for a, b in zip(alone.factors, within.factors, strict=True))

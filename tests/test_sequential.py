@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import models
 import pytest
@@ -13,6 +14,7 @@ import structures
 from structures import sequential
 from structures.linear import StructuredLinear
 from structures.projection.covariance import collect_covariances
+from structures.sequential import Recorded
 from structures.swap import swap
 
 NAMES = [name for name in structures.names() if not structures.get(name).gate]
@@ -235,6 +237,90 @@ def test_what_is_kept_at_a_time_changes_the_passes_and_not_the_result(monkeypatc
         plan = in_order(model, inputs=batches, held_out=held_out)
         runs.append(len(count))
         found.append([row.output_error for row in plan.rows])
-    # how the layers are called, the batches, what is held out; and the converted model's passes for this first layer
-    assert runs == [1 + 3 + 1 + 3, 1 + 5 * 3 + 5 * 1 + 3]
+    # how the layers are called; then the batches and what is held out through both models, once or for each layer
+    assert runs == [1 + 2 * (3 + 1), 1 + 5 * 2 * (3 + 1)]
     assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_a_recorded_dense_model_is_run_once_for_several_conversions():
+    dense, batches, held_out = perceptron(), [rows(100, seed=i) for i in range(3)], [rows(50, seed=9)]
+    names = [str(i) for i in range(0, 9, 2)]
+    inputs, measured = Recorded(dense, names, batches), Recorded(dense, names, held_out)
+    for rank in (2, 6):
+        rules = {"*": ("low_rank", {"rank": rank})}
+        first, second, count = copy.deepcopy(dense), copy.deepcopy(dense), []
+        wanted = in_order(first, rules, inputs=batches, held_out=held_out)
+        second[0].register_forward_pre_hook(lambda module, args, count=count: count.append(1))
+        plan = in_order(second, rules, inputs=inputs, held_out=measured)
+        assert len(count) == 1 + 3 + 1
+        assert [row.output_error for row in plan.rows] == [row.output_error for row in wanted.rows]
+        assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    with pytest.raises(ValueError, match=r"^2: it was not recorded; record it with 0$"):
+        in_order(copy.deepcopy(dense), RULES, inputs=Recorded(dense, ["0"], batches))
+
+
+class Narrow(nn.Module):
+    """Its layers in between run in bfloat16 whoever calls it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.b(self.a(x))
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_runs_that_wait_leave_the_callers_precision_alone_and_end(narrow):
+    before = threading.active_count()
+    model = Narrow()
+    with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+        in_order(model, inputs=[rows(100), rows(50)])
+        assert torch.is_autocast_enabled("cpu") == narrow and torch.is_grad_enabled()
+    assert all(isinstance(layer, StructuredLinear) for layer in (model.a, model.b))
+    assert threading.active_count() == before
+
+
+class Broken(nn.Module):
+    """Fails after its first layer for a batch of seven."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        y = self.a(x)
+        if len(x) == 7:
+            raise RuntimeError("seven rows")
+        return self.b(y)
+
+
+def test_an_error_of_the_model_is_raised_and_no_thread_stays():
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match="seven rows"):
+        in_order(Broken(), inputs=[rows(50), rows(7), rows(50)])
+    assert threading.active_count() == before
+
+
+class Shuffled(nn.Module):
+    """Calls its layers in an order that the batch decides."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.a(self.b(x)) if len(x) == 50 else self.b(self.a(x))
+
+
+def test_a_batch_that_calls_the_layers_in_another_order_is_read_too():
+    dense, x = Shuffled().double(), [rows(100).double(), rows(50).double()]
+    model = copy.deepcopy(dense)
+    in_order(model, {"a": ("low_rank", {"rank": 6}), "b": "dense"}, inputs=x, damping=1e-12)
+    with torch.no_grad():
+        seen, wanted = torch.cat([model.a(x[0]), x[1]]), torch.cat([dense.a(x[0]), x[1]]) @ dense.b.weight.T
+    torch.testing.assert_close(model.b.to_dense().detach(), torch.linalg.lstsq(seen, wanted).solution.T)
