@@ -34,7 +34,7 @@ class Plan:
         controls, asked = jobs.variants(setting)
         found: dict[Variant, Any] = {}
         for variant in asked:
-            reason = self._reason(setting, variant)
+            reason = self.reason(setting, variant)
             layers = None if reason or in_time(variant) else self._layers(setting, variant)
             same = next((v for v, own in found.items() if layers and own == layers and v.start == variant.start), None)
             if same is not None:
@@ -46,14 +46,14 @@ class Plan:
         for name in dict.fromkeys(v.structure for v in asked):  # what meets no budget stands at its own options
             own = [Variant(name, start=start) for start in setting.starts or ("",)]
             if setting.budgets and name not in {v.structure for v in found if not in_time(v)}:
-                found |= {variant: None for variant in own if self._reason(setting, variant) is None}
+                found |= {variant: None for variant in own if self.reason(setting, variant) is None}
         return jobs.shard([*controls, *found], *self.shard)
 
     def _layers(self, setting: Setting, variant: Variant) -> list[Rules]:
         problem = self.problems[setting]
         return [variants.options(setting, variant, width, problem) for width in setting.widths]
 
-    def _reason(self, setting: Setting, variant: Variant) -> str | None:
+    def reason(self, setting: Setting, variant: Variant) -> str | None:
         """Why a variant does not exist at one of the widths."""
         if in_time(variant):
             return None  # known when it is timed

@@ -73,6 +73,11 @@ def match(session: Session) -> None:
                 own = {"phase": MATCH, "key": key, "met_by": chosen.budget}
                 row = session.add(_row(session, setting, variant, width, found) | own)
             met = replace(variant, budget=row["met_by"])
+            reason = session.plan.reason(setting, met)
+            if reason is not None:  # met at the largest width, where the share exists, but not at a smaller one
+                session.plan.refuse(setting, variant, f"met by {met.budget} at width {width}, but {reason}")
+                session.plan.resolved.pop((setting, variant), None)
+                continue
             if met in session.plan.variants[setting]:
                 session.plan.refuse(setting, variant, f"met by {met.budget}, which is trained already")
                 session.plan.resolved.pop((setting, variant), None)
