@@ -55,8 +55,8 @@ class Plan:
 
     def reason(self, setting: Setting, variant: Variant) -> str | None:
         """Why a variant does not exist at one of the widths."""
-        if in_time(variant):
-            return None  # known when it is timed
+        if variant.control or in_time(variant):
+            return None  # controls have no options to fit; what a time allows is known when it is timed
         try:
             self._layers(setting, variant)
         except Unreachable as error:
