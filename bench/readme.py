@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench import readme_encoder, readme_training
 from bench.readme_tables import section
-from bench.report import charts, curves
+from bench.report import charts, curves, figures
 from bench.report.panels import CONTROL, STRUCTURE, Panel, panels
 from bench.report.style import styles
 from bench.rows import Results
@@ -99,9 +99,9 @@ def drawn(results: Results, panel: Panel) -> dict[str, bytes]:
     squares = [replace(curve, rows=curve.squares) for curve in panel.curves if curve.squares]
     kept = tuple(c for c in squares if c.kind != CONTROL or c.rows[0].budget)
     shown = replace(panel, curves=kept)
-    made = charts.specifications(shown, looks, width=CHART_WIDTH)
+    made = figures.specifications(lambda: charts.specifications(shown, looks, width=CHART_WIDTH))
     caption = [line for said in curves.caption(panel) for line in textwrap.wrap(said, CAPTION_COLUMNS)]
-    return curves.view(shown, structures).figure([made["speedup"], made["time"]], caption)
+    return curves.view(shown, structures).figure([made["speedup"], made["time"]], caption, CHART_WIDTH)
 
 
 def replaced(readme: Path, inside: str, *, markers: tuple[str, str] = (START, END), text: str | None = None) -> str:

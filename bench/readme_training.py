@@ -172,14 +172,13 @@ def _figure(
 ) -> dict[str, bytes]:  # fmt: skip
     charts = {_name(p, results[p][0]): training_beside.chosen(results[p], budget, "") for p in columns}
     view = training_beside.view(charts, budget, "", times, look, caption, "training")
-    drawn = list(view.draw(CHART_WIDTH).values())
+    specs = list(view.specifications.values())
     if fitting:
-        name, chart = next(iter(fitting[0].draw(CHART_WIDTH).items()))
-        chart.title = f"{name}: {fitting[0].choices['Task'].split()[0]}, all widths"
-        drawn.append(chart)
+        name, spec = next(iter(fitting[0].specifications.items()))
+        specs.append({**spec, "title": f"{name}: {fitting[0].choices['Task'].split()[0]}, all widths"})
         view = replace(view, records=[*view.records, *fitting[0].records])
     titled = replace(view, title=f"Loss after training beside dense's, {view.title}")
-    return titled.figure(drawn)
+    return titled.figure(specs, width=CHART_WIDTH)
 
 
 def files(made: Training, figure: Path) -> dict[Path, bytes]:

@@ -10,6 +10,7 @@ from bench.fields import load
 from bench.report import (
     backends,
     curves,
+    figures,
     memory,
     models,
     modules,
@@ -85,8 +86,7 @@ def write(results: Results, beside: Sequence[Section], folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     found = panels.panels(results)
     made = all_views(results, found, _structures(results).union(*(section.structures for section in beside)))
-    for view in (*made, *beside):
-        view.write(folder)
+    figures.at_once(write for view in (*made, *beside) for write in view.writing(folder))
     said = [f"{section.title[0].lower()}{section.title[1:]}: {section.points} points" for section in beside]
     if results.runs:
         tables.write_points(results, folder / "points.csv")

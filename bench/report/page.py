@@ -17,7 +17,7 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from bench.report import backends, breaks, curves, memory, pareto, points, rooflines, winners, words
+from bench.report import backends, breaks, curves, figures, memory, pareto, points, rooflines, winners, words
 from bench.report.figures import CONFIG, VEGALITE
 from bench.report.panels import Panel, machine_names
 from bench.report.sections import Section
@@ -129,7 +129,7 @@ def _data(results: Results, made: Sequence[View], sections: Sequence[Section]) -
     place = {id(row): i for i, row in enumerate(results.rows)}
 
     def view(of: View) -> dict[str, Any]:
-        specs = {name: _for_page(spec) for name, spec in of.specifications("container").items()}
+        specs = {name: figures.for_page(spec) for name, spec in of.specifications.items()}
         own = [r | {"i": place[id(of.rows[r["i"]])]} for r in of.records] if of.rows else list(of.records)
         return {"specs": specs, "records": own}
 
@@ -139,14 +139,6 @@ def _data(results: Results, made: Sequence[View], sections: Sequence[Section]) -
         "views": {of.slug: view(of) for of in (*made, *(v for section in sections for v in section.views))},
         "sections": [section.drawings for section in sections],
     }
-
-
-def _for_page(spec: dict[str, Any]) -> dict[str, Any]:
-    """A chart as wide as its box; its heading is the page's."""
-    kept = {key: value for key, value in spec.items() if key not in ("$schema", "title", "config")}
-    kept["padding"] = {"left": 4, "top": 8, "bottom": 4, "right": 4}
-    kept["autosize"] = {"type": "fit-x", "contains": "padding"}
-    return kept
 
 
 @lru_cache

@@ -6,16 +6,15 @@ A point's label is a value of its record and its look goes by its id, so no name
 import csv
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import altair as alt
-import vl_convert
 
 from bench.fields import BadResults, Fields, shown
-from bench.report import style
+from bench.report import figures, style
 from bench.report.charts import Width
-from bench.report.figures import CONFIG, VEGALITE
 from bench.report.style import Style
 from bench.report.views import View
 from bench.rows import SCHEMA, VERSIONS, Run, parse_run
@@ -52,35 +51,38 @@ class Section:
     @property
     def drawings(self) -> dict[str, Any]:
         """Specifications for the page, as wide as their boxes, with their records."""
-        specs = {}
-        with alt.data_transformers.enable("default", max_rows=None):
-            for title, chart in self.draw("container").items():
-                spec = {k: v for k, v in chart.to_dict().items() if k not in ("$schema", "title", "config")}
-                spec["padding"] = {"left": 4, "top": 8, "bottom": 4, "right": 4}
-                spec["autosize"] = {"type": "fit-x", "contains": "padding"}
-                specs[title] = spec
+        specs = {title: figures.for_page(spec) for title, spec in self.specifications.items()}
         return {"specs": specs, "rows": list(self.records)}
+
+    @cached_property
+    def specifications(self) -> dict[str, dict[str, Any]]:
+        """The charts as JSON, without data, each as wide as its box."""
+        return figures.specifications(lambda: self.draw("container"))
 
     def write(self, folder: Path) -> None:
         """Draw ID.svg and ID.png, two charts abreast; nothing where the section is a table alone. Views beside them."""
-        for view in self.views:
-            view.write(folder)
-        if self.table:
-            with (folder / f"{self.id}.csv").open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, list(self.table[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(self.table)
-        charts = self.draw(470)
-        if not charts:
-            return
-        title = alt.TitleParams(self.title, subtitle=list(self.caption), fontSize=16, subtitleFontSize=11, offset=18)
-        with alt.data_transformers.enable("default", max_rows=None):
-            spec = alt.concat(*charts.values(), columns=2, spacing=24, title=title).to_dict()
-        spec["datasets"] = spec.get("datasets", {}) | {"rows": list(self.records)}
-        spec |= {"config": CONFIG, "background": "white", "padding": 16}
-        svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGALITE, allowed_base_urls=[])
-        (folder / f"{self.id}.svg").write_text(svg, encoding="utf-8")
-        (folder / f"{self.id}.png").write_bytes(vl_convert.svg_to_png(svg, scale=1.5))
+        figures.at_once(self.writing(folder))
+
+    def writing(self, folder: Path) -> list[Callable[[], None]]:
+        """What writes all that, one by one, for `figures.at_once`."""
+        found = [write for view in self.views for write in view.writing(folder)]
+        return [*found, *([partial(self._table, folder)] if self.table else []), *self._figure(folder)]
+
+    def _table(self, folder: Path) -> None:
+        with (folder / f"{self.id}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(self.table[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.table)
+
+    def _figure(self, folder: Path) -> list[Callable[[], None]]:
+        specs = list(self.specifications.values())
+        how: dict[str, Any] = {"title": self.title, "caption": self.caption, "columns": 2, "width": 470}
+
+        def write() -> None:
+            for kind, content in figures.files(specs, self.records, **how).items():
+                (folder / f"{self.id}{kind}").write_bytes(content)
+
+        return [write] if specs else []
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,12 @@ known of the row is joined to them here for figures and in the page's script for
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import altair as alt
-import vl_convert
-
-from bench.report import points, words
+from bench.report import figures, points, words
 from bench.report.charts import Width
-from bench.report.figures import CONFIG, VEGALITE
 from bench.report.panels import Place
 from bench.report.style import Style
 from bench.rows import VERSIONS, Row, Run
@@ -46,29 +43,31 @@ class View:
         names = [name for some in self.figures.values() for name in some]
         return [(f"{self.slug}.{i + 1}", name) for i, name in enumerate(names)]
 
-    def specifications(self, width: Width) -> dict[str, dict[str, Any]]:
-        """The charts as JSON, without data; unchecked: the schema check takes three times as long."""
-        with alt.data_transformers.enable("default", max_rows=None):
-            return {name: chart.to_dict(validate=False) for name, chart in self.draw(width).items()}
+    @cached_property
+    def specifications(self) -> dict[str, dict[str, Any]]:
+        """The charts as JSON, without data, each as wide as its box."""
+        return figures.specifications(lambda: self.draw("container"))
 
     def write(self, folder: Path) -> None:
         """Draw the figures as STEM.svg and STEM.png."""
-        made = self.draw(FIGURE_WIDTH)
-        for stem, names in self.figures.items():
-            for kind, content in self.figure([made[name] for name in names]).items():
+        figures.at_once(self.writing(folder))
+
+    def writing(self, folder: Path) -> list[Callable[[], None]]:
+        """What draws the figures, one by one, for `figures.at_once`."""
+        specs = self.specifications
+
+        def write(stem: str, names: Sequence[str]) -> None:
+            for kind, content in self.figure([specs[name] for name in names]).items():
                 (folder / f"{stem}{kind}").write_bytes(content)
 
-    def figure(self, charts: Sequence[Any], caption: Sequence[str] = ()) -> dict[str, bytes]:
-        """A figure of some of the charts, with title and caption, by suffix."""
-        told = list(caption or self.caption)
-        title = alt.TitleParams(self.title, subtitle=told, fontSize=16, subtitleFontSize=11, offset=18)
-        with alt.data_transformers.enable("default", max_rows=None):
-            together = alt.concat(*charts, columns=self.columns, spacing=24, title=title)
-            spec = together.resolve_scale(yOffset="independent", y="independent", x="independent").to_dict()
-        spec["datasets"] = spec.get("datasets", {}) | {"rows": self.joined()}
-        spec |= {"config": CONFIG, "background": "white", "padding": 16}
-        svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGALITE, allowed_base_urls=[])
-        return {".svg": svg.encode("utf-8"), ".png": vl_convert.svg_to_png(svg, scale=1.5)}
+        return [partial(write, stem, names) for stem, names in self.figures.items()]
+
+    def figure(
+        self, specs: Sequence[Mapping[str, Any]], caption: Sequence[str] = (), width: float = FIGURE_WIDTH
+    ) -> dict[str, bytes]:
+        """A figure of charts of these specifications, with title and caption, by suffix."""
+        how: dict[str, Any] = {"title": self.title, "caption": caption or self.caption, "columns": self.columns}
+        return figures.files(specs, self.joined(), **how, width=width, apart=("yOffset", "y", "x"))
 
     def joined(self) -> list[dict[str, Any]]:
         """The records with what is known of their rows."""
