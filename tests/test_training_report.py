@@ -15,7 +15,14 @@ from test_report import saved, small
 
 from bench import report
 from bench.__main__ import main
-from bench.report import training_claims, training_fronts, training_rows, training_stats, training_tables
+from bench.report import (
+    training_claims,
+    training_fronts,
+    training_grammar,
+    training_rows,
+    training_stats,
+    training_tables,
+)
 
 RUN = small()["structures"]["run"]
 SETTING = "language gpt sotu characters feed-forward"
@@ -197,6 +204,31 @@ def test_grammar_counts_pairs_and_not_seeds_as_trials(tmp_path: Path) -> None:
     assert training_tables.grammar(several[0]) == ("60 %", "50 to 70 %, 3 seeds: as chance")
     assert training_stats.proportion(0.6, 100) == pytest.approx((0.4972, 0.6967), abs=1e-4)
     assert training_stats.proportion(0.0, 10)[0] == 0.0 and training_stats.proportion(1.0, 10)[1] == 1.0
+
+
+def test_grammar_is_told_from_chance_phenomenon_by_phenomenon(tmp_path: Path) -> None:
+    """One network knows agreement and is wrong about case; the other guesses: 13 of 20 alone would not be chance."""
+    several = {"dense": (0.95, 0.05, 0.5), "dyad_it": (0.5, 0.65, 0.575)}
+    rows = []
+    for name, (agreement, case, every) in several.items():
+        by = {"agreement": agreement, "pronoun case": case}
+        found = {key: {"accuracy": a, "pairs": 20, "chance": 0.5} for key, a in by.items()}
+        own = {"grammar": {"accuracy": every, "pairs": 40, "chance": 0.5}, "grammar_by_phenomenon": found}
+        rows += [row(name, 2.0 + seed / 100, seed, **own) for seed in range(3)]
+    [results] = training_stats.results(read(rows, tmp_path)).values()
+    told = {(c["structure"], c["phenomenon"]): c for c in training_grammar.cells(results)}
+    sides = {key: cell["side"] for key, cell in told.items() if cell["side"] != "as chance"}
+    assert sides == {("dense", "agreement"): "above chance", ("dense", "pronoun case"): "below chance"}
+    assert told["dyad_it", "pronoun case"]["written"] == "65" and len(told) == 6
+    [path] = saved(tmp_path, document(rows))
+    out = tmp_path / "report"
+    assert main(["report", str(path), "-o", str(out)]) == 0
+    assert (out / "training-grammar-1.png").read_bytes().startswith(b"\x89PNG")
+    text = (out / "index.html").read_text()
+    assert "Minimal pairs decided rightly" in text and "chance is 50%" in text
+    rows[0]["grammar_by_phenomenon"]["agreement"]["accuracy"] = 1.5
+    [path] = saved(tmp_path, document(rows))
+    assert main(["report", str(path), "-o", str(out)]) == 2
 
 
 def test_the_readme_takes_the_figure_and_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

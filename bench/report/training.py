@@ -12,6 +12,7 @@ from bench.report import (
     training_costs,
     training_curves,
     training_fronts,
+    training_grammar,
     training_rows,
     training_scaling,
     training_stats,
@@ -47,6 +48,7 @@ def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Se
         *training_curves.made(results, times, look, told, stem),
         *training_scaling.made(counted, _in_order(executed, counted), look, told, stem),
         *training_blocks.made(results, times, look, told, stem),
+        *training_grammar.made(results, look, told, stem),
     ]
     largest = {place.setting: place for place in results}
     return Section(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.fields import BadResults, Fields
+from bench.fields import BadResults, Fields, printable
 
 PHASES = ("tune", "train", "time", "match", "teacher")
 SHARES = ("replaced_params_share", "params_share", "train_flops_share", "replaced_flops_share")
@@ -57,6 +57,7 @@ class Run:
     shares: dict[str, float]
     metrics: dict[str, float]
     grammar: Grammar | None
+    phenomena: dict[str, Grammar]  # of the grammar test, by name
     teacher_loss: float | None
 
 
@@ -123,7 +124,8 @@ def _run(fields: Fields) -> Run:
         executed=fields.number("executed_train_flops"),
         shares={key: fields.within(key, 0, 1e6) for key in SHARES},
         metrics={key: fields.within(key, 0, 1e6) for key in ("accuracy", "bits_per_byte") if key in fields},
-        grammar=_grammar(fields) if "grammar" in fields else None,
+        grammar=_grammar(fields.inside("grammar")) if "grammar" in fields else None,
+        phenomena=_phenomena(fields) if "grammar_by_phenomenon" in fields else {},
         teacher_loss=fields.number("teacher_loss") if "teacher_loss" in fields else None,
     )
 
@@ -155,6 +157,10 @@ def _curve(fields: Fields) -> tuple[tuple[int, float], ...]:
     return tuple((step, float(loss)) for step, loss in points)
 
 
-def _grammar(fields: Fields) -> Grammar:
-    found = fields.inside("grammar")
+def _grammar(found: Fields) -> Grammar:
     return Grammar(found.within("accuracy", 0, 1), found.count("pairs"), found.within("chance", 0, 1))
+
+
+def _phenomena(fields: Fields) -> dict[str, Grammar]:
+    found = fields.inside("grammar_by_phenomenon")
+    return {printable(name): _grammar(found.inside(name)) for name in found.values}

@@ -167,9 +167,13 @@ def length(several: Sequence[Result]) -> Length:
     return Length(tuple(sorted({r.first.steps for r in several})), first.tokens, fell, first.constant)
 
 
-def proportion(share: float, count: int) -> tuple[float, float]:
-    """Clopper and Pearson's interval for a share of `count` trials; the share may be a mean over repeated ones."""
-    hits, tail = share * count, (1 - LEVEL) / 2
+def proportion(share: float, count: int, several: int = 1) -> tuple[float, float]:
+    """Clopper and Pearson's interval for a share of `count` trials; the share may be a mean over repeated ones.
+
+    Args:
+        several: how many intervals share the level.
+    """
+    hits, tail = share * count, (1 - LEVEL) / 2 / several
     low = float(stats.beta.ppf(tail, hits, count - hits + 1)) if hits > 0 else 0.0
     high = float(stats.beta.ppf(1 - tail, hits + 1, count - hits)) if hits < count else 1.0
     return low, high
