@@ -182,6 +182,29 @@ def test_a_budget_in_time_is_met_by_what_takes_that_time(monkeypatch: pytest.Mon
     assert timed.in_time(Variant("low_rank", "time=0.2")) and not timed.in_time(Variant("low_rank", "flops=0.2"))
 
 
+def test_a_time_met_by_a_share_that_a_smaller_width_has_not_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """btt can have a quarter of the parameters at width 512, not at 128; a control can have any share."""
+
+    def matched(self: Pairs, variant: Variant) -> tuple[Variant, dict[str, Any]]:
+        speedup = {"median": 1.4, "q1": 1.4, "q3": 1.4, "rounds": 5}
+        found = {"speedup": speedup, "dense_seconds": 0.1, "step_seconds": 0.07, "flags": [], "time_share": 0.71}
+        return replace(variant, budget="params=0.25"), found
+
+    monkeypatch.setattr(Pairs, "__init__", lambda self, *arguments: None)
+    monkeypatch.setattr(Pairs, "matched", matched)
+    path = tmp_path / "rows.json"
+    words = "train regression --scale smoke --widths 128,512 --steps 2 --tune-steps 2 --batch 8 --held-out 32 --seeds 1"
+    words += " --rates 0.001 --budget time=0.7 --only losses"
+    assert main([*words.split(), "--structures", "btt low_rank", "-o", str(path)]) == 0
+    section = json.loads(path.read_text())["structures"]
+    trained = {row["series"] for row in section["rows"] if row["phase"] == "train"}
+    assert {"dense_narrow @ time=0.7", "low_rank @ time=0.7"} <= trained and "btt @ time=0.7" not in trained
+    [reason] = [r["reason"] for r in section["refused"] if r["series"] == "btt @ time=0.7"]
+    assert reason.startswith("met by params=0.25 at width 512, but the nearest share") and "width 128" in reason
+
+
 def test_shards_part_the_variants() -> None:
     controls, several = jobs.variants(REGRESSION)
     every = [*controls, *several]

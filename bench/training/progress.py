@@ -16,15 +16,15 @@ class Progress:
     def __init__(self, say: Callable[[str], None]):
         self.say = say
         self.expected: list[float] = []
-        self.finished, self.done, self.spent = 0, 0.0, 0.0
+        self.finished, self.done = 0, 0.0
+        self.start = self.last = time.perf_counter()
+
+    def begin(self) -> None:
+        """From now on the time counts: loading, planning and pairs of steps tell nothing of the runs' pace."""
         self.start = self.last = time.perf_counter()
 
     def expect(self, flops: float) -> None:
         self.expected.append(OVERHEAD + flops / RATE)
-
-    def skip(self, flops: float) -> None:
-        """A run that stands in the file already."""
-        self.expected.remove(OVERHEAD + flops / RATE)
 
     def left(self, own: float = 0.0) -> str:
         """`12:30 left`; `own` is the part done of the run under way."""

@@ -77,6 +77,7 @@ class Session:
         todo = [job for setting in self.request.settings for job in self.plan.jobs(setting)]
         for job in todo:
             self.progress.expect(self.plan.flops(job))
+        self.progress.begin()
         for job in todo:
             if job.phase == TUNE:
                 assert job.lr is not None
