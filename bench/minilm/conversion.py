@@ -24,6 +24,16 @@ class Slow(Exception):
     """A conversion cannot be made, or would take longer than asked for; the message says why."""
 
 
+class Clock:
+    """Seconds since it was made, or this process's on all cores if those are fewer: others' work hardly counts."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter(), time.process_time()
+
+    def seconds(self) -> float:
+        return min(time.perf_counter() - self.start[0], time.process_time() - self.start[1])
+
+
 class Conversions:
     """The dense encoder, what its layers read, and conversions of it."""
 
@@ -37,7 +47,6 @@ class Conversions:
         self.seen = collect_covariances(data.model, data.fit, names=self.layers)
         self.held_out = collect_covariances(data.model, data.held_out, names=self.layers)
         self.recorded: tuple[Recorded, Recorded] | None = None
-        self.slow: dict[str, str] = {}  # why the aware way was left out, by the point's words
 
     def params(self, model: nn.Module) -> int:
         """Weights, factors and biases of the feed-forward layers."""
@@ -70,9 +79,9 @@ class Conversions:
         spent: dict[str, float] = {}
         first = [next(name for name in self.layers if self.shapes[name] == shape) for shape in point.options]
         for layer in [*first, *(name for name in self.layers if name not in first)]:
-            start = time.perf_counter()
+            clock = Clock()
             self._swap(model, layer, point, way)
-            spent[layer] = time.perf_counter() - start
+            spent[layer] = clock.seconds()
             if layer == first[-1]:
                 self._expect(sum(spent[name] * self._count(self.shapes[name]) for name in first))
         return model, [_record(model, layer) for layer in self.layers], sum(spent.values())
@@ -84,18 +93,18 @@ class Conversions:
         first = [next(name for name in self.layers if self.shapes[name] == shape) for shape in point.options]
         trial, foretold = copy.deepcopy(self.data.model), 0.0
         for layer in first:
-            start = time.perf_counter()
+            clock = Clock()
             self._swap(trial, layer, point, AWARE)
-            foretold += (time.perf_counter() - start) * self._count(self.shapes[layer])
+            foretold += clock.seconds() * self._count(self.shapes[layer])
         self._expect(foretold)
         if self.recorded is None:
             model, names = self.data.model, self.layers
             self.recorded = Recorded(model, names, self.data.fit), Recorded(model, names, self.data.held_out)
-        model, start = copy.deepcopy(self.data.model), time.perf_counter()
+        model, clock = copy.deepcopy(self.data.model), Clock()
         rules = {layer: (point.name, point.options[self.shapes[layer]]) for layer in self.layers}
         project = {"limit": self.request.aware_limit, "damping": self.request.damping}
         swap(model, rules, project=project, inputs=self.recorded[0], held_out=self.recorded[1], sequential=True)
-        seconds = time.perf_counter() - start  # with the converted model's run
+        seconds = clock.seconds()  # with the converted model's run
         return model, [_record(model, layer) for layer in self.layers], seconds
 
     def _swap(self, model: nn.Module, layer: str, point: Point, way: str) -> None:
