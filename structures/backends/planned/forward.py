@@ -13,7 +13,7 @@ from structures.backends.planned.problem import Chain, Node, Problem, X, factor_
 from structures.backends.planned.program import Copy, Gather, Multiply, Op, Place, Plan, renamed
 
 MERGES = 8  # programs kept of factors contracted with one another
-BEAM = 24  # partial programs kept after each step of a term of up to 3 nodes; fewer for longer ones
+BEAM = 24  # partial programs kept after each step of a term of up to 3 nodes; fewer for longer ones (breadth)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _for_reader(merged: list[Partial], node: Node, chain: Chain, price: Price) -
 
 def breadth(chain: Chain) -> int:
     steps = sum(n.left == chain.source or n.left.startswith("h") for n in chain.nodes)
-    return BEAM if steps <= 3 else 8 if steps <= 8 else 4
+    return BEAM if len(chain.nodes) <= 3 else 8 if steps <= 8 else 4
 
 
 def best_partials(partials: list[Partial], newest: tuple[str, ...], most: int) -> list[Partial]:
