@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ def save_swapped(model: nn.Module, folder: Folder) -> None:
 
     Parameters that are shared are written once. Needs safetensors.
 
+    Raises:
+        OSError: the folder cannot be made or written into; of the kind that the system raised, and names the folder.
+
     >>> from tempfile import TemporaryDirectory
     >>> from structures.swap import swap
     >>> model = nn.Sequential(nn.Linear(64, 32))
@@ -48,13 +52,28 @@ def save_swapped(model: nn.Module, folder: Folder) -> None:
         for names, module in linear_layers(model)
         if isinstance(module, StructuredLinear)
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    safetensors.save_model(model, str(folder / NUMBERS), metadata={"format": "pt"})
-    written = json.dumps({"format": FORMAT, "layers": entries}, indent=1)
-    (folder / LAYERS).write_text(written + "\n", encoding="utf-8")
     save_config = getattr(getattr(model, "config", None), "save_pretrained", None)
-    if callable(save_config):
-        save_config(folder)
+    written = json.dumps({"format": FORMAT, "layers": entries}, indent=1)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LAYERS).write_text(written + "\n", encoding="utf-8")  # the little file first: it tells before long
+        safetensors.save_model(model, str(folder / NUMBERS), metadata={"format": "pt"})
+        if callable(save_config):
+            save_config(folder)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """An error of the system, in words that name the folder and a way out."""
+    try:
+        yield
+    except OSError as error:
+        in_the_way = next((at for at in (folder, *folder.parents) if at.exists() and not at.is_dir()), None)
+        if in_the_way is not None:
+            why = f"{in_the_way} is a file; name a folder, or move that file away"
+        else:
+            why = f"{error.strerror or error}; choose a folder that you may write into, with space for the model"
+        raise type(error)(f"save_swapped: cannot write into {folder}: {why}") from error
 
 
 def load_swapped(model: nn.Module, folder: Folder) -> nn.Module:

@@ -608,3 +608,22 @@ def test_plan_without_transformers_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match=r"pip install 'structures\[models\]'"):
         plan_lines("opt-125m", [["*", "dense"]])
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("file", "cannot write into .*file: .*file is a file; name a folder, or move that file away"),
+        ("file/deeper", "cannot write into .*deeper: .*file is a file; name a folder"),
+        ("/proc/absent/deeper", "cannot write into /proc/absent/deeper: .*; choose a folder that you may write into"),
+        ("locked", "cannot write into .*locked: .*; choose a folder that you may write into"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_named_with_a_way_out(tmp_path, place, words):
+    """Previously failed: the system's own error, which names neither."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "locked" / "structures.json").mkdir(parents=True)  # for root too: a folder where a file is to be
+    model = nn.Sequential(nn.Linear(8, 8))
+    swap(model, {"*": ("low_rank", {"rank": 2})}, skip=())
+    with pytest.raises(OSError, match=words):
+        save_swapped(model, tmp_path / place)
