@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -69,14 +69,16 @@ def joined(shards: Sequence[Shard], say: Say) -> dict[str, Any]:
     return top
 
 
-def write(document: Mapping[str, Any], output: Path) -> None:
+def write(document: Mapping[str, Any], output: Path, text_of: Callable[[Any], str] | None = None) -> None:
     """Write JSON beside `output` and rename it, so that no reader ever meets half a file.
 
+    Args:
+        text_of: makes the JSON, without NaN; where none is given, everything is on a line of its own.
     Raises:
         BadResults: it cannot be written; `output` is then what it was before.
     """
     try:
-        text = json.dumps(document, indent=1, allow_nan=False)
+        text = text_of(document) if text_of else json.dumps(document, indent=1, allow_nan=False)
     except (ValueError, RecursionError):
         odd = "NaN, Infinity or very deep nesting"
         raise BadResults(f"{output}: not written: the files hold {odd} in fields that are only copied") from None

@@ -75,6 +75,8 @@ def test_every_task_trains_and_says_what_it_took(task: str, tmp_path: Path, caps
         ("images --data nothing", "fashion-mnist"),
         ("images --data python-topics", "holds text"),
         ("language --data digits", "holds images"),
+        ("regression --data digits", "regression learns a random network"),
+        ("images --data teacher", "is not allowed for images"),
         ("regression --only some", "both, times, losses"),
         ("regression --parallel rpc", "ddp, fsdp"),
     ],

@@ -73,6 +73,7 @@ def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Se
         },
         views=views,
         table=_points(results, times),
+        rows=len(runs),
     )
 
 

@@ -34,7 +34,7 @@ def add_options(train: argparse.ArgumentParser) -> None:
     add("--widths", metavar="N,...", help="of the network; learning rates are found at the smallest")
     add("--model", metavar="WORDS", help="mlp, mixer, vit; gpt, opt, pythia, gpt2")
     add("--layers", metavar="WORDS", help="ff (feed-forward only), all (all linear layers but the head)")
-    add("--data", metavar="NAME", help="digits, fashion-mnist, mnist-10k, cifar-10, sotu, python-topics, folder:PATH")
+    add("--data", metavar="NAME", help="digits, fashion-mnist, sotu, those of `bench data list`, folder:PATH")
     add("--tokenizer", metavar="WORD", help="characters, bytes, bpe:1024")
     for name, what in (
         ("steps", "of every run"),

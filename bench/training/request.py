@@ -30,6 +30,7 @@ MODELS = {
 }
 LAYERS, PRECISIONS, DEVICES = ("ff", "all"), ("float32", "bfloat16"), ("cpu", "cuda")
 BOTH, TIMES, LOSSES = "both", "times", "losses"
+TEACHER = "teacher"  # the data of regression
 TOKENIZERS = ("characters", "bytes", "bpe")
 MOST = 2**31
 
@@ -131,6 +132,9 @@ def _check(setting: Setting, *, cuda: bool, processes: int) -> None:
     """Values that must fit together."""
     one_of(f"--model of {setting.task}", setting.model, MODELS[setting.task])
     one_of("--layers", setting.layers, LAYERS)
+    if (setting.task == "regression") != (setting.data == TEACHER):
+        raise Wrong(f"--data: {setting.data!r} is not allowed for {setting.task}: regression learns a random network, "
+                    "which the others cannot; leave the option out")  # fmt: skip
     one_of("--precision", setting.precision, PRECISIONS)
     one_of("--device", setting.device, DEVICES if cuda else DEVICES[:1])
     if setting.tokenizer:
