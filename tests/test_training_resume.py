@@ -84,6 +84,7 @@ def test_shards_join_to_the_whole_grid(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["merge", *map(str, parts), "-o", str(joined)]) == 0
     assert rows(joined) == rows(whole)
     assert all(rows(part) for part in parts)
+    assert str(tmp_path) not in joined.read_text() and '"3.json"' in joined.read_text()  # of whose folders nobody asked
 
     document = json.loads(parts[0].read_text())
     document["structures"]["rows"][0]["loss"] = 9.0

@@ -46,10 +46,16 @@ def merge(paths: Sequence[Path], output: Path) -> list[str]:
     refused = [row for _, section in documents for row in section["refused"]]
     first["refused"] = [row for i, row in enumerate(refused) if row not in refused[:i]]
     first["run"]["complete"] = all(section["run"]["complete"] for _, section in documents)
-    first["run"]["merged_from"] = [str(path) for path in paths]
+    runs = [(path, _without_folders(section["run"])) for path, section in documents]
+    first["run"] |= {"argv": runs[0][1]["argv"], "merged_from": [{"file": path.name, "run": run} for path, run in runs]}
     sweep.write({"structures": first}, output, _text)
     state = "complete" if first["run"]["complete"] else "not complete"
     return [*said, f"{output}: {len(rows)} rows of {len(paths)} files; {state}"]
+
+
+def _without_folders(run: dict[str, Any]) -> dict[str, Any]:
+    """Folders of a machine tell nothing of a run that others could repeat."""
+    return run | {"argv": [Path(word).name if Path(word).is_absolute() else word for word in run.get("argv", [])]}
 
 
 def _text(document: dict[str, Any]) -> str:
