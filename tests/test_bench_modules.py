@@ -19,7 +19,8 @@ from torch import nn
 from bench import ff, machine, whole, whole_merge
 from bench.__main__ import main
 from bench.check import CheckFailed, check
-from bench.report import published
+from bench.report import modules, published
+from bench.rows import Spread
 from bench.wrong import Wrong
 
 ROOT = Path(__file__).parents[1]
@@ -263,6 +264,18 @@ def test_the_committed_runs_make_tables_with_published_ratios_and_whole_models(c
     for words in ("Feed-forward modules", "Whole decoders", "dyad_it_cat", "dyad_mix", "pythia-160m", "Whole model"):
         assert words in page
     assert not list((tmp_path / "report").glob("*.svg"))  # tables alone
+
+
+def test_the_fastest_of_a_group_leads_and_so_does_what_ties_with_it():
+    def row(name: str, *speedup: float) -> modules.FeedForward:
+        spread = Spread(*speedup, 5)
+        measured = modules.Measured(name, "forward", "float32", "cpu", 128, spread, spread, None, 1.0, ())
+        return modules.FeedForward("m", 64, "relu", name, 4, 0.5, {"forward": measured}, None)
+
+    rows = [row("first", 2.0, 1.9, 2.1), row("tied", 1.8, 1.7, 1.95), row("slower", 1.7, 1.6, 1.85)]
+    group = modules.Group("m", rows)
+    assert [group.leads(one, "forward") for one in rows] == [True, True, False]
+    assert not group.leads(rows[0], "train")
 
 
 BAD = [

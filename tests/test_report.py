@@ -718,7 +718,7 @@ def test_memory_is_drawn_where_rows_say_what_was_saved(tmp_path: Path) -> None:
         row |= {"activation_bytes": 1000, "checkpoint_bytes": 2000, "peak_bytes": 9000, "energy_joules": 0.5}
     found = results(tmp_path, content)
     [view] = viewed(found, "memory")
-    saved_ = [record for record in view.records if record.get("part") == "saved for the backward pass"]
+    saved_ = [record for record in view.records if record.get("part") == "saved for backward"]
     held = [record for record in view.records if record.get("part") == "parameters"]
     assert {record["end"] for record in saved_} == {1000} and len(saved_) == 4
     assert all(record["end"] - record["start"] == view.rows[record["i"]].params * 4 for record in held)

@@ -42,7 +42,7 @@ class Contest:
 
 
 def made(places: Mapping[Place, Sequence[Row]], suffixes: Mapping[str, str]) -> list[View]:
-    """A view for each layer of a place where something ran in several ways."""
+    """A view for each layer of a place where something ran in several ways, the one with the most of them first."""
     found = []
     for place, rows in places.items():
         for (mode, tokens, shape), some in pareto.layers(rows):
@@ -51,7 +51,8 @@ def made(places: Mapping[Place, Sequence[Row]], suffixes: Mapping[str, str]) -> 
                 slug = views.where(GROUP, shape, mode, tokens, "tokens", place.slug) + suffixes.get(place.machine, "")
                 cached = [row for row in some if kind(row) == CACHED and row.speedup]
                 found.append(_view(place, held, cached, slug, mode, tokens, shape))
-    return found
+    fullest = max(found, key=lambda view: len(view.content["contests"]), default=None)
+    return sorted(found, key=lambda view: view is not fullest)  # a reader begins where most ran in several ways
 
 
 def contests(rows: Sequence[Row]) -> list[Contest]:

@@ -20,7 +20,7 @@ Width = float | Literal["container"]
 ROWS = alt.NamedData("rows")
 LABEL_GAP = 13  # pixels from one label to the next
 LABEL_WIDTH = 150  # pixels; longer labels are cut
-LABEL_ROOM = 0.22  # of the axis's length, added at its right end for the name of the last point
+LABEL_ROOM = 0.3  # of the axis's length, added at its right end for the name of the last point
 WIDTH = "width of a square layer: in_features = out_features"
 TOLD: dict[str, Any] = {"tooltip": alt.ExprRef("datum.told")}  # everything known of a mark's row
 SAID = alt.Description("said:N")  # the same in short, for screen readers

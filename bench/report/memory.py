@@ -13,19 +13,24 @@ from bench.rows import Row
 
 GROUP = "memory"
 ROW_HEIGHT = 19
-PARTS = {"saved for the backward pass": "#0072B2", "parameters": "#B8860B"}  # bars, end to end
+PARTS = {"saved for backward": "#0072B2", "parameters": "#B8860B"}  # bars, end to end
 MARKS = {"checkpoint": MARKERS[1], "allocator peak": MARKERS[6]}
 
 
 def made(panels: Sequence[Panel], suffixes: Mapping[str, str]) -> list[View]:
     """A view for each panel whose rows say what was saved: bars for the largest square, and for rectangles."""
     found = []
-    for panel in sorted(panels, key=lambda panel: panel.budget != panels[0].budget):  # as the curves begin
+    for panel in sorted(panels, key=lambda p: [_begins(p) != _begins(first) for first in panels[:1]]):
         rows = [(c.label, row) for c in panel.curves if c.kind != CONTROL for row in c.rows if row.activation_bytes]
         shapes = _shapes([row for _, row in rows if kind(row) == STRUCTURE])
         if shapes and (panel.budget or not any(p.budget and p.place == panel.place for p in panels)):
             found.append(_view(panel, rows, shapes, suffixes.get(panel.machine, "")))
     return found
+
+
+def _begins(panel: Panel) -> tuple[Any, ...]:
+    """What a reader begins with, as with the curves."""
+    return panel.budget, panel.place.dtype, panel.place.device
 
 
 def _shapes(rows: Collection[Row]) -> list[str]:

@@ -1,11 +1,11 @@
 """Sections of `bench/test_ff.py` and `bench/test_decoder.py`: whole modules and models, as tables."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bench.fields import BadResults, Fields, printable
-from bench.report import published
+from bench.report import published, words
 from bench.report.sections import File, Section
 from bench.rows import DEVICES, DTYPES, MODES, VERSIONS, Run, Spread
 
@@ -71,6 +71,20 @@ class Decoder:
         return self.modes[mode].time.median / max(self.layers, 1)
 
 
+@dataclass(frozen=True)
+class Group:
+    """Rows of a table under one heading, that may be compared."""
+
+    heading: str
+    rows: Sequence[FeedForward | Decoder]
+
+    def leads(self, row: FeedForward | Decoder, mode: str) -> bool:
+        """Whether it is the fastest in a mode, or its quartiles reach those of the fastest."""
+        ratios = [m.speedup for one in self.rows if (m := one.modes.get(mode)) and m.speedup]
+        own = row.modes[mode].speedup if mode in row.modes else None
+        return own is not None and own.q3 >= max(ratios, key=lambda ratio: ratio.median).q1
+
+
 def feed_forward(file: File, number: int = 0, structures: Collection[str] = ()) -> Section:
     """The section of one file of `bench/test_ff.py`.
 
@@ -94,9 +108,8 @@ def feed_forward(file: File, number: int = 0, structures: Collection[str] = ()) 
         FeedForward(*key, shares[key], modes, published.ratios(key[2], key[1], key[3], key[4]))
         for key, modes in found.items()
     ]
-    groups: dict[str, list[FeedForward]] = {}
-    for row in sorted(rows, key=lambda row: (row.width, row.activation != "relu", row.names)):
-        groups.setdefault(row.names, []).append(row)
+    rows.sort(key=lambda row: (row.width, row.activation != "relu", row.names))
+    groups = [Group(some[0].names, some) for some in _grouped(rows, lambda row: row.names)]
     content = {"groups": groups, "modes": _modes(rows), "setup": _setup(file), "batch": _batch(file)}
     return _section("feed-forward", "Feed-forward modules", "ff.html.j2", file, number, structures, content)
 
@@ -123,11 +136,13 @@ def decoders(file: File, number: int = 0, structures: Collection[str] = ()) -> S
         if row.structure != DENSE:
             row.whole.update(_whole(row, dense.get(row.model), rests.get(row.model)))
     models = list(dict.fromkeys(row.model for row in rows))
+    others = [row for row in rows if row.structure != DENSE]
+    others.sort(key=lambda row: (PLACES.index(row.place), -float((row.budget or "=1").partition("=")[2])))
     groups = {
-        model: sorted(
-            (row for row in rows if row.model == model and row.structure != DENSE),
-            key=lambda row: (PLACES.index(row.place), -float((row.budget or "=1").partition("=")[2])),
-        )
+        model: [
+            Group(f"{some[0].place}, {words.budget(some[0].budget)}", some)
+            for some in _grouped([row for row in others if row.model == model], lambda row: (row.place, row.budget))
+        ]
         for model in models
     }
     content = {"groups": groups, "dense": dense, "rests": rests, "modes": _modes(rows), "setup": _setup(file)}
@@ -143,6 +158,14 @@ def _whole(row: Decoder, dense: Decoder | None, rest: Decoder | None) -> dict[st
             layers, beside = row.model_layers * dense.a_layer(mode), rest.modes[mode].time.median
             found[mode] = (layers + beside) / (layers / measured.speedup.median + beside)
     return found
+
+
+def _grouped(rows: Sequence[Any], key: Callable[[Any], Hashable]) -> list[list[Any]]:
+    """Rows of one key together, in the order in which keys first come."""
+    found: dict[Hashable, list[Any]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return list(found.values())
 
 
 def _section(

@@ -12,6 +12,8 @@ from bench.report.views import View
 from bench.rows import Row
 
 GROUP = "pareto"
+BELOW = 10  # pixels from a point to its name
+NAME_ROOM = 0.12  # of the axis's length, added at its right end for the name of the last point
 HEIGHT = 380
 COSTS = {"params_share": "parameters", "flops_share": "FLOPs", "executed_share": "FLOPs executed"}
 TIME = "time of dense's (paired, lower is faster)"
@@ -110,6 +112,7 @@ def _chart(
 ) -> alt.LayerChart:
     look = charts.encodings(ids)
     xs = layout.limits([getattr(row, cost) for row in rows], 1.25)
+    xs[1] *= (xs[1] / xs[0]) ** NAME_ROOM
     ends = [record.get(key, record["relative"]) for record in records for key in ("relative_low", "relative_high")]
     ys = layout.limits(ends, 1.15)
     x_scale, y_scale = (alt.Scale(type="log", domain=limits, nice=False) for limits in (xs, ys))
@@ -134,7 +137,11 @@ def _chart(
         x=x, y=y, color=look["color"], shape=look["shape"], fill=look["fill"], description=charts.SAID,
         opacity=alt.condition(on, alt.value(1), alt.value(0.3)),
     )  # fmt: skip
-    names = base.transform_filter(on).mark_text(align="left", dx=8, dy=10, limit=charts.LABEL_WIDTH, aria=False)
+    named = [i for i, record in enumerate(records) if record[f"on_{cost}"]]
+    below = {str(i): max(ys[0], records[i]["relative"] * (ys[0] / ys[1]) ** (BELOW / HEIGHT)) for i in named}
+    heights = layout.beside(below, ys, HEIGHT, charts.LABEL_GAP)
+    told = [{cost: getattr(rows[i], cost), "at": heights[str(i)], "label": records[i]["label"]} for i in named]
+    names = alt.Chart(alt.InlineData(told)).mark_text(align="left", dx=8, limit=charts.LABEL_WIDTH, aria=False)
     return alt.LayerChart(
         layer=[
             *([lines] if shares else []),
@@ -142,7 +149,7 @@ def _chart(
             steps.encode(x=x, y=y),
             bars,
             points,
-            names.encode(x=x, y=y, text="label:N"),
+            names.encode(x=x, y=alt.Y("at:Q", scale=y_scale, axis=y_axis), text="label:N"),
         ],
         width=width,
         height=HEIGHT,
