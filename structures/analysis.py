@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from structures.structure import Axes, Gather, Structure, Term
+    from structures.steps import Axes
+    from structures.structure import Gather, Structure, Term
 
 MAX_CUT_FACTORS = 16  # 2**16 cuts are looked at; no registry entry has more factors up to width 65536
 MAX_ELIMINATION = 2**19  # entries of a matrix whose rank is computed by elimination: about a second

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from structures.errors import SizeError
 from structures.expressions import ExpressionError, Value, divisors, evaluate, is_number, names_in, nearest
 from structures.notation import Expanded, NotationError, expand
-from structures.structure import Axes, Gate, Gather, Structure, Term, order_steps
+from structures.steps import Axes, order_steps
+from structures.structure import Gate, Gather, Structure, Term
 
 if TYPE_CHECKING:
     from structures.spec import Spec

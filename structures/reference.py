@@ -9,7 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from structures.structure import Axes, Structure, Term
+from structures.steps import Axes
+from structures.structure import Structure, Term
 
 MAX_LETTERS = 52  # what torch.einsum can name
 

@@ -1,4 +1,4 @@
-"""A registry entry bound to widths: terms, their steps as batched matrix products, and every count.
+"""A registry entry bound to widths: its terms and factors, and every count.
 
 Nothing here is declared by an entry: all of it follows from the axes of its einsum.
 """
@@ -6,20 +6,17 @@ Nothing here is declared by an entry: all of it follows from the axes of its ein
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from structures import analysis
+from structures import analysis, printed
+from structures.steps import Axes, Step, chained
 from structures.taxonomy import Taxonomy, taxonomy
 
 if TYPE_CHECKING:
     from structures.spec import Spec
-
-Axes = tuple[str, ...]
-
-MAX_ORDER_STATES = 1024  # partial contraction orders looked at; longer terms are contracted as written
 
 
 @dataclass(frozen=True)
@@ -33,32 +30,6 @@ class Gather:
     by: Axes
     table: tuple[int, ...]
     text: str
-
-
-@dataclass(frozen=True)
-class Step:
-    """One batched matrix product: activation x factor -> activation, its axes in four groups.
-
-    `batch` stands in both operands and in the result, `rows` in the activation and the result, `contracted` in both
-    operands alone, `cols` in the factor and the result. The tokens are rows too and are not listed.
-    """
-
-    factor: int  # position in Structure.factors
-    batch: Axes
-    rows: Axes
-    contracted: Axes
-    cols: Axes
-    left: Axes  # axes of the activation that goes in
-    right: Axes  # axes of the factor, as written
-
-    @property
-    def result(self) -> Axes:
-        """Axes of the activation that comes out, in the order batch, rows, cols."""
-        return self.batch + self.rows + self.cols
-
-    @property
-    def axes(self) -> Axes:
-        return self.batch + self.rows + self.contracted + self.cols
 
 
 @dataclass(frozen=True)
@@ -276,176 +247,4 @@ class Structure:
         return next(term for term in self.terms if factor in term.factors)
 
     def __str__(self) -> str:
-        return "\n".join(_page(self))
-
-
-def _view(axes: Axes) -> str:
-    return f"({' '.join(axes)})" if len(axes) != 1 else axes[0]
-
-
-def _page(s: Structure) -> Iterator[str]:
-    options = "".join(f", {name}={_plain(value)}" for name, value in s.options)
-    yield f"{s.name}({s.in_features} -> {s.out_features}{options})    {s.title}"
-    yield ""
-    for term in s.terms:
-        operands = [_view(_wide(s, term.input)), *(" ".join(_wide(s, s.factors[f])) for f in term.factors)]
-        if s.gate and any(s.gate.axis in s.factors[f] for f in term.factors):
-            operands.append(f"gate({s.gate.axis})")
-        yield f"  y {'=' if term is s.terms[0] else '+'} {', '.join(operands)} -> {_view(_wide(s, term.output))}"
-        for gather in term.gathers:
-            yield f"      {gather.axis} is read at {gather.text}"
-    wide = _wide(s, tuple(s.size))
-    yield "  " + "  ".join(f"{axis}={s.size[axis]}" for axis in wide)
-    yield f"  as powers of the width: {'  '.join(f'{a} {s.exponents[a]:.2f}' for a in wide)}"
-    if len(wide) < len(s.size):
-        yield f"  of size 1, not shown: {' '.join(a for a in s.size if a not in wide)}"
-    if s.gate:
-        yield f"  gate: {s.gate.active} of {s.gate.experts} experts on axis {s.gate.axis} a token{_extras(s.gate)}"
-        yield "  rank, degrees of freedom and growth are those of one token's W"
-    yield ""
-    yield "  steps: batch x (tokens rows, contracted) @ (contracted, cols)"
-    for number, step in enumerate(s.steps):
-        groups = (_group(s, axes) for axes in (step.batch, step.rows, step.contracted, step.cols))
-        batch, rows, contracted, cols = groups
-        left = "tokens" if rows == "1" else f"tokens {rows}"
-        yield (
-            f"  {number:3d}  {s.factor_names[step.factor]:10} {batch} x ({left}, {contracted}) @ ({contracted}, {cols})"
-            f"    {2 * s.active(step.axes):,} FLOPs a token"
-        )
-    if s.gate:
-        shape = f"(tokens, {s.in_features}) @ ({s.in_features}, {s.gate.experts})"
-        yield f"       router     1 x {shape}    {2 * math.prod(s.router_shape):,} FLOPs a token"
-    yield ""
-    share = s.params / s.dense_params
-    yield f"  parameters          {s.params:>15,}   {share:8.4f} of dense"
-    freedom = s.degrees_of_freedom
-    yield f"  degrees of freedom  {'not computed' if freedom is None else f'{freedom:,}':>15}"
-    rank = s.rank
-    full = min(s.in_features, s.out_features)
-    between = f"{' to '.join(f'{bound:,}' for bound in analysis.rank_bounds(s))}" if rank is None else f"{rank:,}"
-    yield f"  generic rank        {between:>15}   of {full:,}"
-    yield f"  FLOPs a token       {s.flops():>15,}   {s.flops() / s.dense_flops():8.4f} of dense"
-    yield f"  FLOPs to train      {s.flops(train=True):>15,}   forward and both gradients"
-    yield f"  bytes for one token {s.bytes():>15,}   {s.bytes() / s.dense_bytes():8.4f} of dense, fp32"
-    yield f"  intermediates       {s.activation_size:>15,}   numbers a token"
-    yield from _placed(s.taxonomy)
-
-
-def _placed(found: Taxonomy | None) -> Iterator[str]:
-    if found is None:
-        yield "  as the width grows  unknown: too few widths can be bound at these options"
-        return
-    yield f"  as the width grows: {found.how}"
-    yield f"    sharing omega     {found.omega:15.2f}   FLOPs / parameters ~ width**omega"
-    most = ", at most" if found.psi_bound else ""
-    yield f"    rank psi          {found.psi:15.2f}   rank ~ width**psi{most}"
-    yield f"    compute nu        {found.nu:15.2f}   FLOPs of a token ~ width**(1 + nu)"
-
-
-def _wide(s: Structure, axes: Axes) -> Axes:
-    return tuple(a for a in axes if s.size[a] > 1)
-
-
-def _group(s: Structure, axes: Axes) -> str:
-    axes = _wide(s, axes)
-    if not axes:
-        return "1"
-    return " ".join(axes) + f" [{'x'.join(str(s.size[a]) for a in axes)}]"
-
-
-def _extras(gate: Gate) -> str:
-    jitter = f", jitter {gate.jitter:g}" if gate.jitter else ""
-    return jitter + (f", capacity {gate.capacity:g}" if gate.capacity else "")
-
-
-def _plain(value: object) -> str:
-    return str(list(value)) if isinstance(value, tuple) else str(value)
-
-
-def order_steps(
-    size: Mapping[str, int],
-    loaded: Axes,
-    factors: Mapping[int, Axes],
-    families: Mapping[int, int],
-    output: Axes,
-    gate: str | None = None,
-) -> tuple[Step, ...]:
-    """The steps of a term in the cheapest order in which every step has the activation as an operand.
-
-    Cost is the product of all axis sizes of a step, summed; tokens multiply every step alike and do not matter.
-    Factors of one family (copies of one written factor) keep their order; ties go to the written order.
-
-    Args:
-        factors: axes of each factor of the term, by position in Structure.factors, in written order.
-        families: which written factor each factor is a copy of.
-        gate: the expert axis, which stays on the activation until no factor is left that holds it; the weighted sum
-            over it is taken there and is no step. Its size is the number of experts chosen.
-    """
-    chains: list[list[int]] = []
-    for position in factors:
-        if chains and families[chains[-1][0]] == families[position]:
-            chains[-1].append(position)
-        else:
-            chains.append([position])
-    order = _cheapest_order(size, loaded, factors, chains, output)
-    return chained(loaded, order, factors, output, gate)
-
-
-def chained(
-    loaded: Axes, order: Sequence[int], factors: Mapping[int, Axes], output: Axes, gate: str | None = None
-) -> tuple[Step, ...]:
-    """The steps of a term in a given order; `gate` as in `order_steps`."""
-    steps, left = [], loaded
-    for index, position in enumerate(order):
-        needed = _needed(factors, order[index + 1 :], output)
-        step = _step(left, position, factors[position], needed if gate is None else needed | {gate})
-        steps.append(step)
-        left = tuple(a for a in step.result if a != gate or a in needed)
-    return tuple(steps)
-
-
-def _needed(factors: Mapping[int, Axes], remaining: Sequence[int], output: Axes) -> frozenset[str]:
-    return frozenset(output).union(*(factors[p] for p in remaining))
-
-
-def _step(left: Axes, position: int, right: Axes, needed: frozenset[str]) -> Step:
-    both = [a for a in left if a in right]
-    return Step(
-        factor=position,
-        batch=tuple(a for a in both if a in needed),
-        rows=tuple(a for a in left if a not in right),
-        contracted=tuple(a for a in both if a not in needed),
-        cols=tuple(a for a in right if a not in left and a in needed),  # ends of bonds, of size one, drop out here
-        left=left,
-        right=right,
-    )
-
-
-def _cheapest_order(
-    size: Mapping[str, int], loaded: Axes, factors: Mapping[int, Axes], chains: list[list[int]], output: Axes
-) -> tuple[int, ...]:
-    """Shortest path over how far each chain has been contracted (dynamic programming over partial orders)."""
-    if math.prod(len(chain) + 1 for chain in chains) > MAX_ORDER_STATES:
-        return tuple(factors)
-    start = (0,) * len(chains)
-    # state -> (cost, order, axes of the activation); the axes depend on the state alone
-    best: dict[tuple[int, ...], tuple[int, tuple[int, ...], frozenset[str]]] = {start: (0, (), frozenset(loaded))}
-    frontier = [start]
-    for _ in factors:
-        following: dict[tuple[int, ...], None] = {}
-        for state in frontier:
-            cost, order, axes = best[state]
-            remaining = [p for chain, done in zip(chains, state, strict=True) for p in chain[done:]]
-            for c, chain in enumerate(chains):
-                if state[c] == len(chain):
-                    continue
-                position = chain[state[c]]
-                reached = (*state[:c], state[c] + 1, *state[c + 1 :])
-                involved = axes.union(factors[position])
-                total = cost + math.prod(size[a] for a in involved)
-                if reached not in best or (total, (*order, position)) < best[reached][:2]:
-                    needed = _needed(factors, [p for p in remaining if p != position], output)
-                    best[reached] = (total, (*order, position), involved & needed)
-                following[reached] = None
-        frontier = list(following)
-    return best[tuple(len(chain) for chain in chains)][1]
+        return "\n".join(printed.page(self))

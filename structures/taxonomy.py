@@ -13,7 +13,8 @@ from structures.errors import SpecError
 from structures.growth import axis_powers, free_options
 
 if TYPE_CHECKING:
-    from structures.structure import Axes, Structure, Term
+    from structures.steps import Axes
+    from structures.structure import Structure, Term
 
 MAX_ORDERED = 5  # factors of a term whose orders of contraction are all looked at
 DOUBLINGS = 10  # of the widths, for a fit

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from structures.backends.views import load
-from structures.structure import Axes, Structure, Term
+from structures.steps import Axes
+from structures.structure import Structure, Term
 
 TOKENS = "<tokens>"  # no name that an axis can have
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from structures.backends.views import load
-from structures.structure import Axes, Structure, Term
+from structures.steps import Axes
+from structures.structure import Structure, Term
 
 TOKENS = "t"
 LETTERS = "abcdefghijklmnopqrsuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"  # all but the tokens'

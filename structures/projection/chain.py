@@ -9,7 +9,7 @@ from torch import Tensor
 
 from structures.projection.two_factor import Cut, arrange, matricise, split
 from structures.projection.views import TermView, contract
-from structures.structure import Axes
+from structures.steps import Axes
 
 
 def is_chain(view: TermView) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from structures.projection.two_factor import arrange, matricise, truncated_svd
 from structures.projection.views import TermView
-from structures.structure import Axes
+from structures.steps import Axes
 
 
 @dataclass(frozen=True)

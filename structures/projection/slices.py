@@ -15,7 +15,7 @@ from torch import Tensor
 from structures.projection.problem import ROWS, Problem
 from structures.projection.two_factor import Cut, arrange, gram, is_product, matricise, solve_reads
 from structures.projection.views import TermView
-from structures.structure import Axes
+from structures.steps import Axes
 
 
 def reader_of(view: TermView) -> int | None:

@@ -10,7 +10,8 @@ import opt_einsum
 import torch
 from torch import Tensor
 
-from structures.structure import Axes, Structure, Term
+from structures.steps import Axes
+from structures.structure import Structure, Term
 
 
 def contract(operands: Sequence[tuple[Tensor, Axes]], out: Axes) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from structures.backends import planned
-from structures.structure import Axes, Gather, Structure, Term, chained
+from structures.steps import Axes, chained
+from structures.structure import Gather, Structure, Term
 
 
 @dataclass(frozen=True)
