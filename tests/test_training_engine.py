@@ -182,7 +182,7 @@ def test_a_budget_in_time_is_met_by_what_takes_that_time(monkeypatch: pytest.Mon
     assert timed.in_time(Variant("low_rank", "time=0.2")) and not timed.in_time(Variant("low_rank", "flops=0.2"))
 
 
-def test_a_time_met_by_a_share_that_a_smaller_width_has_not_is_left_out(
+def test_a_time_is_met_where_steps_are_timed_and_by_what_every_width_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """btt can have a quarter of the parameters at width 512, not at 128; a control can have any share."""
@@ -194,15 +194,32 @@ def test_a_time_met_by_a_share_that_a_smaller_width_has_not_is_left_out(
 
     monkeypatch.setattr(Pairs, "__init__", lambda self, *arguments: None)
     monkeypatch.setattr(Pairs, "matched", matched)
-    path = tmp_path / "rows.json"
+    monkeypatch.setattr(timed, "times", lambda session: None)
     words = "train regression --scale smoke --widths 128,512 --steps 2 --tune-steps 2 --batch 8 --held-out 32 --seeds 1"
-    words += " --rates 0.001 --budget time=0.7 --only losses"
-    assert main([*words.split(), "--structures", "btt low_rank", "-o", str(path)]) == 0
-    section = json.loads(path.read_text())["structures"]
-    trained = {row["series"] for row in section["rows"] if row["phase"] == "train"}
+    words += " --rates 0.001"
+
+    def made(*more: str) -> tuple[set[str], dict[str, str]]:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
+        assert main([*words.split(), *more, "-o", str(path)]) == 0
+        section = json.loads(path.read_text())["structures"]
+        trained = {row["series"] for row in section["rows"] if row["phase"] == "train"}
+        return trained, {r["series"]: r["reason"] for r in section["refused"]}
+
+    timed_alone = ["--structures", "btt low_rank", "--budget", "time=0.7"]
+    trained, refused = made(*timed_alone)
     assert {"dense_narrow @ time=0.7", "low_rank @ time=0.7"} <= trained and "btt @ time=0.7" not in trained
-    [reason] = [r["reason"] for r in section["refused"] if r["series"] == "btt @ time=0.7"]
+    reason = refused["btt @ time=0.7"]
     assert reason.startswith("met by params=0.25 at width 512, but the nearest share") and "width 128" in reason
+
+    trained, refused = made(*timed_alone, "--only", "losses")  # nothing is timed then, whatever the machine does
+    assert "low_rank @ time=0.7" not in trained and "run --only times" in refused["low_rank @ time=0.7"]
+    _, refused = made(*timed_alone, "--only", "losses", "--resume", str(tmp_path / "0.json"))
+    assert refused["btt @ time=0.7"] == reason  # as the file of times says
+
+    both = ["--structures", "low_rank", "--budget", "params=0.25 time=0.7"]
+    for shard in ("1/2", "2/2"):  # one of them has low_rank at params=0.25, the other at the time that it meets
+        trained, _ = made(*both, "--shard", shard)
+        assert "low_rank @ time=0.7" not in trained
 
 
 def test_shards_part_the_variants() -> None:

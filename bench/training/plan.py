@@ -18,17 +18,19 @@ class Plan:
     """The grid of one shard.
 
     Attributes:
-        variants: controls and structures of each setting that exist at every width.
+        whole: controls and structures of each setting that exist at every width.
+        variants: those of them that are this shard's.
         resolved: variants with a budget in time, as they are met in parameters.
         refused: rows for what is left out, with the reason.
     """
 
     def __init__(self, problems: Mapping[Setting, Problem], shard: tuple[int, int]):
-        self.problems, self.shard = problems, shard
+        self.problems = problems
         self.resolved: dict[tuple[Setting, Variant], Variant] = {}
         self.refused: list[dict[str, Any]] = []
         self._costs: dict[tuple[Setting, Variant, int], dict[str, Any]] = {}
-        self.variants = {setting: self._variants(setting) for setting in problems}
+        self.whole = {setting: self._variants(setting) for setting in problems}
+        self.variants = {setting: jobs.shard(several, *shard) for setting, several in self.whole.items()}
 
     def _variants(self, setting: Setting) -> list[Variant]:
         controls, asked = jobs.variants(setting)
@@ -47,7 +49,7 @@ class Plan:
             own = [Variant(name, start=start) for start in setting.starts or ("",)]
             if setting.budgets and name not in {v.structure for v in found if not in_time(v)}:
                 found |= {variant: None for variant in own if self.reason(setting, variant) is None}
-        return jobs.shard([*controls, *found], *self.shard)
+        return [*controls, *found]
 
     def _layers(self, setting: Setting, variant: Variant) -> list[Rules]:
         problem = self.problems[setting]

@@ -88,8 +88,8 @@ def best(rows: list[dict[str, Any]], job: Job) -> tuple[float | None, list[float
     return chosen, sorted(tried)
 
 
-def take_up(path: Path, now: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The rows of an earlier run, by key.
+def take_up(path: Path, now: Mapping[str, str]) -> tuple[dict[str, dict[str, Any]], dict[tuple[Any, Any], str]]:
+    """The rows of an earlier run, by key, and why it left series out, by the setting's name and theirs.
 
     Raises:
         BadResults: no file of this kind.
@@ -110,7 +110,8 @@ def take_up(path: Path, now: Mapping[str, str]) -> dict[str, dict[str, Any]]:
                 f"{json.dumps(now[name])}. Start anew with -o"
             )
         kept[row["key"]] = row
-    return kept
+    refused = section.get("refused") or []
+    return kept, {(row.get("setting"), row.get("series")): row["reason"] for row in refused if "reason" in row}
 
 
 def versions() -> dict[str, str]:

@@ -34,7 +34,7 @@ class Session:
         self.run, self.request, self.group = run, request, group
         self.progress = Progress(lambda text: print(text, flush=True) if group.first else None)
         self.versions = rows.versions()
-        self.kept = rows.take_up(request.resume, self.versions) if request.resume else {}
+        self.kept, self.reasons = rows.take_up(request.resume, self.versions) if request.resume else ({}, {})
         self.problems = {setting: problems.load(setting) for setting in request.settings}
         for setting, problem in self.problems.items():
             measures.check(setting, problem)

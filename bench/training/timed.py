@@ -11,12 +11,19 @@ from bench.points import DENSE
 from bench.training import jobs, rows
 from bench.training.jobs import MATCH, TIME, Job
 from bench.training.plan import in_time
+from bench.training.request import LOSSES
 from bench.training.settings import Setting
 from bench.training.timing import Pairs
 from bench.training.variants import Unreachable, Variant
 
 if TYPE_CHECKING:
     from bench.training.session import Session
+
+
+UNTIMED = (
+    "a budget in time is met by timing steps, in one process and not with --only losses: run --only times on a machine "
+    "left alone, and take its file up by --resume"
+)
 
 
 def times(session: Session) -> None:
@@ -59,8 +66,8 @@ def match(session: Session) -> None:
         for variant in asked:
             key = Job(MATCH, setting, variant, width, 0).key
             row = session.keep(key)
-            if row is None and session.group.size > 1:
-                session.plan.refuse(setting, variant, "a budget in time is measured in one process, not in several")
+            if row is None and (session.group.size > 1 or session.request.only == LOSSES):
+                session.plan.refuse(setting, variant, session.reasons.get((setting.name, variant.series), UNTIMED))
                 continue
             if row is None:
                 pairs = pairs or _pairs(session, setting, width)
@@ -78,7 +85,7 @@ def match(session: Session) -> None:
                 session.plan.refuse(setting, variant, f"met by {met.budget} at width {width}, but {reason}")
                 session.plan.resolved.pop((setting, variant), None)
                 continue
-            if met in session.plan.variants[setting]:
+            if met in session.plan.whole[setting]:
                 session.plan.refuse(setting, variant, f"met by {met.budget}, which is trained already")
                 session.plan.resolved.pop((setting, variant), None)
             else:
