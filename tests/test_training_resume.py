@@ -61,6 +61,12 @@ def test_what_cannot_be_taken_up_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert main([*words, "--seeds", "1", "--depth", "1", "--resume", str(path)]) == 0
     assert all(rows(path)[key] == row for key, row in before.items())  # what is not asked for now is not lost
     assert "were not asked for; they are kept" in capsys.readouterr().out
+    added = ["--structures", "dyad_it:n_blocks=5 low_rank:rank=4", "--resume", str(path)]
+    assert main([*words, *added]) == 0
+    assert main(["train", "blocks", *words[2:], *added]) == 0
+    section = json.loads(path.read_text())["structures"]
+    assert [row["setting"].split()[0] for row in section["refused"]] == ["blocks", "regression"]
+    assert set(section["setup"]["data"]) == {"teacher", "digits"} and len(section["setup"]["settings"]) == 2
     document = json.loads(path.read_text())
     document["structures"]["rows"][0]["versions"]["torch"] = "1.0"
     path.write_text(json.dumps(document))

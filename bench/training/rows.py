@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,26 @@ def best(rows: list[dict[str, Any]], job: Job) -> tuple[float | None, list[float
     return chosen, sorted(tried)
 
 
-def take_up(path: Path, now: Mapping[str, str]) -> tuple[dict[str, dict[str, Any]], dict[tuple[Any, Any], str]]:
-    """The rows of an earlier run, by key, and why it left series out, by the setting's name and theirs.
+@dataclass(frozen=True)
+class Earlier:
+    """What a file holds that a run takes up: rows by key, what was left out, and the setup."""
+
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    setup: dict[str, Any] = field(default_factory=dict)
+
+    def reason(self, setting: str, series: str) -> str | None:
+        """Why it left a series out."""
+        own = (r for r in self.refused if (r.get("setting"), r.get("series")) == (setting, series))
+        return next((r.get("reason") for r in own), None)
+
+    def beside(self, settings: Container[str]) -> list[dict[str, Any]]:
+        """What it left out of settings that are not asked for now."""
+        return [row for row in self.refused if row.get("setting") not in settings]
+
+
+def take_up(path: Path, now: Mapping[str, str]) -> Earlier:
+    """An earlier run.
 
     Raises:
         BadResults: no file of this kind.
@@ -97,7 +116,7 @@ def take_up(path: Path, now: Mapping[str, str]) -> tuple[dict[str, dict[str, Any
     """
     document = load(path)
     section = document.get("structures") if isinstance(document, dict) else None
-    if not isinstance(section, dict) or section.get("kind") != KIND or not isinstance(section.get("rows"), list):
+    if not isinstance(section, dict) or section.get("kind") != KIND or not _whole(section):
         raise BadResults(f"--resume: {path} is no file of bench train")
     kept: dict[str, dict[str, Any]] = {}
     for row in section["rows"]:
@@ -110,8 +129,14 @@ def take_up(path: Path, now: Mapping[str, str]) -> tuple[dict[str, dict[str, Any
                 f"{json.dumps(now[name])}. Start anew with -o"
             )
         kept[row["key"]] = row
-    refused = section.get("refused") or []
-    return kept, {(row.get("setting"), row.get("series")): row["reason"] for row in refused if "reason" in row}
+    return Earlier(kept, section["refused"], section["setup"])
+
+
+def _whole(section: dict[str, Any]) -> bool:
+    """Whether it has the parts that are taken up."""
+    kinds = {"rows": list, "refused": list, "setup": dict}
+    there = all(isinstance(section.get(key), kind) for key, kind in kinds.items())
+    return there and all(isinstance(row, dict) for row in [*section["rows"], *section["refused"]])
 
 
 def versions() -> dict[str, str]:

@@ -34,7 +34,8 @@ class Session:
         self.run, self.request, self.group = run, request, group
         self.progress = Progress(lambda text: print(text, flush=True) if group.first else None)
         self.versions = rows.versions()
-        self.kept, self.reasons = rows.take_up(request.resume, self.versions) if request.resume else ({}, {})
+        self.earlier = rows.take_up(request.resume, self.versions) if request.resume else rows.Earlier()
+        self.kept = dict(self.earlier.rows)
         self.problems = {setting: problems.load(setting) for setting in request.settings}
         for setting, problem in self.problems.items():
             measures.check(setting, problem)
@@ -44,10 +45,12 @@ class Session:
         beside = run.output.with_name(run.output.name + ".checkpoint")
         self.checkpoints = Checkpoints(beside, request.every, group, before=self.save)
         self.teachers = teachers.Teachers(self)
-        run.setup = {"scale": request.scale, "settings": {s.name: asdict(s) for s in request.settings}}
+        before = self.earlier.setup
+        run.setup = {"scale": request.scale}
+        run.setup |= {"settings": before.get("settings", {}) | {s.name: asdict(s) for s in request.settings}}
         if torch.cuda.is_available():
             run.setup["device_name"] = torch.cuda.get_device_name()
-        run.setup |= {"data": {p.facts["data"]: p.facts for p in self.problems.values()}}
+        run.setup |= {"data": before.get("data", {}) | {p.facts["data"]: p.facts for p in self.problems.values()}}
 
     def listed(self) -> list[str]:
         """The runs, for --list."""
@@ -95,10 +98,11 @@ class Session:
         """Write all rows, those of an earlier run that are not reached yet too; only the first process does."""
         if self.group.first:
             self.run.load.since()
-            done = self.run.rows
+            done, asked = self.run.rows, {setting.name for setting in self.request.settings}
             self.run.rows = [*done, *self.kept.values()]
+            self.run.refused = [*self.plan.refused, *self.earlier.beside(asked)]
             self.run.save({})
-            self.run.rows = done
+            self.run.rows, self.run.refused = done, self.plan.refused
         self.saved = time.perf_counter()
 
     def add(self, row: Mapping[str, Any]) -> dict[str, Any]:

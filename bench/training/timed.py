@@ -67,7 +67,7 @@ def match(session: Session) -> None:
             key = Job(MATCH, setting, variant, width, 0).key
             row = session.keep(key)
             if row is None and (session.group.size > 1 or session.request.only == LOSSES):
-                session.plan.refuse(setting, variant, session.reasons.get((setting.name, variant.series), UNTIMED))
+                session.plan.refuse(setting, variant, session.earlier.reason(setting.name, variant.series) or UNTIMED)
                 continue
             if row is None:
                 pairs = pairs or _pairs(session, setting, width)
