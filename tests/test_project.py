@@ -19,7 +19,7 @@ from torch import nn
 import structures
 from structures import Spec, analysis, reference
 from structures.project import from_linear, project, project_factors
-from structures.projection import alternating
+from structures.projection import alternating, solve
 from structures.projection.covariance import collect_covariances, damped
 from structures.projection.problem import Problem
 
@@ -744,3 +744,13 @@ def test_autocast_around_a_projection_changes_nothing():
         with torch.autocast("cpu", torch.bfloat16):
             within = project(weight, name, inputs=inputs, **options)
         assert all(torch.equal(a, b) for a, b in zip(alone.factors, within.factors, strict=True))
+
+
+@pytest.mark.parametrize(("name", "options", "most"), [("blast", {}, 0.991), ("butterfly", {}, 1.0)])
+def test_momentum_takes_alternating_factors_further_and_never_up(monkeypatch, name, options, most):
+    weight = torch.randn(172, 64, generator=torch.Generator().manual_seed(0))
+    ahead = project(weight, name, limit=20, tolerance=0.0, **options).projection
+    monkeypatch.setattr(solve, "_beyond", lambda present, last, share: present)  # each sweep from where the last ended
+    still = project(weight, name, limit=20, tolerance=0.0, **options).projection
+    assert is_falling(ahead.history) and is_falling(still.history)
+    assert ahead.weight_error < most * still.weight_error
