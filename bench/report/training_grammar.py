@@ -54,6 +54,25 @@ def _said(result: Result, name: str, some: Sequence[Grammar], cells: int) -> dic
     low, high = proportion(share, first.pairs, cells)
     side = SIDES[0] if low > first.chance else SIDES[1] if high < first.chance else SIDES[2]
     seeds = f" over {len(some)} seeds" if len(some) > 1 else ""
+    told = (
+        f"{result.first.series}, {name}: {share:.0%} of {first.pairs} pairs{seeds}, chance {first.chance:.0%}: {side}"
+    )
+    return {"share": share, "away": share - first.chance, "side": side, "written": f"{share * 100:.0f}", "told": told}
+
+
+def _view(place: Place, asked: Sequence[Result], look: Looks, caption: Sequence[str], slug: str) -> View:
+    values = cells(asked)
+    records = [{**value, "c": look[value["structure"]][0]} for value in values]
+    columns = list(dict.fromkeys(value["series"] for value in values))  # the least loss first
+    names = list(dict.fromkeys(value["phenomenon"] for value in values))
+    run = next(run for r in asked for run in r.runs if run.grammar)
+    assert run.grammar is not None
+    each = next(iter(run.phenomena.values())).pairs
+    heading = "Minimal pairs decided rightly, %"
+
+    def draw(width: Width) -> Mapping[str, Any]:
+        return {heading: _chart(columns, names, width, heading)}
+
     told = [
         f"Of two sentences that differ in one word, how often the right one is the more probable: {each} pairs of each "
         f"phenomenon, {run.grammar.pairs} in all; chance is {run.grammar.chance:.0%}.",
@@ -62,7 +81,7 @@ def _said(result: Result, name: str, some: Sequence[Grammar], cells: int) -> dic
     ]
     if any(name.startswith(ONE_SIDED) for name in names):
         told.append(
-            f"Pairs come in mirrored couples, of which the frequency of words alone gets one of two right; those of "
+            "Pairs come in mirrored couples, of which the frequency of words alone gets one of two right; those of "
             f"{ONE_SIDED} do not, so that a network may do well there that knows no grammar."
         )
     return View(
