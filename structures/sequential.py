@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from structures import layers
+from structures.expressions import nearest
 from structures.linear import StructuredLinear
 from structures.project import DAMPING, MAX_DOUBLE, Projection, from_linear
 from structures.projection.precision import exact
@@ -103,7 +104,7 @@ class Recorded(Sequence[Any]):
     outputs for all tokens, in float32 at least.
 
     Raises:
-        ValueError: no batches, a layer that the model has not, or that the first batch does not reach.
+        ValueError: no names, no batches, a layer that the model has not or that the first batch does not reach.
 
     >>> model, batches = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8)), [torch.randn(20, 8)]
     >>> recorded = Recorded(model, ["0", "2"], batches)
@@ -114,7 +115,14 @@ class Recorded(Sequence[Any]):
     @torch.no_grad()
     def __init__(self, model: nn.Module, names: Iterable[str], batches: Iterable[Any]):
         self.batches = batches_of("batches", batches)
-        chosen = {name: model.get_submodule(name) for name in names}
+        known = {name: module for name, module in model.named_modules() if layers.kind(module) is not None}
+        asked = [names] if isinstance(names, str) else list(names)
+        for name in asked:
+            if name not in known:
+                raise ValueError(f"names: the model has no linear layer {name!r}{nearest(name, list(known))}")
+        if not asked:
+            raise ValueError("names: no linear layers")
+        chosen = {name: known[name] for name in asked}
         calls = calls_of(_twin(model), list(chosen), self.batches[0])
         self.outputs: dict[str, list[Tensor | None]] = {}
         device = next(next(iter(chosen.values())).parameters()).device
@@ -266,7 +274,7 @@ def batches_of(what: str, given: object) -> Batches:
         return [given]
     if isinstance(given, Mapping) or not isinstance(given, Iterable):
         raise ValueError(
-            f"swap: with sequential=True {what} is a list of the model's batches (tensors, tuples of arguments or "
+            f"{what} of a conversion in order is a list of the model's batches (tensors, tuples of arguments or "
             f"mappings of keyword arguments), found {type(given).__name__}"
         )
     found = list(given)

@@ -197,9 +197,10 @@ MISTAKES = [
         "sequential=True is a projection on the model's batches; add project=True and inputs",
     ),
     (perceptron, {"inputs": [rows(9)], "project": False}, "add project=True and inputs"),
-    (perceptron, {"inputs": {"0": rows(9)}}, "with sequential=True inputs is a list of the model's batches"),
+    (perceptron, {"inputs": {"0": rows(9)}}, "inputs of a conversion in order is a list of the model's batches"),
     (perceptron, {"inputs": 3}, "found int"),
     (perceptron, {"inputs": []}, "inputs has no batches"),
+    (perceptron, {"inputs": "rows"}, "each is a tensor, a tuple or a mapping of arguments, found str"),
     (perceptron, {"inputs": [rows(9)], "held_out": []}, "held_out has no batches"),
     (perceptron, {"inputs": [rows(9)], "dry_run": True}, "which a dry run does not"),
     (perceptron, {"inputs": [torch.full((9, 16), torch.nan)]}, "0: its inputs hold NaN"),
@@ -257,6 +258,21 @@ def test_a_recorded_dense_model_is_run_once_for_several_conversions():
         assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     with pytest.raises(ValueError, match=r"^2: it was not recorded; record it with 0$"):
         in_order(copy.deepcopy(dense), RULES, inputs=Recorded(dense, ["0"], batches))
+
+
+@pytest.mark.parametrize(
+    ("names", "batches", "words"),
+    [
+        (["12"], [rows(9)], "the model has no linear layer '12'"),
+        (["1"], [rows(9)], "the model has no linear layer '1'"),
+        ([], [rows(9)], "names: no linear layers"),
+        (["0"], [], "batches has no batches"),
+        (["0"], 3, "batches of a conversion in order is a list"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused(names, batches, words):
+    with pytest.raises(ValueError, match=words):
+        Recorded(perceptron(), names, batches)
 
 
 class Narrow(nn.Module):

@@ -54,13 +54,20 @@ def calls_of(model: nn.Module, names: Sequence[str], batch: Any) -> dict[str, Ca
 
 
 def call(model: nn.Module, batch: Any) -> None:
-    """Run the model on a batch: a tensor, a sequence of arguments or a mapping of keyword arguments."""
+    """Run the model on a batch: a tensor, a sequence of arguments or a mapping of keyword arguments.
+
+    Raises:
+        ValueError: it is none of these.
+    """
     if isinstance(batch, Mapping):
         model(**batch)
     elif isinstance(batch, tuple | list):
         model(*batch)
-    else:
+    elif isinstance(batch, Tensor):
         model(batch)
+    else:
+        found = type(batch).__name__
+        raise ValueError(f"batches: each is a tensor, a tuple or a mapping of arguments, found {found}")
 
 
 class Runs:
