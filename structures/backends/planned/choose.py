@@ -56,11 +56,11 @@ def _whole(structure: Structure, tokens: int, setting: Setting, rates: Rates) ->
     found = []
     for grouping in groupings(structure, tokens, rates, itemsize, train=setting.want is not None):
         problem = pose(structure, grouping, single=tokens == 1)
-        price = Price(problem, tokens, rates, itemsize)
+        price = Price(problem, tokens, rates, itemsize, train=setting.want is not None)
         found += plans(problem, price, bias=setting.bias, want=setting.want)
     found.sort(key=lambda plan: plan.seconds)
     merged = with_matrix(pose(structure, merged_whole(structure, tokens, rates, itemsize)))
-    price = Price(merged, tokens, rates, itemsize)
+    price = Price(merged, tokens, rates, itemsize, train=setting.want is not None)
     passes = 1 if setting.want is None else 3
     if tokens > 1 and passes * price(product(setting.bias)) < found[0].seconds:
         found += through_matrix(merged, price, bias=setting.bias, want=setting.want)
@@ -78,7 +78,8 @@ def _repeated(plan: Plan, tokens: int, chunk: int, rates: Rates, itemsize: int) 
 
 
 def _with_parts(plan: Plan, setting: Setting, rates: Rates) -> Plan:
-    price = Price(plan.problem, plan.chunk or plan.tokens, rates, setting.itemsize)
+    train = setting.want is not None
+    price = Price(plan.problem, plan.chunk or plan.tokens, rates, setting.itemsize, train)
     return replace(plan, parts=tuple(price(op) for op in (*plan.forward, *plan.backward)))
 
 
@@ -91,7 +92,8 @@ def plans(problem: Problem, price: Price, *, bias: bool, want: Want | None = Non
     longest = max(len(chain.nodes) for chain in problem.chains)
     for partial, plan in found[: FORWARDS if longest <= 3 else 2]:
         for ops, seconds in backwards(problem, partial, price, want):
-            pairs.append(_paired(plan, ops, plan.seconds + seconds + price.rates.function, want))
+            seconds += price.rates.function + price.rates.node * (len(plan.forward) + len(ops))
+            pairs.append(_paired(plan, ops, plan.seconds + seconds, want))
         pairs.append(native(plan, price, want))
     return sorted(pairs, key=lambda plan: plan.seconds)
 

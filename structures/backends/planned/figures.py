@@ -26,8 +26,9 @@ class Rates:
         fork: seconds to start and join the other threads of a call.
         item: seconds of one matrix of a batch besides its arithmetic.
         row, tile: seconds of one innermost row, and of one pair of innermost loops, of a strided elementwise loop.
-        function: seconds of a planned backward besides its operations; `node` of autograd's own book-keeping for an
-            operation, forward and backward.
+        entry: seconds of a product besides those of a call: in 16 bits the library looks its program up.
+        function: seconds of a backward besides its operations; `node` of the book-keeping for an operation with
+            gradients, by autograd forward and backward, by a planned backward's Python in each.
         product: GFLOP/s, traffic not counted, by smallest extent of a matrix, for each class of how an operand lies:
             "contiguous", "flipped" (its transpose), "strided" (rows of a matrix far apart: batch is not the slowest
             axis), "turned" (both), and the last two beyond the nearest large cache.
@@ -42,8 +43,9 @@ class Rates:
     item: float = 1e-8
     row: float = 1e-9
     tile: float = 2e-8
-    function: float = 3e-5
-    node: float = 4e-6
+    entry: float = 0.0
+    function: float = 6e-5
+    node: float = 5e-6
     product: tuple[tuple[str, Curve], ...] = ()
     copy: tuple[tuple[str, Curve], ...] = ()
     l2: int = 4 * 2**20
@@ -70,18 +72,19 @@ _FP32 = {
     "turned_large": (15, 6, 12, 25, 60, 120, 230, 300, 310),
 }
 _BF16 = {
-    "contiguous": (17, 6, 19, 58, 160, 325, 550, 880, 1400, 2400),
-    "flipped": (17, 6, 20, 60, 150, 300, 445, 660, 1100, 1500),
-    "strided": (17, 4, 12, 36, 110, 257, 450, 750, 1200),
-    "turned": (17, 6, 11, 24, 47, 90, 158, 300, 570),
-    "strided_large": (17, 1.4, 6, 9, 77, 310, 800, 1200, 1600),
-    "turned_large": (16, 0.6, 1.4, 2.2, 5, 8, 17, 45, 67),
+    "contiguous": (17, 6, 19, 58, 220, 450, 770, 1200, 2000, 3400),
+    "flipped": (17, 6, 20, 60, 210, 420, 620, 920, 1500, 2100),
+    "strided": (17, 4, 12, 36, 150, 360, 630, 1000, 1700),
+    "turned": (17, 6, 11, 24, 66, 130, 220, 420, 800),
+    "strided_large": (17, 1.4, 6, 9, 110, 430, 1100, 1700, 2200),
+    "turned_large": (16, 0.6, 1.4, 2.2, 7, 11, 24, 63, 94),
 }
 _COPY: dict[str, Curve] = {
     "plain": ((2**16, 90.0), (2**21, 140.0), (2**22, 85.0), (2**23, 58.0), (2**25, 54.0), (2**28, 23.0)),
     "turn": ((2**12, 40.0), (2**16, 19.0), (2**20, 16.0), (2**21, 7.0), (2**22, 2.4)),
 }
 _COPY_16_BITS = {"plain": 0.6, "turn": 0.55}  # elementwise loops go by elements more than by bytes
+_ENTRY_16_BITS = 4e-5
 _ONE_THREAD = 0.55  # of two threads
 # An order of magnitude, not measured.
 _GPU_PRODUCT: Curve = ((1, 500.0), (8, 2000.0), (32, 8000.0), (64, 20000.0), (128, 40000.0))
@@ -108,5 +111,6 @@ def built_in(dtype: str, threads: int, device: str = "cpu") -> Rates:
     product = {k: tuple((n, r * scale * one) for n, r in zip(_EXTENTS, c, strict=False)) for k, c in table.items()}
     slower = _COPY_16_BITS if dtype in ("bfloat16", "float16") else {}
     copies = {k: tuple((n, r * one * slower.get(k, 1.0)) for n, r in c) for k, c in _COPY.items()}
-    alone = {"fork": 0.0} if threads == 1 else {}
-    return Rates(l2=2**21 * min(threads, 2), threads=threads).replaced(alone, {**product, **copies})
+    seconds = {"fork": 0.0} if threads == 1 else {}
+    seconds |= {"entry": _ENTRY_16_BITS} if dtype in ("bfloat16", "float16") else {}
+    return Rates(l2=2**21 * min(threads, 2), threads=threads).replaced(seconds, {**product, **copies})

@@ -26,6 +26,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 SIZES = (2, 4, 8, 16, 32, 64, 128, 256)  # extents of a matrix
 FEW, MANY = 128, 4096  # tokens: operands that fit the caches, and those that do not
 WIDTH = 1024
+OTHER = 2**24  # bytes of other work
 TOTALS = (2**16, 2**19, 2**21, 2**22, 2**23, 2**25, 2**27)  # bytes read and written
 TURNED = ((512, 32, 32), (16, 128, 128), (1, 2048, 128), (1, 4096, 128), (1, 1024, 1024))  # batch, rows, cols
 
@@ -66,12 +67,19 @@ class Clock:
         self.seconds = seconds
         self.best: list[float] = []
         self.at = 0
+        self.other = torch.zeros(OTHER // 4)
 
-    def __call__(self, run: Callable[[], object]) -> float:
-        """Seconds of the fastest call so far, this pass included."""
+    def __call__(self, run: Callable[[], object], *, among: bool = False) -> float:
+        """Seconds of the fastest call so far, this pass included.
+
+        Args:
+            among: with other work between the calls, that takes the caches for itself.
+        """
         run()
         best, end = float("inf"), time.perf_counter() + self.seconds
         for number in itertools.count():
+            if among:
+                self.other.add_(1)
             start = time.perf_counter()
             run()
             now = time.perf_counter()
@@ -103,7 +111,7 @@ def _pass(dtype: torch.dtype, clock: Clock) -> Rates:
         found = replace(found, call=max(call - 1e-7, 1e-7), view=max(view - 1e-7, 1e-8))  # the timer's own 0.1 us
         found = found.replaced({"fork": _fork(dtype, found, clock)}, {"plain": _plain(dtype, found, clock)})
         found = found.replaced(_loops(dtype, found, clock), {"turn": _turn(dtype, found, clock)})
-        found = found.replaced({"item": _item(dtype, found, clock)}, {})
+        found = found.replaced({"item": _item(dtype, found, clock), "entry": _entry(dtype, clock)}, {})
         found = found.replaced({}, {kind: _products(kind, dtype, found, clock) for kind in PRODUCTS})
     with torch.enable_grad():
         return found.replaced(_autograd(dtype, found, clock), {})
@@ -194,29 +202,32 @@ def _product(kind: str, blocks: int, tokens: int, size: int, dtype: torch.dtype)
     return lambda: torch.bmm(weight, turned)
 
 
+def _entry(dtype: torch.dtype, clock: Clock) -> float:
+    """What a product costs more than a call, between other work: nothing but in 16 bits."""
+    if dtype.itemsize != 2:
+        return 0.0
+    small, large = (torch.ones(size, size, dtype=dtype) for size in (8, 32))
+    called = clock(lambda: torch.mm(small, small), among=True)
+    return max(clock(lambda: torch.mm(large, large), among=True) - called, 0.0)
+
+
 def _autograd(dtype: torch.dtype, found: Rates, clock: Clock) -> dict[str, float]:
-    """What a planned backward and an operation left to autograd cost besides their torch calls."""
-    planned, native = _training("x, x y -> y", dtype, found, clock)
-    _, longer = _training("x, x r, r y -> y", dtype, found, clock)
-    node = max(longer - native - 3 * found.call, 1e-7)
-    return {"node": node, "function": max(planned - native + node, 1e-7)}
+    """What a backward, and an operation in it, cost besides their torch calls; between other work, as they are run."""
+    short, longer = (_training(e, dtype, found, clock) for e in ("x, x y -> y", "x, x r, r y -> y"))
+    node = max(longer - short - 3 * found.call, 1e-7)
+    return {"node": node, "function": max(short - 3 * found.call - node, 1e-7)}
 
 
-def _training(einsum: str, dtype: torch.dtype, found: Rates, clock: Clock) -> tuple[float, float]:
-    """Seconds of forward and backward of 8 wide matrices, planned and left to autograd."""
+def _training(einsum: str, dtype: torch.dtype, found: Rates, clock: Clock) -> float:
+    """Seconds of forward and backward of 8 wide matrices, the gradients left to autograd."""
     structure = Spec("calibration", (einsum,), sizes=(("r", "8"),) if "r" in einsum else ()).bind(8, 8)
     want = (True,) * (2 + len(structure.factors))
     price = replace(_price(found, dtype), problem=pose(structure))
     plans = choose.plans(price.problem, price, bias=True, want=Want(True, want[2:], True))
-    plans = [next(plan for plan in plans if plan.native is left) for left in (False, True)]
+    program = function.Program(next(plan for plan in plans if plan.native))
     shapes = [(8, 8), (8,), *structure.factor_shapes]
     leaves = [torch.ones(shape, dtype=dtype, requires_grad=True) for shape in shapes]
-    dy, taken = torch.ones(8, 8, dtype=dtype), []
-    for plan in plans:
-        program = function.Program(plan)
-
-        def train(program: function.Program = program) -> object:
-            return torch.autograd.grad(program.run(want, leaves[0], leaves[2:], leaves[1]), leaves, dy)
-
-        taken.append(clock(train))
-    return taken[0], taken[1]
+    dy = torch.ones(8, 8, dtype=dtype)
+    return clock(
+        lambda: torch.autograd.grad(program.run(want, leaves[0], leaves[2:], leaves[1]), leaves, dy), among=True
+    )

@@ -1,22 +1,24 @@
 """The other way to a gradient: the pure forward left to autograd, priced as a plan of its own.
 
-A planned backward is one Python function that autograd calls; being called costs about 0.03 ms. Autograd's own products
-cost no call, but copy whatever the forward's layouts do not let BLAS read. Few and well-laid-out products are faster
-left to autograd (1024 wide, 128 tokens: low rank 2.9 times dense against 2.5, Kronecker 5.2 against 4.2), permuted
-outputs and middles are not (DYAD-DT 1.3 against 1.45, Monarch of 32 blocks 1.8 against 3.2).
+A planned backward is one Python function that autograd calls, and every operation in it costs Python of its own.
+Autograd's own products cost less, but copy whatever the forward's layouts do not let BLAS read, and what does not lie
+as the forward viewed it. Few and well-laid-out products are faster left to autograd (1024 wide, 128 tokens: low rank
+2.9 times dense against 2.5, Kronecker 5.2 against 4.2), permuted outputs and middles are not (DYAD-DT 1.3 against 1.45,
+Monarch of 32 blocks 1.8 against 3.2).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from structures.backends.planned.layout import Layout, Product, readable
+from structures.backends.planned.layout import Layout, Product, fuse, readable
 from structures.backends.planned.price import Price
-from structures.backends.planned.problem import X
+from structures.backends.planned.problem import X, factor_number
 from structures.backends.planned.program import Copy, Embed, Gather, Multiply, Op, Place, Plan, Pointwise, Scatter, Want
 
-LOOSE = 2.5  # passes that autograd makes over a permuted gradient for each that is needed
-ADDED = 5.0  # the same where terms are added: their gradients of x meet in different orders, in fresh memory
+ADDED = 2.0  # passes over a permuted gradient where terms are added: those of x meet in different orders
+ORDERED = 0.5  # share of calls that bring a factor's gradient into the factor's order: `backward()`, not `grad()`
+BLOCK = 4e-6  # seconds that a scattered addition takes for a block besides the block; one by one in 16 bits
 
 
 def native(plan: Plan, price: Price, want: Want) -> Plan:
@@ -26,8 +28,9 @@ def native(plan: Plan, price: Price, want: Want) -> Plan:
     backward = _Backward(price, want, 1 if whole else len(plan.problem.chains))
     for op in reversed(plan.forward):
         backward.op(op)
-    loose = ADDED if backward.chains > 1 else LOOSE
-    seconds = forward + backward.seconds + loose * backward.moved + price.rates.node * len(plan.forward)
+    loose = ADDED if backward.chains > 1 else 1.0
+    seconds = forward + backward.seconds + loose * backward.moved
+    seconds += price.rates.function + price.rates.node * len(plan.forward)
     return replace(plan, want=want, native=True, seconds=seconds)
 
 
@@ -63,10 +66,10 @@ class _Backward:
             for part in op.parts:
                 self.arrives(part.name, part.view)
         elif isinstance(op, Copy):
-            self.arrives(op.source, self.memory.get(op.result, op.layout))
+            self.arrives(op.source, self.viewed(op))
         elif isinstance(op, Gather | Scatter):
-            slow = 5 if self.price.itemsize >= 4 else 30  # a scattered addition; one by one in 16 bits
-            self.seconds += slow * self.price(op)
+            fine = self.price.itemsize >= 4
+            self.seconds += (1.5 if fine else 10) * self.price(op) + (BLOCK * len(op.table) if fine else 0.0)
             self.arrives(op.source, op.view)
 
     def multiply(self, op: Multiply) -> None:
@@ -96,13 +99,30 @@ class _Backward:
                 self.seconds += self.price.move((*p.batch, *layout), (*p.batch, *layout))
             self.arrives(name, layout)
 
+    def viewed(self, op: Copy) -> Layout:
+        """The order of a copy's gradient: as it came, or the copy's where axes that it took as one came apart.
+
+        (2, 1024, 1024) with its last two swapped, put in order again before it is viewed as (2, 1048576): 9 ms of 16.
+        """
+        gradient = self.memory.get(op.result, op.layout)
+        if sorted(gradient) != sorted(op.layout):
+            return op.layout
+        runs = fuse(op.view, op.layout).values()
+        if all(gradient[gradient.index(run[0]) :][: len(run)] == run for run in runs):
+            return gradient
+        self.seconds += self.price.move(gradient, op.layout)
+        return op.layout
+
     def needed(self, name: str) -> bool:
         if name == X:
             return self.want.x
         return not name.startswith("f") or self.want.factors[int(name[1:])]
 
     def arrives(self, name: str, layout: Layout) -> None:
-        """A gradient reaches a tensor; the input's is brought into its own order, once for every term."""
+        """A gradient reaches a tensor; the input's is brought into its own order, once for every term.
+
+        So is a factor's where it is kept, as an optimizer wants it.
+        """
         if name == X and self.want.x:
             views = [chain.view for chain in self.price.problem.chains]
             natural = next((view for view in views if sorted(view) == sorted(layout)), views[0])
@@ -110,4 +130,8 @@ class _Backward:
                 self.moved += self.price.move(layout, natural)
             if self.chains > 1:
                 self.moved += self.price.move(natural, natural)
+        if name.startswith("f") and self.needed(name):
+            written = self.price.problem.factors[factor_number(name)]
+            if layout != written and sorted(layout) == sorted(written):
+                self.seconds += ORDERED * self.price.move(layout, written)
         self.memory[name] = layout

@@ -14,22 +14,32 @@ from structures.backends.planned.program import NARROW, Copy, Embed, Gather, Mul
 LINE = 64  # bytes of a cache line
 PAGE = 4096  # bytes; a cache finds its place for a line by the position in the page, and so holds few lines of one
 GRAIN = 32768  # elements up to which an elementwise call stays on one thread
+POINTWISE_16_BITS = 3  # times: widened and rounded; merging factors of 512 x 512 took 210 us, not 40
 TRAFFIC = 0.6  # share of a product's traffic that its arithmetic does not hide
 
 
 @dataclass(frozen=True)
 class Price:
-    """Prices operations of a problem for a number of tokens."""
+    """Prices operations of a problem for a number of tokens.
+
+    Args:
+        train: with gradients, which double what is read and written between two uses of a tensor.
+    """
 
     problem: Problem
     tokens: int
     rates: Rates
     itemsize: int = 4
+    train: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_size", {**dict(self.problem.sizes), TOKENS: max(self.tokens, 1)})
         object.__setattr__(self, "_curves", {**dict(self.rates.product), **dict(self.rates.copy)})
         object.__setattr__(self, "_known", {})
+        # What a call works on: a tensor much smaller than this was pushed out of the cache since it was last used.
+        p = self.problem
+        numbers = self.tokens * (p.in_features + p.out_features) + sum(math.prod(shape) for shape in p.factor_shapes)
+        object.__setattr__(self, "_around", self.itemsize * numbers * (1 + self.train))
 
     def extent(self, axes: Layout) -> int:
         """Product of the sizes of `axes`, tokens included."""
@@ -83,7 +93,7 @@ class Price:
             seconds += self.rates.call + self._stream(result)
         if op.bias and p.batch:
             seconds += self._stream(result)  # the bias is written to the whole result first
-        return seconds + self.calls(1, 4)
+        return seconds + self.rates.entry + self.calls(1, 4)
 
     def product_rate(
         self, view: Layout, groups: tuple[Layout, Layout, Layout], narrow: int, *, contracted_inside: bool, large: bool
@@ -115,6 +125,7 @@ class Price:
             order[-1] not in view or heads(view, runs)[-1] == order[-1] for view in (op.left_view, op.right_view)
         )
         seconds += self._stream(moved) if straight else self._turn(moved, self.itemsize * LINE)
+        seconds *= POINTWISE_16_BITS if self.itemsize == 2 else 1
         if inside:
             return summands * (seconds + self.calls(1, 3)) + self.calls(0.5, 4)
         return 3 * seconds + self.calls(2, 4)  # a sum over inner axes takes about as long as two such passes
@@ -197,8 +208,9 @@ class Price:
         return seconds + self.calls(1, 1) + 2 * self._stream(2 * size)
 
     def _stream(self, total: int) -> float:
-        """Seconds to read or write `total` bytes in order."""
-        seconds = total / (self.rate("plain", total) * 1e9)
+        """Seconds to read or write `total` bytes in order, beside the call's other tensors in the cache."""
+        around: int = self._around  # type: ignore[attr-defined]
+        seconds = total / (self.rate("plain", max(total, around)) * 1e9)
         if total <= 2 * self.itemsize * GRAIN:
             return seconds
         return seconds + self.rates.fork

@@ -15,7 +15,7 @@ from pathlib import Path
 from structures.backends.planned.figures import COPIES, PRODUCTS, SECONDS, Curve, Rates, built_in
 
 VARIABLE = "STRUCTURES_CACHE"  # a folder; else the user's cache folder
-VERSION = 2  # of what is measured and of the file's format
+VERSION = 3  # of what is measured and of the file's format
 
 
 def of(dtype: str, threads: int, device: str = "cpu") -> Rates:
