@@ -91,7 +91,7 @@ def merged_run(shards: Sequence[Shard], say: Say) -> dict[str, Any]:
 
 def _parts(shard: Shard) -> list[dict[str, Any]]:
     """The runs that a file was made of: itself, or those it was merged from."""
-    run = dict(shard.section["run"])
+    run = _without_folders(shard.section["run"])
     merged = run.get("merged_from")
     if merged is None:
         info = shard.document.get("machine_info")
@@ -103,6 +103,19 @@ def _parts(shard: Shard) -> list[dict[str, Any]]:
         fields = Fields(where, {"roofline": [], "rules": {}, "run": Fields(where, part).get("run")})
         check_conditions([shard.run, parse_run(where, fields)])
     return merged
+
+
+def _without_folders(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run with absolute paths in its commands by their last part: a machine's folders tell nobody else anything."""
+    again = [entry | _without_folders(entry) for entry in run.get("resumed") or [] if isinstance(entry, dict)]
+    argv = [_last_part(word) for word in run["argv"]] if isinstance(run.get("argv"), list) else run.get("argv")
+    return {**run, **({"argv": argv} if "argv" in run else {}), **({"resumed": again} if again else {})}
+
+
+def _last_part(word: Any) -> Any:
+    """`--resume=/a/b.json` -> `--resume=b.json`."""
+    option, equals, path = word.rpartition("=") if isinstance(word, str) else ("", "", word)
+    return f"{option}{equals}{Path(path).name}" if isinstance(path, str) and Path(path).is_absolute() else word
 
 
 def _settled_requests(runs: Sequence[Mapping[str, Any]], say: Say) -> dict[str, Any]:

@@ -61,6 +61,16 @@ def test_shards_of_a_sweep_become_one_file_that_is_read_again(tmp_path: Path) ->
     assert compare(read([out]), read([tmp_path / "a.json"])).in_both == 2
 
 
+def test_commands_lose_the_folders_of_the_machine_and_nothing_else(tmp_path: Path) -> None:
+    argv = ["pytest", "--benchmark-json=/home/me/a.json", "--resume", "/b/c.json", "--budget=params=0.5", "x/y"]
+    again = {"datetime": "2031-01-01T00:00:00+00:00", "argv": ["pytest", "--resume=/home/me/a.json"]}
+    found, _ = merged(tmp_path, a=document(point(), run={"argv": argv, "resumed": [again]}))
+    run = found["structures"]["run"]
+    told = ["pytest", "--benchmark-json=a.json", "--resume", "c.json", "--budget=params=0.5", "x/y"]
+    assert run["argv"] == run["merged_from"][0]["run"]["argv"] == told
+    assert run["resumed"] == [again | {"argv": ["pytest", "--resume=a.json"]}] and "/home" not in json.dumps(run)
+
+
 def test_the_run_keeps_the_earliest_date_the_highest_load_and_every_command(tmp_path: Path) -> None:
     early = {"datetime": "2031-01-01T00:00:00+00:00", "foreign_load": 0.5, "pinned": [4, 5]}
     a, b = document(point()), document(point(tokens=1), run=early | {"argv": ["pytest", "bench", "-q"]})
