@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -58,8 +58,13 @@ def sample(tokens: int, device: torch.device) -> Tensor:
 
 
 def saved_bytes(subject: Subject, x: Tensor) -> int:
-    """Bytes that a forward keeps for its backward: storages counted once, parameters left out, the input included."""
-    own = {p.untyped_storage().data_ptr() for p in subject.parameters}
+    """Bytes that a forward keeps for its backward, the input included."""
+    return saved_by(lambda: subject.forward(x), subject.parameters)
+
+
+def saved_by(forward: Callable[[], object], parameters: Iterable[Tensor]) -> int:
+    """Bytes that a forward keeps for its backward: storages counted once, parameters left out."""
+    own = {p.untyped_storage().data_ptr() for p in parameters}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -68,8 +73,8 @@ def saved_bytes(subject: Subject, x: Tensor) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = subject.forward(x)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = forward()
     del y
     return sum(kept.values())
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from bench import measure
 from bench.cell import clock_of
-from bench.check import FLOOR, TWICE, CheckFailed
-from bench.whole import Addmm, Kinks, Rows, saved_by, state_bytes, where
+from bench.check import FLOOR, TWICE, CheckFailed, saved_by
+from bench.whole import Addmm, Kinks, Place, Rows, state_bytes, where
 from bench.wrong import Wrong
 from structures import StructuredLinear, reference
 from structures.configs import SHAPES
@@ -73,28 +73,18 @@ MODELS = (
 
 
 @dataclass(frozen=True)
-class Point:
+class Point(Place):
     """One row: a model with some of its layers replaced, in one mode. `layers` of them are run; 0 for the rest."""
 
     model: str
     structure: str
     share: float | None
     place: str
-    mode: str
     layers: int
-    batch: int
-    sequence: int
-    tokens: int
-    dtype: str
-    device: str
 
     def __str__(self) -> str:
         share = f"-{self.share:g}" if self.share else ""
         return f"{self.model}-{self.structure}{share}-{self.place.replace(' ', '_')}-{self.mode}-t{self.tokens}"
-
-    @property
-    def train(self) -> bool:
-        return self.mode == "train"
 
     @property
     def shape(self) -> Shape:

@@ -14,7 +14,7 @@ from bench import measure
 from bench.cell import clock_of
 from bench.check import check, sample, saved_bytes
 from bench.subject import Subject
-from bench.whole import Addmm, Kinks, Rows, state_bytes, where
+from bench.whole import Addmm, Kinks, Place, Rows, state_bytes, where
 from structures import StructuredLinear, backends, reference
 from structures.structure import Structure
 
@@ -47,26 +47,16 @@ MODULES = (
 
 
 @dataclass(frozen=True)
-class Point:
+class Point(Place):
     """One row: a module with one kind of layer, in one mode."""
 
     module: Module
     structure: str  # "dense", an entry, or CAT
     n_blocks: int | None
-    mode: str
-    batch: int
-    sequence: int
-    tokens: int
-    dtype: str
-    device: str
 
     def __str__(self) -> str:
         blocks = f"-n{self.n_blocks}" if self.n_blocks else ""
         return f"{self.module.activation}{self.module.width}-{self.structure}{blocks}-{self.mode}-t{self.tokens}"
-
-    @property
-    def train(self) -> bool:
-        return self.mode == "train"
 
     @property
     def cell(self) -> tuple[str, ...]:
@@ -87,7 +77,7 @@ def points(option: Any) -> list[Point]:
     """
     place = where(option, CPU_BATCH)
     layers = [("dense", None), *((name, n) for name in VARIANTS for n in BLOCKS)]
-    return [Point(m, name, n, mode, **place) for m in MODULES for mode in MODES for name, n in layers]
+    return [Point(m, name, n, mode=mode, **place) for m in MODULES for mode in MODES for name, n in layers]
 
 
 def setup(points: Sequence[Point]) -> dict[str, object]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,22 @@ MEANINGLESS = ("structures", "widths", "shapes", "mode", "backend", "threads", "
 
 _SETUPS = pytest.StashKey[dict[str, dict[str, object]]]()
 ROWS = pytest.StashKey["Rows"]()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """How and where a point is timed: what the points of all kinds have."""
+
+    mode: str
+    batch: int
+    sequence: int
+    tokens: int
+    dtype: str
+    device: str
+
+    @property
+    def train(self) -> bool:
+        return self.mode == "train"
 
 
 class Rows:
@@ -265,20 +281,3 @@ def state_bytes(module: nn.Module) -> int:
     """Bytes of a checkpoint: all tensors of the state_dict at their dtypes, shared storages once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in module.state_dict().values()}
     return sum(storages.values())
-
-
-def saved_by(forward: Callable[[], object], parameters: Iterator[Tensor]) -> int:
-    """Bytes that a forward keeps for its backward: storages counted once, parameters left out."""
-    own = {p.untyped_storage().data_ptr() for p in parameters}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = forward()
-    del y
-    return sum(kept.values())

@@ -114,7 +114,7 @@ def tiny(model: str, structure: str, place: str, mode: str = "train"):
     decoder = pytest.importorskip("bench.decoder")
     share = None if structure == "dense" else 0.5
     at = {**SMALL, "batch": 2, "tokens": 32}
-    return decoder, decoder.Point(model, structure, share, place, mode, 3, **at)
+    return decoder, decoder.Point(model, structure, share, place, 3, mode=mode, **at)
 
 
 @pytest.mark.parametrize("model", ["opt-125m", "pythia-160m"])
