@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from structures import layers
 from structures.linear import StructuredLinear
+from structures.projection.runs import call
 
 MIN_SCALE = 1e-3  # a factor of zeros moves as if its entries were this large
 
@@ -175,10 +176,7 @@ def _watch(
     teacher.eval()
     try:
         for given in [inputs] if isinstance(inputs, Tensor) else inputs:
-            if isinstance(given, Mapping):
-                teacher(**given)
-            else:
-                teacher(*given) if isinstance(given, tuple | list) else teacher(given)
+            call(teacher, given)
     finally:
         for handle in handles:
             handle.remove()

@@ -379,6 +379,10 @@ ERRORS = [
     (lambda: distil(*dense_pair(), torch.ones(4, 8), lr=torch.inf), "lr is a number above 0, found inf"),
     (lambda: distil(*dense_pair(), torch.ones(4, 8), progress=True), "progress is called with each layer's Match"),
     (lambda: distil(*map(nn.Sequential, dense_pair()), 3), "inputs are the model's batches, .* found int"),
+    (
+        lambda: distil(*map(nn.Sequential, dense_pair()), "x"),
+        "each is a tensor, a tuple or a mapping of arguments, found str",
+    ),
     (lambda: distil(*[nn.Sequential(layer("dense", 8, 8))] * 2, torch.ones(4, 8)), "the teacher is the model itself"),
 ]
 
