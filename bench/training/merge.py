@@ -42,7 +42,8 @@ def merge(paths: Sequence[Path], output: Path) -> list[str]:
         for name in ("settings", "data"):
             for key, value in section["setup"].get(name, {}).items():
                 first["setup"].setdefault(name, {}).setdefault(key, value)
-    first["rows"] = [row for _, row in rows.values()]
+    order = {name: i for i, name in enumerate(first["setup"].get("settings", {}))}
+    first["rows"] = sorted((row for _, row in rows.values()), key=lambda row: order.get(row["setting"], len(order)))
     refused = [row for _, section in documents for row in section["refused"]]
     first["refused"] = [row for i, row in enumerate(refused) if row not in refused[:i]]
     first["run"]["complete"] = all(section["run"]["complete"] for _, section in documents)
