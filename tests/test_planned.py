@@ -332,6 +332,40 @@ def test_every_grouping_of_neighbouring_factors_is_exact(name, monkeypatch):
                 assert error(f, t) < EXACT, str(plan)
 
 
+@pytest.mark.parametrize("name", ["block_diagonal", "dyad_it"])
+def test_few_wide_matrices_are_multiplied_one_by_one(name):
+    structure = structures.get(name).bind(2048, 2048, n_blocks=2)
+    plan = planned.plan(structure, 128, dtype=torch.float32)
+    assert "2 times mm" in str(plan) and ("2 times addmm" in str(plan)) == (len(structure.terms) > 1)
+    few, half = planned.plan(structure, 16, dtype=torch.float32), planned.plan(structure, 128, dtype=torch.bfloat16)
+    assert "times mm" not in str(few) + str(half)
+    made, _ = operands(structure, 96, torch.float32)
+    with torch.no_grad():
+        y = planned.apply(structure, made[0], made[2:], made[1])
+        assert error(y, reference.apply(structure, made[0], made[2:], made[1])) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dyad_it", {"n_blocks": 128}),
+        ("monarch", {"n_blocks": 64}),
+        ("low_rank", {"rank": 64}),
+        ("btt", {}),
+        ("kronecker", {}),
+        ("butterfly", {}),
+        ("pixelfly", {"n_blocks": 512, "rank": 0}),
+    ],
+)
+@pytest.mark.parametrize("widths", [(16384, 16384), (4096, 16384)], ids=str)
+def test_widths_to_16384_agree_with_the_reference(name, options, widths):
+    structure = structures.get(name).bind(*widths, **options)
+    made, dy = operands(structure, 3, torch.float32)
+    truth = wanted(structure, made, dy)
+    for f, t in zip(whole(structure, made, dy), truth, strict=True):
+        assert f.shape == t.shape and error(f, t) < 2e-6
+
+
 def through_matrix(structure, tokens, want, rates):
     posed = dense.with_matrix(problem.pose(structure, merged_whole(structure, tokens, rates, 4)))
     return dense.through_matrix(posed, price.Price(posed, tokens, rates), bias=True, want=want)

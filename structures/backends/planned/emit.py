@@ -104,6 +104,9 @@ def _multiply(writer: Writer, op: Multiply) -> None:
     right = _matrix(writer, op.right, op.right_view, p.right, p.batch, last=True)
     shape = [writer.extent(g) for g in ((p.batch, p.rows, p.cols) if p.batch else (p.rows, p.cols))]
     plain, adding = ("bmm", "baddbmm") if p.batch else ("mm", "addmm")
+    if op.apart and not op.bias and not writer.pure:
+        _one_by_one(writer, op, left, right, shape)
+        return
     if op.into and writer.pure:
         expression = f"torch.{adding}({writer.view(op.into, shape)}, {left}, {right})"
     elif op.into:
@@ -115,6 +118,15 @@ def _multiply(writer: Writer, op: Multiply) -> None:
     if p.reduced:
         expression, shape = f"{expression}.sum(0)", shape[1:]
     writer.assign(op.result, expression, shape)
+
+
+def _one_by_one(writer: Writer, op: Multiply, left: str, right: str, shape: Sequence[str]) -> None:
+    """Each matrix of the batch by a product of its own, into its part of the result."""
+    target = _target(writer, op, shape).removeprefix(", out=")
+    empty = f"torch.empty(({', '.join(shape)}), dtype={op.left}.dtype, device={op.left}.device)"
+    writer.assign(op.result, writer.view(op.into, shape) if op.into else target or empty, shape)
+    call = "o.addmm_(l, r)" if op.into else "torch.mm(l, r, out=o)"
+    writer.lines.append(f"for l, r, o in zip({left}.unbind(), {right}.unbind(), {op.result}.unbind()): {call}")
 
 
 def _target(writer: Writer, op: Multiply, shape: Sequence[str]) -> str:

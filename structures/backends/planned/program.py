@@ -64,6 +64,7 @@ class Multiply:
     Args:
         into: an earlier tensor of the result's layout that the product is added to (and which it replaces).
         bias: the layer's bias is added to every row; the result is then y itself.
+        apart: the matrices of the batch are multiplied one after another, each by all threads.
     """
 
     result: str
@@ -74,6 +75,7 @@ class Multiply:
     product: Product
     into: str = ""
     bias: bool = False
+    apart: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -278,6 +280,8 @@ def _describe_product(op: Multiply, sizes: Mapping[str, int]) -> str:
 
     plain, adding = ("bmm", "baddbmm") if p.batch else ("mm", "addmm")
     name = adding if op.into or op.bias else plain
+    if op.apart and not op.bias:
+        name = f"{extent(p.batch)} times {'addmm' if op.into else 'mm'}"
     added = "bias, " if op.bias else f"{op.into}, " if op.into else ""
     spread = f", {p.expand} read with stride 0" if p.expand else ", summed over the batch" if p.reduced else ""
     left, right = f"{op.left} {_axes(op.left_view)}", f"{op.right} {_axes(op.right_view)}"
