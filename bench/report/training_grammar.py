@@ -100,7 +100,9 @@ def _view(place: Place, asked: Sequence[Result], look: Looks, caption: Sequence[
 
 def _chart(columns: Sequence[str], names: Sequence[str], width: Width, heading: str) -> alt.LayerChart:
     plain: dict[str, Any] = {"title": None, "grid": False, "ticks": False, "domain": False, "labelOverlap": False}
-    below = alt.Axis(**plain, labelAngle=-40, labelLimit=190, orient="bottom")
+    short = [name.partition(" @ ")[0] for name in columns]
+    named = {"labelExpr": "split(datum.label, ' @ ')[0]"} if len(set(short)) == len(short) else {}  # of one budget
+    below = alt.Axis(**plain, **named, labelAngle=-60, labelLimit=190, orient="bottom")
     beside = alt.Axis(**plain, labelLimit=230)
     base = alt.Chart(RECORDS).encode(
         x=alt.X("series:N", scale=alt.Scale(domain=list(columns), paddingInner=0.06), axis=below),
