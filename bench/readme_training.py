@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.report import sections, training_beside, training_fronts, training_rows, training_scaling, training_stats
+from bench.report import (
+    sections,
+    training_beside,
+    training_fronts,
+    training_grammar,
+    training_rows,
+    training_scaling,
+    training_stats,
+)
 from bench.report import training as report
 from bench.report.training_fronts import Front
 from bench.report.training_marks import Looks, Times, looks
@@ -71,6 +79,7 @@ def training(file: Path, picture: str) -> Training:
         " ".join(sections.measured(found.run)),
         "\n".join(_table(columns, results, budget, times, fronts)),
         _flags(columns, times),
+        _phenomena([place for place in columns if any(grammar(r)[0] for r in results[place])], results),
         "\n".join(f"- {_about(place, results[place], runs)}" for place in columns),
     ]
     text = "\n\n".join(part for part in parts if part)
@@ -132,6 +141,20 @@ def _table(
 def _flags(columns: Sequence[Place], times: Times) -> str:
     flags = sorted({flag for (place, _), time in times.items() if place in columns for flag in time.flags})
     return f"† flagged when measured: {', '.join(flags)}." if flags else ""
+
+
+def _phenomena(tested: Sequence[Place], results: dict[Place, list[Result]]) -> str:
+    """What the column of the grammar test rests on: a share over all pairs hides that most may be guessed."""
+    if not tested:
+        return ""
+    cells = [c for c in training_grammar.cells(results[tested[0]]) if c["phenomenon"] != training_grammar.ALL]
+    every = dict.fromkeys(c["phenomenon"] for c in cells)
+    known = dict.fromkeys(c["phenomenon"] for c in cells if c["side"] != training_grammar.SIDES[2])
+    named = f"{len(known)} ({', '.join(known)})" if known else "none"
+    said = f"*grammar*: of {len(every)} phenomena, {named} is told from chance in any network, at 95 % for all together"
+    if any(name.startswith(training_grammar.ONE_SIDED) for name in known):
+        said += f"; pairs of {training_grammar.ONE_SIDED} can be decided by the frequency of words"
+    return f"{said}."
 
 
 def _beside(result: Result | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from test_report import saved, small
 
-from bench import report
+from bench import readme_training, report
 from bench.__main__ import main
 from bench.report import (
     training_claims,
@@ -226,6 +226,10 @@ def test_grammar_is_told_from_chance_phenomenon_by_phenomenon(tmp_path: Path) ->
     assert (out / "training-grammar-1.png").read_bytes().startswith(b"\x89PNG")
     text = (out / "index.html").read_text()
     assert "Minimal pairs decided rightly" in text and "chance is 50%" in text
+    assert readme_training._phenomena([results[0].first.place], {results[0].first.place: results}) == (
+        "*grammar*: of 2 phenomena, 2 (agreement, pronoun case) is told from chance in any network, at 95 % for all "
+        "together."
+    )
     rows[0]["grammar_by_phenomenon"]["agreement"]["accuracy"] = 1.5
     [path] = saved(tmp_path, document(rows))
     assert main(["report", str(path), "-o", str(out)]) == 2
