@@ -50,7 +50,7 @@ def solve(problem: Problem, *, tolerance: float, limit: int, report: Report) -> 
     Args:
         tolerance: stop when a sweep lowers the error by less than this share of it.
         limit: sweeps at most.
-        report: called with the number of the sweep and the error.
+        report: called with the number of sweeps done and the error, first of all at the start.
     """
     blocks = blocks_of(problem)
     if len(blocks) == 1 and blocks[0].exact:
@@ -187,6 +187,7 @@ def _descend(
     report: Report,
 ) -> Outcome:
     history = [problem.relative()]
+    report(done, history[0])
     converged = problem.is_exact(history[0])
     coupled = [] if converged or not limit else [block.terms[0] for block in blocks if block.method == GROUPS]
     groups = {term: slices.Groups(problem, term) for term in coupled}
