@@ -184,16 +184,22 @@ def _place(writer: Writer, op: Place) -> None:
     empty = f"torch.empty(({', '.join(whole)}), dtype={first}.dtype, device={first}.device)"
     writer.assign(op.result, place or empty, whole)
     pieces = list(op.pieces)
-    _first(writer, op, pieces)
+    _first(writer, op, pieces, whole)
     for name, view, target in pieces:
         expression, shape = writer.permuted(name, view, target)
         writer.lines.append(f"{writer.view(op.result, shape)}.add_({expression})")
 
 
-def _first(writer: Writer, op: Place, pieces: list[tuple[str, Layout, Layout]]) -> None:
+def _first(writer: Writer, op: Place, pieces: list[tuple[str, Layout, Layout]], whole: Shape) -> None:
     """The first pass over the result: a piece and the bias, two pieces, or one; those are taken off the list."""
     name, view, target = pieces.pop(0)
-    if op.bias:
+    if op.bias and view[-1] != target[-1]:
+        # torch copies turned tensors faster than it adds them: (4, 128, 1024) to (128, 1024, 4) and the bias, 138 us
+        # against 228 in one pass; 32 innermost axes long 198 against 227
+        expression, shape = writer.permuted(name, view, target, spread=writer.slow_transpose(view, target))
+        writer.lines.append(f"{writer.view(op.result, shape)}.copy_({expression})")
+        writer.lines.append(f"{writer.view(op.result, whole)}.add_(b)")
+    elif op.bias:
         expression, shape = writer.permuted(name, view, target, alone=(TOKENS,))
         place = writer.view(op.result, shape)
         writer.lines.append(

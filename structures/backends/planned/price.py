@@ -131,13 +131,15 @@ class Price:
         return 3 * seconds + self.calls(2, 4)  # a sum over inner axes takes about as long as two such passes
 
     def place(self, op: Place) -> float:
-        """One pass over the result a piece, plus the bias."""
+        """One pass over the result a piece; the bias comes with the first, or after it where that is turned."""
         seconds = 0.0
         size = self.itemsize * self.extent(op.layout)
         joined = joint(op)
         for number, (_, view, target) in enumerate(op.pieces):
             again = TRAFFIC * self._stream(size) if number > joined else 0.0
             seconds += self.calls(number != 1 or not joined, 3) + self.move(view, target) + again
+        if op.bias and op.pieces[0][1][-1] != op.pieces[0][2][-1]:
+            seconds += self.calls(1, 1) + TRAFFIC * self._stream(size)
         return seconds
 
     def embed(self, op: Embed) -> float:
