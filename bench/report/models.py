@@ -33,6 +33,8 @@ _FROM_ZERO = (
 WAYS = ("plain", "aware", "sequential", "control")
 NEAREST = {"plain": "weights", "aware": "outputs", "sequential": "outputs, in order", "control": "control"}
 HEIGHT = 420
+COLUMN = 0.14  # of dense's parameters: shares this far apart are named in one column
+IN_ORDER = " *"  # in a chart's names
 AXES = {
     "share": "parameters of the feed-forward layers, of dense",
     "time": "time per sentence of the whole encoder, of dense (paired)",
@@ -93,7 +95,7 @@ def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Se
     told = (
         f"{setup.get('model', 'model not stated')}: {setup.get('held_out_sentences', '?')} held-out sentences "
         f"({setup.get('held_out_tokens', '?')} tokens), {setup.get('fit_sentences', '?')} others to fit on.",
-        "Filled: nearest in outputs (activation-aware; in order: each layer fitted on what those before it hand on); "
+        "Filled: nearest in outputs (activation-aware; *: in order, each layer on what those before it hand on); "
         "hollow: nearest in weights; grey line: best so far. "
         "Bars: quartiles.",
         *measured(file.run),
@@ -173,9 +175,12 @@ def _chart(
         x=x, y=y, color=look["color"], shape=look["shape"], fill=look["fill"], tooltip=_tooltip()
     )
     named = alt.Chart(alt.InlineData(labels))
-    text = named.mark_text(align="left", dx=9, dy=-6, limit=130, fontSize=10.5, aria=False)
+    # right of a column; left of the front against time, above which nothing lies
+    side = 1 if field == "share" else -1
+    align: Any = "left" if side > 0 else "right"
+    text = named.mark_text(align=align, dx=9 * side, dy=-6, limit=130, fontSize=10.5, aria=False)
     text = text.encode(x=alt.X("at:Q", scale=scale), y=alt.Y("height:Q", scale=y_scale), text="label:N")
-    leaders = named.mark_rule(strokeWidth=0.6, color=GREY, x2Offset=7, opacity=0.7, aria=False)
+    leaders = named.mark_rule(strokeWidth=0.6, color=GREY, x2Offset=7 * side, opacity=0.7, aria=False)
     leaders = leaders.encode(x=x, y=y, x2="at", y2="height")
     layers = [line.encode(x=x, y=y), *([bars] if field == "time" else []), leaders, points, text]
     name = f"{AGREEMENT} against {AXES[field].split()[0]}"
@@ -187,28 +192,31 @@ def _x(row: Row, field: str) -> float:
 
 
 def _beside(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Labels right of each column of equal budgets, at the heights of their activation-aware points or near them."""
+    """Labels right of each column of about equal shares: each structure's best, at the height of its point or near."""
     labels: list[dict[str, Any]] = []
-    for budget in dict.fromkeys(row.budget for row in rows):
-        column = [row for row in rows if row.budget == budget]
-        best = {row.structure: row for row in reversed(column) if row.way == "plain"} if budget else {}
-        best |= {row.structure: row for row in reversed(column) if row.way != "plain"} if budget else {}
+    columns: dict[str, list[Row]] = {}
+    shares = {row.budget: _asked(row) for row in rows if row.budget}
+    for row in rows:
+        near = min(shares, key=lambda budget: abs(shares[budget] - row.feed_forward_share), default="")
+        inside = near and abs(shares[near] - row.feed_forward_share) <= COLUMN
+        columns.setdefault(row.budget or (near if inside else f"{row.feed_forward_share:.2f}"), []).append(row)
+    for column in columns.values():
+        best = {row.structure: row for row in reversed(column) if row.way == "plain"}
+        best |= {row.structure: row for row in reversed(column) if row.way != "plain"}
         named = {_name(row): row for row in best.values()}
-        labels += _labels(named, "share", max(row.feed_forward_share for row in column))
-    return labels + [
-        label for row in rows if not row.budget and row.way != "plain" for label in _labels({_name(row): row}, "share")
-    ]
+        labels += _labels(named, "share", max(row.feed_forward_share for row in best.values()))
+    return labels
 
 
 def _name(row: Row) -> str:
-    return f"{row.structure} in order" if row.way == "sequential" else row.structure
+    return f"{row.structure}{IN_ORDER}" if row.way == "sequential" else row.structure
 
 
 def _on_front(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ranked = [rows[i] for i in front([(row.time[0], row.cosine) for row in rows])]
     controls = [row for row in rows if row.way == "control" and row not in ranked]
     named = {f"{_name(row)}{f' {words.share(_asked(row))}' if row.budget else ''}": row for row in ranked + controls}
-    return [label for name, row in named.items() for label in _labels({name: row}, "time")]
+    return _labels(named, "time")
 
 
 def _asked(row: Row) -> float:
