@@ -207,6 +207,7 @@ def pytest_runtest_makereport(
         else:
             reporter.ensure_newline()
             reporter.write_line(shown.line(point, text))
+            reporter.flush()  # through a pipe too, and before a kill
     return report
 
 

@@ -76,7 +76,7 @@ def run_until_done(here: Path, dice: random.Random, seconds: float, killed: int,
         if journal.exists():
             shown = len(re.findall(r"^\[ *\d+/", (here / "log").read_text(), re.MULTILINE))
             kept = len(points_in(journal.read_bytes()))
-            assert shown <= kept <= shown + runs, (shown, kept, runs)
+            assert shown <= kept <= shown + runs, (shown, kept, runs, (here / "log").read_text()[-2000:])
     return killed, runs
 
 

@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 
 # Up to the layer, each module says what it may import besides SPEC; whatever is not listed stands above the layer and
 # may import anything below it and its like, as long as there is no circle. Nothing imports `structures` or `__main__`.
-SPEC = ("errors", "expressions", "notation", "growth", "steps", "analysis", "taxonomy", "printed", "structure", "binding",
-        "checks", "spec")  # fmt: skip
+SPEC = ("errors", "expressions", "notation", "growth", "steps", "analysis", "taxonomy", "printed", "structure",
+        "binding", "checks", "spec")  # fmt: skip
 BELOW: dict[str, tuple[str, ...]] = {  # module or folder of structures/
     **dict.fromkeys(SPEC, ()),
     "registry": (),
