@@ -337,7 +337,7 @@ def test_few_wide_matrices_are_multiplied_one_by_one(name):
     structure = structures.get(name).bind(2048, 2048, n_blocks=2)
     plan = planned.plan(structure, 128, dtype=torch.float32)
     assert "2 times mm" in str(plan) and ("2 times addmm" in str(plan)) == (len(structure.terms) > 1)
-    few, half = planned.plan(structure, 16, dtype=torch.float32), planned.plan(structure, 128, dtype=torch.bfloat16)
+    few, half = planned.plan(structure, 4, dtype=torch.float32), planned.plan(structure, 128, dtype=torch.bfloat16)
     assert "times mm" not in str(few) + str(half)
     made, _ = operands(structure, 96, torch.float32)
     with torch.no_grad():
