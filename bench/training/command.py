@@ -27,7 +27,7 @@ def add_options(train: argparse.ArgumentParser) -> None:
     add = train.add_argument
     add("tasks", nargs="+", metavar="TASK", help="regression, images, language, distil, blocks, or all")
     add("-o", "--output", type=Path, metavar="FILE", help="rows to write, after every run")
-    add("--scale", metavar="WORD", help="smoke (a minute), standard (half an hour, two shards), long (a GPU)")
+    add("--scale", metavar="WORD", help="smoke (a minute), standard (under an hour, two shards), long (a GPU)")
     add("--structures", metavar="WORDS", help='entries and mixes by layer: "dyad_it:n_blocks=2,4 dyad_it+dyad_dt"')
     add("--budget", metavar="SHARES", help="of dense: params=0.5,0.25 flops=0.5 time=0.8; none")
     add("--seeds", type=count, metavar="N", help="of every structure; dense and the controls take at least 3")
