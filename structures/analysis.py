@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from structures.steps import Axes
-    from structures.structure import Gather, Structure, Term
+    from structures.map import Gather, Map as Structure, Term
 
 MAX_CUT_FACTORS = 16  # 2**16 cuts are looked at; no registry entry has more factors up to width 65536
 MAX_ELIMINATION = 2**19  # entries of a matrix whose rank is computed by elimination: about a second

@@ -13,10 +13,11 @@ from structures.errors import SizeError
 from structures.expressions import ExpressionError, Value, divisors, evaluate, is_number, names_in, nearest
 from structures.notation import Expanded, NotationError, expand
 from structures.steps import Axes, order_steps
-from structures.structure import Gate, Gather, Structure, Term
+from structures.map import Gate, Gather, Term
+from structures.map import Map as Structure
 
 if TYPE_CHECKING:
-    from structures.spec import Spec
+    from structures.entry import Entry as Spec
 
 MAX_TRIES = 240  # bindings tried for the hint of an error, over all options
 MAX_TABLE = 2**16  # entries of a gather

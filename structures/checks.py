@@ -10,7 +10,7 @@ from structures.expressions import WIDTHS, ExpressionError, evaluate, is_number,
 from structures.notation import POSITION, Expanded, NotationError, Operand, Pattern, parse_term
 
 if TYPE_CHECKING:
-    from structures.spec import Spec
+    from structures.entry import Entry as Spec
 
 RESERVED_OPTIONS = frozenset({*WIDTHS, "bias", "device", "dtype", "backend", "init"})
 MAX_TERMS = 64

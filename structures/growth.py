@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from structures.expressions import WIDTHS, ExpressionError, Value, evaluate, parse
 
 if TYPE_CHECKING:
-    from structures.structure import Structure
+    from structures.map import Map as Structure
 
 Power = float | tuple[float, ...]
 

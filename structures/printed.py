@@ -11,7 +11,7 @@ from structures.steps import Axes
 from structures.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
-    from structures.structure import Gate, Structure
+    from structures.map import Gate, Map as Structure
 
 
 def page(s: Structure) -> Iterator[str]:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from structures import analysis
+from structures.binding import bind
 from structures.errors import SpecError
 from structures.growth import axis_powers, free_options
 
 if TYPE_CHECKING:
     from structures.steps import Axes
-    from structures.structure import Structure, Term
+    from structures.map import Map as Structure, Term
 
 MAX_ORDERED = 5  # factors of a term whose orders of contraction are all looked at
 DOUBLINGS = 10  # of the widths, for a fit
@@ -127,7 +128,7 @@ def _at_widths(structure: Structure) -> list[Structure]:
         if max(widths) > LARGEST:
             break
         try:
-            points.append(structure.spec.bind(*widths, **given))  # type: ignore[arg-type]
+            points.append(bind(structure.spec, *widths, tuple(sorted(given.items()))))  # type: ignore[arg-type]
         except SpecError:
             break
     return points
