@@ -24,7 +24,6 @@ ALIASES = {
 NEAR = 0.15  # how far a realised share may be from the one asked for, as in the sweep
 FACTOR = 1.0  # log2 of the factor within which a point is near
 EXACT, BETWEEN, NEIGHBOUR = "measured here", "between", "neighbour"
-CACHED = "dense_cache"  # dense in disguise: the dense weight, kept
 Place = tuple[int, int, int]
 
 
@@ -105,9 +104,7 @@ def recommend(results: Results, query: Query) -> Answer:
             raise Wrong(f"{option}: {percent(share)} is not a share of dense; write 50% or 0.5")
     _check_machine(results)
     query, rows, missing = _under_its_conditions(results, query)
-    own = [
-        row for row in rows if row.structure != "dense" and not row.control and row.backend != CACHED and row.speedup
-    ]
+    own = [row for row in rows if row.structure != "dense" and not row.control and row.speedup]
     affordable = [row for row in own if _within(row, query)]
     estimates = _estimates(affordable, query.place)
     controls = [row for row in rows if row.control and row.structure != "dense" and row.speedup and _within(row, query)]

@@ -223,7 +223,7 @@ def _given(options: Mapping[str, Any], cuda: bool) -> dict[str, Any]:
     given["dtypes"] = _words(options, "dtypes", DTYPES)
     given["devices"] = _words(options, "device", DEVICES)
     given["modes"] = _words(options, "mode", MODES)
-    given["backends"] = _words(options, "backend", (backends.AUTO, *backends.names(), *backends.opt_in()))
+    given["backends"] = _words(options, "backend", (backends.AUTO, *backends.names()))
     if options.get("budget"):
         given["budgets"] = budgets(options["budget"])
     if "cuda" in given["devices"] and not cuda:
@@ -294,7 +294,7 @@ def add_options(group: Any) -> None:
     add("--dtypes", metavar="WORDS", help=", ".join(DTYPES))
     add("--device", metavar="WORDS", help=", ".join(DEVICES))
     add("--mode", metavar="WORDS", help=", ".join(MODES))
-    add("--backend", metavar="WORDS", help=", ".join((backends.AUTO, *backends.names(), *backends.opt_in())))
+    add("--backend", metavar="WORDS", help=", ".join((backends.AUTO, *backends.names())))
     add("--threads", metavar="N,...", help="threads; by default one on each physical core")
     add("--registry", metavar="FILE", action="append", default=[], help="a YAML file with more entries")
     add("--budget", metavar="SHARES", help="bring entries to shares of dense: params=0.5,0.25 or flops=0.5; none")

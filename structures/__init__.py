@@ -1,7 +1,6 @@
 """Structured replacements of `nn.Linear`: one registry, each defined by an einsum, all behind one layer."""
 
 from structures.analysis import mixing_depth
-from structures.autotune import autotune
 from structures.backends.planned.measure import calibrate
 from structures.coordinates import coordinate_check
 from structures.distil import distil
@@ -25,7 +24,6 @@ __all__ = [
     "Spec",
     "Structure",
     "StructuredLinear",
-    "autotune",
     "calibrate",
     "collect_covariances",
     "collect_routing",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from structures.steps import Axes
-    from structures.map import Gather, Map as Structure, Term
+from structures.binding import bind
+from structures.map import Gather, Map, Term
+from structures.steps import Axes
 
 MAX_CUT_FACTORS = 16  # 2**16 cuts are looked at; no registry entry has more factors up to width 65536
 MAX_ELIMINATION = 2**19  # entries of a matrix whose rank is computed by elimination: about a second
@@ -21,7 +21,7 @@ MAX_MIXING = 2**24  # entries of a matrix that mixing_depth multiplies: 4096 x 4
 PRIME = 2**25 - 39  # a product of two residues summed over 4096 terms stays within int64
 
 
-def support(structure: Structure) -> NDArray[np.bool_]:
+def support(structure: Map) -> NDArray[np.bool_]:
     """(out_features, in_features): True where W can be other than zero.
 
     Raises:
@@ -38,7 +38,7 @@ def support(structure: Structure) -> NDArray[np.bool_]:
     return mask
 
 
-def mixing_depth(structure: Structure) -> int | None:
+def mixing_depth(structure: Map) -> int | None:
     """How many layers of this kind until every output can depend on every input; None where it never happens.
 
     Supports only: activations between the layers change nothing. Rectangular layers alternate with the same entry
@@ -55,7 +55,7 @@ def mixing_depth(structure: Structure) -> int | None:
     if structure.in_features == structure.out_features:
         layers = [there]
     else:
-        back = structure.spec.bind(structure.out_features, structure.in_features, **dict(structure.options))
+        back = bind(structure.spec, structure.out_features, structure.in_features, tuple(sorted(structure.options)))
         layers = [there, support(back)]
     matrices = [layer.astype(np.float32) for layer in layers]
     reach, depth, seen = there, 1, set()
@@ -69,7 +69,7 @@ def mixing_depth(structure: Structure) -> int | None:
     return depth
 
 
-def generic_rank(structure: Structure) -> int | None:
+def generic_rank(structure: Map) -> int | None:
     """Rank of W for almost all factors.
 
     From above, a term's rank is at most the product of axis sizes over any cut that parts its input from its output
@@ -90,14 +90,14 @@ def generic_rank(structure: Structure) -> int | None:
     return max(_eliminate(dense(structure, _residues(structure, seed), PRIME)) for seed in range(2))
 
 
-def rank_bounds(structure: Structure) -> tuple[int, int]:
+def rank_bounds(structure: Map) -> tuple[int, int]:
     """(lower, upper) bound of the generic rank, as `generic_rank` tells; cheap at every width."""
     full = min(structure.in_features, structure.out_features)
     bounds = [_term_rank(structure, term) for term in structure.terms]
     return max(lower for lower, _ in bounds), min(full, sum(upper for _, upper in bounds))
 
 
-def degrees_of_freedom(structure: Structure) -> int | None:
+def degrees_of_freedom(structure: Map) -> int | None:
     """Dimension of the set of matrices that the structure can express.
 
     Exact for sums of one-factor terms in which each parameter is one entry (the union of the supports); otherwise the
@@ -110,13 +110,13 @@ def degrees_of_freedom(structure: Structure) -> int | None:
     return _eliminate(_jacobian(structure))
 
 
-def dense(structure: Structure, factors: Sequence[NDArray[Any]], modulus: int | None = None) -> NDArray[Any]:
+def dense(structure: Map, factors: Sequence[NDArray[Any]], modulus: int | None = None) -> NDArray[Any]:
     """W of shape (out_features, in_features) for the given factors; of integers modulo `modulus` if it is given."""
     total = sum(_dense_term(structure, term, factors, modulus) for term in structure.terms)
     return np.asarray(total if modulus is None else total % modulus)
 
 
-def _residues(structure: Structure, seed: int) -> list[NDArray[Any]]:
+def _residues(structure: Map, seed: int) -> list[NDArray[Any]]:
     rng = np.random.default_rng(seed)
     return [rng.integers(1, PRIME, shape) for shape in structure.factor_shapes]
 
@@ -141,21 +141,21 @@ def _eliminate(matrix: NDArray[Any]) -> int:
     return rank
 
 
-def _is_mask(structure: Structure, term: Term) -> bool:
+def _is_mask(structure: Map, term: Term) -> bool:
     if len(term.factors) != 1:
         return False
     axes = set(structure.factors[term.factors[0]])
     return axes >= set(term.loaded) | set(term.output)
 
 
-def _positions(structure: Structure, view: Axes) -> dict[str, NDArray[np.int64]]:
+def _positions(structure: Map, view: Axes) -> dict[str, NDArray[np.int64]]:
     """For each axis of a view, its position at every feature."""
     shape = structure.shape(view)
     grids = np.unravel_index(np.arange(math.prod(shape)), shape)
     return dict(zip(view, grids, strict=True))
 
 
-def _add_support(structure: Structure, term: Term, mask: NDArray[np.bool_]) -> None:
+def _add_support(structure: Map, term: Term, mask: NDArray[np.bool_]) -> None:
     rows, columns = _positions(structure, term.output), _positions(structure, term.input)
     gathered = {g.axis for g in term.gathers}
     common = [a for a in term.input if a in rows and a not in gathered]
@@ -175,7 +175,7 @@ def _add_support(structure: Structure, term: Term, mask: NDArray[np.bool_]) -> N
         mask[np.ix_(r, c)] |= row_key[r][:, None] == column_key[c][None, :]
 
 
-def _look_up(structure: Structure, gather: Gather, at: dict[str, int]) -> int:
+def _look_up(structure: Map, gather: Gather, at: dict[str, int]) -> int:
     index = 0
     for axis in gather.by:
         index = index * structure.size[axis] + at[axis]
@@ -183,7 +183,7 @@ def _look_up(structure: Structure, gather: Gather, at: dict[str, int]) -> int:
 
 
 def _key(
-    structure: Structure, axes: Sequence[str], positions: dict[str, NDArray[np.int64]], features: int
+    structure: Map, axes: Sequence[str], positions: dict[str, NDArray[np.int64]], features: int
 ) -> NDArray[np.int64]:
     key = np.zeros(features, dtype=np.int64)
     for axis in axes:
@@ -191,7 +191,7 @@ def _key(
     return key
 
 
-def _term_rank(structure: Structure, term: Term) -> tuple[int, int]:
+def _term_rank(structure: Map, term: Term) -> tuple[int, int]:
     """(lower, upper) bound of a term's generic rank."""
     full = min(structure.in_features, structure.out_features)
     lower = max(_narrowest(*narrowed) for narrowed in _narrowed(structure, term))
@@ -203,7 +203,7 @@ def _term_rank(structure: Structure, term: Term) -> tuple[int, int]:
     return (lower if _gathers_rename(structure, term) else 0), full
 
 
-def _narrowed(structure: Structure, term: Term) -> Iterator[tuple[dict[str, int], Axes, list[Axes], Axes]]:
+def _narrowed(structure: Map, term: Term) -> Iterator[tuple[dict[str, int], Axes, list[Axes], Axes]]:
     """Special cases of a term, none of larger rank: (sizes, input axes, factors in order of contraction, output axes).
 
     As it is; with bonds of size one; with an input and an output axis that two factors share tied into one, so that
@@ -240,7 +240,7 @@ def _narrowest(size: dict[str, int], loaded: Axes, factors: list[Axes], output: 
     return narrowest
 
 
-def _gathers_rename(structure: Structure, term: Term) -> bool:
+def _gathers_rename(structure: Map, term: Term) -> bool:
     """Whether each gather, its axes outside the output held fixed, is one to one onto an output axis of its own."""
     moving = [[a for a in gather.by if a in term.output] for gather in term.gathers]
     if any(len(axes) != 1 for axes in moving) or len({a for axes in moving for a in axes}) < len(moving):
@@ -248,7 +248,7 @@ def _gathers_rename(structure: Structure, term: Term) -> bool:
     return all(_renames(structure, g, axes[0]) for g, axes in zip(term.gathers, moving, strict=True))
 
 
-def _renames(structure: Structure, gather: Gather, moving: str) -> bool:
+def _renames(structure: Map, gather: Gather, moving: str) -> bool:
     size = structure.size[moving]
     if size != structure.size[gather.axis]:
         return False
@@ -257,7 +257,7 @@ def _renames(structure: Structure, gather: Gather, moving: str) -> bool:
     return len(set(table[fixed].tolist())) == size
 
 
-def least_cut(structure: Structure, term: Term, weights: Mapping[str, float]) -> list[str]:
+def least_cut(structure: Map, term: Term, weights: Mapping[str, float]) -> list[str]:
     """The axes of the cut between a term's input and its output whose weights have the least sum.
 
     Factors stand on either side; an axis is cut, once, if it touches both sides. Up to 16 factors.
@@ -276,7 +276,7 @@ def least_cut(structure: Structure, term: Term, weights: Mapping[str, float]) ->
     return [axis for axis, cut in cut_axes.items() if cut[best]]
 
 
-def _jacobian(structure: Structure) -> NDArray[Any]:
+def _jacobian(structure: Map) -> NDArray[Any]:
     """(params, entries of W): W is linear in each factor, so its derivative has a unit tensor in the factor's place."""
     factors = _residues(structure, 0)
     rows = []
@@ -290,7 +290,7 @@ def _jacobian(structure: Structure) -> NDArray[Any]:
     return np.array(rows).reshape(structure.params, structure.dense_params)
 
 
-def _dense_term(structure: Structure, term: Term, factors: Sequence[NDArray[Any]], modulus: int | None) -> NDArray[Any]:
+def _dense_term(structure: Map, term: Term, factors: Sequence[NDArray[Any]], modulus: int | None) -> NDArray[Any]:
     """The term applied to the identity, step by step."""
     identity = np.eye(structure.in_features, dtype=np.float64 if modulus is None else np.int64)
     result, axes = identity.reshape(-1, *structure.shape(term.input)), term.input

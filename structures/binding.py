@@ -1,4 +1,4 @@
-"""An entry and two widths -> a Structure."""
+"""An entry and two widths -> a Map."""
 
 from __future__ import annotations
 
@@ -7,23 +7,20 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
+from structures.checks import count_uses, label
+from structures.entry import Entry
 from structures.errors import SizeError
 from structures.expressions import ExpressionError, Value, divisors, evaluate, is_number, names_in, nearest
+from structures.map import Gate, Gather, Map, Term
 from structures.notation import Expanded, NotationError, expand
 from structures.steps import Axes, order_steps
-from structures.map import Gate, Gather, Term
-from structures.map import Map as Structure
-
-if TYPE_CHECKING:
-    from structures.entry import Entry as Spec
 
 MAX_TRIES = 240  # bindings tried for the hint of an error, over all options
 MAX_TABLE = 2**16  # entries of a gather
 
 
-def check_option(spec: Spec, name: str, value: object) -> object:
+def check_option(spec: Entry, name: str, value: object) -> object:
     defaults = dict(spec.options)
     if name not in defaults:
         raise spec.error(f"there is no option {name!r}{nearest(name, sorted(defaults))}")
@@ -49,7 +46,7 @@ def _number(value: object) -> object:
 
 
 @lru_cache(maxsize=4096)
-def bind(spec: Spec, in_features: int, out_features: int, given: tuple[tuple[str, object], ...]) -> Structure:
+def bind(spec: Entry, in_features: int, out_features: int, given: tuple[tuple[str, object], ...]) -> Map:
     try:
         return build(spec, in_features, out_features, dict(given))
     except SizeError as error:
@@ -57,7 +54,7 @@ def bind(spec: Spec, in_features: int, out_features: int, given: tuple[tuple[str
         raise SizeError(f"{error}{hint}") from None
 
 
-def _values_that_work(spec: Spec, in_features: int, out_features: int, given: dict[str, object]) -> str:
+def _values_that_work(spec: Entry, in_features: int, out_features: int, given: dict[str, object]) -> str:
     """`; n_blocks that work here: 2, 4, 6`: found by trying, nearest to what was asked for."""
     texts = []
     left = MAX_TRIES
@@ -82,7 +79,7 @@ def _values_that_work(spec: Spec, in_features: int, out_features: int, given: di
     return "".join(f"; {text}" for text in texts)
 
 
-def build(spec: Spec, in_features: int, out_features: int, given: Mapping[str, object]) -> Structure:
+def build(spec: Entry, in_features: int, out_features: int, given: Mapping[str, object]) -> Map:
     widths = {"in_features": in_features, "out_features": out_features}
     options = _evaluate_options(spec, widths, given)
     values = _evaluate_sizes(spec, {**widths, **options})
@@ -104,7 +101,7 @@ def build(spec: Spec, in_features: int, out_features: int, given: Mapping[str, o
     return _assemble(spec, widths, options, values, size, written)
 
 
-def _evaluate_options(spec: Spec, widths: Mapping[str, int], given: Mapping[str, object]) -> dict[str, Value]:
+def _evaluate_options(spec: Entry, widths: Mapping[str, int], given: Mapping[str, object]) -> dict[str, Value]:
     options: dict[str, Value] = {}
     for name, default in spec.options:
         value = given.get(name, default)
@@ -117,7 +114,7 @@ def _evaluate_options(spec: Spec, widths: Mapping[str, int], given: Mapping[str,
     return options
 
 
-def _evaluate_sizes(spec: Spec, names: dict[str, Value]) -> dict[str, Value]:
+def _evaluate_sizes(spec: Entry, names: dict[str, Value]) -> dict[str, Value]:
     values: dict[str, Value] = {}
     for key, text in spec.sizes:
         targets = key.split()
@@ -142,42 +139,12 @@ def _at(names: Mapping[str, Value]) -> str:
     return f" at {shown}"
 
 
-def _axis(name: str, position: int | None) -> str:
-    return name if position is None else f"{name}{position}"
-
-
 def _names(axes: Sequence[tuple[str, int | None]]) -> Axes:
-    return tuple(_axis(*a) for a in axes)
-
-
-def count_uses(
-    spec: Spec, term: Expanded, number: str, indexed: set[str], skip: set[str] | frozenset[str] = frozenset()
-) -> None:
-    """Every axis stands in two operands at least; an output axis stands in the input or in a factor."""
-    operands = [term.input, *term.factors, term.output]
-    inputs, gated = {name for name, _ in term.input}, dict(spec.gate).get("axis")
-    reads = {name for axis, text in spec.index if axis in inputs for name in names_in(text)}
-    views = {*term.input, *term.output}
-    for axis, count in Counter(itertools.chain(*operands)).items():  # no axis stands twice in one operand
-        uses = count + (axis[0] in reads) + (axis[0] == gated)  # a gate holds its axis as a factor does
-        if axis[0] in indexed:
-            if axis in term.input and uses > 1:
-                raise spec.error(f"axis {axis[0]!r} is read through an index and can stand in the input view alone",
-                                 "einsum", number)  # fmt: skip
-            continue
-        bond_end = axis[1] is not None and axis not in views
-        if uses > 1 or bond_end or axis[0] in skip:
-            continue
-        what = _axis(*axis)
-        if axis in term.output:
-            raise spec.error(f"output axis {what!r} occurs neither in the input nor in a factor", "einsum", number)
-        raise spec.error(
-            f"axis {what!r} stands in one operand alone; sum it away by leaving it out, or use it twice",
-            "einsum", number)  # fmt: skip
+    return tuple(label(*a) for a in axes)
 
 
 def _axis_sizes(
-    spec: Spec, values: Mapping[str, Value], terms: Sequence[Expanded], widths: Mapping[str, int]
+    spec: Entry, values: Mapping[str, Value], terms: Sequence[Expanded], widths: Mapping[str, int]
 ) -> dict[tuple[str, int | None], int]:
     """The size of every axis that occurs: evaluated, 1 for the end of a bond, or found by division of a width."""
     size: dict[tuple[str, int | None], int] = {}
@@ -192,7 +159,7 @@ def _axis_sizes(
                 size[axis] = int(value[position])  # type: ignore[index]  # expand() has indexed every list axis
                 if axis not in shared and size[axis] != 1:
                     raise spec.error(
-                        f"axis {_axis(*axis)}={size[axis]} stands in one operand alone; the end of a bond has size 1",
+                        f"axis {label(*axis)}={size[axis]} stands in one operand alone; the end of a bond has size 1",
                         "einsum", str(number), kind=SizeError)  # fmt: skip
             else:
                 size[axis] = int(value) if position is None or axis in shared else 1
@@ -213,7 +180,7 @@ def _shared(terms: Sequence[Expanded]) -> set[tuple[str, int | None]]:
 
 
 def _divide(
-    spec: Spec,
+    spec: Entry,
     size: dict[tuple[str, int | None], int],
     view: Sequence[tuple[str, int | None]],
     width_name: str,
@@ -227,7 +194,7 @@ def _divide(
         if size[axis] < 1 or width % size[axis]:
             near = _nearest_divisors(width, size[axis])
             raise spec.error(
-                f"axis {_axis(*axis)}={size[axis]} does not divide {width_name}={width}; nearest sizes that do: {near}",
+                f"axis {label(*axis)}={size[axis]} does not divide {width_name}={width}; nearest sizes that do: {near}",
                 "einsum", number, kind=SizeError)  # fmt: skip
     product = math.prod(size[axis] for axis in known)
     if not missing:
@@ -238,7 +205,7 @@ def _divide(
         return
     if width % product:
         raise spec.error(
-            f"the sizes of ({text}) without {_axis(*missing[0])} multiply to {product}, which does not divide "
+            f"the sizes of ({text}) without {label(*missing[0])} multiply to {product}, which does not divide "
             f"{width_name}={width}; nearest products that do: {_nearest_divisors(width, product)}",
             "einsum", number, kind=SizeError)  # fmt: skip
     found = width // product
@@ -251,25 +218,25 @@ def _nearest_divisors(width: int, wanted: int) -> str:
     return ", ".join(map(str, below + above))
 
 
-def _check_collisions(spec: Spec, size: Mapping[tuple[str, int | None], int]) -> None:
+def _check_collisions(spec: Entry, size: Mapping[tuple[str, int | None], int]) -> None:
     seen: dict[str, tuple[str, int | None]] = {}
     for axis in size:
-        other = seen.setdefault(_axis(*axis), axis)
+        other = seen.setdefault(label(*axis), axis)
         if other != axis:
             raise spec.error(
-                f"axis {_axis(*axis)!r} is also position {axis[1] or other[1]} of an indexed axis; rename one"
+                f"axis {label(*axis)!r} is also position {axis[1] or other[1]} of an indexed axis; rename one"
             )
 
 
 def _assemble(
-    spec: Spec,
+    spec: Entry,
     widths: Mapping[str, int],
     options: Mapping[str, Value],
     values: Mapping[str, Value],
     size: Mapping[tuple[str, int | None], int],
     written: Sequence[Expanded],
-) -> Structure:
-    named = {_axis(*axis): n for axis, n in size.items()}
+) -> Map:
+    named = {label(*axis): n for axis, n in size.items()}
     gate = _gate(spec, named, {**widths, **options, **values})
     counted = named if gate is None else {**named, gate.axis: gate.active}  # what a token costs decides the order
     factors: list[Axes] = []
@@ -292,7 +259,7 @@ def _assemble(
         raise spec.error("every term is dropped, since each has an axis of size zero", kind=SizeError)
     used = dict.fromkeys(a for t in terms for a in (*t.input, *t.loaded, *t.output))
     used.update(dict.fromkeys(a for f in factors for a in f))
-    return Structure(
+    return Map(
         name=spec.name,
         title=spec.title,
         in_features=widths["in_features"],
@@ -306,7 +273,7 @@ def _assemble(
     )
 
 
-def _gate(spec: Spec, named: Mapping[str, int], names: Mapping[str, Value]) -> Gate | None:
+def _gate(spec: Entry, named: Mapping[str, int], names: Mapping[str, Value]) -> Gate | None:
     """The gate with its numbers, each in range."""
     fields = dict(spec.gate)
     if not fields:
@@ -333,10 +300,10 @@ def _gate(spec: Spec, named: Mapping[str, int], names: Mapping[str, Value]) -> G
 
 
 def _gathers(
-    spec: Spec, term: Expanded, named: Mapping[str, int], names: Mapping[str, Value], number: str
+    spec: Entry, term: Expanded, named: Mapping[str, int], names: Mapping[str, Value], number: str
 ) -> Iterator[Gather]:
     inputs = set(_names(term.input))
-    here = {_axis(*a) for a in itertools.chain(term.input, *term.factors, term.output)}
+    here = {label(*a) for a in itertools.chain(term.input, *term.factors, term.output)}
     for axis, text in spec.index:
         if axis not in inputs:
             continue
@@ -366,7 +333,7 @@ def _gathers(
         yield Gather(axis, by, tuple(table), text)
 
 
-def _loaded(spec: Spec, term: Expanded, gathers: Sequence[Gather], number: str) -> Axes:
+def _loaded(spec: Entry, term: Expanded, gathers: Sequence[Gather], number: str) -> Axes:
     replaced = {g.axis: g.by for g in gathers}
     loaded = tuple(itertools.chain.from_iterable(replaced.get(a, (a,)) for a in _names(term.input)))
     if len(set(loaded)) < len(loaded):

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+from collections import Counter
 
-from structures.binding import build, count_uses
-from structures.errors import SizeError
+from structures.entry import Entry
 from structures.expressions import WIDTHS, ExpressionError, evaluate, is_number, names_in, nearest, parse
 from structures.notation import POSITION, Expanded, NotationError, Operand, Pattern, parse_term
-
-if TYPE_CHECKING:
-    from structures.entry import Entry as Spec
 
 RESERVED_OPTIONS = frozenset({*WIDTHS, "bias", "device", "dtype", "backend", "init"})
 MAX_TERMS = 64
 GATE = ("axis", "experts_active", "jitter", "capacity")
-# Widths an entry is tried at when it is made: rich in divisors, so that mistakes of form show before the first use.
-TRIAL_WIDTHS = ((4096, 4096), (5040, 5040), (720720, 720720), (768, 3072), (59049, 59049))
 
 
-def check(spec: Spec) -> None:
+def check(spec: Entry) -> None:
     if not spec.name.isidentifier():
         raise spec.error(f"{spec.name!r} is not a name; write letters, digits and _")
     if not spec.einsum:
@@ -33,10 +28,9 @@ def check(spec: Spec) -> None:
     _check_index(spec, axes)
     _check_init(spec)
     _check_uses(spec)
-    _try_widths(spec)
 
 
-def _check_notation(spec: Spec) -> set[str]:
+def _check_notation(spec: Entry) -> set[str]:
     axes: set[str] = set()
     for number, text in enumerate(spec.einsum):
         try:
@@ -47,7 +41,7 @@ def _check_notation(spec: Spec) -> set[str]:
     return axes
 
 
-def _check_options(spec: Spec) -> set[str]:
+def _check_options(spec: Entry) -> set[str]:
     known = set(WIDTHS)
     for name, value in spec.options:
         path = ("options", name)
@@ -64,7 +58,7 @@ def _check_options(spec: Spec) -> set[str]:
     return known
 
 
-def _check_sizes(spec: Spec, known: set[str], axes: set[str]) -> None:
+def _check_sizes(spec: Entry, known: set[str], axes: set[str]) -> None:
     sized: dict[str, str] = {}  # axis -> the key that gives its size
     for names, text in spec.sizes:
         path = ("sizes", names)
@@ -93,7 +87,7 @@ def _check_sizes(spec: Spec, known: set[str], axes: set[str]) -> None:
         _check_inferred(spec, pattern, set(sized), str(number))
 
 
-def _check_inferred(spec: Spec, pattern: Pattern, sized: set[str], number: str) -> None:
+def _check_inferred(spec: Entry, pattern: Pattern, sized: set[str], number: str) -> None:
     in_views = set()
     for view, what in ((pattern.input, "input"), (pattern.output, "output")):
         missing = [a for a in view.axes if a.name not in sized]
@@ -113,7 +107,7 @@ def _check_inferred(spec: Spec, pattern: Pattern, sized: set[str], number: str) 
                 raise spec.error(message, "einsum", number, offset=axis.offset)
 
 
-def _check_index(spec: Spec, axes: set[str]) -> None:
+def _check_index(spec: Entry, axes: set[str]) -> None:
     for axis, text in spec.index:
         path = ("index", axis)
         if axis not in axes:
@@ -124,7 +118,7 @@ def _check_index(spec: Spec, axes: set[str]) -> None:
             raise spec.error(f"index: axis {axis!r} is read through itself", *path)
 
 
-def _check_gate(spec: Spec, axes: set[str], known: set[str]) -> None:
+def _check_gate(spec: Entry, axes: set[str], known: set[str]) -> None:
     fields = dict(spec.gate)
     if not fields:
         return
@@ -156,7 +150,7 @@ def _check_gate(spec: Spec, axes: set[str], known: set[str]) -> None:
             raise spec.error(message, "gate", "axis")
 
 
-def _check_init(spec: Spec) -> None:
+def _check_init(spec: Entry) -> None:
     if not spec.init:
         return
     kinds = [key for key, _ in spec.init if key != "source"]
@@ -166,7 +160,37 @@ def _check_init(spec: Spec) -> None:
     _parse_known(spec, dict(spec.init)[kinds[0]], known, "init", kinds[0])
 
 
-def _check_uses(spec: Spec) -> None:
+def count_uses(
+    spec: Entry, term: Expanded, number: str, indexed: set[str], skip: set[str] | frozenset[str] = frozenset()
+) -> None:
+    """Every axis stands in two operands at least; an output axis stands in the input or in a factor."""
+    operands = [term.input, *term.factors, term.output]
+    inputs, gated = {name for name, _ in term.input}, dict(spec.gate).get("axis")
+    reads = {name for axis, text in spec.index if axis in inputs for name in names_in(text)}
+    views = {*term.input, *term.output}
+    for axis, count in Counter(itertools.chain(*operands)).items():  # no axis stands twice in one operand
+        uses = count + (axis[0] in reads) + (axis[0] == gated)  # a gate holds its axis as a factor does
+        if axis[0] in indexed:
+            if axis in term.input and uses > 1:
+                raise spec.error(f"axis {axis[0]!r} is read through an index and can stand in the input view alone",
+                                 "einsum", number)  # fmt: skip
+            continue
+        bond_end = axis[1] is not None and axis not in views
+        if uses > 1 or bond_end or axis[0] in skip:
+            continue
+        what = label(*axis)
+        if axis in term.output:
+            raise spec.error(f"output axis {what!r} occurs neither in the input nor in a factor", "einsum", number)
+        raise spec.error(
+            f"axis {what!r} stands in one operand alone; sum it away by leaving it out, or use it twice",
+            "einsum", number)  # fmt: skip
+
+
+def label(name: str, position: int | None) -> str:
+    return name if position is None else f"{name}{position}"
+
+
+def _check_uses(spec: Entry) -> None:
     """Axes without an index can be counted before any size is known; the others when they are written out."""
     indexed = {axis for axis, _ in spec.index}
     for number, pattern in enumerate(spec.patterns):
@@ -180,17 +204,7 @@ def _plain(operand: Operand) -> tuple[tuple[str, int | None], ...]:
     return tuple((a.name, None) for a in operand.axes if a.subscript is None)
 
 
-def _try_widths(spec: Spec) -> None:
-    """Binds at widths with many divisors; an error of form is raised, one of size is left to the widths in use."""
-    for widths in TRIAL_WIDTHS:
-        try:
-            build(spec, *widths, {})
-        except SizeError:
-            continue
-        return
-
-
-def _check_constant(spec: Spec, text: str, *path: str) -> None:
+def _check_constant(spec: Entry, text: str, *path: str) -> None:
     """A size that depends on nothing is wrong at once or never."""
     try:
         evaluate(text, {})
@@ -198,7 +212,7 @@ def _check_constant(spec: Spec, text: str, *path: str) -> None:
         raise spec.error(f"{error}", *path, offset=error.offset) from None
 
 
-def _parse_known(spec: Spec, text: str, known: set[str], *path: str) -> None:
+def _parse_known(spec: Entry, text: str, known: set[str], *path: str) -> None:
     try:
         parse(text)
         unknown = sorted(names_in(text) - known)

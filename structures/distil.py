@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from structures import layers
 from structures.linear import StructuredLinear
 from structures.projection.runs import call
+from structures.spec import spec_of
 
 MIN_SCALE = 1e-3  # a factor of zeros moves as if its entries were this large
 RATES = (1.0, 0.1, 0.01)  # of the rate asked for, until the held-out error falls
@@ -205,7 +206,7 @@ def _match(
     x = x.to(dtype)
     held, trained = slice(0, held_out), slice(held_out, None)
     copy = StructuredLinear(
-        layer.structure.spec,
+        spec_of(layer.structure),
         layer.in_features,
         layer.out_features,
         layer.bias is not None,

@@ -10,12 +10,9 @@ import ast
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from structures.expressions import WIDTHS, ExpressionError, Value, evaluate, parse
-
-if TYPE_CHECKING:
-    from structures.map import Map as Structure
+from structures.map import Map
 
 Power = float | tuple[float, ...]
 
@@ -24,7 +21,7 @@ class Unknown(Exception):
     """A size that is no power of the width."""
 
 
-def axis_powers(structure: Structure) -> dict[str, float] | None:
+def axis_powers(structure: Map) -> dict[str, float] | None:
     """The power of the width that each axis's size is, up to a constant; None where a size is no such power.
 
     No power: the number of axes grows with the width (a butterfly's), or a remainder or a difference of two growing
@@ -44,7 +41,7 @@ def axis_powers(structure: Structure) -> dict[str, float] | None:
     return {axis: power or 0.0 for axis, power in found.items()}
 
 
-def free_options(structure: Structure) -> frozenset[str]:
+def free_options(structure: Map) -> frozenset[str]:
     """Options that stand at a default which is an expression of the widths: they follow it as the width grows."""
     names: dict[str, Value] = dict(zip(WIDTHS, (structure.in_features, structure.out_features), strict=True))
     values, free = dict(structure.options), set()
@@ -55,7 +52,7 @@ def free_options(structure: Structure) -> frozenset[str]:
     return frozenset(free)
 
 
-def _sized(structure: Structure) -> dict[str, Power]:
+def _sized(structure: Map) -> dict[str, Power]:
     """The power of every name that sizes are written in, and of every sized name."""
     values: dict[str, Value] = dict(zip(WIDTHS, (structure.in_features, structure.out_features), strict=True))
     powers: dict[str, Power] = dict.fromkeys(WIDTHS, 1.0)
@@ -77,7 +74,7 @@ def _sized(structure: Structure) -> dict[str, Power]:
     return powers
 
 
-def _named(structure: Structure, axis: str, names: Mapping[str, Power]) -> float | None:
+def _named(structure: Map, axis: str, names: Mapping[str, Power]) -> float | None:
     """The power of an axis of the written-out einsum; None where its size is found by division."""
     sized = structure.spec.axis_sizes
     if axis in sized and isinstance(names[axis], float):

@@ -9,11 +9,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from structures.entry import Entry
 from structures.steps import Axes, Step, chained
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ class Map:
         fan_in, fan_out = (self.numel(tuple(a for a in axes if a != gate)) for axes in (step.contracted, step.cols))
         return fan_in, fan_out
 
-    def summed(self, experts: int | None = None) -> Map:
+    def summed(self, experts: int | None = None) -> Self:
         """Without a gate itself; else the structure without it, whose W is a sum over `experts` experts.
 
         That is the matrix of one token, up to the experts' weights; by default of as many experts as are active.

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from structures import analysis
+from structures.map import Gate, Map
 from structures.steps import Axes
-from structures.taxonomy import Taxonomy
-
-if TYPE_CHECKING:
-    from structures.map import Gate, Map as Structure
+from structures.taxonomy import Taxonomy, taxonomy
 
 
-def page(s: Structure) -> Iterator[str]:
+def page(s: Map) -> Iterator[str]:
     """Lines: the einsum, axes, steps with their shapes, and every count."""
     options = "".join(f", {name}={_plain(value)}" for name, value in s.options)
     yield f"{s.name}({s.in_features} -> {s.out_features}{options})    {s.title}"
@@ -50,9 +47,9 @@ def page(s: Structure) -> Iterator[str]:
     yield ""
     share = s.params / s.dense_params
     yield f"  parameters          {s.params:>15,}   {share:8.4f} of dense"
-    freedom = s.degrees_of_freedom
+    freedom = analysis.degrees_of_freedom(s.summed())
     yield f"  degrees of freedom  {'not computed' if freedom is None else f'{freedom:,}':>15}"
-    rank = s.rank
+    rank = analysis.generic_rank(s.summed())
     full = min(s.in_features, s.out_features)
     between = f"{' to '.join(f'{bound:,}' for bound in analysis.rank_bounds(s))}" if rank is None else f"{rank:,}"
     yield f"  generic rank        {between:>15}   of {full:,}"
@@ -60,7 +57,7 @@ def page(s: Structure) -> Iterator[str]:
     yield f"  FLOPs to train      {s.flops(train=True):>15,}   forward and both gradients"
     yield f"  bytes for one token {s.bytes():>15,}   {s.bytes() / s.dense_bytes():8.4f} of dense, fp32"
     yield f"  intermediates       {s.activation_size:>15,}   numbers a token"
-    yield from _placed(s.taxonomy)
+    yield from _placed(taxonomy(s))
 
 
 def _placed(found: Taxonomy | None) -> Iterator[str]:
@@ -78,11 +75,11 @@ def _view(axes: Axes) -> str:
     return f"({' '.join(axes)})" if len(axes) != 1 else axes[0]
 
 
-def _wide(s: Structure, axes: Axes) -> Axes:
+def _wide(s: Map, axes: Axes) -> Axes:
     return tuple(a for a in axes if s.size[a] > 1)
 
 
-def _group(s: Structure, axes: Axes) -> str:
+def _group(s: Map, axes: Axes) -> str:
     axes = _wide(s, axes)
     if not axes:
         return "1"

@@ -18,7 +18,7 @@ from structures.projection.precision import exact
 from structures.projection.progress import Line
 from structures.projection.refinement import polish
 from structures.projection.solve import balance, solve
-from structures.spec import Spec
+from structures.spec import Spec, spec_of
 from structures.structure import Structure
 
 TOLERANCE = 1e-4
@@ -96,7 +96,7 @@ def project(
     factors, record = project_factors(weight, shape, inputs=inputs, held_out=held_out, damping=damping, refine=refine,
                                       tolerance=tolerance, limit=limit, progress=progress)  # fmt: skip
     options = dict(shape.options)
-    layer = StructuredLinear(shape.spec, shape.in_features, shape.out_features, False, device="meta",
+    layer = StructuredLinear(spec_of(shape), shape.in_features, shape.out_features, False, device="meta",
                              dtype=weight.dtype, backend=backend, **options)  # type: ignore[arg-type]  # fmt: skip
     for name, factor in zip(shape.factor_names, factors, strict=True):
         setattr(layer, name, nn.Parameter(factor))

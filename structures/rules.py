@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from structures import layers, registry
-from structures.spec import Spec
+from structures.spec import Spec, spec_of
 from structures.structure import Structure
 
 Key = str | Callable[[str, nn.Module], bool]
@@ -119,7 +119,7 @@ def target(key: str, value: object) -> Target | None:
     if value is nn.Linear:
         return Target(None)
     if isinstance(value, Structure):
-        return Target(value.spec, value.options, (value.in_features, value.out_features))
+        return Target(spec_of(value), value.options, (value.in_features, value.out_features))
     options: object = {}
     if isinstance(value, tuple | list) and len(value) == 2:
         value, options = value

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+import functools
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from structures import analysis, printed
 from structures.map import Gate, Gather, Map, Term
@@ -19,6 +19,7 @@ class Structure(Map):
 
     @staticmethod
     def of(found: Map) -> Structure:
+        """The Structure of a map that was bound; the same one for equal maps."""
         return _of(found)
 
     def __hash__(self) -> int:
@@ -41,9 +42,6 @@ class Structure(Map):
 
     def __str__(self) -> str:
         return "\n".join(printed.page(self))
-
-
-import functools  # noqa: E402
 
 
 @functools.lru_cache(maxsize=4096)

@@ -17,6 +17,7 @@ from structures.plan import Plan, Row
 from structures.project import Projection, from_linear
 from structures.rules import SKIP, Choice, Key, Rules, collapse, select
 from structures.sequential import batches_of, made_in_order
+from structures.spec import spec_of
 from structures.structure import Structure
 
 ARGUMENTS = ("damping", "refine", "tolerance", "limit", "progress")  # of from_linear, for all layers alike
@@ -263,7 +264,7 @@ def _fresh(old: nn.Module, structure: Structure, init: str, backend: str) -> Str
     bias = old._parameters.get("bias")
     like = next(p for name, p in old.named_parameters(recurse=False) if name != "bias")
     new = StructuredLinear(
-        structure.spec,
+        spec_of(structure),
         structure.in_features,
         structure.out_features,
         bias is not None,

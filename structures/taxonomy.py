@@ -6,16 +6,13 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from structures import analysis
 from structures.binding import bind
 from structures.errors import SpecError
 from structures.growth import axis_powers, free_options
-
-if TYPE_CHECKING:
-    from structures.steps import Axes
-    from structures.map import Map as Structure, Term
+from structures.map import Map, Term
+from structures.steps import Axes
 
 MAX_ORDERED = 5  # factors of a term whose orders of contraction are all looked at
 DOUBLINGS = 10  # of the widths, for a fit
@@ -42,7 +39,7 @@ class Taxonomy:
     psi_bound: bool = False
 
 
-def taxonomy(structure: Structure) -> Taxonomy | None:
+def taxonomy(structure: Map) -> Taxonomy | None:
     """The exponents of a bound structure; None where neither its sizes nor its counts at other widths tell.
 
     Closed form where every axis is a power of the width: nu is the largest product over the steps in the best order,
@@ -68,7 +65,7 @@ def seven_axes(theta: Sequence[float]) -> tuple[float, float, float]:
     return 1 + nu - params, min(1.0, g + f + r + min(a, d) + min(b, e)), nu
 
 
-def _closed(structure: Structure, powers: Mapping[str, float], psi: float, bound: bool, how: str) -> Taxonomy:
+def _closed(structure: Map, powers: Mapping[str, float], psi: float, bound: bool, how: str) -> Taxonomy:
     written = any(factor.repeated for pattern in structure.spec.patterns for factor in pattern.factors)
     steps = max((_largest_step(structure, term, powers, written) for term in structure.terms), default=0.0)
     factors = max((sum(powers[a] for a in factor) for factor in structure.factors), default=0.0)
@@ -80,7 +77,7 @@ def _clean(value: float) -> float:
     return round(value, 9) + 0.0
 
 
-def _largest_step(structure: Structure, term: Term, powers: Mapping[str, float], written: bool) -> float:
+def _largest_step(structure: Map, term: Term, powers: Mapping[str, float], written: bool) -> float:
     """The power of the costliest step, in the order of contraction where it is least."""
     order = tuple(structure.factors[step.factor] for step in term.steps)
     several = itertools.permutations(order) if len(order) <= MAX_ORDERED and not written else [order]
@@ -96,13 +93,13 @@ def _cost(term: Term, factors: Sequence[Axes], powers: Mapping[str, float]) -> f
     return worst
 
 
-def _cut(structure: Structure, term: Term, powers: Mapping[str, float]) -> float:
+def _cut(structure: Map, term: Term, powers: Mapping[str, float]) -> float:
     if len(term.factors) > analysis.MAX_CUT_FACTORS:
         return 1.0
     return sum(powers[axis] for axis in analysis.least_cut(structure, term, powers))
 
 
-def _fitted(structure: Structure, powers: Mapping[str, float] | None) -> Taxonomy | None:
+def _fitted(structure: Map, powers: Mapping[str, float] | None) -> Taxonomy | None:
     """Slopes over widths; where the axes' powers are known, of the rank alone."""
     points = _at_widths(structure)
     if len(points) < LEAST_POINTS:
@@ -118,7 +115,7 @@ def _fitted(structure: Structure, powers: Mapping[str, float] | None) -> Taxonom
     return Taxonomy(_clean(flops - params), _clean(psi), _clean(flops - 1), how, between)
 
 
-def _at_widths(structure: Structure) -> list[Structure]:
+def _at_widths(structure: Map) -> list[Map]:
     """The entry at this ratio of widths, doubled again and again, as far as it can be bound."""
     free = free_options(structure)
     given = {name: value for name, value in structure.options if name not in free}
@@ -128,7 +125,7 @@ def _at_widths(structure: Structure) -> list[Structure]:
         if max(widths) > LARGEST:
             break
         try:
-            points.append(bind(structure.spec, *widths, tuple(sorted(given.items()))))  # type: ignore[arg-type]
+            points.append(bind(structure.spec, *widths, tuple(sorted(given.items()))))
         except SpecError:
             break
     return points

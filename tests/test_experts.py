@@ -218,7 +218,7 @@ def test_grouping_refuses_graphs_and_transforms_and_auto_takes_the_other():
 
 def test_ordinary_backends_refuse_a_gate_and_those_of_experts_what_has_none():
     x = torch.randn(2, 48, dtype=torch.float64)
-    for backend in (*backends.names(), *getattr(backends, "opt_in", tuple)()):
+    for backend in backends.names():
         if backend in EXECUTIONS:
             with pytest.raises(ValueError, match=f"backend '{backend}': dense has no gate"):
                 structures.StructuredLinear("dense", 48, 48, dtype=torch.float64, backend=backend)(x)

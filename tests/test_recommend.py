@@ -146,11 +146,10 @@ def test_structures_are_compared_at_equal_cost_only(tmp_path: Path) -> None:
     assert found(params=0.25, flops=0.25) == ["a"]
 
 
-def test_dense_its_controls_and_a_cached_dense_weight_are_not_recommended(tmp_path: Path) -> None:
+def test_dense_and_its_controls_are_not_recommended(tmp_path: Path) -> None:
     rows = [
         dense(params_share=0.25),
         point("dense_narrow @ params 0.25", control=True, speedup=(9.0, 8.0, 10.0)),
-        point("btt @ params 0.25", backend="dense_cache", speedup=(9.0, 8.0, 10.0)),
         point(MONARCH),
     ]
     found = answer(tmp_path, *rows)

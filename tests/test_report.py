@@ -505,16 +505,15 @@ def test_a_budget_that_only_controls_meet_has_no_panel(tmp_path: Path) -> None:
     assert panel.budget is None and {curve.label for curve in panel.curves} == {"dense", "nn.Linear"}
 
 
-def test_backends_and_a_cached_dense_weight_are_curves_of_their_own(tmp_path: Path) -> None:
+def test_backends_are_curves_of_their_own(tmp_path: Path) -> None:
     content = small(structures={"monarch": STRUCTURES["monarch"]})
-    for backend in ("einsum", "dense_cache"):
+    for backend in ("einsum",):
         extra = [copy.deepcopy(b) for b in content["benchmarks"] if b["extra_info"]["structure"] == "monarch"]
         for row in extra[:4]:
             row["extra_info"]["backend"] = backend
         content["benchmarks"] += extra[:4]
     [panel] = panels.panels(results(tmp_path, content))
     labels = {curve.label: curve.kind for curve in panel.curves}
-    assert labels["monarch (dense weight cached)"] == panels.CACHED
     assert labels["monarch · einsum"] == labels["monarch · planned"] == panels.STRUCTURE
     assert all(len({row.backend for row in curve.rows}) == 1 for curve in panel.curves)
 
@@ -627,19 +626,17 @@ def test_dense_may_win_and_may_tie(
     assert ("dense stays ahead at 1" in said) == dense == ("No structure is faster than dense there." in said)
 
 
-def test_a_cached_dense_weight_and_a_control_win_nothing(tmp_path: Path) -> None:
+def test_a_control_wins_nothing(tmp_path: Path) -> None:
     content = with_all_speedups({"dyad_it": (2.0, 1.9, 2.1)}, structures={"dyad_it": STRUCTURES["dyad_it"]})
-    cached = copy.deepcopy([b for b in content["benchmarks"] if b["extra_info"]["structure"] == "dyad_it"])
-    for row in cached:
-        row["extra_info"] |= {"backend": "dense_cache"}
-        row["extra_info"]["speedup"] = {"median": 50.0, "q1": 49.0, "q3": 51.0, "rounds": 9}
-    found = results(tmp_path, content | {"benchmarks": content["benchmarks"] + cached})
+    for row in (b["extra_info"] for b in content["benchmarks"] if b["extra_info"]["control"]):
+        row["speedup"] = {"median": 50.0, "q1": 49.0, "q3": 51.0, "rounds": 9}
+    found = results(tmp_path, content)
     [panel] = panels.panels(found)
-    assert {row.backend for _, row in verdicts.candidates(panel)} == {"planned"}
+    assert {row.structure for _, row in verdicts.candidates(panel)} == {"dyad_it"}
     [cells] = {tuple(record["name"] for record in view.records) for view in viewed(found, "winners")}
     assert set(cells) == {"dyad_it"}
     assert not [view for view in viewed(found, "pareto") for _, rows in view.content["fronts"].values() for row in rows
-                if row.backend == "dense_cache" or row.control]  # fmt: skip
+                if row.control]  # fmt: skip
 
 
 def test_a_front_holds_those_that_no_other_of_as_much_cost_outruns() -> None:
@@ -678,7 +675,7 @@ def test_backends_of_one_layer_are_set_against_each_other(tmp_path: Path) -> Non
                                 shapes=[(256, 256)])  # fmt: skip
     assert viewed(results(tmp_path, content), "backends") == []
     ours = next(b for b in content["benchmarks"] if b["extra_info"]["structure"] == "dyad_it")
-    for backend, speed in (("einsum", (1.0, 0.9, 1.1)), ("bmm", (1.95, 1.85, 2.05)), ("dense_cache", (9.0, 8.9, 9.1))):
+    for backend, speed in (("einsum", (1.0, 0.9, 1.1)), ("bmm", (1.95, 1.85, 2.05))):
         other = copy.deepcopy(ours)
         other["extra_info"]["backend"] = backend
         other["extra_info"]["speedup"] = dict(zip(("median", "q1", "q3", "rounds"), (*speed, 9), strict=True))
@@ -687,8 +684,8 @@ def test_backends_of_one_layer_are_set_against_each_other(tmp_path: Path) -> Non
     [contest] = view.content["contests"]
     assert [row.backend for row in contest.rows] == ["planned", "bmm", "einsum"]
     assert contest.tie and contest.lead == pytest.approx(2.0 / 1.95)
-    assert [record["won"] for record in view.records] == [True, False, False, False]
-    assert [label for _, label, _ in view.legend] == ["planned", "bmm", "einsum", "dense weight cached"]
+    assert [record["won"] for record in view.records] == [True, False, False]
+    assert [label for _, label, _ in view.legend] == ["planned", "bmm", "einsum"]
 
 
 def test_the_roofline_says_what_binds_each_point(tmp_path: Path) -> None:

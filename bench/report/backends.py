@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 
 from bench.report import charts, layout, pareto, views, words
-from bench.report.panels import CACHED, CONTROL, STRUCTURE, Place, kind
+from bench.report.panels import CONTROL, STRUCTURE, Place, kind
 from bench.report.style import COLOURS, MARKERS, Style
 from bench.report.views import View
 from bench.rows import Row
@@ -19,7 +19,7 @@ TITLE = "Speed-up over dense by backend (paired ratio, higher is faster)"
 
 @dataclass(frozen=True)
 class Contest:
-    """One layer that ran in several ways, the fastest first. A cached dense weight takes part in none."""
+    """One layer that ran in several ways, the fastest first."""
 
     label: str
     rows: tuple[Row, ...]
@@ -49,8 +49,7 @@ def made(places: Mapping[Place, Sequence[Row]], suffixes: Mapping[str, str]) -> 
             held = contests(some)
             if held:
                 slug = views.where(GROUP, shape, mode, tokens, "tokens", place.slug) + suffixes.get(place.machine, "")
-                cached = [row for row in some if kind(row) == CACHED and row.speedup]
-                found.append(_view(place, held, cached, slug, mode, tokens, shape))
+                found.append(_view(place, held, slug, mode, tokens, shape))
     fullest = max(found, key=lambda view: len(view.content["contests"]), default=None)
     return sorted(found, key=lambda view: view is not fullest)  # a reader begins where most ran in several ways
 
@@ -69,11 +68,8 @@ def contests(rows: Sequence[Row]) -> list[Contest]:
     ]
 
 
-def _view(
-    place: Place, held: Sequence[Contest], cached: Sequence[Row], slug: str, mode: str, tokens: int, shape: str
-) -> View:
+def _view(place: Place, held: Sequence[Contest], slug: str, mode: str, tokens: int, shape: str) -> View:
     names = list(dict.fromkeys(row.backend for contest in held for row in contest.rows))
-    names += [row.backend for row in cached[:1]]
     looks = {
         f"b{i}": Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], (1, 0), 1.5, i >= len(MARKERS))
         for i in range(len(names))
@@ -81,8 +77,7 @@ def _view(
     rows: list[Row] = []
     records: list[dict[str, Any]] = []
     for rank, contest in enumerate(held):
-        beside = [row for row in cached if row.series == contest.label]
-        for row in (*contest.rows, *beside):
+        for row in contest.rows:
             won = row is contest.winner
             records.append({"i": len(rows), "c": f"b{names.index(row.backend)}", "label": contest.label,
                             "rank": rank, "won": won})  # fmt: skip
@@ -97,14 +92,10 @@ def _view(
         rows=rows,
         records=records,
         figures={slug: [TITLE]},
-        legend=[(id, _named(name), looks[id]) for id, name in zip(looks, names, strict=True)],
+        legend=[(id, name, looks[id]) for id, name in zip(looks, names, strict=True)],
         columns=1,
         content={"contests": held},
     )
-
-
-def _named(backend: str) -> str:
-    return "dense weight cached" if backend == "dense_cache" else backend
 
 
 def _chart(rows: Sequence[Row], lines: int, looks: Mapping[str, Style], width: charts.Width) -> alt.LayerChart:

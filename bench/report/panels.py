@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from bench.report import words
 from bench.rows import MODES, Results, Row, Run
 
-DENSE, STRUCTURE, CONTROL, CACHED = "dense", "structure", "control", "cached dense"
+DENSE, STRUCTURE, CONTROL = "dense", "structure", "control"
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Curve:
     """One structure with one rule for its options: what a single line may join."""
 
     id: str  # unique in its panel; what charts refer to, so that no name from a file does
-    kind: str  # DENSE, STRUCTURE, CONTROL or CACHED: a dense weight computed from the factors beforehand
+    kind: str  # DENSE, STRUCTURE or CONTROL
     label: str
     structure: str
     series: str
@@ -122,7 +122,7 @@ def panels(results: Results) -> list[Panel]:
     found = []
     for place, classes in groups.items():
         everywhere = [row for row in classes.get(None, []) if kind(row) in (DENSE, CONTROL)]
-        worth = [budget for budget, rows in classes.items() if any(kind(row) in (STRUCTURE, CACHED) for row in rows)]
+        worth = [budget for budget, rows in classes.items() if any(kind(row) == STRUCTURE for row in rows)]
         only_dense = sorted(classes, key=lambda budget: (budget is not None, budget or ""))[:1]
         for budget in worth or only_dense:
             rows = classes[budget]
@@ -131,11 +131,9 @@ def panels(results: Results) -> list[Panel]:
 
 
 def kind(row: Row) -> str:
-    """Which of the four kinds of curve a row belongs to."""
+    """Which of the three kinds of curve a row belongs to."""
     if row.control:
         return CONTROL
-    if row.backend == "dense_cache":
-        return CACHED
     return DENSE if row.structure == "dense" else STRUCTURE
 
 
@@ -191,7 +189,7 @@ class _Key(NamedTuple):
     backend: str | None  # None: whichever ran
 
     def order(self) -> tuple[Any, ...]:
-        rank = (DENSE, STRUCTURE, CACHED, CONTROL).index(self.kind)
+        rank = (DENSE, STRUCTURE, CONTROL).index(self.kind)
         return (rank, not dyad(self.structure), self.structure, self.series, self.backend or "", self.budget or "")
 
     def label(self, keys: Iterable["_Key"]) -> str:
@@ -199,8 +197,7 @@ class _Key(NamedTuple):
         series = {key.series for key in keys if key[:2] == self[:2]}
         own = self.kind == DENSE or (self.budget and self.structure != "dense")
         name = self.structure if own and len(series) == 1 else self.series
-        cached = " (dense weight cached)" if self.kind == CACHED else ""
-        return name + cached + (f" · {self.backend}" if self.backend and not cached else "")
+        return name + (f" · {self.backend}" if self.backend else "")
 
 
 def machine_names(runs: Sequence[Run]) -> dict[int, str]:

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from bench.report import charts, layout, views, words
-from bench.report.panels import CACHED, CONTROL, DENSE, STRUCTURE, Place, kind
+from bench.report.panels import CONTROL, DENSE, STRUCTURE, Place, kind
 from bench.report.style import DASHES, DOT, GREY, Style, by_name
 from bench.report.views import View
 from bench.rows import Row
@@ -17,7 +17,7 @@ NAME_ROOM = 0.12  # of the axis's length, added at its right end for the name of
 HEIGHT = 380
 COSTS = {"params_share": "parameters", "flops_share": "FLOPs", "executed_share": "FLOPs executed"}
 TIME = "time of dense's (paired, lower is faster)"
-OTHER = Style(GREY, DOT, DASHES[2], 1.1, True)  # controls and cached dense weights: shown, never on a front
+OTHER = Style(GREY, DOT, DASHES[2], 1.1, True)  # controls: shown, never on a front
 
 
 def made(places: Mapping[Place, Sequence[Row]], structures: Collection[str], suffixes: Mapping[str, str]) -> list[View]:
@@ -25,7 +25,7 @@ def made(places: Mapping[Place, Sequence[Row]], structures: Collection[str], suf
     found = []
     for place, rows in places.items():
         for (mode, tokens, shape), some in layers(rows):
-            own = [row for row in some if (row.speedup and kind(row) in (STRUCTURE, CACHED)) or _narrow(row)]
+            own = [row for row in some if (row.speedup and kind(row) == STRUCTURE) or _narrow(row)]
             own += [row for row in some if kind(row) == DENSE][:1]
             if sum(kind(row) == STRUCTURE for row in own) > 1:
                 slug = views.where(GROUP, shape, mode, tokens, "tokens", place.slug) + suffixes.get(place.machine, "")
@@ -72,7 +72,7 @@ def _view(
         fronts[cost] = [able[i] for i in front([(getattr(rows[i], cost), times[i]) for i in able])]
     records = []
     for i, row in enumerate(rows):
-        record = {"i": i, "c": look[row.structure][0] if i in able else "other", "label": _label(row)}
+        record = {"i": i, "c": look[row.structure][0] if i in able else "other", "label": row.structure}
         record |= {cost: getattr(row, cost) for cost in costs} | {"relative": times[i]}
         if row.speedup:
             record |= {"relative_low": 1 / row.speedup.q3, "relative_high": 1 / row.speedup.q1}
@@ -94,11 +94,6 @@ def _view(
         legend=[(id, name, style) for name, (id, style) in look.items() if any(r["c"] == id for r in records)],
         content={"fronts": {what: (cost, [rows[i] for i in fronts[cost]]) for cost, what in costs.items()}},
     )
-
-
-def _label(row: Row) -> str:
-    cached = " (dense weight cached)" if kind(row) == CACHED else ""
-    return row.structure + cached
 
 
 def _chart(

@@ -50,7 +50,7 @@ def best(found: Iterable[tuple[str, Row]]) -> Best | None:
 
 
 def candidates(panel: Panel) -> list[tuple[str, Row]]:
-    """Layers that may win in a panel: structures with a speed-up, without controls and cached dense weights."""
+    """Layers that may win in a panel: structures with a speed-up, without controls."""
     curves = [curve for curve in panel.curves if curve.kind == STRUCTURE]
     series = {curve.series: curve.structure for curve in curves}
     names = {s: name if panel.budget and list(series.values()).count(name) == 1 else s for s, name in series.items()}
