@@ -2,8 +2,8 @@
 
 import pytest
 
-from bench.points import Point, Unreachable
-from bench.subject import NotNow, Refused
+from bench.sweep.points import Point, Unreachable
+from bench.sweep.subject import NotNow, Refused
 
 
 @pytest.fixture

@@ -1,22 +1,22 @@
 """Structured replacements of `nn.Linear`: one registry, each defined by an einsum, all behind one layer."""
 
-from structures.analysis import mixing_depth
+from structures.algebra.rank import mixing_depth
 from structures.backends.planned.measure import calibrate
-from structures.coordinates import coordinate_check
-from structures.distil import distil
-from structures.experts import collect_routing
-from structures.fit import fit_options
-from structures.layers import to_linear
 from structures.linear import StructuredLinear
-from structures.plan import Plan
-from structures.project import Projection, from_linear, project, project_factors
+from structures.models.distil import distil
+from structures.models.linears import to_linear
+from structures.models.rates import param_groups, shard_placement
+from structures.models.routing import collect_routing
+from structures.models.saved import load_swapped, save_swapped
+from structures.models.swap import swap
+from structures.models.table import Plan
+from structures.models.width_check import coordinate_check
+from structures.options import fit_options
 from structures.projection.covariance import collect_covariances
+from structures.projection.project import Projection, from_linear, project, project_factors
 from structures.registry import get, load, names
-from structures.saved import load_swapped, save_swapped
 from structures.spec import Spec
 from structures.structure import Structure
-from structures.swap import swap
-from structures.training import param_groups, shard_placement
 
 __all__ = [
     "Plan",

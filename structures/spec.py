@@ -5,11 +5,11 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 
-from structures.binding import bind, build, check_option
-from structures.checks import check
-from structures.entry import Entry
-from structures.errors import SizeError, SpecError
-from structures.expressions import WIDTHS
+from structures.algebra.binding import bind, build, check_option
+from structures.language.checks import check
+from structures.language.entry import Entry
+from structures.language.errors import SizeError, SpecError
+from structures.language.expressions import WIDTHS
 from structures.structure import Structure
 
 __all__ = ["SizeError", "Spec", "SpecError"]

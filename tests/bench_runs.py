@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench import machine
+from bench.machine import setup
 
 ROOT = Path(__file__).parents[1]
 # What takes seconds and is no part of the test, and what may change while it runs: somebody may commit.
@@ -23,7 +23,7 @@ def pytest_configure(config):  # not before: it brings torch, and its threads co
 
 def environment():
     # PYTEST_XDIST_*: pytest-benchmark measures nothing in what it takes for a worker of this run
-    kept = {n: value for n, value in os.environ.items() if n not in machine.OPENMP and not n.startswith("PYTEST_")}
+    kept = {n: value for n, value in os.environ.items() if n not in setup.OPENMP and not n.startswith("PYTEST_")}
     return kept | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 
 

@@ -31,13 +31,13 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     """What was seen; see the assertions of `run_until_done` for what must hold after every kill."""
     import pytest_benchmark.plugin
 
-    import bench.launch  # noqa: F401  # so that forked processes have it
-    from bench import machine, roofline
+    import bench.sweep.launch  # noqa: F401  # so that forked processes have it
+    from bench.machine import roofline, setup
 
     # The ends of a run take seconds that no point is in: without them, the kills fall among the points.
     roofline.COPIES, roofline.GEMM, roofline.SECONDS = (2**12, 2**14), {"cpu": 64}, 1e-3
     pytest_benchmark.plugin.get_cpu_info = lambda: {}  # it starts another Python, for a second
-    machine.commit = lambda: {"commit": "0" * 40, "dirty": False}  # somebody may commit meanwhile
+    setup.commit = lambda: {"commit": "0" * 40, "dirty": False}  # somebody may commit meanwhile
     torch.set_num_threads(1)
     dice = random.Random(seed)
     run(folder / "first", [])

@@ -11,7 +11,7 @@ from scipy.linalg import circulant
 from test_dense_forms import bindings, close, factors_of
 
 import structures
-from structures import analysis
+from structures.algebra import rank as analysis
 from structures.spec import SizeError, Spec
 from structures.structure import Structure
 

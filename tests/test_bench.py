@@ -15,15 +15,17 @@ from bench_runs import command, environment, run
 from torch import nn
 
 import structures
-from bench import cell, machine, measure, output, points, progress, request, roofline, rows, shapes
-from bench.check import CheckFailed, check, sample, saved_bytes
-from bench.measure import Effort
-from bench.points import DENSE, NARROW, Point
-from bench.request import Budget
-from bench.roofline import Roofline
-from bench.subject import Refused, subject
-from bench.sweep import Done, Sweep
-from bench.wrong import Wrong
+from bench.files import rows
+from bench.files.errors import Wrong
+from bench.machine import roofline, setup, timing
+from bench.machine.roofline import Roofline
+from bench.machine.timing import Effort
+from bench.sweep import cell, output, points, progress, request, shapes
+from bench.sweep.check import CheckFailed, check, sample, saved_bytes
+from bench.sweep.points import DENSE, NARROW, Point
+from bench.sweep.request import Budget
+from bench.sweep.subject import Refused, subject
+from bench.sweep.sweep import Done, Sweep
 
 POINT = Point(
     "dyad_it", "dyad_it n_blocks=4", "n_blocks=4", None, 64, 96, 16, "float32", "cpu", "train", "auto", 1, False
@@ -378,7 +380,7 @@ class Clock:
 def test_pairs_alternate_and_the_ratio_is_denses_time_over_the_steps():
     clock = Clock()
     effort = Effort(paired=0.1, alone=0.1, rounds=4, slice=1e-3)
-    found = measure.paired(clock.step("s", 2e-3), clock.step("d", 10e-3), effort, seconds=(2e-3, 10e-3), clock=clock)
+    found = timing.paired(clock.step("s", 2e-3), clock.step("d", 10e-3), effort, seconds=(2e-3, 10e-3), clock=clock)
     assert found.median == pytest.approx(5)
     assert found.rounds == 4  # 0.1 s at 24 ms a round: a slice of one call begins with another that warms the caches
     assert "".join(clock.calls) == "ssddddss" * 2
@@ -387,7 +389,7 @@ def test_pairs_alternate_and_the_ratio_is_denses_time_over_the_steps():
 def test_short_calls_are_repeated_to_a_slice_and_long_ones_run_the_least_rounds():
     clock = Clock()
     effort = Effort(paired=0.01, alone=0.01, rounds=3, slice=1e-3)
-    measure.paired(clock.step("s", 1e-4), clock.step("d", 2.0), effort, seconds=(1e-4, 2.0), clock=clock)
+    timing.paired(clock.step("s", 1e-4), clock.step("d", 2.0), effort, seconds=(1e-4, 2.0), clock=clock)
     assert clock.calls.count("s") == 3 * 10
     assert clock.calls.count("d") == 3 * 2  # one of each slice is not timed
 
@@ -395,7 +397,7 @@ def test_short_calls_are_repeated_to_a_slice_and_long_ones_run_the_least_rounds(
 def test_a_loop_ends_early_when_calls_take_much_longer_than_foretold():
     clock = Clock()
     effort = Effort(paired=0.1, alone=0.1, rounds=4, slice=1e-3)
-    found = measure.paired(clock.step("s", 0.03), clock.step("d", 0.03), effort, seconds=(1e-3, 1e-3), clock=clock)
+    found = timing.paired(clock.step("s", 0.03), clock.step("d", 0.03), effort, seconds=(1e-3, 1e-3), clock=clock)
     assert found.rounds == 4  # the least; 50 were planned
 
 
@@ -409,7 +411,7 @@ def test_a_machine_that_slows_down_leaves_the_paired_ratio_alone():
 
     clock = Slowing()
     effort = Effort(paired=1.0, alone=0.1, rounds=3)
-    found = measure.paired(clock.step("s", 1e-2), clock.step("d", 3e-2), effort, seconds=(1e-2, 3e-2), clock=clock)
+    found = timing.paired(clock.step("s", 1e-2), clock.step("d", 3e-2), effort, seconds=(1e-2, 3e-2), clock=clock)
     assert clock.now > 1.5
     assert found.median == pytest.approx(3, rel=0.05)
 
@@ -417,7 +419,7 @@ def test_a_machine_that_slows_down_leaves_the_paired_ratio_alone():
 def test_the_fastest_of_several_is_found_with_the_order_rotating():
     clock = Clock()
     steps = [clock.step(name, seconds) for name, seconds in (("a", 3e-3), ("b", 1e-3), ("c", 2e-3))]
-    best, times = measure.fastest(steps, Effort(paired=1, alone=0.02, rounds=3), clock)
+    best, times = timing.fastest(steps, Effort(paired=1, alone=0.02, rounds=3), clock)
     assert best == 1
     assert times == pytest.approx([3e-3, 1e-3, 2e-3])
     assert "".join(clock.calls[9:27]) == "aabbccbbccaaccaabb"
@@ -425,9 +427,9 @@ def test_the_fastest_of_several_is_found_with_the_order_rotating():
 
 def test_quartiles_are_numpys():
     values = [5.0, 1.0, 4.0, 2.0, 9.0, 7.0]
-    found = measure.spread(values)
+    found = timing.spread(values)
     assert (found.q1, found.median, found.q3) == tuple(np.percentile(values, [25, 50, 75]))
-    assert measure.spread([2.0]).width == 0
+    assert timing.spread([2.0]).width == 0
 
 
 def test_the_cuda_clock_waits_for_the_device(monkeypatch):
@@ -529,7 +531,7 @@ class Fixture:
 def sweep(monkeypatch):
     monkeypatch.setattr(roofline, "measure", lambda *a, **k: Roofline(*a, 1e11, ((1000, 1e10),), 1e-6, 1e-5))
     asked = request.read({"structures": "dyad_it:n_blocks=4"}, cuda=False, cores=torch.get_num_threads())
-    return Sweep(asked, machine.Threads(1, (0,), True, False), "plain", ["pytest"])
+    return Sweep(asked, setup.Threads(1, (0,), True, False), "plain", ["pytest"])
 
 
 def here(point):
@@ -537,7 +539,7 @@ def here(point):
 
 
 def test_cold_runs_rotate_copies_beyond_the_cache(sweep, monkeypatch):
-    monkeypatch.setattr(machine, "last_level_cache", lambda: 50_000)
+    monkeypatch.setattr(setup, "last_level_cache", lambda: 50_000)
     point = here(POINT)
     x, dy = cell.inputs(point)
     what = subject(point, x)
@@ -545,13 +547,13 @@ def test_cold_runs_rotate_copies_beyond_the_cache(sweep, monkeypatch):
     own = sum(p.numel() * 4 for p in what.parameters)
     assert timed.copies * own >= 100_000 > (timed.copies - 1) * own
     timed.step()
-    monkeypatch.setattr(machine, "available_memory", lambda: 0)
+    monkeypatch.setattr(setup, "available_memory", lambda: 0)
     assert cell.timed_step(point, what, x, dy, cold=True).copies == 1
 
 
 @pytest.mark.parametrize("backend", ["best", "linear", "entry"])
 def test_dense_is_measured_cold_too(sweep, monkeypatch, backend):
-    monkeypatch.setattr(machine, "last_level_cache", lambda: 100_000)
+    monkeypatch.setattr(setup, "last_level_cache", lambda: 100_000)
     sweep.request = replace(sweep.request, cold=True)
     fixture = Fixture()
     sweep.measure(here(replace(POINT, structure=DENSE, series="dense", options="", backend=backend)), fixture)
@@ -559,7 +561,7 @@ def test_dense_is_measured_cold_too(sweep, monkeypatch, backend):
 
 
 def test_too_little_memory_is_a_refusal_in_advance_and_when_it_happens(sweep, monkeypatch):
-    monkeypatch.setattr(machine, "available_memory", lambda: 1000)
+    monkeypatch.setattr(setup, "available_memory", lambda: 1000)
     with pytest.raises(Refused, match="out of memory: needs about"):
         sweep.measure(here(POINT), Fixture())
     monkeypatch.undo()
@@ -614,7 +616,7 @@ def test_the_time_left_follows_the_pace(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
     some = [here(replace(POINT, tokens=16 + i)) for i in range(4)]
-    lines = progress.Progress(some, measure.SHORT)
+    lines = progress.Progress(some, timing.SHORT)
     lines.line(some[0], "text")  # sets up the machine, for however long
     now[0] = 10.0
     assert lines.line(some[1], "text").startswith("[2/4 0:20 left] dyad_it n_blocks=4  64x96 tokens 17 float32 train")
@@ -641,12 +643,12 @@ def test_the_summary_names_the_fastest_of_each_budget(sweep):
 
 def test_threads_are_asked_for_before_openmp_is_loaded_and_the_users_settings_are_kept():
     empty = {}
-    threads = machine.pin(empty, maps="")
+    threads = setup.pin(empty, maps="")
     assert empty["OMP_PLACES"] == ",".join(f"{{{core}}}" for core in threads.cores)
     assert empty["OMP_NUM_THREADS"] == str(threads.count)
     assert threads.how.startswith("came too late")  # torch is loaded here
     own = {"OMP_NUM_THREADS": "3"}
-    threads = machine.pin(own, maps="")
+    threads = setup.pin(own, maps="")
     assert own == {"OMP_NUM_THREADS": "3"}
     assert threads.count == 3
     assert threads.how == "OMP_* variables set by the user"
@@ -657,12 +659,12 @@ def test_one_thread_a_physical_core_within_the_quota(monkeypatch, tmp_path):
         folder = tmp_path / f"cpu{cpu}/topology"
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(f"{cpu % 2},{cpu % 2 + 2}\n")
-    monkeypatch.setattr(machine, "CPUS", tmp_path)
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: {1, 2, 3}, raising=False)
-    monkeypatch.setattr(machine, "_cpu_quota", lambda: None)
-    assert machine.one_core_each() == (1, 2)
-    monkeypatch.setattr(machine, "_cpu_quota", lambda: 1.5)
-    assert machine.one_core_each() == (1,)
+    monkeypatch.setattr(setup, "CPUS", tmp_path)
+    monkeypatch.setattr(setup.os, "sched_getaffinity", lambda pid: {1, 2, 3}, raising=False)
+    monkeypatch.setattr(setup, "_cpu_quota", lambda: None)
+    assert setup.one_core_each() == (1, 2)
+    monkeypatch.setattr(setup, "_cpu_quota", lambda: 1.5)
+    assert setup.one_core_each() == (1,)
 
 
 def test_pinning_is_read_from_the_kernel():
@@ -680,13 +682,13 @@ def test_busy_seconds_count_our_cores_and_stolen_time():
     stat = (
         "cpu 9 9 9 9 9 9 9 9 0 0\ncpu0 100 10 20 999 5 1 2 3 7 7\ncpu1 50 0 0 999 0 0 0 0 0\ncpu2 1 1 1 1 1 1 1 1 0\n"
     )
-    assert machine.busy_seconds(stat, (0, 1), 100) == pytest.approx((136 + 50) / 100)
+    assert setup.busy_seconds(stat, (0, 1), 100) == pytest.approx((136 + 50) / 100)
 
 
 def test_foreign_load_is_what_our_own_processes_did_not_use(monkeypatch):
     looks = iter([(0.0, 10.0, 5.0), (1.0, 11.5, 5.5), (2.0, 13.5, 7.5), None])
-    monkeypatch.setattr(machine.Load, "_look", lambda self: next(looks))
-    load = machine.Load((0, 1))
+    monkeypatch.setattr(setup.Load, "_look", lambda self: next(looks))
+    load = setup.Load((0, 1))
     assert load.since() == pytest.approx(0.5)  # two cores, one second, 1.5 busy, 0.5 of it ours
     assert load.since() == 0
     assert load.overall == pytest.approx(0.25)
@@ -699,4 +701,4 @@ def test_the_allocator_is_set_by_numbers_that_fit_an_int():
         [sys.executable, "-c", script], check=True, env=environment(), capture_output=True, text=True, timeout=60
     )
     assert done.stdout.startswith(("glibc", "plain: "))
-    assert -(2**31) <= machine.TRIM_THRESHOLD < machine.MMAP_THRESHOLD < 2**31
+    assert -(2**31) <= setup.TRIM_THRESHOLD < setup.MMAP_THRESHOLD < 2**31

@@ -9,9 +9,11 @@ import pytest
 import torch
 from bench_runs import quick
 
-from bench import cell, device, energy, rows, standin
-from bench.points import Point
-from bench.subject import subject
+from bench.files import rows
+from bench.machine import device, energy, standin
+from bench.sweep import cell
+from bench.sweep.points import Point
+from bench.sweep.subject import subject
 
 POINT = Point("low_rank", "low_rank rank=4", "rank=4", None, 32, 24, 8, "float32", "cuda", "train", "einsum", 1, False,
               "device")  # fmt: skip

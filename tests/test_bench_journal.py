@@ -13,10 +13,12 @@ import kill_sweep
 import pytest
 from bench_runs import environment, quick
 
-from bench import journal, launch, machine, request, rows
-from bench.points import points
-from bench.sweep import Sweep
-from bench.wrong import Wrong
+from bench.files import journal, rows
+from bench.files.errors import Wrong
+from bench.machine import setup
+from bench.sweep import launch, request
+from bench.sweep.points import points
+from bench.sweep.sweep import Sweep
 from structures import registry
 
 ROOT = Path(__file__).parents[1]
@@ -170,10 +172,10 @@ def test_a_sweep_on_a_full_disk_stops_with_a_sentence_and_goes_on_when_there_is_
 
 def swept(monkeypatch, **changes):
     """A sweep of one shape, as `launch` makes it."""
-    monkeypatch.setattr(machine, "commit", lambda: {"commit": "0" * 40, "dirty": False})
+    monkeypatch.setattr(setup, "commit", lambda: {"commit": "0" * 40, "dirty": False})
     options = {"structures": "dyad_it:n_blocks=2", "widths": "16", "tokens": "4", **changes}
     asked = request.read(options, cuda=False, cores=1)  # loads the registry files
-    made = Sweep(asked, machine.Threads(1, (0,), True, False), "plain", ["pytest"], asked=launch.asked(options))
+    made = Sweep(asked, setup.Threads(1, (0,), True, False), "plain", ["pytest"], asked=launch.asked(options))
     made.points, made.unreachable = points(made.request)
     made.selected = [str(point) for point in made.points]
     return made
@@ -202,10 +204,10 @@ def test_another_run_is_not_gone_on_with_and_what_differs_is_named(tmp_path, mon
     text = refused(swept(monkeypatch, registry=[str(mine)]))
     assert "options registry all entries was" in text and "mine.yaml was 'not given' and is" in text
     with monkeypatch.context() as other:
-        other.setattr(machine, "cpu_model", lambda: "Other CPU")
+        other.setattr(setup, "cpu_model", lambda: "Other CPU")
         assert "conditions cpu was" in refused(swept(other)) and "is 'Other CPU'" in refused(swept(other))
     with monkeypatch.context() as other:
-        other.setattr(machine, "versions", lambda: dict.fromkeys(rows.VERSIONS, "9.9"))
+        other.setattr(setup, "versions", lambda: dict.fromkeys(rows.VERSIONS, "9.9"))
         assert "conditions torch was" in refused(swept(other))
     elsewhere = replace(swept(monkeypatch), allocator="tuned")
     elsewhere.selected = [str(point) for point in elsewhere.points]

@@ -8,14 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import limits, machine, measure, points, progress, request, roofline, shards
-from bench.limits import TimeBudget, TimedOut, alarm
-from bench.measure import Effort
-from bench.points import Point
-from bench.roofline import Roofline
-from bench.subject import NotNow, Refused
-from bench.sweep import Sweep
-from bench.wrong import Wrong
+from bench.files.errors import Wrong
+from bench.machine import roofline, timing
+from bench.machine import setup as machine
+from bench.machine.roofline import Roofline
+from bench.machine.timing import Effort
+from bench.sweep import limits, points, progress, request, shards
+from bench.sweep.limits import TimeBudget, TimedOut, alarm
+from bench.sweep.points import Point
+from bench.sweep.subject import NotNow, Refused
+from bench.sweep.sweep import Sweep
 
 POINT = Point("dyad_it", "dyad_it", "n_blocks=4", None, 64, 64, 16, "float32", "cpu", "forward", "auto", 1, False)
 
@@ -29,7 +31,7 @@ def default():
 
 
 def cost(point):
-    return progress.expected(point, measure.SHORT)
+    return progress.expected(point, timing.SHORT)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
@@ -162,7 +164,7 @@ def sweep(monkeypatch):
 
 def test_a_point_that_takes_too_long_is_a_refusal_with_its_reason(sweep, monkeypatch):
     sweep.point_timeout = 0.05
-    monkeypatch.setattr(measure, "paired", lambda *a, **k: time.sleep(10))
+    monkeypatch.setattr(timing, "paired", lambda *a, **k: time.sleep(10))
     with pytest.raises(Refused, match=r"^timed out: took longer than --point-timeout 0.05s$"):
         sweep.measure(replace(POINT, threads=torch.get_num_threads()), None)
     assert sweep._cell is None
@@ -171,7 +173,7 @@ def test_a_point_that_takes_too_long_is_a_refusal_with_its_reason(sweep, monkeyp
 def test_a_point_under_way_when_the_budget_ends_is_left_for_another_run(sweep, monkeypatch):
     point = replace(POINT, threads=torch.get_num_threads())
     sweep.budget = TimeBudget(0.3, [point], lambda p: 0.0, since=time.perf_counter())
-    monkeypatch.setattr(measure, "paired", lambda *a, **k: time.sleep(10))
+    monkeypatch.setattr(timing, "paired", lambda *a, **k: time.sleep(10))
     with pytest.raises(NotNow, match="not run to its end"):
         sweep.measure(point, None)
     sweep.not_now.add(str(point))
@@ -205,7 +207,7 @@ def test_quiet_points_get_few_rounds_and_noisy_ones_many(spread, rounds):
     def dense():
         clock.now += 1e-3
 
-    found = measure.paired(clock.step, dense, effort, seconds=(1e-3, 1e-3), clock=clock)
+    found = timing.paired(clock.step, dense, effort, seconds=(1e-3, 1e-3), clock=clock)
     assert other.calls == 0
     assert found.rounds == 4 if rounds == 4 else 4 <= found.rounds <= rounds
     assert found.rounds % 2 == 0  # both orders as often
@@ -216,6 +218,6 @@ def test_the_margin_is_pytest_benchmarks():
     values = [1.0, 1.1, 0.9, 1.05]
     mean, n = sum(values) / 4, 4
     deviation = (sum((v - mean) ** 2 for v in values) / (n - 1)) ** 0.5
-    assert measure.margin_of_error(values, 0.95) == pytest.approx(1.959964 * deviation / n**0.5 / mean)
-    assert measure.margin_of_error([1.0], 0.95) == float("inf")
-    assert measure.spread([1.0]).margin is None
+    assert timing.margin_of_error(values, 0.95) == pytest.approx(1.959964 * deviation / n**0.5 / mean)
+    assert timing.margin_of_error([1.0], 0.95) == float("inf")
+    assert timing.spread([1.0]).margin is None

@@ -16,12 +16,14 @@ import pytest
 import torch
 from torch import nn
 
-from bench import ff, machine, whole, whole_merge
 from bench.__main__ import main
-from bench.check import CheckFailed, check
-from bench.report import modules, published
-from bench.rows import Spread
-from bench.wrong import Wrong
+from bench.files import merge_tables
+from bench.files.errors import Wrong
+from bench.files.rows import Spread
+from bench.machine import setup
+from bench.modules import feed_forward, timed
+from bench.report.others import modules, published
+from bench.sweep.check import CheckFailed, check
 
 ROOT = Path(__file__).parents[1]
 NONE = SimpleNamespace(device=None, dtypes=None, tokens=None, full=False)
@@ -29,7 +31,7 @@ SMALL = {"batch": 1, "sequence": 16, "tokens": 16, "dtype": "float32", "device":
 
 
 def run(folder: Path, *arguments: str) -> str:
-    kept = {n: v for n, v in os.environ.items() if n not in machine.OPENMP and not n.startswith("PYTEST_")}
+    kept = {n: v for n, v in os.environ.items() if n not in setup.OPENMP and not n.startswith("PYTEST_")}
     command = [sys.executable, "-m", "pytest", f"--rootdir={ROOT}", "-p", "no:cacheprovider", *arguments]
     env = kept | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
@@ -40,23 +42,23 @@ def run(folder: Path, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def small() -> list[ff.Point]:
+def small() -> list[feed_forward.Point]:
     """Every kind of layer in two narrow modules."""
-    modules = (ff.Module("narrow", 64, "relu"), ff.Module("narrow and smooth", 64, "gelu"))
-    wide = ff.points(NONE)
+    modules = (feed_forward.Module("narrow", 64, "relu"), feed_forward.Module("narrow and smooth", 64, "gelu"))
+    wide = feed_forward.points(NONE)
     kinds = {(p.structure, p.n_blocks, p.mode): p for p in wide}.values()
     return [replace(p, module=module, **SMALL) for module in modules for p in kinds]
 
 
 def test_the_modules_are_the_authors_with_every_variant_beside_dense():
-    points = ff.points(NONE)
+    points = feed_forward.points(NONE)
     assert {p.module.width for p in points} == {768, 1024, 1536, 2048}
     assert {(p.structure, p.n_blocks) for p in points} == {
         ("dense", None), *((name, n) for name in ("dyad_it", "dyad_ot", "dyad_dt", "dyad_it_cat") for n in (4, 8))
     }  # fmt: skip
     assert {p.tokens for p in points} == {4 * 128} and len(points) == len(set(map(str, points))) == 5 * 2 * 9
-    assert ff.points(SimpleNamespace(**NONE.__dict__ | {"full": True}))[0].tokens == 32 * 128
-    assert ff.points(SimpleNamespace(**NONE.__dict__ | {"tokens": "256"}))[0].batch == 2
+    assert feed_forward.points(SimpleNamespace(**NONE.__dict__ | {"full": True}))[0].tokens == 32 * 128
+    assert feed_forward.points(SimpleNamespace(**NONE.__dict__ | {"tokens": "256"}))[0].batch == 2
 
 
 @pytest.mark.parametrize(
@@ -67,14 +69,14 @@ def test_a_wrong_option_is_one_sentence(option, message):
     if option.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     with pytest.raises(Wrong, match=message):
-        whole.where(SimpleNamespace(**NONE.__dict__ | option), 4)
+        timed.where(SimpleNamespace(**NONE.__dict__ | option), 4)
 
 
 def test_every_module_passes_the_check_and_a_wrong_one_fails(small):
     for point in small:
-        x, dy = ff.inputs(point)
-        for way in ff.WAYS if point.structure == "dense" else ff.WAYS[:1]:
-            built = ff.build(point, way)
+        x, dy = feed_forward.inputs(point)
+        for way in feed_forward.WAYS if point.structure == "dense" else feed_forward.WAYS[:1]:
+            built = feed_forward.build(point, way)
             assert 0 < check(built.checked, x, dy if point.train else None) < 1e-5
             torch.testing.assert_close(built.checked.forward(x), built.module(x))
             with torch.no_grad():
@@ -84,7 +86,7 @@ def test_every_module_passes_the_check_and_a_wrong_one_fails(small):
 
 
 def test_a_check_of_a_relu_replays_the_sides_that_were_seen():
-    kinks = whole.Kinks()
+    kinks = timed.Kinks()
     x = torch.tensor([[1e-9, -1.0], [2.0, -1e-9], [3.0, 4.0]])
     assert torch.equal(kinks(x), x.relu())
     with kinks.replayed(torch.tensor([0, 1])):
@@ -95,9 +97,9 @@ def test_a_check_of_a_relu_replays_the_sides_that_were_seen():
 
 def test_bytes_of_a_checkpoint_count_a_shared_storage_once():
     a, b = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
-    assert whole.state_bytes(nn.Sequential(a, b)) == 128
+    assert timed.state_bytes(nn.Sequential(a, b)) == 128
     b.weight = a.weight
-    assert whole.state_bytes(nn.Sequential(a, b)) == 64
+    assert timed.state_bytes(nn.Sequential(a, b)) == 64
 
 
 def test_published_ratios_are_those_of_the_source():
@@ -111,7 +113,7 @@ def test_published_ratios_are_those_of_the_source():
 
 
 def tiny(model: str, structure: str, place: str, mode: str = "train"):
-    decoder = pytest.importorskip("bench.decoder")
+    decoder = pytest.importorskip("bench.modules.decoder")
     share = None if structure == "dense" else 0.5
     at = {**SMALL, "batch": 2, "tokens": 32}
     return decoder, decoder.Point(model, structure, share, place, 3, mode=mode, **at)
@@ -138,7 +140,7 @@ def test_a_decoder_passes_the_check_and_a_wrong_layer_fails(model):
 
 def test_decoders_are_measured_at_equal_shares_in_both_places():
     pytest.importorskip("transformers", reason="decoders are built from transformers' configs")
-    from bench import decoder
+    from bench.modules import decoder
 
     points = decoder.points(NONE)
     assert len(points) == len(set(map(str, points))) == 2 * 2 * (2 + 2 * 2 * 6)
@@ -185,7 +187,7 @@ def test_a_run_goes_on_and_its_shards_are_merged_into_a_file_that_the_report_dra
     assert section["kind"] == "ff" and len(json.loads(file.read_text())["benchmarks"]) == 4
     assert section["setup"]["batch"] == 1 and len(section["run"]["merged_from"]) == 2
     dense, dyad = (row for row in section["rows"] if row["mode"] == "forward")
-    assert dense["speedup"] is None and dense["backend"] in ff.WAYS
+    assert dense["speedup"] is None and dense["backend"] in feed_forward.WAYS
     assert dyad["params_share"] == dyad["flops_share"] == 0.25 and dyad["backend"] == "planned"
     assert dyad["checkpoint_bytes"] == 4 * (2 * 768 * 3072 // 4 + 768 + 3072)
     assert 0 < dyad["speedup"]["q1"] <= dyad["speedup"]["median"] and 0 < dyad["error"] < 1e-5
@@ -207,7 +209,7 @@ def test_of_a_point_in_two_files_the_one_with_fewer_flags_is_kept(shards, tmp_pa
     for document in (one, two):
         paths.append(tmp_path / f"{len(paths)}.json")
         paths[-1].write_text(json.dumps(document))
-    said = whole_merge.merge(paths, tmp_path / "out.json")
+    said = merge_tables.merge(paths, tmp_path / "out.json")
     assert sum(f"kept {paths[1]}'s" in line for line in said) == 2
     assert [row["flags"] for row in section_of(tmp_path / "out.json")["rows"]] == [[], []]
 

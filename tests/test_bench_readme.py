@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 import pytest
 from made_up import dense, document, point, refusal, saved
 
-from bench import readme, readme_tables
 from bench.__main__ import main
-from bench.report.panels import panels
-from bench.rows import read
+from bench.answers import readme, readme_tables
+from bench.files.rows import read
+from bench.report.sweep.panels import panels
 
 README = "# A project\n\nBefore.\n\n<!-- results -->\nold\n<!-- end of results -->\n\nAfter.\n"
 PLACE = readme.Place("params=0.25", "forward", "float32", "cpu")

@@ -9,9 +9,9 @@ import pytest
 from bench_runs import quick
 from made_up import document, point, saved
 
-from bench import rerun
 from bench.__main__ import main
-from bench.wrong import Wrong
+from bench.files.errors import Wrong
+from bench.sweep import rerun
 
 TINY = ("--structures=low_rank:rank=4", "--widths=16,32", "--tokens=4", "--no-controls", "--mode=forward")
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from made_up import BROKEN, dense, document, point, refusal, saved
 
-from bench import compare_text
 from bench.__main__ import main
-from bench.compare import RATIO, TIME, Comparison, compare
-from bench.fields import BadResults
-from bench.rows import read
-from bench.terminal import percent, shortened, table
+from bench.answers import compare_text
+from bench.answers.compare import RATIO, TIME, Comparison, compare
+from bench.files.fields import BadResults
+from bench.files.rows import read
+from bench.files.terminal import percent, shortened, table
 
 AGED = {"commit": "fedcba9876543210", "datetime": "2031-02-04T04:05:06+00:00"}
 
@@ -283,7 +283,7 @@ def test_only_the_columns_that_may_be_cut_are_cut() -> None:
 
 
 def test_neither_torch_nor_structures_nor_altair_is_imported(tmp_path: Path) -> None:
-    modules = "bench.__main__, bench.merge, bench.compare_text, bench.recommend_text"
+    modules = "bench.__main__, bench.files.merge, bench.answers.compare_text, bench.answers.recommend_text"
     code = f"import sys, {modules}; print({{'torch', 'structures', 'altair'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert (done.stdout, done.stderr) == ("set()\n", "")

@@ -10,11 +10,12 @@ from test_minilm import rendered, run_of
 from test_structure import TAXONOMY
 
 import structures
-from bench import coordinates, report
+from bench import report
 from bench.__main__ import main
-from bench.named import NAMED
-from structures.coordinates import Coordinate, coordinate_check
-from structures.taxonomy import seven_axes
+from bench.sweep.named import NAMED
+from bench.training import width_check
+from structures.algebra.taxonomy import seven_axes
+from structures.models.width_check import Coordinate, coordinate_check
 
 WIDTHS = (64, 256)  # powers of four: halves and quarters of the exponent are whole sizes
 BAND = 2.5
@@ -73,7 +74,7 @@ def test_a_check_that_checks_nothing_is_refused(arguments: dict[str, object], me
 
 def test_named_points_are_measured_and_drawn_beside_the_entries(tmp_path: Path) -> None:
     run = run_of("coordinates", tmp_path / "out.json")
-    coordinates.measure(run, "dyad_it, btt1", (32, 64))
+    width_check.measure(run, "dyad_it, btt1", (32, 64))
     content = json.loads((tmp_path / "out.json").read_text())
     rows = content["structures"]["rows"]
     assert {(r["structure"], r["width"], r["step"], r["layer"]) for r in rows} == {
@@ -84,7 +85,7 @@ def test_named_points_are_measured_and_drawn_beside_the_entries(tmp_path: Path) 
 
 
 def test_without_words_every_entry_and_every_named_point_is_measured() -> None:
-    labels = set(coordinates.subjects())
+    labels = set(width_check.subjects())
     assert {"dense", "dyad_it", "monarch", "einsum", "einsum btt16", "einsum g2"} <= labels
     assert "einsum dense" not in labels and len([n for n in labels if n.startswith("einsum ")]) == 23
 
@@ -99,8 +100,8 @@ def test_without_words_every_entry_and_every_named_point_is_measured() -> None:
 def test_a_wrong_word_is_one_line(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.cpu_run.machine.pin", lambda: run_of("coordinates", tmp_path / "x.json").threads)
-    monkeypatch.setattr("bench.cpu_run.machine.tune_allocator", lambda: "plain")
+    monkeypatch.setattr("bench.files.run.machine.pin", lambda: run_of("coordinates", tmp_path / "x.json").threads)
+    monkeypatch.setattr("bench.files.run.machine.tune_allocator", lambda: "plain")
     assert main(["coordinates", "-o", str(tmp_path / "out.json"), *words]) == 2
     assert message.split("?")[0].rpartition("did you mean")[0] in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
@@ -116,7 +117,7 @@ def test_the_committed_run_holds_every_entry_and_every_named_point() -> None:
     path = Path(__file__).parents[1] / "bench/results/coordinates.json"
     _, [section] = report.read_all([path])
     lines = dict(section.content["pairs"])
-    missing = {label: name for label, (name, _) in coordinates.subjects().items() if label not in lines}
+    missing = {label: name for label, (name, _) in width_check.subjects().items() if label not in lines}
     assert all(getattr(structures.get(name), "gate", ()) for name in missing.values())  # experts: no fixed weight
     assert {name for name, both in lines.items() if not both[True].stays} == set()
     assert sum(not both[False].stays for both in lines.values()) > 10  # what the rule is for

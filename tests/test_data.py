@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from bench.__main__ import main
+from bench.files.errors import Wrong
 from bench.training import data
 from bench.training.data import cache, images, records, tokens
-from bench.wrong import Wrong
 
 # name as given, words of the error
 REFUSED: list[tuple[str, type[Exception], str]] = [

@@ -16,10 +16,10 @@ import pytest
 from test_data import mnist_folder, text_folder
 
 from bench.__main__ import main
+from bench.files.errors import Wrong
 from bench.training import data
 from bench.training.data import cache, fetch, images
 from bench.training.data.sources import SOURCES, Archive
-from bench.wrong import Wrong
 
 
 @pytest.fixture

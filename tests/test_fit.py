@@ -3,7 +3,7 @@
 import pytest
 
 import structures
-from structures.fit import CLOSE, fit_options
+from structures.options import CLOSE, fit_options
 
 SHAPES = [(256, 256), (768, 3072), (3072, 768)]
 SHARES = [0.5, 0.25, 0.125]

@@ -9,9 +9,9 @@ from collections import Counter
 import pytest
 from scipy.stats import binomtest
 
+from bench.files.errors import Wrong
 from bench.training import data, grammar
 from bench.training.data import cache
-from bench.wrong import Wrong
 
 PAIRS = grammar.pairs(60)
 COUPLES = [pair for pair in PAIRS if pair.phenomenon in grammar.MIRRORED]

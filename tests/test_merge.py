@@ -17,8 +17,8 @@ import pytest
 from made_up import BROKEN, dense, document, point, refusal, saved
 
 from bench.__main__ import main
-from bench.compare import compare
-from bench.rows import read
+from bench.answers.compare import compare
+from bench.files.rows import read
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -14,12 +14,16 @@ from xml.etree import ElementTree
 import pytest
 from test_report import MARKUP, Elements, at, saved, small
 
-from bench import coordinates, machine, report
+from bench import report
 from bench.__main__ import main
-from bench.cpu_run import Run
-from bench.report import models, page, sections, widths
+from bench.files.errors import Wrong
+from bench.files.run import Run
+from bench.machine import setup as machine
+from bench.report import page
+from bench.report.drawing import sections
+from bench.report.others import models, widths
 from bench.search.journal import Journal
-from bench.wrong import Wrong
+from bench.training import width_check
 
 torch = pytest.importorskip("torch")
 
@@ -272,7 +276,7 @@ def data() -> Any:
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench import measure
+    from bench.machine import timing as measure
     from bench.minilm import timing
 
     monkeypatch.setattr(timing, "EFFORT", measure.Effort(paired=0.01, alone=0.0, rounds=3))
@@ -409,7 +413,7 @@ def test_a_missing_package_and_a_wrong_file_are_named(tmp_path: Path, monkeypatc
 
 def test_activations_of_every_width_are_written_and_drawn(tmp_path: Path) -> None:
     run = run_of("coordinates", tmp_path / "out.json")
-    coordinates.measure(run, "dyad_it,dense", (32, 64))
+    width_check.measure(run, "dyad_it,dense", (32, 64))
     rows = json.loads((tmp_path / "out.json").read_text())["structures"]["rows"]
     assert {(r["structure"], r["scaled"], r["width"]) for r in rows} == {
         (name, scaled, width) for name in ("dyad_it", "dense") for scaled in (True, False) for width in (32, 64)
@@ -439,7 +443,7 @@ def test_a_bad_output_is_an_error_before_anything_runs(
 
 
 def test_the_readme_shows_every_conversion_and_its_plot(tmp_path: Path) -> None:
-    from bench import readme_encoder
+    from bench.answers import readme_encoder
 
     content = encoder()
     content["structures"]["rows"].append(row("kronecker", "sequential", 0.003, 0.4, 1.1, budget=None))
@@ -456,7 +460,7 @@ def test_the_readme_shows_every_conversion_and_its_plot(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_kind_is_no_encoder(tmp_path: Path) -> None:
-    from bench import readme_encoder
+    from bench.answers import readme_encoder
 
     for content in (growing(), small()):
         with pytest.raises(Wrong, match="is no file of `python -m bench minilm`"):

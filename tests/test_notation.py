@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from structures import notation
-from structures.notation import MAX_AXES, Expanded, NotationError, expand, parse_term
+from structures.language import notation
+from structures.language.notation import MAX_AXES, Expanded, NotationError, expand, parse_term
 
 # term; the axes of its operands, in brackets what they are indexed by
 PARSES: list[tuple[str, list[list[str]]]] = [

@@ -20,7 +20,8 @@ import structures
 from structures import reference
 from structures.__main__ import main as command
 from structures.backends import einsum, planned
-from structures.backends.planned import choose, dense, emit, figures, function, measure, price, problem, rates, source
+from structures.backends.planned import dense, emit, figures, measure, price, problem, rates, search, source
+from structures.backends.planned import run as function
 from structures.backends.planned.grouping import merged_whole
 from structures.backends.planned.layout import TOKENS, fuse, products, readable
 from structures.backends.planned.program import Gather, Multiply, Place, Scatter, Want
@@ -228,8 +229,8 @@ def test_every_program_that_the_search_keeps_agrees_with_the_reference(name, wid
     structure = structure_of(name, width)
     made, dy = operands(structure, tokens)
     truth = wanted(structure, made, dy)
-    setting = choose.Setting("float64", want=everything(structure))
-    plans = choose.candidates(structure, tokens, setting, figures.built_in("float32", 2))
+    setting = search.Setting("float64", want=everything(structure))
+    plans = search.candidates(structure, tokens, setting, figures.built_in("float32", 2))
     assert plans
     if width == "square":
         plans = plans[::6]  # the others are run at the other width
@@ -245,8 +246,8 @@ def test_programs_planned_for_16_bits_agree_as_well(name, poison):
     structure = structures.get(name).bind(48, 96)
     made, dy = operands(structure, 7)
     truth = wanted(structure, made, dy)
-    setting = choose.Setting("bfloat16", want=everything(structure))
-    for plan in choose.candidates(structure, 7, setting, figures.built_in("bfloat16", 2)):
+    setting = search.Setting("bfloat16", want=everything(structure))
+    for plan in search.candidates(structure, 7, setting, figures.built_in("bfloat16", 2)):
         for f, t in zip(run(plan, made, dy, False), truth, strict=True):  # in float64, where a wrong program shows
             assert error(f, t) < EXACT, str(plan)
 
@@ -304,14 +305,14 @@ def run(plan, made, dy, pure):
 
 @pytest.mark.parametrize(("name", "width"), CASES)
 def test_forward_programs_agree_whole_and_in_chunks_with_a_ragged_tail(name, width, poison, monkeypatch):
-    monkeypatch.setattr(choose, "CHUNKS", (8,))
+    monkeypatch.setattr(search, "CHUNKS", (8,))
     structure = structure_of(name, width)
     made, _ = operands(structure, 35)
     x, bias, *factors = made
     for b in (bias, None):
         truth = reference.apply(structure, x, factors, b)
-        setting = choose.Setting("float64", bias=b is not None)
-        plans = choose.candidates(structure, 35, setting, figures.built_in("float32", 2))
+        setting = search.Setting("float64", bias=b is not None)
+        plans = search.candidates(structure, 35, setting, figures.built_in("float32", 2))
         assert any(plan.chunk for plan in plans)
         for plan in plans[::3] if width == "square" else plans:
             y = source.compiled(emit.forward_source(plan, pure=False), "forward")(x, *factors, b)[0]
@@ -324,10 +325,10 @@ def test_every_grouping_of_neighbouring_factors_is_exact(name, monkeypatch):
     structure = structures.get(name).bind(48, 96)
     made, dy = operands(structure, 5)
     truth = wanted(structure, made, dy)
-    setting = choose.Setting("float64", want=everything(structure))
+    setting = search.Setting("float64", want=everything(structure))
     for merged in groupings_of(structure):
-        monkeypatch.setattr(choose, "groupings", lambda *a, _m=merged, **k: [_m])
-        for plan in choose.candidates(structure, 5, setting, figures.built_in("float32", 2))[:3]:
+        monkeypatch.setattr(search, "groupings", lambda *a, _m=merged, **k: [_m])
+        for plan in search.candidates(structure, 5, setting, figures.built_in("float32", 2))[:3]:
             for f, t in zip(run(plan, made, dy, False), truth, strict=True):
                 assert error(f, t) < EXACT, str(plan)
 
@@ -381,8 +382,8 @@ def through_matrix(structure, tokens, want, rates):
 )
 def test_what_a_gather_reads_equally_often_goes_back_in_one_product(name, equally):
     structure = ODD[name][0].bind(192, 192)
-    setting = choose.Setting("float64", want=everything(structure))
-    plans = choose.candidates(structure, 1024, setting, figures.built_in("float32", 2))
+    setting = search.Setting("float64", want=everything(structure))
+    plans = search.candidates(structure, 1024, setting, figures.built_in("float32", 2))
     by_product = [plan for plan in plans if any(isinstance(op, Gather) for op in plan.backward)]
     assert bool(by_product) == equally
     made, dy = operands(structure, 9)

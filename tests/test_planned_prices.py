@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import structures
-from structures.backends.planned import choose, figures, measure, price, problem
+from structures.backends.planned import figures, measure, price, problem, search
 from structures.backends.planned.layout import TOKENS
 from structures.backends.planned.program import Pointwise, Want
 
@@ -23,8 +23,8 @@ def test_a_tensor_among_larger_ones_is_read_from_further_away():
 
 def test_gradients_left_to_autograd_pay_for_bringing_a_copied_factor_back_into_its_order():
     structure = structures.get("kronecker_sparse").bind(2048, 2048, a=1, d=2)  # its factor is turned and copied: 16 MB
-    setting = choose.Setting("float32", threads=2, want=Want(True, (True,), True))
-    left = [p for p in choose.candidates(structure, 128, setting, figures.built_in("float32", 2)) if p.native]
+    setting = search.Setting("float32", threads=2, want=Want(True, (True,), True))
+    left = [p for p in search.candidates(structure, 128, setting, figures.built_in("float32", 2)) if p.native]
     tokens_last = [p.forward[-2].layout[-1] == TOKENS for p in left]  # W x: W's gradient then comes as W was copied
     assert tokens_last[0] and False in tokens_last
     assert left[tokens_last.index(False)].seconds > 1.5 * left[0].seconds  # measured: 16.1 ms against 9.3

@@ -17,11 +17,12 @@ from contract import SHAPES, error, layer
 from torch import nn
 
 import structures
-from structures import Spec, analysis, reference
-from structures.project import from_linear, project, project_factors
+from structures import Spec, reference
+from structures.algebra import rank
 from structures.projection import alternating, solve
 from structures.projection.covariance import collect_covariances, damped
 from structures.projection.problem import Problem
+from structures.projection.project import from_linear, project, project_factors
 
 NAMES = [name for name in structures.names() if not structures.get(name).gate]  # the others: test_experts.py
 SUPPORTS = ("block_diagonal", "dyad_it", "dyad_ot", "dyad_dt", "kronecker_sparse", "dense")
@@ -87,7 +88,7 @@ def least_squares_error(structure, weight, root=None):
     """The least error of a structure that is linear in its parameters, from its Jacobian; `root` weights columns."""
     root = np.eye(structure.in_features) if root is None else root
     columns = [
-        (analysis.dense(structure, numpy_factors(structure, unit)) @ root).ravel() for unit in np.eye(structure.params)
+        (rank.dense(structure, numpy_factors(structure, unit)) @ root).ravel() for unit in np.eye(structure.params)
     ]
     target = (weight.numpy() @ root).ravel()
     solution = np.linalg.lstsq(np.array(columns).T, target, rcond=None)[0]
@@ -203,7 +204,7 @@ def test_a_support_takes_the_entries_and_divides_overlaps_evenly(name):
     for shape in SHAPES:
         weight = random_weight(shape)
         found = project(weight, name)
-        wanted = torch.where(torch.from_numpy(analysis.support(found.structure)), weight, 0.0)
+        wanted = torch.where(torch.from_numpy(rank.support(found.structure)), weight, 0.0)
         torch.testing.assert_close(found.to_dense(), wanted)
     halves = project(torch.ones(8, 8, dtype=torch.float64), "dyad_it", n_blocks=4)
     assert sorted({round(v, 12) for f in halves.factors for v in f.flatten().tolist()}) == [0.5, 1.0]
@@ -340,7 +341,7 @@ def test_nested_supports_never_fit_worse():
 def test_supports_with_inputs_solve_each_row_by_least_squares(name):
     weight, x = random_weight((24, 48)), correlated(24, 100)
     found = project(weight, name, inputs=x, damping=0.0, held_out=x)
-    mask = analysis.support(found.structure)
+    mask = rank.support(found.structure)
     wanted = np.zeros(weight.shape)
     for row, there in enumerate(mask):
         wanted[row, there] = np.linalg.lstsq(x.numpy()[:, there], (x @ weight[row]).numpy(), rcond=None)[0]
@@ -517,7 +518,7 @@ def test_projecting_draws_no_random_numbers_and_is_repeatable():
 
 BIG = """
 import resource, sys, torch
-from structures.project import project
+from structures.projection.project import project
 torch.set_num_threads(1)
 weight = torch.randn(4096, 11008, generator=torch.Generator().manual_seed(0))
 torch.linalg.svd(torch.randn(8, 8))

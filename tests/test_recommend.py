@@ -8,9 +8,9 @@ import pytest
 from made_up import BROKEN, dense, document, point, refusal, saved
 
 from bench.__main__ import main
-from bench.recommend import BETWEEN, EXACT, NEIGHBOUR, Answer, Estimate, Query, recommend
-from bench.rows import Spread, read
-from bench.wrong import Wrong
+from bench.answers.recommend import BETWEEN, EXACT, NEIGHBOUR, Answer, Estimate, Query, recommend
+from bench.files.errors import Wrong
+from bench.files.rows import Spread, read
 
 HERE = Query(1024, 1024, 128, params=0.25)
 

@@ -18,10 +18,12 @@ import pytest
 
 from bench import report
 from bench.__main__ import main
-from bench.fields import BadResults
-from bench.report import breaks, charts, layout, page, panels, pareto, style, verdicts, views, winners, words
-from bench.report.charts import specifications
-from bench.rows import Results, Spread, read
+from bench.files.fields import BadResults
+from bench.files.rows import Results, Spread, read
+from bench.report import page
+from bench.report.drawing import layout, style, views, words
+from bench.report.sweep import breaks, charts, panels, pareto, verdicts, winners
+from bench.report.sweep.charts import specifications
 
 # name: share of dense parameters at its own options, FLOPs per parameter, share of the saving that arrives when large
 STRUCTURES = {
@@ -273,7 +275,7 @@ def test_the_tables_hold_every_point_and_every_refusal(tmp_path: Path) -> None:
     content = small(structures={"blast": STRUCTURES["blast"]}, shapes=[(256, 256), (512, 512)])
     content["benchmarks"][0]["extra_info"]["spare"] = {"unknown": 1}
     found = results(tmp_path, content)
-    from bench.report import tables
+    from bench.report.sweep import tables
 
     tables.write_points(found, tmp_path / "points.csv")
     tables.write_refused(found, tmp_path / "refused.csv")
@@ -286,7 +288,7 @@ def test_the_tables_hold_every_point_and_every_refusal(tmp_path: Path) -> None:
 
 
 def test_neither_torch_nor_structures_is_imported() -> None:
-    code = "import sys, bench.__main__, bench.rows, bench.report; print({'torch', 'structures'} & set(sys.modules))"
+    code = "import sys, bench.__main__, bench.report; print({'torch', 'structures'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert (done.stdout, done.stderr) == ("set()\n", "")
 

@@ -26,6 +26,7 @@ from test_report import saved
 import structures
 from bench import report
 from bench.__main__ import _parser, main
+from bench.files.errors import Wrong
 from bench.search import quality, request
 from bench.search.candidates import Candidate, all_candidates, chosen, exponents, refusal
 from bench.search.front import Point, front, layers, reasons, verdict
@@ -33,7 +34,6 @@ from bench.search.journal import Journal
 from bench.search.request import Request
 from bench.search.run import Search, taxonomy_points
 from bench.search.timing import Timer
-from bench.wrong import Wrong
 from structures import registry, space
 
 ROOT = Path(__file__).parents[1]
@@ -87,8 +87,8 @@ def few_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_setup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Leave this process's threads and allocator alone."""
     threads = run_of("search", tmp_path / "threads.json").threads
-    monkeypatch.setattr("bench.cpu_run.machine.pin", lambda: threads)
-    monkeypatch.setattr("bench.cpu_run.machine.tune_allocator", lambda: "plain")
+    monkeypatch.setattr("bench.files.run.machine.pin", lambda: threads)
+    monkeypatch.setattr("bench.files.run.machine.tune_allocator", lambda: "plain")
 
 
 @pytest.fixture
@@ -354,7 +354,7 @@ def test_a_timer_checks_and_pairs_with_dense() -> None:
 
 
 def request_effort() -> Any:
-    from bench.measure import SHORT
+    from bench.machine.timing import SHORT
 
     return replace(SHORT, paired=0.01, rounds=3)
 

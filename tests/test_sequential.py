@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 import structures
-from structures import sequential
 from structures.linear import StructuredLinear
+from structures.models import sequential
+from structures.models.sequential import Recorded
+from structures.models.swap import swap
 from structures.projection.covariance import collect_covariances
-from structures.sequential import Recorded
-from structures.swap import swap
 
 NAMES = [name for name in structures.names() if not structures.get(name).gate]
 RULES = {"*": ("low_rank", {"rank": 6})}

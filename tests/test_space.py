@@ -14,7 +14,7 @@ from test_structure import TAXONOMY
 
 import structures
 from structures import reference, registry, space
-from structures.errors import SizeError, SpecError
+from structures.language.errors import SizeError, SpecError
 from structures.space.term import term
 from structures.spec import Spec
 

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 import structures
-from structures.layers import to_linear
 from structures.linear import StructuredLinear
-from structures.plan import Plan
-from structures.rules import linear_layers
-from structures.saved import load_swapped, save_swapped
-from structures.swap import swap
+from structures.models.linears import to_linear
+from structures.models.rules import linear_layers
+from structures.models.saved import load_swapped, save_swapped
+from structures.models.swap import swap
+from structures.models.table import Plan
 
 NAMES = structures.names()
 FEED_FORWARD = {"opt": "*.fc[12]", "gpt_neox": "*.mlp.dense_*", "gpt2": "*.mlp.c_*"}
@@ -557,7 +557,7 @@ def test_torchs_encoder_trains():
 
 
 def test_plan_shows_a_swap_of_a_config_without_weights(transformers):
-    from structures.configs import plan_lines
+    from structures.models.shapes import plan_lines
 
     lines = plan_lines("opt-125m", [["*.fc[12]", "dyad_it", "n_blocks=8"]])
     assert lines[0] == "OPTForCausalLM of opt-125m: 125,239,296 parameters, no weights"
@@ -569,14 +569,14 @@ def test_plan_shows_a_swap_of_a_config_without_weights(transformers):
     "shape, params", [("gpt2", 124_439_808), ("pythia-70m", 70_426_624), ("bert-base", 109_482_240)]
 )
 def test_known_shapes_have_their_published_sizes(shape, params, transformers):
-    from structures.configs import model_of
+    from structures.models.shapes import model_of
 
     model = model_of(shape)
     assert sum(p.numel() for p in model.parameters()) == params and linear_layers(model)
 
 
 def test_plan_reads_a_config_file_and_settings(transformers, tmp_path):
-    from structures.configs import model_of, plan_lines
+    from structures.models.shapes import model_of, plan_lines
 
     models.pretrained_shape("gpt2", transformers).config.save_pretrained(tmp_path)
     rules = [["*.mlp.c_fc", "none"], ["*.mlp.*", "einsum", "theta=0.5,0.25,0.25,0.5,0.25,0.25,0"]]
@@ -596,14 +596,14 @@ def test_plan_reads_a_config_file_and_settings(transformers, tmp_path):
     ],
 )
 def test_a_mistake_in_a_plan_is_one_line(config, rule, overrides, message, transformers):
-    from structures.configs import plan_lines
+    from structures.models.shapes import plan_lines
 
     with pytest.raises(ValueError, match=message):
         plan_lines(config, [rule], overrides=overrides)
 
 
 def test_plan_without_transformers_names_the_extra(monkeypatch):
-    from structures.configs import plan_lines
+    from structures.models.shapes import plan_lines
 
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match=r"pip install 'structures\[models\]'"):

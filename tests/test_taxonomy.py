@@ -9,11 +9,11 @@ import pytest
 from test_structure import TAXONOMY
 
 import structures
-from structures import analysis
-from structures.growth import axis_powers
+from structures.algebra import rank as analysis
+from structures.algebra.growth import axis_powers
+from structures.algebra.taxonomy import Taxonomy, seven_axes
 from structures.spec import Spec
 from structures.structure import Structure
-from structures.taxonomy import Taxonomy, seven_axes
 
 SMALL, LARGE = 2**12, 2**20  # powers of 16: halves and quarters of the exponent are whole sizes
 

@@ -17,11 +17,11 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Muon
 
 import structures
-from structures.coordinates import coordinate_check
-from structures.distil import distil
 from structures.linear import StructuredLinear
-from structures.swap import swap
-from structures.training import multiplier, param_groups, shard_placement
+from structures.models.distil import distil
+from structures.models.rates import multiplier, param_groups, shard_placement
+from structures.models.swap import swap
+from structures.models.width_check import coordinate_check
 
 NAMES = structures.names()
 WIDTHS = (128, 256, 512, 1024, 2048)
@@ -345,7 +345,7 @@ def test_half_precision_is_trained_in_single():
 
 
 def test_a_sample_of_the_inputs_is_uniform_and_bounded():
-    from structures.distil import _Sample
+    from structures.models.distil import _Sample
 
     sample = _Sample(50, torch.Generator().manual_seed(0))
     for start in range(0, 1000, 8):

@@ -20,7 +20,7 @@ from bench.training.parallel import Group  # noqa: E402
 from bench.training.timing import Pairs  # noqa: E402
 from bench.training.variants import Unreachable, Variant  # noqa: E402
 from structures import StructuredLinear  # noqa: E402
-from structures.training import multiplier  # noqa: E402
+from structures.models.rates import multiplier  # noqa: E402
 
 SMOKE = {task: several[0] for task, several in settings.SETTINGS["smoke"].items()}
 REGRESSION, TEXT, DIGITS = SMOKE["regression"], SMOKE["language"], SMOKE["images"]

@@ -13,16 +13,11 @@ from typing import Any
 import pytest
 from test_report import saved, small
 
-from bench import readme_training, report
+from bench import report
 from bench.__main__ import main
-from bench.report import (
-    training_claims,
-    training_fronts,
-    training_grammar,
-    training_rows,
-    training_stats,
-    training_tables,
-)
+from bench.answers import readme_training
+from bench.report.training import claims, fronts, grammar, stats, tables
+from bench.report.training import rows as training_rows
 
 RUN = small()["structures"]["run"]
 SETTING = "language gpt sotu characters feed-forward"
@@ -73,9 +68,9 @@ def read(rows: list[dict[str, Any]], folder: Path) -> list[training_rows.Run]:
 
 def test_differences_within_the_noise_are_ties(tmp_path: Path) -> None:
     runs = read(comparison(), tmp_path)
-    known = training_stats.noise(runs)
+    known = stats.noise(runs)
     assert known is not None and known.freedom == 8 and 0.005 < known.deviation < 0.02
-    [results] = training_stats.results(runs).values()
+    [results] = stats.results(runs).values()
     by_name = {r.first.structure: r for r in results}
     assert by_name["dyad_it"].verdict == "tie" and by_name["low_rank"].verdict == "worse"
     assert by_name["dense_narrow"].verdict == "worse"
@@ -84,8 +79,8 @@ def test_differences_within_the_noise_are_ties(tmp_path: Path) -> None:
     )
     assert by_name["low_rank"].best == 4
     assert by_name["btt"].loss is None and by_name["btt"].diverged == 1 and results[-1] is by_name["btt"]
-    assert "a tie" in training_claims.difference(by_name["dyad_it"])
-    assert "a tie" not in training_claims.difference(by_name["low_rank"])
+    assert "a tie" in claims.difference(by_name["dyad_it"])
+    assert "a tie" not in claims.difference(by_name["low_rank"])
 
 
 def test_equal_structures_are_seldom_told_apart() -> None:
@@ -97,15 +92,15 @@ def test_equal_structures_are_seldom_told_apart() -> None:
         some += [(f"dyad_{k}", 0) for k in range(8)]
         fields = [row(name, math.exp(generator.gauss(0, 0.02)), seed) for name, seed in some]
         runs = [training_rows._run(report.sections.Fields("made up", f)) for f in fields]
-        [results] = training_stats.results(runs).values()
+        [results] = stats.results(runs).values()
         told_apart += any(r.verdict in ("better", "worse") for r in results)
     assert told_apart <= 12  # 5 expected; 13 or more in less than 1 of 500 such tests
 
 
 def test_one_seed_each_ranks_nothing(tmp_path: Path) -> None:
-    [results] = training_stats.results(read([row("dense", 2.0), row("dyad_it", 1.0)], tmp_path)).values()
+    [results] = stats.results(read([row("dense", 2.0), row("dyad_it", 1.0)], tmp_path)).values()
     assert {r.verdict for r in results} == {"not known"} and all(r.best is None for r in results)
-    assert "no seeds" in training_claims.difference(results[0])
+    assert "no seeds" in claims.difference(results[0])
 
 
 def test_exponents_are_those_the_losses_were_made_with(tmp_path: Path) -> None:
@@ -119,26 +114,26 @@ def test_exponents_are_those_the_losses_were_made_with(tmp_path: Path) -> None:
             losses = [10 * f**-slope * math.exp(generator.gauss(0, 0.002)) for f in flops]
             curve = [list(p) for p in zip(steps, losses, strict=True)]
             rows.append(at | {"curve": [[0, 90.0], *curve], "loss": curve[-1][1]})
-    found = {f.structure: f for f in training_fronts.fronts(read(rows, tmp_path))}
+    found = {f.structure: f for f in fronts.fronts(read(rows, tmp_path))}
     for name, slope in (("dense", 0.3), ("low_rank", 0.1)):
         front = found[name]
         assert front.exponent == pytest.approx(slope, abs=0.01) and front.low < slope < front.high
         assert front.widths == 4 and all(a[1] > b[1] for a, b in zip(front.points, front.points[1:], strict=False))
     falling = [r | {"schedule": "linear"} for r in rows]
-    ends = {f.structure: f for f in training_fronts.fronts(read(falling, tmp_path))}
+    ends = {f.structure: f for f in fronts.fronts(read(falling, tmp_path))}
     assert len(ends["dense"].points) == 4  # the ends of runs alone
 
 
 def test_claims_say_what_was_measured_and_no_more(tmp_path: Path) -> None:
     runs = read(comparison(), tmp_path)
-    results = training_stats.results(runs)
+    results = stats.results(runs)
     times = [training_rows._time(report.sections.Fields("made up", time_row("dyad_it", 1.07)))]
-    found = training_claims.claims(results, times, [])
+    found = claims.claims(results, times, [])
     lines = [line for claim in found for line in claim.measured]
     assert any("dyad_it @ params=0.25: loss" in line and "a tie" in line for line in lines)
-    assert all(line.startswith(f"{SETTING}, width 128: ") for line in lines if line != training_claims.NOTHING)
+    assert all(line.startswith(f"{SETTING}, width 128: ") for line in lines if line != claims.NOTHING)
     assert any("1.07 times as fast as dense's (1.05 to 1.09)" in line for line in lines)
-    assert any(claim.measured == (training_claims.NOTHING,) for claim in found)
+    assert any(claim.measured == (claims.NOTHING,) for claim in found)
     assert all(claim.source and claim.scale and claim.untested for claim in found)
 
 
@@ -186,24 +181,22 @@ def test_a_run_says_how_long_it_was_and_what_it_cannot_say(tmp_path: Path) -> No
     rows = [row("dense", 2.0, seed, curve=curve, steps=40) for seed in range(3)]
     rows[1] |= {"loss": 2.02}
     rows += [row("removed", 1.9, seed, curve=[[0, 4.0], [40, 1.9]], steps=40) for seed in range(3)]
-    [several] = training_stats.results(read(rows, tmp_path)).values()
-    assert "40 steps of 512 tokens; over the last half of them dense's loss changed by" in training_tables.how_long(
-        several
-    )
-    short, removed = training_tables.warnings(several)
+    [several] = stats.results(read(rows, tmp_path)).values()
+    assert "40 steps of 512 tokens; over the last half of them dense's loss changed by" in tables.how_long(several)
+    short, removed = tables.warnings(several)
     assert "still falling (20.0 % over" in short and "ends below dense's loss" in removed
     settled = [r | {"curve": [[0, 4.0], [20, 2.0], [40, r["loss"]]]} for r in rows if r["structure"] == "dense"]
-    [several] = training_stats.results(read(settled, tmp_path)).values()
-    assert training_tables.warnings(several) == []
+    [several] = stats.results(read(settled, tmp_path)).values()
+    assert tables.warnings(several) == []
 
 
 def test_grammar_counts_pairs_and_not_seeds_as_trials(tmp_path: Path) -> None:
     held = {"pairs": 100, "chance": 0.5}
     rows = [row("dense", 2.0, seed, grammar=held | {"accuracy": a}) for seed, a in enumerate((0.5, 0.6, 0.7))]
-    [several] = training_stats.results(read(rows, tmp_path)).values()
-    assert training_tables.grammar(several[0]) == ("60 %", "50 to 70 %, 3 seeds: as chance")
-    assert training_stats.proportion(0.6, 100) == pytest.approx((0.4972, 0.6967), abs=1e-4)
-    assert training_stats.proportion(0.0, 10)[0] == 0.0 and training_stats.proportion(1.0, 10)[1] == 1.0
+    [several] = stats.results(read(rows, tmp_path)).values()
+    assert tables.grammar(several[0]) == ("60 %", "50 to 70 %, 3 seeds: as chance")
+    assert stats.proportion(0.6, 100) == pytest.approx((0.4972, 0.6967), abs=1e-4)
+    assert stats.proportion(0.0, 10)[0] == 0.0 and stats.proportion(1.0, 10)[1] == 1.0
 
 
 def test_grammar_is_told_from_chance_phenomenon_by_phenomenon(tmp_path: Path) -> None:
@@ -215,8 +208,8 @@ def test_grammar_is_told_from_chance_phenomenon_by_phenomenon(tmp_path: Path) ->
         found = {key: {"accuracy": a, "pairs": 20, "chance": 0.5} for key, a in by.items()}
         own = {"grammar": {"accuracy": every, "pairs": 40, "chance": 0.5}, "grammar_by_phenomenon": found}
         rows += [row(name, 2.0 + seed / 100, seed, **own) for seed in range(3)]
-    [results] = training_stats.results(read(rows, tmp_path)).values()
-    told = {(c["structure"], c["phenomenon"]): c for c in training_grammar.cells(results)}
+    [results] = stats.results(read(rows, tmp_path)).values()
+    told = {(c["structure"], c["phenomenon"]): c for c in grammar.cells(results)}
     sides = {key: cell["side"] for key, cell in told.items() if cell["side"] != "as chance"}
     assert sides == {("dense", "agreement"): "above chance", ("dense", "pronoun case"): "below chance"}
     assert told["dyad_it", "pronoun case"]["written"] == "65" and len(told) == 6

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench.terminal import count, share, shares
-from bench.wrong import Wrong, one_of
+from bench.files.errors import Wrong, one_of
+from bench.files.terminal import count, share, shares
 
 
 def add_options(minilm: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
     if arguments.output.suffix != ".json":
         raise Wrong(f"-o: {arguments.output} must end in .json; what is converted is kept beside it, as .journal")
     one_of("--until", arguments.until, ("fits", "times"))
-    from bench.cpu_run import Run
+    from bench.files.run import Run
 
     started = Run("minilm", ["python", "-m", "bench", *sys.argv[1:]], arguments.output)  # before torch is loaded
     from bench.minilm import data, request

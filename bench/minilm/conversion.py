@@ -14,10 +14,10 @@ import structures
 from bench.minilm.data import FEED_FORWARD, Data
 from bench.minilm.quality import agreement, embed
 from bench.minilm.request import AWARE, PLAIN, SEQUENTIAL, Point, Request, Shape
-from structures.project import Projection
+from structures.models.sequential import Recorded
+from structures.models.swap import swap
 from structures.projection.covariance import collect_covariances
-from structures.sequential import Recorded
-from structures.swap import swap
+from structures.projection.project import Projection
 
 
 class Slow(Exception):

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import structures
-from bench import machine
-from bench.points import DENSE, NEAR
-from bench.request import in_order
-from bench.wrong import one_of
-from structures.fit import fit_options
-from structures.project import DAMPING
+from bench.files.errors import one_of
+from bench.machine import setup
+from bench.sweep.points import DENSE, NEAR
+from bench.sweep.request import in_order
+from structures.options import fit_options
+from structures.projection.project import DAMPING
 from structures.spec import SpecError
 
 SHARES, SENTENCES = (0.5, 0.25), 256
@@ -50,7 +50,7 @@ class Asked:
 
     @property
     def fingerprint(self) -> str:
-        return json.dumps(asdict(self) | machine.commit(), sort_keys=True)
+        return json.dumps(asdict(self) | setup.commit(), sort_keys=True)
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from bench.cpu_run import Run
+from bench.files.run import Run
 from bench.minilm import timing
 from bench.minilm.conversion import Conversions, Slow
 from bench.minilm.data import Data
 from bench.minilm.quality import without_feed_forward
 from bench.minilm.request import CONTROL, Point, Request, points, refusal
-from bench.points import DENSE
 from bench.search.journal import Journal
+from bench.sweep.points import DENSE
 
 REMOVED = "feed-forward removed"
 FITS, TIMES = "fits", "times"

@@ -6,29 +6,16 @@ Reads results files only; what drew them, and what they measure, need not be ins
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from bench.fields import load
-from bench.report import (
-    backends,
-    curves,
-    figures,
-    memory,
-    models,
-    modules,
-    page,
-    panels,
-    pareto,
-    rooflines,
-    search,
-    sections,
-    tables,
-    training,
-    widths,
-    winners,
-)
-from bench.report.panels import Panel
-from bench.report.sections import Section
-from bench.report.views import View
-from bench.rows import Results, join, parse
+from bench.files.fields import load
+from bench.files.rows import Results, join, parse
+from bench.report import page
+from bench.report.drawing import figures, sections
+from bench.report.drawing.sections import Section
+from bench.report.drawing.views import View
+from bench.report.others import models, modules, search, widths
+from bench.report.sweep import backends, curves, memory, panels, pareto, rooflines, tables, winners
+from bench.report.sweep.panels import Panel
+from bench.report.training import section as training
 
 # of files beside the sweep's
 KINDS = {models.KIND: models.section, widths.KIND: widths.section, training.KIND: training.section}

@@ -17,13 +17,14 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from bench.report import backends, breaks, curves, figures, memory, pareto, points, rooflines, winners, words
-from bench.report.figures import CONFIG, VEGALITE
-from bench.report.panels import Panel, machine_names
-from bench.report.sections import Section
-from bench.report.verdicts import arrival
-from bench.report.views import View
-from bench.rows import Results
+from bench.files.rows import Results
+from bench.report.drawing import figures, points, words
+from bench.report.drawing.figures import CONFIG, VEGALITE
+from bench.report.drawing.sections import Section
+from bench.report.drawing.views import View
+from bench.report.sweep import backends, breaks, curves, memory, pareto, rooflines, winners
+from bench.report.sweep.panels import Panel, machine_names
+from bench.report.sweep.verdicts import arrival
 
 _HERE = Path(__file__).parent
 

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import structures
-from bench.request import options_text
 from bench.search.request import Request
+from bench.sweep.request import options_text
 from structures import space
-from structures.analysis import rank_bounds
-from structures.expressions import divisors
-from structures.fit import fit_options
+from structures.algebra.rank import rank_bounds
+from structures.language.expressions import divisors
+from structures.options import fit_options
 from structures.space.term import Term, term
 from structures.spec import Spec, SpecError
 from structures.structure import Structure

@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from bench.files.errors import Wrong, one_of
+from bench.files.terminal import count, share
 from bench.search.words import QUALITIES, STAGES
-from bench.terminal import count, share
-from bench.wrong import Wrong, one_of
 
 
 def add_options(search: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
     if arguments.output.suffix != ".json":
         raise Wrong(f"-o: {arguments.output} must end in .json; the survivors are written beside it, as .yaml")
     one_of("--until", arguments.until, STAGES)
-    from bench.cpu_run import Run
+    from bench.files.run import Run
 
     started = Run("search", ["python", "-m", "bench", *sys.argv[1:]], arguments.output)  # before torch is loaded
     from bench.search import quality

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.wrong import Wrong
+from bench.files.errors import Wrong
 
 
 class Asked(Protocol):

@@ -8,8 +8,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bench.files.errors import Wrong, one_of
 from bench.search.words import QUALITIES
-from bench.wrong import Wrong, one_of
 
 NEAR = 0.15  # a single share stands for those within 15 % of it, as in the sweep
 WHOLE = "0-1"

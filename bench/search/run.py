@@ -14,21 +14,21 @@ from typing import Any
 import torch
 
 import structures
-from bench import measure
-from bench.cpu_run import Run
-from bench.named import DENSE, NAMED, SPACE
+from bench.files.run import Run
+from bench.machine import timing
 from bench.search import quality
 from bench.search.candidates import Candidate, all_candidates, chosen, exponents
 from bench.search.front import Point, front, layers, reasons, verdict
 from bench.search.journal import Journal
 from bench.search.request import Request
 from bench.search.timing import Timer
+from bench.sweep.named import DENSE, NAMED, SPACE
 from structures import space
-from structures.taxonomy import seven_axes
+from structures.algebra.taxonomy import seven_axes
 
 FINAL = "final"
-SHORT = measure.SHORT
-LONG = measure.Effort(paired=0.6, alone=0.1, rounds=9)
+SHORT = timing.SHORT
+LONG = timing.Effort(paired=0.6, alone=0.1, rounds=9)
 
 
 class OutOfTime(Exception):

@@ -20,8 +20,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+from bench.files.errors import Wrong
 from bench.training.parallel import Group
-from bench.wrong import Wrong
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bench.files.errors import Wrong
 from bench.training.models import FAMILIES, Family, Shape
-from bench.wrong import Wrong
 
 
 class Logits(nn.Module):

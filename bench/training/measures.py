@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from bench.files.errors import Wrong
 from bench.training import grammar
 from bench.training.loop import Outcome, correct, outputs
 from bench.training.parallel import Group
 from bench.training.problems import Problem
 from bench.training.settings import Setting
-from bench.wrong import Wrong
 
 FIRST = "\n\n"  # what stands before every document, and so before a sentence that is scored
 

@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bench.training.models import Nothing
-from structures import StructuredLinear, layers
-from structures.training import shard_placement
+from structures import StructuredLinear
+from structures.models import linears
+from structures.models.rates import shard_placement
 
 KINDS = ("ddp", "fsdp")
 
@@ -66,7 +67,7 @@ class Group:
 
         mesh = self._mesh
         owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
-        linear = (m for m in model.modules() if isinstance(m, StructuredLinear) or layers.kind(m) == "Linear")
+        linear = (m for m in model.modules() if isinstance(m, StructuredLinear) or linears.kind(m) == "Linear")
         parts = [m for m in linear if all(owners[id(p)] == 1 for p in m.parameters())]  # tied ones stay with the root
         for part in parts:
             fully_shard(part, mesh=mesh, shard_placement_fn=shard_placement)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench.files.errors import Wrong
 from bench.training import data
 from bench.training.settings import Setting
-from bench.wrong import Wrong
 
 # A network without its layers between is left with twice dense's loss on this one; with 64 inputs and two hidden layers
 # both learned little (0.14 and 0.18 of the variance after 1500 steps of 256 samples at width 256).

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import structures
-from bench.request import budgets as read_budgets
-from bench.request import entries
+from bench.files.errors import Wrong, one_of
+from bench.sweep.request import budgets as read_budgets
+from bench.sweep.request import entries
 from bench.training import settings
 from bench.training.decoders import DECODERS
 from bench.training.parallel import KINDS
 from bench.training.settings import Setting
 from bench.training.variants import MIX
-from bench.wrong import Wrong, one_of
 
 QUANTITIES = ("params", "flops", "time")
 PICTURES, DECODING = ("mlp", "mixer", "vit"), ("gpt", *DECODERS)

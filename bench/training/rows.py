@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import machine
-from bench.fields import BadResults, load
+from bench.files.errors import Wrong
+from bench.files.fields import BadResults, load
+from bench.machine import setup as machine
 from bench.training.jobs import TUNE, Job
 from bench.training.loop import Outcome
 from bench.training.parallel import Group
 from bench.training.problems import Problem
 from bench.training.settings import KIND
 from bench.training.variants import Variant
-from bench.wrong import Wrong
 
 OK, DIVERGED = "ok", "diverged"
 DECIDE = ("python", "torch", "structures", "numpy")  # versions that losses of one file have in common

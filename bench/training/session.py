@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.cpu_run import Run
-from bench.output import rounded
-from bench.points import NARROW
+from bench.files.run import Run
+from bench.sweep.output import rounded
+from bench.sweep.points import NARROW
 from bench.training import jobs, measures, problems, rates, rows, teachers, timed, variants
 from bench.training.checkpoint import Checkpoints
 from bench.training.jobs import TRAIN, TUNE, Job

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from bench.points import DENSE
+from bench.files.errors import Wrong
+from bench.sweep.points import DENSE
 from bench.training import checkpoint, rows, variants
 from bench.training.jobs import TEACHER, Job
 from bench.training.variants import Variant
-from bench.wrong import Wrong
 
 if TYPE_CHECKING:
     from bench.training.session import Session

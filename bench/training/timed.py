@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bench.output import rounded
-from bench.points import DENSE
+from bench.sweep.output import rounded
+from bench.sweep.points import DENSE
 from bench.training import jobs, rows
 from bench.training.jobs import MATCH, TIME, Job
 from bench.training.plan import in_time

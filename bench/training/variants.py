@@ -11,17 +11,18 @@ import torch
 from torch import nn
 
 import structures
-from bench.points import DENSE, NARROW, NEAR
-from bench.request import options_text, read_options
+from bench.sweep.points import DENSE, NARROW, NEAR
+from bench.sweep.request import options_text, read_options
 from bench.training import rates
 from bench.training.decoders import ALL
 from bench.training.models import Shape, remove
 from bench.training.problems import Problem
 from bench.training.settings import DISTILLED, Setting
-from structures import StructuredLinear, distil, layers
-from structures.fit import fit_options
+from structures import StructuredLinear, distil
+from structures.models import linears
+from structures.models.swap import swap
+from structures.options import fit_options
 from structures.spec import SpecError
-from structures.swap import swap
 
 REMOVED = "removed"
 CONTROLS = (DENSE, NARROW, REMOVED)
@@ -144,7 +145,7 @@ def options(setting: Setting, variant: Variant, width: int, problem: Problem) ->
     have, want = {"params": 0, "flops": 0}, {"params": 0, "flops": 0}
     quantity = (variant.budget or "").partition("=")[0]
     for i, name in enumerate(names):
-        word, widths = words[i % len(words)], layers.widths(model.get_submodule(name))
+        word, widths = words[i % len(words)], linears.widths(model.get_submodule(name))
         try:
             chosen = _fitted(word, widths, quantity, variant.share()) if variant.budget else _own(word, widths, variant)
             bound = structures.get(word).bind(*widths, **chosen)  # type: ignore[arg-type]
@@ -193,7 +194,7 @@ def _replaced_params_of(model: str, layers_word: str, shaped: Shape) -> int:
     with torch.device("meta"):
         built = ALL[model].build(shaped)
     names = ALL[model].names(built, layers_word)
-    return sum(i * o for i, o in (layers.widths(built.get_submodule(name)) for name in names))
+    return sum(i * o for i, o in (linears.widths(built.get_submodule(name)) for name in names))
 
 
 def _replaced_params(setting: Setting, width: int, problem: Problem) -> int:

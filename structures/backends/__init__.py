@@ -20,7 +20,7 @@ from torch import Tensor
 
 from structures.backends import bmm, einsum, planned
 from structures.backends.experts import all_experts, grouped, preferred
-from structures.expressions import nearest
+from structures.language.expressions import nearest
 from structures.routing import Routing
 from structures.structure import Structure
 

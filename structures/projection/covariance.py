@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from structures import layers
-from structures.expressions import nearest
+from structures.language.expressions import nearest
+from structures.models import linears
 
 SYMMETRIC = 1e-5  # a square matrix this near to its transpose is a covariance
 
@@ -180,12 +180,12 @@ def collect_covariances(
     names = [names] if isinstance(names, str) else names
     asked = names is not None
     if names is None:
-        names = [name for name, module in modules.items() if layers.kind(module) is not None]
+        names = [name for name, module in modules.items() if linears.kind(module) is not None]
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"collect_covariances: dtype is torch.float32 or torch.float64, found {dtype}")
     unknown = [name for name in names if name not in modules]
     if unknown:
-        linear = [name for name, module in modules.items() if layers.kind(module) is not None]
+        linear = [name for name, module in modules.items() if linears.kind(module) is not None]
         raise ValueError(f"names: the model has no module {unknown[0]!r}{nearest(unknown[0], linear)}")
     if not names:
         raise ValueError("names: no linear layers")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from structures.errors import SizeError, SpecError
-from structures.expressions import divisors, split_by_weights
+from structures.language.errors import SizeError, SpecError
+from structures.language.expressions import divisors, split_by_weights
 from structures.linear import StructuredLinear
 from structures.space.term import SEVEN, Term, check_kind, role, term
 from structures.space.text import to_yaml

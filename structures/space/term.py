@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from structures.errors import SpecError
+from structures.language.errors import SpecError
 
 SEVEN = ("x1", "x2", "x12", "1y", "2y", "12y", "12")  # alpha beta gamma delta epsilon phi rho
 MOST_FACTORS = 5  # orders of contraction are all looked at

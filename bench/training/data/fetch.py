@@ -13,11 +13,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.terminal import wrapped
+from bench.files.errors import Wrong, one_of
+from bench.files.terminal import wrapped
 from bench.training.data.cache import VARIABLE, cache, place
 from bench.training.data.records import BadData, Dataset, Images
 from bench.training.data.sources import SOURCES, Archive, Source
-from bench.wrong import Wrong, one_of
 
 MINUTES = 15  # until a download is given up
 CLIENTS: dict[str, Callable[[str], list[str]]] = {

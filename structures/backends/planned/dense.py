@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from structures.backends.planned.by_autograd import native
 from structures.backends.planned.forward import chain_forward
 from structures.backends.planned.layout import TOKENS, Product
-from structures.backends.planned.native import native
 from structures.backends.planned.price import Price
 from structures.backends.planned.problem import Chain, Problem, X, factor_number
 from structures.backends.planned.program import Embed, Multiply, Op, Part, Plan, Want
