@@ -36,7 +36,7 @@ from bench.search.run import Search, taxonomy_points
 from bench.search.timing import Timer
 from structures import registry, space
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GIVEN: dict[str, Any] = {
     "in_features": 32, "out_features": 64, "tokens": 16, "params": "0.25", "flops": None, "rank": 0.0, "omega": None,
     "memory": None, "time": None, "mode": "forward", "dtype": "float32", "quality": "none", "weight": None,

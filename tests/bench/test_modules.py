@@ -25,7 +25,7 @@ from bench.modules import feed_forward, timed
 from bench.report.others import modules, published
 from bench.sweep.check import CheckFailed, check
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NONE = SimpleNamespace(device=None, dtypes=None, tokens=None, full=False)
 SMALL = {"batch": 1, "sequence": 16, "tokens": 16, "dtype": "float32", "device": "cpu"}
 

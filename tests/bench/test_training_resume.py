@@ -19,7 +19,7 @@ from bench.__main__ import main
 torch = pytest.importorskip("torch")
 import torch.multiprocessing as mp  # noqa: E402
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHORT = "train regression --scale smoke --structures dyad_it --widths 64 --rates 0.004 --tune-steps 4 --only losses"
 AS_RUN = ("seconds_as_run", "processes", "versions")
 

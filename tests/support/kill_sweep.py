@@ -1,6 +1,6 @@
 """Kill a real sweep at random moments, go on with it each time, and compare its file with that of an unbroken run.
 
-    python tests/kill_sweep.py FOLDER KILLS SEED
+    python tests/support/kill_sweep.py FOLDER KILLS SEED
 
 prints what was found as JSON. Each run is a process forked from this one, which has torch loaded, so that a hundred
 kills take a minute; it is killed by SIGKILL, as a kernel out of memory does it.
@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SWEEP = ("--structures=dyad_it:n_blocks=2,3,4 monarch low_rank:rank=4", "--widths=16,32", "--tokens=4",
          "--no-controls", "--benchmark-precision=0.9", "--threads=1", "--backend=einsum",
          "-p", "no:hypothesispytest", "-p", "no:xdist")  # fmt: skip

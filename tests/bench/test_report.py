@@ -289,7 +289,7 @@ def test_the_tables_hold_every_point_and_every_refusal(tmp_path: Path) -> None:
 
 def test_neither_torch_nor_structures_is_imported() -> None:
     code = "import sys, bench.__main__, bench.report; print({'torch', 'structures'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert (done.stdout, done.stderr) == ("set()\n", "")
 
 

@@ -20,7 +20,7 @@ from bench.__main__ import main
 from bench.answers.compare import compare
 from bench.files.rows import read
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 def merged(folder: Path, **documents: Any) -> tuple[dict[str, Any], str]:

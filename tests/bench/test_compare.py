@@ -285,5 +285,5 @@ def test_only_the_columns_that_may_be_cut_are_cut() -> None:
 def test_neither_torch_nor_structures_nor_altair_is_imported(tmp_path: Path) -> None:
     modules = "bench.__main__, bench.files.merge, bench.answers.compare_text, bench.answers.recommend_text"
     code = f"import sys, {modules}; print({{'torch', 'structures', 'altair'}} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert (done.stdout, done.stderr) == ("set()\n", "")

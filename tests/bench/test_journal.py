@@ -21,7 +21,7 @@ from bench.sweep.points import points
 from bench.sweep.sweep import Sweep
 from structures import registry
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = ("--structures=dyad_it:n_blocks=2,3 low_rank:rank=4", "--widths=16", "--tokens=4", "--backend=einsum",
         "--no-controls")  # fmt: skip
 
