@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.files import kinds
 from bench.files.errors import Wrong
 from bench.files.fields import BadResults
 from bench.files.rows import CLOCKS, read
@@ -173,7 +174,7 @@ def _add_minilm(minilm: argparse.ArgumentParser) -> None:
 def _coordinates(arguments: argparse.Namespace) -> tuple[str, int]:
     from bench.files.run import Run
 
-    run = Run("coordinates", ["python", "-m", "bench", *sys.argv[1:]], arguments.output)
+    run = Run(kinds.COORDINATES, ["python", "-m", "bench", *sys.argv[1:]], arguments.output)
     from bench.training import width_check
 
     width_check.measure(run, arguments.structures, arguments.widths)

@@ -22,6 +22,7 @@ from pytest_benchmark.logger import PytestBenchmarkWarning  # noqa: E402
 from bench.files import journal  # noqa: E402
 from bench.files.errors import Wrong  # noqa: E402
 from bench.files.fields import BadResults  # noqa: E402
+from bench.files.rounding import rounded  # noqa: E402
 from bench.machine.device import clock_of  # noqa: E402
 from bench.modules import timed  # noqa: E402
 from bench.sweep import launch, output, points, progress, request  # noqa: E402
@@ -236,7 +237,7 @@ def _keep(item: pytest.Item) -> None:
         sweep.news.clear()
         return
     try:
-        kept.add(output.rounded([*sweep.news, {"load": [sweep.load.all_foreign, sweep.load.all_seconds]}]))
+        kept.add(rounded([*sweep.news, {"load": [sweep.load.all_foreign, sweep.load.all_seconds]}]))
     except journal.JournalFailed as error:
         said = f"{error.filename}: cannot be written: {error.strerror}; the points before this one are kept"
         item.session.shouldstop = said

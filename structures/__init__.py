@@ -3,6 +3,7 @@
 from structures.algebra.rank import mixing_depth
 from structures.backends.planned.measure import calibrate
 from structures.linear import StructuredLinear
+from structures.models.covariance import collect_covariances
 from structures.models.distil import distil
 from structures.models.linears import to_linear
 from structures.models.rates import param_groups, shard_placement
@@ -12,7 +13,6 @@ from structures.models.swap import swap
 from structures.models.table import Plan
 from structures.models.width_check import coordinate_check
 from structures.options import fit_options
-from structures.projection.covariance import collect_covariances
 from structures.projection.project import Projection, from_linear, project, project_factors
 from structures.registry import get, load, names
 from structures.spec import Spec

@@ -13,9 +13,10 @@ from bench.answers.readme_tables import section
 from bench.files.errors import Wrong
 from bench.files.rows import Results
 from bench.report.drawing import figures
+from bench.report.drawing.curve import CONTROL, STRUCTURE
 from bench.report.drawing.style import styles
 from bench.report.sweep import charts, curves
-from bench.report.sweep.panels import CONTROL, STRUCTURE, Panel, panels
+from bench.report.sweep.panels import Panel, panels
 
 START, END = "<!-- results -->", "<!-- end of results -->"
 CHART_WIDTH = 255  # pixels; two charts with axes and labels are then 900 wide, what a README shows unscaled

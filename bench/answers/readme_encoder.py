@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.files import kinds
 from bench.files.errors import Wrong
 from bench.files.rows import load
-from bench.report.drawing import sections, words
+from bench.report.drawing import words
 from bench.report.others import models
 from bench.report.others.models import Row
 
@@ -34,9 +35,9 @@ def encoder(file: Path) -> Encoder:
         Wrong: it is of another kind.
     """
     document = load(file)
-    if sections.kind_of(document) != models.KIND:
+    if kinds.kind_of(document) != kinds.MINILM:
         raise Wrong(f"--encoder: {file} is no file of `python -m bench minilm`")
-    found = sections.parse(str(file), document, (models.KIND,))
+    found = kinds.parse(str(file), document, (kinds.MINILM,))
     section = models.section(found, 0, found.structures)
     rows = [row for row, _ in section.content["rows"]]
     unfinished = "" if found.run.complete else "This run is not complete: conversions are missing."

@@ -8,10 +8,11 @@ from bench.files.fields import printable
 from bench.files.rows import MODES, Row
 from bench.files.terminal import shortened
 from bench.report.drawing import words
+from bench.report.drawing.curve import DENSE, STRUCTURE, dyad
 from bench.report.sweep import curves
 from bench.report.sweep.breaks import CONTROLLED, Cell, table
-from bench.report.sweep.panels import DENSE, STRUCTURE, Panel, dyad
-from bench.report.sweep.verdicts import NOT_WITHIN, arrival
+from bench.report.sweep.panels import Panel
+from bench.report.sweep.verdicts import NOT_WITHIN
 
 GENERATED = "<!-- written by python -m bench readme: run it again rather than edit -->"
 LONGEST_NAME, LONGEST_RULE = 60, 48  # characters
@@ -224,7 +225,7 @@ def _speedup(row: Row | None) -> str:
 
 
 def _arrival(row: Row | None) -> str:
-    part = arrival(row) if row else None
+    part = row.arrival if row else None
     if not row or part is None:
         return ""
     return (f"{part * 100:.0f} %" if row.flops < row.dense_flops else "no saving") + _dagger(row)

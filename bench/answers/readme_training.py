@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.files import kinds
 from bench.files.errors import Wrong
 from bench.files.rows import load
 from bench.report.drawing import sections
@@ -17,7 +18,6 @@ from bench.report.training import beside, rows, stats
 from bench.report.training import fronts as training_fronts
 from bench.report.training import grammar as training_grammar
 from bench.report.training import scaling as training_scaling
-from bench.report.training import section as report
 from bench.report.training.fronts import Front
 from bench.report.training.marks import Looks, Times, looks
 from bench.report.training.rows import Place, Run
@@ -46,9 +46,9 @@ def training(file: Path, picture: str) -> Training:
         Wrong: it is of another kind, or holds no comparison at equal parameters with dense and several seeds.
     """
     document = load(file)
-    if sections.kind_of(document) != report.KIND:
+    if kinds.kind_of(document) != kinds.TRAINING:
         raise Wrong(f"--training: {file} is no file of `python -m bench train`")
-    found = sections.parse(str(file), document, (report.KIND,))
+    found = kinds.parse(str(file), document, (kinds.TRAINING,))
     runs, several_times = rows.read(found.rows)
     results = stats.results(runs)
     budget = _budget(runs)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.files.fields import BadResults, Fields, load, shown
+from bench.files.kinds import kind_of, parse
 from bench.files.merge import write
 from bench.files.merged_run import Shard, check_conditions, merged_run
 from bench.files.rows import Results
-from bench.report.drawing.sections import kind_of, parse
 
 KINDS = ("ff", "decoder")
 

@@ -10,14 +10,12 @@ from typing import Any
 
 from bench.files import merge as sweep
 from bench.files.fields import BadResults, load
-from bench.report.drawing.sections import kind_of
-from bench.training.rows import DECIDE
-from bench.training.settings import KIND
+from bench.files.kinds import DECIDE, TRAINING, kind_of
 
 
 def is_training(paths: Sequence[Path]) -> bool:
     """Whether the first file is one of `bench train`; the others must be, then."""
-    return bool(paths) and kind_of(load(paths[0])) == KIND
+    return bool(paths) and kind_of(load(paths[0])) == TRAINING
 
 
 def merge(paths: Sequence[Path], output: Path) -> list[str]:
@@ -71,7 +69,7 @@ def _text(document: dict[str, Any]) -> str:
 
 def _section(path: Path) -> dict[str, Any]:
     document = load(path)
-    if kind_of(document) != KIND:
+    if kind_of(document) != TRAINING:
         raise BadResults(f"{path}: is no file of bench train, and cannot be joined with one")
     section: dict[str, Any] = document["structures"]
     for key in ("rows", "refused"):

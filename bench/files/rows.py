@@ -119,6 +119,11 @@ class Row:
         return abs(self.executed_flops - self.flops) <= 0.005 * self.flops
 
     @property
+    def arrival(self) -> float | None:
+        """Share of the FLOP saving that arrives as time: the speed-up over dense_flops / flops."""
+        return self.speedup.median * self.flops / self.dense_flops if self.speedup else None
+
+    @property
     def flops_per_s(self) -> float:
         """What was executed, over the time it took."""
         return self.executed_flops / self.time.median

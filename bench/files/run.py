@@ -56,7 +56,7 @@ class Run:
         Args:
             versions: of packages beside those that `machine.versions` names.
         """
-        from bench.sweep.output import rounded  # brings torch, which is loaded by now
+        from bench.files.rounding import rounded
 
         facts = {
             "argv": self.argv,

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from bench.files import kinds
 from bench.files.errors import Wrong, one_of
 from bench.files.terminal import count, share, shares
 
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
     one_of("--until", arguments.until, ("fits", "times"))
     from bench.files.run import Run
 
-    started = Run("minilm", ["python", "-m", "bench", *sys.argv[1:]], arguments.output)  # before torch is loaded
+    started = Run(kinds.MINILM, ["python", "-m", "bench", *sys.argv[1:]], arguments.output)  # before torch is loaded
     from bench.minilm import data, request
     from bench.minilm import run as runs
     from bench.search.journal import Journal

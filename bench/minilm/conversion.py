@@ -14,9 +14,9 @@ import structures
 from bench.minilm.data import FEED_FORWARD, Data
 from bench.minilm.quality import agreement, embed
 from bench.minilm.request import AWARE, PLAIN, SEQUENTIAL, Point, Request, Shape
+from structures.models.covariance import collect_covariances
 from structures.models.sequential import Recorded
 from structures.models.swap import swap
-from structures.projection.covariance import collect_covariances
 from structures.projection.project import Projection
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.files import kinds
 from bench.files.errors import Wrong
 from bench.machine import timing
 from bench.modules.timed import Addmm, Kinks, Place, Rows, state_bytes, where
@@ -26,7 +27,7 @@ from structures.models.shapes import SHAPES
 from structures.models.swap import swap
 from structures.options import fit_options
 
-KIND = "decoder"
+KIND = kinds.DECODER
 MODES = ("forward", "train")
 SHARES = (0.5, 0.25)
 DYAD = ("dyad_it", "dyad_ot", "dyad_dt")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import structures
+from bench.files import kinds
 from bench.machine import timing
 from bench.modules.timed import Addmm, Kinks, Place, Rows, state_bytes, where
 from bench.sweep.cell import clock_of
@@ -18,7 +19,7 @@ from bench.sweep.subject import Subject
 from structures import StructuredLinear, backends, reference
 from structures.structure import Structure
 
-KIND = "ff"
+KIND = kinds.FEED_FORWARD
 MODES = ("forward", "train")
 BLOCKS = (4, 8)
 CAT = "dyad_it_cat"  # IT's parameters and values, both components in one product

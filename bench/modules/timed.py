@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.files.errors import Wrong, one_of
+from bench.files.rounding import rounded
 from bench.machine import setup as machine
 from bench.machine import timing
 from bench.sweep import launch, limits, shards
 from bench.sweep.cell import clock_of
-from bench.sweep.output import SCHEMA, rounded, row_of
+from bench.sweep.output import SCHEMA, row_of
 from bench.sweep.sweep import NOISY, Sweep
 
 EFFORT = timing.Effort(paired=0.5, alone=0.2, rounds=5)

@@ -24,7 +24,6 @@ from bench.report.drawing.sections import Section
 from bench.report.drawing.views import View
 from bench.report.sweep import backends, breaks, curves, memory, pareto, rooflines, winners
 from bench.report.sweep.panels import Panel, machine_names
-from bench.report.sweep.verdicts import arrival
 
 _HERE = Path(__file__).parent
 
@@ -93,7 +92,7 @@ def render(results: Results, panels: Sequence[Panel], made: Sequence[View], sect
     """The whole page, of the views in their order and the sections of other files."""
     loader = jinja2.FileSystemLoader(_HERE)
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    templates.globals |= {"words": words, "arrival": arrival, "json": json.dumps, "winner": winners.said}
+    templates.globals |= {"words": words, "json": json.dumps, "winner": winners.said}
     vega = _vega()
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     machines = machine_names(results.runs)

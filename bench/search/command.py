@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from bench.files import kinds
 from bench.files.errors import Wrong, one_of
 from bench.files.terminal import count, share
 from bench.search.words import QUALITIES, STAGES
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
     one_of("--until", arguments.until, STAGES)
     from bench.files.run import Run
 
-    started = Run("search", ["python", "-m", "bench", *sys.argv[1:]], arguments.output)  # before torch is loaded
+    started = Run(kinds.SEARCH, ["python", "-m", "bench", *sys.argv[1:]], arguments.output)  # before torch is loaded
     from bench.search import quality
     from bench.search import request as requests
     from bench.search.journal import Journal

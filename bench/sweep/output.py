@@ -24,18 +24,17 @@ dense:
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from pytest_benchmark.utils import safe_dumps
 
 from bench.files import atomic
+from bench.files.rounding import rounded
 from bench.sweep.points import rules
 from bench.sweep.sweep import Sweep
 
 SCHEMA = 1
-DIGITS = 5  # significant ones; times repeat to three at best
 
 
 def row_of(measured: Any) -> dict[str, Any]:
@@ -79,19 +78,6 @@ def write(config: Any, path: Path) -> None:
         OSError: it cannot be written.
     """
     atomic.write(safe_dumps(document(config), ensure_ascii=True, indent=4) + "\n", path)
-
-
-def rounded(value: Any) -> Any:
-    """The same value with every float at 5 significant digits; what JSON does not know becomes null."""
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return None
-        return float(f"{value:.{DIGITS}g}")
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [rounded(item) for item in value]
-    return value
 
 
 def _trimmed(row: dict[str, Any]) -> dict[str, Any]:

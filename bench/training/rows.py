@@ -11,16 +11,15 @@ from typing import Any
 
 from bench.files.errors import Wrong
 from bench.files.fields import BadResults, load
+from bench.files.kinds import DECIDE, TRAINING
 from bench.machine import setup as machine
 from bench.training.jobs import TUNE, Job
 from bench.training.loop import Outcome
 from bench.training.parallel import Group
 from bench.training.problems import Problem
-from bench.training.settings import KIND
 from bench.training.variants import Variant
 
 OK, DIVERGED = "ok", "diverged"
-DECIDE = ("python", "torch", "structures", "numpy")  # versions that losses of one file have in common
 
 
 def named(setting_name: str, variant: Variant) -> dict[str, Any]:
@@ -116,7 +115,7 @@ def take_up(path: Path, now: Mapping[str, str]) -> Earlier:
     """
     document = load(path)
     section = document.get("structures") if isinstance(document, dict) else None
-    if not isinstance(section, dict) or section.get("kind") != KIND or not _whole(section):
+    if not isinstance(section, dict) or section.get("kind") != TRAINING or not _whole(section):
         raise BadResults(f"--resume: {path} is no file of bench train")
     kept: dict[str, dict[str, Any]] = {}
     for row in section["rows"]:

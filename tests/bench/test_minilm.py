@@ -16,6 +16,7 @@ from test_report import MARKUP, Elements, at, saved, small
 
 from bench import report
 from bench.__main__ import main
+from bench.files import kinds
 from bench.files.errors import Wrong
 from bench.files.run import Run
 from bench.machine import setup as machine
@@ -143,7 +144,7 @@ def test_the_table_is_sorted_by_agreement_and_names_the_best(tmp_path: Path) -> 
 
 def test_dyad_keeps_its_colour_and_the_fill_tells_plain_from_aware(tmp_path: Path) -> None:
     [path] = saved(tmp_path, encoder())
-    found = models.section(sections.parse(str(path), encoder(), report.KINDS))
+    found = models.section(kinds.parse(str(path), encoder(), report.KINDS))
     looks = {(row.structure, row.way, row.budget): look for row, look in found.content["rows"]}
     for (structure, way, _), look in looks.items():
         if way != "control":
@@ -178,7 +179,7 @@ def test_the_front_holds_what_nothing_beats(points: list[tuple[float, float]], w
 
 
 def test_growth_is_told_and_what_overflowed_is_not_finite(tmp_path: Path) -> None:
-    found = widths.section(sections.parse("file", growing(), report.KINDS))
+    found = widths.section(kinds.parse("file", growing(), report.KINDS))
     lines = dict(found.content["pairs"])
     assert [lines["dense"][True].stays, lines["dense"][False].stays, lines["low_rank"][False].stays] == [
         True,

@@ -21,7 +21,7 @@ from bench.__main__ import main
 from bench.files.fields import BadResults
 from bench.files.rows import Results, Spread, read
 from bench.report import page
-from bench.report.drawing import layout, style, views, words
+from bench.report.drawing import curve, layout, style, views, words
 from bench.report.sweep import breaks, charts, panels, pareto, verdicts, winners
 from bench.report.sweep.charts import specifications
 
@@ -491,7 +491,7 @@ def test_dense_and_the_controls_are_in_every_panel(tmp_path: Path) -> None:
     assert sorted({panel.budget or "" for panel in made}) == ["", "params=0.125", "params=0.25", "params=0.5"]
     for panel in made:
         kinds = {curve.label: curve.kind for curve in panel.curves}
-        assert kinds["dense"] == panels.DENSE and kinds["nn.Linear"] == panels.CONTROL
+        assert kinds["dense"] == curve.DENSE and kinds["nn.Linear"] == curve.CONTROL
         assert ("dense_narrow" in kinds) == (panel.budget is not None)
         assert {row.budget for row in panel.rows} <= {None, panel.budget}
     assert (made[0].budget, made[0].mode, made[0].tokens) == ("params=0.25", "forward", 128)
@@ -516,7 +516,7 @@ def test_backends_are_curves_of_their_own(tmp_path: Path) -> None:
         content["benchmarks"] += extra[:4]
     [panel] = panels.panels(results(tmp_path, content))
     labels = {curve.label: curve.kind for curve in panel.curves}
-    assert labels["monarch · einsum"] == labels["monarch · planned"] == panels.STRUCTURE
+    assert labels["monarch · einsum"] == labels["monarch · planned"] == curve.STRUCTURE
     assert all(len({row.backend for row in curve.rows}) == 1 for curve in panel.curves)
 
 
@@ -538,7 +538,7 @@ def test_rectangles_are_in_no_curve_against_width(tmp_path: Path) -> None:
     assert '{"filter": "datum.square"}' in squares and "1536" not in squares
 
 
-def with_speedups(folder: Path, *speedups: float) -> panels.Curve:
+def with_speedups(folder: Path, *speedups: float) -> curve.Curve:
     """The curve of one structure, with the given speed-ups at widths 256, 512, ..."""
     content = small(structures={"monarch": STRUCTURES["monarch"]}, shapes=SQUARES[: len(speedups)])
     rows = [b["extra_info"] for b in content["benchmarks"] if b["extra_info"]["structure"] == "monarch"]
@@ -578,7 +578,7 @@ def test_a_median_above_1_does_not_break_even_where_the_lower_quartile_is_below(
 def test_the_saving_that_arrives_is_the_speedup_over_the_saving_in_flops(tmp_path: Path) -> None:
     [row] = with_speedups(tmp_path, 3.0).rows
     assert row.dense_flops / row.flops == 4
-    assert verdicts.arrival(row) == 0.75
+    assert row.arrival == 0.75
 
 
 def with_all_speedups(speeds: dict[str, tuple[float, float, float]], **changes: Any) -> dict[str, Any]:
@@ -772,7 +772,7 @@ def test_curves_differ_without_their_colours(tmp_path: Path) -> None:
         seen = [(look.marker, look.dash, look.hollow) for look in looks.values()]
         assert len(seen) >= 13 and len(set(seen)) == len(seen)
         dyad = {looks[curve.id].colour for curve in panel.curves if curve.structure.startswith("dyad")}
-        assert dyad == {style.DYAD} != {looks[curve.id].colour for curve in panel.curves if curve.kind == panels.DENSE}
+        assert dyad == {style.DYAD} != {looks[curve.id].colour for curve in panel.curves if curve.kind == curve.DENSE}
 
 
 @pytest.mark.parametrize("wanted", [[], [5], [50, 50, 50], [0, 1, 99, 100], [100] * 8, list(range(0, 100, 12))])

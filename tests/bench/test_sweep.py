@@ -15,7 +15,7 @@ from bench_runs import command, environment, run
 from torch import nn
 
 import structures
-from bench.files import rows
+from bench.files import rounding, rows
 from bench.files.errors import Wrong
 from bench.machine import roofline, setup, timing
 from bench.machine.roofline import Roofline
@@ -607,7 +607,7 @@ def test_a_file_with_refusals_only_is_still_a_results_file(sweep, tmp_path):
 
 
 def test_numbers_are_rounded_to_five_digits_and_what_json_does_not_know_is_null():
-    assert output.rounded({"a": [1.23456789e-7, float("nan"), 3], "b": (True, "x", None)}) == {
+    assert rounding.rounded({"a": [1.23456789e-7, float("nan"), 3], "b": (True, "x", None)}) == {
         "a": [1.2346e-07, None, 3], "b": [True, "x", None],
     }  # fmt: skip
 

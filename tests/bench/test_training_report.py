@@ -16,6 +16,7 @@ from test_report import saved, small
 from bench import report
 from bench.__main__ import main
 from bench.answers import readme_training
+from bench.files import kinds
 from bench.report.training import claims, fronts, grammar, stats, tables
 from bench.report.training import rows as training_rows
 
@@ -62,7 +63,7 @@ def comparison() -> list[dict[str, Any]]:
 
 def read(rows: list[dict[str, Any]], folder: Path) -> list[training_rows.Run]:
     [path] = saved(folder, document(rows))
-    file = report.sections.parse(str(path), json.loads(path.read_text()), ("training",))
+    file = kinds.parse(str(path), json.loads(path.read_text()), ("training",))
     return training_rows.read(file.rows)[0]
 
 

@@ -13,9 +13,9 @@ from torch import nn
 import structures
 from structures.linear import StructuredLinear
 from structures.models import sequential
+from structures.models.covariance import collect_covariances
 from structures.models.sequential import Recorded
 from structures.models.swap import swap
-from structures.projection.covariance import collect_covariances
 
 NAMES = [name for name in structures.names() if not structures.get(name).gate]
 RULES = {"*": ("low_rank", {"rank": 6})}

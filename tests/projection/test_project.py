@@ -19,8 +19,9 @@ from torch import nn
 import structures
 from structures import Spec, reference
 from structures.algebra import rank
+from structures.models.covariance import collect_covariances
 from structures.projection import alternating, solve
-from structures.projection.covariance import collect_covariances, damped
+from structures.projection.covariance import damped
 from structures.projection.problem import Problem
 from structures.projection.project import from_linear, project, project_factors
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 import vl_convert
@@ -95,3 +95,6 @@ def at_once(writing: Iterable[Callable[[], object]]) -> None:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
         for done in [pool.submit(write) for write in writing]:
             done.result()
+
+
+Width = float | Literal["container"]

@@ -4,7 +4,6 @@ from typing import Any
 
 from bench.files.rows import Row, Spread
 from bench.report.drawing import words
-from bench.report.sweep.verdicts import arrival
 
 
 def record(row: Row) -> dict[str, Any]:
@@ -20,7 +19,7 @@ def record(row: Row) -> dict[str, Any]:
 
 def told(row: Row) -> dict[str, str]:
     """Everything known of a point, by name; what was not measured is left out."""
-    time, share = row.time, arrival(row)
+    time, share = row.time, row.arrival
     quartiles = f"{words.prefixed(time.q1)} to {words.prefixed(time.q3)}"
     limit = f"{row.bound}; {words.share(row.bound_fraction)} of it reached" if row.bound_fraction else None
     options = ", ".join(f"{key}={value}" for key, value in row.options.items())

@@ -12,16 +12,14 @@ from typing import Any
 
 import altair as alt
 
-from bench.files.fields import BadResults, Fields, shown
-from bench.files.rows import SCHEMA, VERSIONS, Run, parse_run
+from bench.files.rows import VERSIONS, Run
 from bench.report.drawing import figures, style
+from bench.report.drawing.figures import Width
 from bench.report.drawing.style import Style
 from bench.report.drawing.views import View
-from bench.report.sweep.charts import Width
 
 RECORDS = alt.NamedData("rows")
 LABEL_GAP = 12  # pixels from one label to the next
-MIX = "+"  # joins the names of a mix: they take turns, layer by layer
 
 Charts = Mapping[str, alt.LayerChart]  # by title
 
@@ -83,51 +81,6 @@ class Section:
                 (folder / f"{self.id}{kind}").write_bytes(content)
 
         return [write] if specs else []
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of a kind: its run, its setup, and its rows and refusals, their fields not checked yet."""
-
-    kind: str
-    run: Run
-    setup: Fields
-    rows: tuple[Fields, ...]
-    refused: tuple[Fields, ...]
-
-    @property
-    def structures(self) -> set[str]:
-        """Names of its structures, without controls, mixes of several, and members of a searched space."""
-        rows = [row for row in self.rows if row.values.get("named") is not False]
-        names = {fields.name("structure") for fields in rows if fields.values.get("way") != "control"}
-        return {name for name in names if MIX not in name}
-
-
-def kind_of(document: Any) -> Any:
-    """The kind that a document says it is of; None for the sweep's."""
-    section = document.get("structures") if isinstance(document, dict) else None
-    return section.get("kind") if isinstance(section, dict) else None
-
-
-def parse(name: str, document: Any, kinds: Iterable[str]) -> File:
-    """What a file of one of these kinds holds.
-
-    Raises:
-        BadResults: another kind or schema, a field that is missing or impossible, or no rows.
-    """
-    section = Fields(name, document).inside("structures")
-    kind = section.choice("kind", tuple(kinds))
-    schema = section.count("schema")
-    if schema != SCHEMA:
-        age = "newer" if schema > SCHEMA else "older"
-        raise BadResults(f"{name}: structures.schema {schema} is {age} than the {SCHEMA} this version reads")
-    rows, refused = tuple(section.each("rows")), tuple(section.each("refused"))
-    for fields in (*rows, *refused):
-        fields.where += f" ({shown(fields.name('structure'))})"
-    if not rows:
-        raise BadResults(f"{name}: holds no rows; the run ended before the first one")
-    run = parse_run(name, Fields(section.where, {**section.values, "roofline": [], "rules": {}}))
-    return File(kind, run, section.inside("setup"), rows, refused)
 
 
 def measured(run: Run) -> tuple[str, str]:

@@ -12,9 +12,9 @@ from typing import Any
 
 from bench.files.rows import VERSIONS, Row, Run
 from bench.report.drawing import figures, points, words
+from bench.report.drawing.curve import Place
+from bench.report.drawing.figures import Width
 from bench.report.drawing.style import Style
-from bench.report.sweep.charts import Width
-from bench.report.sweep.panels import Place
 
 FIGURE_WIDTH = 400  # pixels of each chart in a static figure
 COLUMNS = 2

@@ -8,15 +8,16 @@ from typing import Any
 import altair as alt
 
 from bench.files.fields import Fields, printable
+from bench.files.kinds import File
 from bench.files.rows import Spread
 from bench.report.drawing import layout, words
+from bench.report.drawing.figures import Width
 from bench.report.drawing.sections import (
     CONTROL,
     DENSE,
     LABEL_GAP,
     RECORDS,
     Charts,
-    File,
     Section,
     encodings,
     filled,
@@ -24,9 +25,7 @@ from bench.report.drawing.sections import (
     measured,
 )
 from bench.report.drawing.style import GREY, Style
-from bench.report.sweep.charts import Width
 
-KIND = "minilm"
 _FROM_ZERO = (
     "weight_error", "output_error", "feed_forward_params", "feed_forward_share", "projection_seconds", "sweeps"
 )  # fmt: skip

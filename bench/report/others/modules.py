@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.files.fields import BadResults, Fields, printable
+from bench.files.kinds import File
 from bench.files.rows import DEVICES, DTYPES, MODES, VERSIONS, Run, Spread
 from bench.report.drawing import words
-from bench.report.drawing.sections import File, Section
+from bench.report.drawing.sections import Section
 from bench.report.others import published
 
-FF, DECODER = "ff", "decoder"
 PLACES = ("rest", "feed-forward", "feed-forward and attention")
 DENSE = "dense"
 NEAR = 0.15  # how far from its share a structure may stay and count as one of equal parameters

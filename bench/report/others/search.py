@@ -7,13 +7,13 @@ from typing import Any
 import altair as alt
 
 from bench.files.fields import Fields, printable
+from bench.files.kinds import File
 from bench.files.rows import Spread
 from bench.report.drawing import layout, style, words
-from bench.report.drawing.sections import LABEL_GAP, RECORDS, Charts, File, Section, encodings, looks, measured
+from bench.report.drawing.figures import Width
+from bench.report.drawing.sections import LABEL_GAP, RECORDS, Charts, Section, encodings, looks, measured
 from bench.report.drawing.style import GREY, Style
-from bench.report.sweep.charts import Width
 
-KIND = "search"
 HEIGHT = 400
 QUALITY = {
     "projection": "distance from the weight (relative, less is better)",

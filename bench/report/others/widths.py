@@ -7,12 +7,13 @@ from typing import Any
 import altair as alt
 
 from bench.files.fields import BadResults, Fields, printable
+from bench.files.kinds import File
 from bench.report.drawing import layout
-from bench.report.drawing.sections import LABEL_GAP, RECORDS, File, Section, encodings, looks, measured
+from bench.report.drawing.figures import Width
+from bench.report.drawing.sections import LABEL_GAP, RECORDS, Section, encodings, looks, measured
 from bench.report.drawing.style import GREY, Style
-from bench.report.sweep.charts import LABEL_WIDTH, Width
+from bench.report.sweep.charts import LABEL_WIDTH
 
-KIND = "coordinates"
 BAND = 2.5  # times the size at the smallest width, or a share of it, that a width should stay within
 FAR = 1e3  # how much larger or smaller than at the smallest width the charts show
 TITLES = {

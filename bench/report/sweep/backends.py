@@ -7,11 +7,11 @@ from typing import Any
 import altair as alt
 
 from bench.files.rows import Row
-from bench.report.drawing import layout, views, words
+from bench.report.drawing import figures, layout, views, words
+from bench.report.drawing.curve import CONTROL, STRUCTURE, Place, kind
 from bench.report.drawing.style import COLOURS, MARKERS, Style
 from bench.report.drawing.views import View
 from bench.report.sweep import charts, pareto
-from bench.report.sweep.panels import CONTROL, STRUCTURE, Place, kind
 
 GROUP = "backends"
 ROW_HEIGHT = 22
@@ -99,7 +99,7 @@ def _view(place: Place, held: Sequence[Contest], slug: str, mode: str, tokens: i
     )
 
 
-def _chart(rows: Sequence[Row], lines: int, looks: Mapping[str, Style], width: charts.Width) -> alt.LayerChart:
+def _chart(rows: Sequence[Row], lines: int, looks: Mapping[str, Style], width: figures.Width) -> alt.LayerChart:
     look = charts.encodings(looks)
     limits = layout.limits([1.0, *(v for row in rows if (s := row.speedup) for v in (s.q1, s.q3))], 1.1)
     scale = alt.Scale(type="log", domain=limits, nice=False)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.files.rows import DTYPES, MODES, Row
-from bench.report.sweep.panels import CONTROL, STRUCTURE, Panel, dyad
-from bench.report.sweep.verdicts import arrival, break_even
+from bench.report.drawing.curve import CONTROL, STRUCTURE, dyad
+from bench.report.sweep.panels import Panel
+from bench.report.sweep.verdicts import break_even
 
 CONTROLLED = " (control)"  # after the name of a dense layer narrowed to the same cost
 
@@ -23,7 +24,7 @@ class Cell:
     @property
     def arrived(self) -> str:
         """'78 % at 2048', of the saving; empty where there is none."""
-        share = arrival(self.widest) if self.widest else None
+        share = self.widest.arrival if self.widest else None
         return f"{share * 100:.0f} % at {self.widest.in_features}" if self.widest and share is not None else ""
 
 

@@ -6,17 +6,18 @@ that is parsed.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import altair as alt
 
 from bench.files.rows import Row, Spread
 from bench.report.drawing import layout, words
+from bench.report.drawing.curve import DENSE, STRUCTURE
+from bench.report.drawing.figures import Width
 from bench.report.drawing.style import GREY, Style
-from bench.report.sweep.panels import DENSE, STRUCTURE, Panel
+from bench.report.sweep.panels import Panel
 from bench.report.sweep.verdicts import break_even
 
-Width = float | Literal["container"]
 ROWS = alt.NamedData("rows")
 LABEL_GAP = 13  # pixels from one label to the next
 LABEL_WIDTH = 150  # pixels; longer labels are cut

@@ -4,11 +4,12 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from bench.files.rows import Row
-from bench.report.drawing import views, words
+from bench.report.drawing import figures, views, words
+from bench.report.drawing.curve import CONTROL, DENSE, Curve
 from bench.report.drawing.style import Style, styles
 from bench.report.drawing.views import View
 from bench.report.sweep import charts
-from bench.report.sweep.panels import CONTROL, DENSE, Curve, Panel
+from bench.report.sweep.panels import Panel
 from bench.report.sweep.verdicts import break_even
 
 GROUP = "curves"
@@ -50,7 +51,7 @@ def records(panel: Panel) -> list[dict[str, Any]]:
     return [{"i": i, "c": id, "label": label} for i, (id, label) in enumerate(labels)]
 
 
-def _drawn(panel: Panel, look: dict[str, Style], width: charts.Width) -> Any:
+def _drawn(panel: Panel, look: dict[str, Style], width: figures.Width) -> Any:
     return charts.specifications(panel, look, width=width).items()
 
 

@@ -6,11 +6,12 @@ from typing import Any
 import altair as alt
 
 from bench.files.rows import Row
-from bench.report.drawing import words
+from bench.report.drawing import figures, words
+from bench.report.drawing.curve import CONTROL, STRUCTURE, kind
 from bench.report.drawing.style import MARKERS
 from bench.report.drawing.views import View
 from bench.report.sweep import charts, curves
-from bench.report.sweep.panels import CONTROL, STRUCTURE, Panel, kind
+from bench.report.sweep.panels import Panel
 
 GROUP = "memory"
 ROW_HEIGHT = 19
@@ -78,7 +79,7 @@ def _chart(
     shape: str,
     records: Sequence[Mapping[str, Any]],
     shown: Sequence[tuple[str, Row]],
-    width: charts.Width,
+    width: figures.Width,
 ) -> alt.LayerChart:
     here = [record for record in records if words.shape(shown[record["i"]][1]) == shape]
     top = max(record["end"] for record in here) * 1.05

@@ -6,11 +6,11 @@ from typing import Any
 import altair as alt
 
 from bench.files.rows import Row
-from bench.report.drawing import layout, views, words
+from bench.report.drawing import figures, layout, views, words
+from bench.report.drawing.curve import CONTROL, DENSE, STRUCTURE, Place, kind
 from bench.report.drawing.style import DASHES, DOT, GREY, Style, by_name
 from bench.report.drawing.views import View
 from bench.report.sweep import charts
-from bench.report.sweep.panels import CONTROL, DENSE, STRUCTURE, Place, kind
 
 GROUP = "pareto"
 BELOW = 10  # pixels from a point to its name
@@ -104,7 +104,7 @@ def _chart(
     records: Sequence[Mapping[str, Any]],
     ids: Mapping[str, Style],
     budgets: Sequence[str],
-    width: charts.Width,
+    width: figures.Width,
 ) -> alt.LayerChart:
     look = charts.encodings(ids)
     xs = layout.limits([getattr(row, cost) for row in rows], 1.25)

@@ -8,11 +8,11 @@ from typing import Any
 import altair as alt
 
 from bench.files.rows import BOUNDS, Limits, Row
-from bench.report.drawing import layout, views, words
+from bench.report.drawing import figures, layout, views, words
+from bench.report.drawing.curve import CONTROL, Place, kind
 from bench.report.drawing.style import DOT, MARKERS, TRIANGLES
 from bench.report.drawing.views import View
 from bench.report.sweep import charts
-from bench.report.sweep.panels import CONTROL, Place, kind
 
 GROUP = "roofline"
 HEIGHT = 440
@@ -74,7 +74,7 @@ def _counts(rows: Sequence[Row]) -> tuple[Counter[str | None], float, float]:
     return Counter(row.bound for row in rows), median(near), max(near)
 
 
-def _chart(rows: Sequence[Row], limits: Limits, width: charts.Width) -> alt.LayerChart:
+def _chart(rows: Sequence[Row], limits: Limits, width: figures.Width) -> alt.LayerChart:
     peak = limits.gemm_flops_per_s
     xs = layout.limits([row.intensity for row in rows], 1.3)
     ys = layout.limits([*(row.flops_per_s for row in rows), peak], 1.35)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.files.rows import Refusal, Results, Row, Spread
-from bench.report.sweep.verdicts import arrival
 
 _SPREADS = ("time", "speedup")
 
@@ -33,7 +32,7 @@ def _point(row: Row, plain: Sequence[str], extras: Sequence[str]) -> list[Any]:
     spreads = [getattr(getattr(row, name), part.name, None) for name in _SPREADS for part in fields(Spread)]
     run = [row.run.file, row.run.datetime, row.run.complete, *row.run.machine.values()]
     own = [getattr(row, key) for key in plain]
-    return [*own, *spreads, arrival(row), row.run.rules.get(row.series), *run, *(row.extra.get(key) for key in extras)]
+    return [*own, *spreads, row.arrival, row.run.rules.get(row.series), *run, *(row.extra.get(key) for key in extras)]
 
 
 def _write(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:

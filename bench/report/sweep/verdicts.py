@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.files.rows import Row, Spread
-from bench.report.sweep.panels import STRUCTURE, Panel
+from bench.report.drawing.curve import STRUCTURE
+from bench.report.sweep.panels import Panel
 
 NOT_WITHIN = "not within what was measured"
 
@@ -73,8 +74,3 @@ def break_even(rows: Sequence[Row]) -> tuple[Row | None, str]:
     if first is None:
         return None, NOT_WITHIN
     return first, f"{first.in_features}{' or less' if first is paired[0] else ''}"
-
-
-def arrival(row: Row) -> float | None:
-    """Share of the FLOP saving that arrives as time: the speed-up over dense_flops / flops."""
-    return row.speedup.median * row.flops / row.dense_flops if row.speedup else None

@@ -8,11 +8,12 @@ from typing import Any
 import altair as alt
 
 from bench.files.rows import Row
-from bench.report.drawing import views, words
+from bench.report.drawing import figures, views, words
+from bench.report.drawing.curve import DENSE, Place, dyad
 from bench.report.drawing.style import Style, by_name
 from bench.report.drawing.views import View
 from bench.report.sweep import charts
-from bench.report.sweep.panels import DENSE, Panel, Place, dyad
+from bench.report.sweep.panels import Panel
 from bench.report.sweep.verdicts import Best, best, candidates
 
 GROUP = "winners"
@@ -143,7 +144,7 @@ def _map(
     title: str,
     shown: Mapping[int, Mapping[tuple[int, int], Best]],
     ids: Mapping[str, Style],
-    width: charts.Width,
+    width: figures.Width,
 ) -> alt.LayerChart:
     cells = [cell for by_shape in shown.values() for cell in by_shape.values()]
     cells.sort(key=lambda cell: (not cell.row.square, cell.row.width, cell.row.in_features))

@@ -7,8 +7,8 @@ from typing import Any
 import altair as alt
 
 from bench.report.drawing import words
+from bench.report.drawing.figures import Width
 from bench.report.drawing.views import View
-from bench.report.sweep.charts import Width
 from bench.report.training.curves import OWN
 from bench.report.training.marks import Looks, Times, legend, looks_of, room, ticks, told
 from bench.report.training.rows import Place

@@ -6,11 +6,11 @@ from typing import Any
 
 import altair as alt
 
+from bench.files.kinds import MIX
 from bench.report.drawing import layout
-from bench.report.drawing.sections import MIX
+from bench.report.drawing.figures import Width
 from bench.report.drawing.style import GREY
 from bench.report.drawing.views import View
-from bench.report.sweep.charts import Width
 from bench.report.training.marks import (
     HEIGHT,
     Looks,

@@ -5,9 +5,9 @@ from typing import Any
 
 import altair as alt
 
+from bench.report.drawing.figures import Width
 from bench.report.drawing.style import GREY
 from bench.report.drawing.views import View
-from bench.report.sweep.charts import Width
 from bench.report.sweep.pareto import front
 from bench.report.training.marks import (
     HEIGHT,

@@ -8,9 +8,9 @@ from typing import Any
 import altair as alt
 
 from bench.report.drawing import words
+from bench.report.drawing.figures import Width
 from bench.report.drawing.style import GREY
 from bench.report.drawing.views import View
-from bench.report.sweep.charts import Width
 from bench.report.training.costs import same
 from bench.report.training.marks import (
     HEIGHT,

@@ -6,10 +6,11 @@ from typing import Any
 
 import altair as alt
 
+from bench.report.drawing.figures import Width
 from bench.report.drawing.sections import RECORDS
 from bench.report.drawing.style import COLOURS, DYAD
 from bench.report.drawing.views import View
-from bench.report.sweep.charts import TOLD, Width
+from bench.report.sweep.charts import TOLD
 from bench.report.training.marks import Looks, title
 from bench.report.training.rows import Grammar, Place
 from bench.report.training.stats import Result, proportion

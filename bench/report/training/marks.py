@@ -6,8 +6,9 @@ from typing import Any
 
 import altair as alt
 
+from bench.files.kinds import MIX
 from bench.report.drawing import layout, style, words
-from bench.report.drawing.sections import CONTROL, LABEL_GAP, MIX, RECORDS, encodings
+from bench.report.drawing.sections import CONTROL, LABEL_GAP, RECORDS, encodings
 from bench.report.drawing.style import GREY, Style
 from bench.report.sweep import charts
 from bench.report.training.claims import difference

@@ -7,9 +7,9 @@ from typing import Any
 import altair as alt
 
 from bench.report.drawing import words
+from bench.report.drawing.figures import Width
 from bench.report.drawing.style import GREY
 from bench.report.drawing.views import View
-from bench.report.sweep.charts import Width
 from bench.report.training.curves import OWN
 from bench.report.training.fronts import Front
 from bench.report.training.marks import HEIGHT, Looks, labels, legend, looks_of, records, room, x_axis, y_axis

@@ -5,14 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 from bench.files.fields import BadResults, printable
-from bench.report.drawing.sections import File, Section, measured
+from bench.files.kinds import TRAINING, File
+from bench.report.drawing.sections import Section, measured
 from bench.report.drawing.views import View
 from bench.report.training import beside, blocks, claims, costs, curves, fronts, grammar, rows, scaling, stats, tables
 from bench.report.training.marks import Times, looks, step_seconds
 from bench.report.training.rows import Place, Run
 from bench.report.training.stats import Result
-
-KIND = "training"
 
 
 def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Section:
@@ -28,7 +27,7 @@ def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Se
     counted, executed = fronts.fronts(runs), fronts.fronts(runs, executed=True)
     structures = {*structures, *file.structures}
     times: Times = {(t.place, t.series): t for t in several_times}
-    stem = f"{KIND}-{number + 1}" if number else KIND
+    stem = f"{TRAINING}-{number + 1}" if number else TRAINING
     look, told = looks(structures, runs), measured(file.run)
     views = [
         *beside.made(results, times, look, told, stem),
