@@ -19,11 +19,11 @@ from bench.__main__ import main
 from bench.files import kinds
 from bench.files.errors import Wrong
 from bench.files.run import RunRecord
+from bench.files.stages import StageJournal
 from bench.machine import setup as machine
 from bench.report import page
 from bench.report.drawing import sections
 from bench.report.others import models, widths
-from bench.search.journal import StageJournal
 from bench.training import width_check
 
 torch = pytest.importorskip("torch")

@@ -27,10 +27,10 @@ import structures
 from bench import report
 from bench.__main__ import _parser, main
 from bench.files.errors import Wrong
+from bench.files.stages import StageJournal
 from bench.search import quality, request
 from bench.search.candidates import Candidate, all_candidates, chosen, exponents, refusal
 from bench.search.front import FrontPoint, front, layers, reasons, verdict
-from bench.search.journal import StageJournal
 from bench.search.request import SearchRequest
 from bench.search.run import Search, taxonomy_points
 from bench.search.timing import Timer
