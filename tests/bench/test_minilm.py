@@ -20,7 +20,7 @@ from bench.files import kinds
 from bench.files.errors import Wrong
 from bench.files.run import RunRecord
 from bench.files.stages import StageJournal
-from bench.machine import setup as machine
+from bench.machine import setup
 from bench.report import page
 from bench.report.drawing import sections
 from bench.report.others import models, widths
@@ -252,7 +252,7 @@ def test_a_bad_file_is_refused_in_one_sentence(
 
 def run_of(kind: str, output: Path) -> RunRecord:
     """A run that leaves this process's threads and allocator alone."""
-    threads = machine.Threads(torch.get_num_threads(), machine.one_core_each(), early=False, by_user=True)
+    threads = setup.Threads(torch.get_num_threads(), setup.one_core_each(), early=False, by_user=True)
     return RunRecord(kind, ["test"], output, threads, "plain")
 
 
@@ -434,8 +434,8 @@ def test_activations_of_every_width_are_written_and_drawn(tmp_path: Path) -> Non
 def test_a_bad_output_is_an_error_before_anything_runs(
     words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(machine, "pin", lambda: machine.Threads(1, (0,), early=False, by_user=True))
-    monkeypatch.setattr(machine, "tune_allocator", machine.plain_allocator)
+    monkeypatch.setattr(setup, "pin", lambda: setup.Threads(1, (0,), early=False, by_user=True))
+    monkeypatch.setattr(setup, "tune_allocator", setup.plain_allocator)
     assert main(words) == 2
     assert message in capsys.readouterr().err
 

@@ -87,8 +87,8 @@ def few_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_setup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Leave this process's threads and allocator alone."""
     threads = run_of("search", tmp_path / "threads.json").threads
-    monkeypatch.setattr("bench.files.run.machine.pin", lambda: threads)
-    monkeypatch.setattr("bench.files.run.machine.tune_allocator", lambda: "plain")
+    monkeypatch.setattr("bench.files.run.setup.pin", lambda: threads)
+    monkeypatch.setattr("bench.files.run.setup.tune_allocator", lambda: "plain")
 
 
 @pytest.fixture
