@@ -6,15 +6,11 @@ import torch
 from torch import Tensor
 
 import structures
-from structures import backends, reference
+from structures import backends, exactness, reference
 
 # Widths that suit every entry's default options: two rectangles and a square, none a power of two.
 SHAPES = ((48, 96), (144, 48), (240, 240))
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-FLOOR = 8  # units in the last place that two orders of summing 1000 tokens may differ by: 4.2 were seen
-# Of a router's gradient in float64, where plain is the truth itself: products of dy with outputs of the experts are
-# subtracted; 13 were seen.
-ROUTER_FLOOR = 32
 
 
 def _runs() -> list[tuple[str, str]]:
@@ -94,8 +90,26 @@ def plain(made, x: Tensor, dy: Tensor) -> list[Tensor]:
     return value_and_gradients(lambda x, p: reference.apply(made.structure, x, p[:-1], p[-1]), x, parameters, dy)
 
 
+def limits(made, x: Tensor, dy: Tensor, wanted: list[Tensor], usual: list[Tensor]) -> list[float]:
+    """The largest `error` of each of [y, dx, a gradient for each parameter] that the error rule allows.
+
+    Args:
+        x, dy: in the dtype that is judged.
+        wanted: the `truth` for them.
+        usual: the results of `plain`.
+    """
+    parameters = [p.detach().double() for p in made.parameters()]
+    off = exactness.deviations(made.structure, x.double(), parameters, dy.double(), wanted, x.dtype)
+    return [exactness.allowed(error(p, w), size(d, w)) for p, w, d in zip(usual, wanted, off, strict=True)]
+
+
+def size(deviation: Tensor, wanted: Tensor) -> float:
+    """The norm of a deviation, relative as `error` is."""
+    return float(deviation.norm() / wanted.norm().clamp_min(1e-300))
+
+
 def error(found: Tensor, wanted: Tensor) -> float:
     """Relative error in the Frobenius norm; 0 for two zeros."""
     found, wanted = found.detach().double(), wanted.detach().double()
     difference = (found - wanted).norm()
-    return float(difference / wanted.norm().clamp_min(1e-300)) if difference > 0 else 0.0
+    return float(difference / wanted.norm().clamp_min(1e-300)) if difference != 0 else 0.0  # NaN where there is one
