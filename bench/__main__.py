@@ -15,7 +15,7 @@ from bench.files.rows import CLOCKS, read
 from bench.files.terminal import count, counts, share
 
 if TYPE_CHECKING:
-    from bench.files.run import Run
+    pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,16 +172,16 @@ def _add_minilm(minilm: argparse.ArgumentParser) -> None:
 
 
 def _coordinates(arguments: argparse.Namespace) -> tuple[str, int]:
-    from bench.files.run import Run
+    from bench.files.run import RunRecord
 
-    run = Run(kinds.COORDINATES, ["python", "-m", "bench", *sys.argv[1:]], arguments.output)
+    run = RunRecord(kinds.COORDINATES, ["python", "-m", "bench", *sys.argv[1:]], arguments.output)
     from bench.training import width_check
 
     width_check.measure(run, arguments.structures, arguments.widths)
     return _written(run)
 
 
-def _written(run: "Run") -> tuple[str, int]:
+def _written(run: "RunRecord") -> tuple[str, int]:
     state = "" if run.complete else "; not complete"
     said = f"{run.output}: {len(run.rows)} rows, {len(run.refused)} left out{state}"
     return f"{said}\nDraw it: python -m bench report {run.output} -o report/", 0
@@ -234,7 +234,7 @@ def _recommend(arguments: argparse.Namespace) -> tuple[str, int]:
 def _readme(arguments: argparse.Namespace) -> tuple[str, int]:
     from bench.answers import readme
 
-    place = readme.Place(**{key: getattr(arguments, key) for key in readme.Place.__dataclass_fields__})
+    place = readme.PanelChoice(**{key: getattr(arguments, key) for key in readme.PanelChoice.__dataclass_fields__})
     given = (arguments.encoder, arguments.training)
     return readme.write(read(arguments.results), arguments.into, arguments.figure, place, *given), 0
 

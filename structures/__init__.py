@@ -10,7 +10,7 @@ from structures.models.rates import param_groups, shard_placement
 from structures.models.routing import collect_routing
 from structures.models.saved import load_swapped, save_swapped
 from structures.models.swap import swap
-from structures.models.table import Plan
+from structures.models.table import SwapTable
 from structures.models.width_check import coordinate_check
 from structures.options import fit_options
 from structures.projection.project import Projection, from_linear, project, project_factors
@@ -19,11 +19,11 @@ from structures.spec import Spec
 from structures.structure import Structure
 
 __all__ = [
-    "Plan",
     "Projection",
     "Spec",
     "Structure",
     "StructuredLinear",
+    "SwapTable",
     "calibrate",
     "collect_covariances",
     "collect_routing",
@@ -44,4 +44,5 @@ __all__ = [
     "swap",
     "to_linear",
 ]
+Plan = SwapTable  # what it was called before layer.plan() had the word
 __version__ = "0.1.0"

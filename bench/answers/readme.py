@@ -24,7 +24,7 @@ CAPTION_COLUMNS = 155
 
 
 @dataclass(frozen=True)
-class Place:
+class PanelChoice:
     """Which panel to show; None leaves a question open."""
 
     budget: str
@@ -40,7 +40,7 @@ def write(
     results: Results,
     readme: Path,
     figure: Path,
-    place: Place,
+    place: PanelChoice,
     encoder: Path | None = None,
     training: Path | None = None,
 ) -> str:
@@ -71,7 +71,7 @@ def write(
     return f"{panel.title}: {names}"
 
 
-def chosen(found: Sequence[Panel], place: Place) -> Panel:
+def chosen(found: Sequence[Panel], place: PanelChoice) -> Panel:
     """The panel asked for.
 
     Raises:

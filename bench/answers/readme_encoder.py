@@ -13,21 +13,21 @@ from bench.files.errors import Wrong
 from bench.files.rows import load
 from bench.report.drawing import words
 from bench.report.others import models
-from bench.report.others.models import Row
+from bench.report.others.models import ConversionRow
 
 START, END = "<!-- encoder -->", "<!-- end of encoder -->"
 WAYS = {"plain": "weights", "aware": "outputs", "sequential": "outputs, in order"}
 
 
 @dataclass(frozen=True)
-class Encoder:
+class EncoderText:
     """What stands between the README's markers, and the plot, by the suffix of its files."""
 
     text: str
     plot: dict[str, bytes]
 
 
-def encoder(file: Path) -> Encoder:
+def encoder(file: Path) -> EncoderText:
     """The table of every conversion and the plots of agreement against parameters and time.
 
     Raises:
@@ -55,13 +55,13 @@ def encoder(file: Path) -> Encoder:
     with tempfile.TemporaryDirectory() as folder:
         section.write(Path(folder))
         plot = {kind: (Path(folder) / f"{section.id}{kind}").read_bytes() for kind in (".svg", ".png")}
-    return Encoder("\n\n".join(part for part in parts if part), plot)
+    return EncoderText("\n\n".join(part for part in parts if part), plot)
 
 
-def _table(rows: Sequence[Row]) -> list[str]:
+def _table(rows: Sequence[ConversionRow]) -> list[str]:
     """A line for each structure and share, the best agreement first; the controls stand where they belong."""
     ways = [way for way in WAYS if any(row.way == way for row in rows)]
-    lines: dict[tuple[str, str | None], dict[str, Row]] = {}
+    lines: dict[tuple[str, str | None], dict[str, ConversionRow]] = {}
     for row in rows:  # sorted by agreement, so the first of a line is its best
         lines.setdefault((row.structure, row.budget), {})[row.way] = row
     head = ["structure", "feed-forward parameters, of dense", *(f"nearest {WAYS[way]}" for way in ways), "speed-up"]
@@ -76,7 +76,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
     return made
 
 
-def _agreement(row: Row) -> str:
+def _agreement(row: ConversionRow) -> str:
     return f"{row.cosine:.2f} ({row.neighbour:.0%})".replace("%", " %")
 
 
@@ -86,6 +86,6 @@ def _left(refusal: object) -> str:
     return ", ".join([*said, *([f"nearest {WAYS[way]}"] if way in WAYS else [])])
 
 
-def files(made: Encoder, figure: Path) -> dict[Path, bytes]:
+def files(made: EncoderText, figure: Path) -> dict[Path, bytes]:
     """The plot's files beside the figure: encoder.png and encoder.svg."""
     return {Path(os.path.join(figure.parent, f"encoder{kind}")): content for kind, content in made.plot.items()}

@@ -10,7 +10,7 @@ from bench.files.terminal import shortened
 from bench.report.drawing import words
 from bench.report.drawing.curve import DENSE, STRUCTURE, dyad
 from bench.report.sweep import curves
-from bench.report.sweep.breaks import CONTROLLED, Cell, table
+from bench.report.sweep.breaks import CONTROLLED, BreakEven, table
 from bench.report.sweep.panels import Panel
 from bench.report.sweep.verdicts import NOT_WITHIN
 
@@ -161,7 +161,7 @@ def break_evens(found: Sequence[Panel], panel: Panel, order: Sequence[str]) -> l
     return _markdown(["structure", *heads], lines, left=1)
 
 
-def _start(cell: Cell | None) -> str:
+def _start(cell: BreakEven | None) -> str:
     return "" if cell is None else cell.said if cell.start else "*none*"
 
 

@@ -20,7 +20,7 @@ from bench.report.training import grammar as training_grammar
 from bench.report.training import scaling as training_scaling
 from bench.report.training.fronts import Front
 from bench.report.training.marks import Looks, Times, looks
-from bench.report.training.rows import Place, Run
+from bench.report.training.rows import TrainingPlace, TrainingRun
 from bench.report.training.stats import TIE, Result, noise
 from bench.report.training.tables import grammar, how_long, warnings
 
@@ -83,14 +83,14 @@ def training(file: Path, picture: str) -> Training:
     return Training(text, _figure(columns, results, budget, times, look, fitting, sections.measured(found.run)))
 
 
-def _budget(runs: Sequence[Run]) -> str | None:
+def _budget(runs: Sequence[TrainingRun]) -> str | None:
     """The share of parameters at which most structures were trained."""
     seen = {(r.budget, r.structure, r.place.setting) for r in runs if not r.control and not r.start}
     counts = Counter(budget for budget, _, _ in seen if budget and budget.startswith("params="))
     return max(counts, key=lambda budget: (counts[budget], budget)) if counts else None
 
 
-def _columns(results: dict[Place, list[Result]], budget: str | None) -> list[Place]:
+def _columns(results: dict[TrainingPlace, list[Result]], budget: str | None) -> list[TrainingPlace]:
     """The largest width of the tasks with most structures at the budget, in the order of the file."""
     largest = {place.setting: place for place in results}.values()
     sizes = {p: sum(not r.first.control for r in beside.chosen(results[p], budget, "")) for p in largest}
@@ -98,14 +98,14 @@ def _columns(results: dict[Place, list[Result]], budget: str | None) -> list[Pla
     return [p for p in largest if p in ranked]
 
 
-def _name(place: Place, result: Result) -> str:
+def _name(place: TrainingPlace, result: Result) -> str:
     first = result.first
     return f"{first.task}: {first.model}, {first.data}, width {place.width}"
 
 
 def _table(
-    columns: Sequence[Place],
-    results: dict[Place, list[Result]],
+    columns: Sequence[TrainingPlace],
+    results: dict[TrainingPlace, list[Result]],
     budget: str,
     times: Times,
     fronts: Sequence[Front],
@@ -134,12 +134,12 @@ def _table(
     return made
 
 
-def _flags(columns: Sequence[Place], times: Times) -> str:
+def _flags(columns: Sequence[TrainingPlace], times: Times) -> str:
     flags = sorted({flag for (place, _), time in times.items() if place in columns for flag in time.flags})
     return f"† flagged when measured: {', '.join(flags)}." if flags else ""
 
 
-def _phenomena(tested: Sequence[Place], results: dict[Place, list[Result]]) -> str:
+def _phenomena(tested: Sequence[TrainingPlace], results: dict[TrainingPlace, list[Result]]) -> str:
     """What the column of the grammar test rests on: a share over all pairs hides that most may be guessed."""
     if not tested:
         return ""
@@ -161,12 +161,12 @@ def _beside(result: Result | None) -> str:
     return f"{tie}{result.difference * 100:+.1f} %<br>{low} to {high}"
 
 
-def _speed(times: Times, place: Place, series: str) -> str:
+def _speed(times: Times, place: TrainingPlace, series: str) -> str:
     time = times.get((place, series))
     return f"{ratio(time.speedup)}{' †' if time.flags else ''}" if time else ""
 
 
-def _grammar(results: dict[Place, list[Result]], place: Place, series: str) -> str:
+def _grammar(results: dict[TrainingPlace, list[Result]], place: TrainingPlace, series: str) -> str:
     found = next((r for r in results[place] if r.first.series == series), None)
     said, small = grammar(found) if found else ("", "")
     return f"{said} ({small.partition(' %')[0]})" if said else ""
@@ -178,7 +178,7 @@ def _exponent(front: Front | None) -> str:
     return f"{front.exponent:.3f} ({front.low:.3f} to {front.high:.3f})"
 
 
-def _about(place: Place, several: Sequence[Result], runs: Sequence[Run]) -> str:
+def _about(place: TrainingPlace, several: Sequence[Result], runs: Sequence[TrainingRun]) -> str:
     """How long the runs were, how noisy, and what else limits what they say."""
     known = noise([run for run in runs if run.place.setting == place.setting])
     varies = f" Losses vary by {known.deviation * 100:.1f} % from seed to seed." if known else ""
@@ -186,9 +186,14 @@ def _about(place: Place, several: Sequence[Result], runs: Sequence[Run]) -> str:
 
 
 def _figure(
-    columns: Sequence[Place], results: dict[Place, list[Result]], budget: str, times: Times, look: Looks,
-    fitting: Sequence[View], caption: Sequence[str],
-) -> dict[str, bytes]:  # fmt: skip
+    columns: Sequence[TrainingPlace],
+    results: dict[TrainingPlace, list[Result]],
+    budget: str,
+    times: Times,
+    look: Looks,
+    fitting: Sequence[View],
+    caption: Sequence[str],
+) -> dict[str, bytes]:
     charts = {_name(p, results[p][0]): beside.chosen(results[p], budget, "") for p in columns}
     view = beside.view(charts, budget, "", times, look, caption, "training")
     specs = list(view.specifications.values())

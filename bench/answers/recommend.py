@@ -71,7 +71,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Group:
+class Ranking:
     """Estimates for the same place, the fastest first, and their ranks; ties have the same."""
 
     place: Place | None  # None: the point asked for
@@ -83,7 +83,7 @@ class Answer:
     """What a results file says to a query. Without groups there are no data near it, and `missing` says why."""
 
     query: Query
-    groups: tuple[Group, ...]
+    groups: tuple[Ranking, ...]
     narrow: tuple[Estimate, ...]  # dense layers narrowed to the same cost, for comparison
     refused: Mapping[str, str]  # structure -> why it was refused at this layer
     dense: bool  # the sweep's rows of dense are there, so speed-ups are against its fastest way to run it
@@ -258,13 +258,13 @@ def _width(spread: Spread) -> float:
     return (spread.q3 - spread.q1) / spread.median
 
 
-def _groups(estimates: Sequence[Estimate], query: Place) -> tuple[Group, ...]:
+def _groups(estimates: Sequence[Estimate], query: Place) -> tuple[Ranking, ...]:
     """Estimates by place, the point asked for first, then the nearest: speed-ups of different places do not compare."""
     by_place: dict[Place | None, list[Estimate]] = {}
     for estimate in estimates:
         by_place.setdefault(estimate.place, []).append(estimate)
     places = sorted(by_place, key=lambda place: math.hypot(*away(place, query)) if place else -1.0)
-    return tuple(Group(place, tuple(ranked(by_place[place]))) for place in places)
+    return tuple(Ranking(place, tuple(ranked(by_place[place]))) for place in places)
 
 
 def ranked(estimates: Sequence[Estimate]) -> list[tuple[int, Estimate]]:

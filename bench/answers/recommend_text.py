@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bench.answers.recommend import BETWEEN, Answer, Estimate, Group, Place, Query, at, dtype, place_of, steps
+from bench.answers.recommend import BETWEEN, Answer, Estimate, Place, Query, Ranking, at, dtype, place_of, steps
 from bench.files.fields import printable
 from bench.files.rows import Results, Spread
 from bench.files.terminal import digits, percent, table, wrapped
@@ -39,7 +39,7 @@ def _asked(query: Query) -> str:
     return f"{at(query.place)}, {', '.join(filter(None, conditions))}, at {query.cost}"
 
 
-def _table(group: Group, query: Query, top: int) -> list[str]:
+def _table(group: Ranking, query: Query, top: int) -> list[str]:
     shown = group.ranked[:top]
     ranks = [rank for rank, _ in group.ranked]
     kinds = {e.kind for _, e in shown}
@@ -67,7 +67,7 @@ def _table(group: Group, query: Query, top: int) -> list[str]:
             *_basis(estimates, query)]  # fmt: skip
 
 
-def _title(group: Group, query: Query, kinds: Collection[str]) -> str:
+def _title(group: Ranking, query: Query, kinds: Collection[str]) -> str:
     if group.place is not None:
         return f"from {at(group.place)} ({steps(group.place, query.place)}), a neighbour on one side only:"
     if len(kinds) > 1:

@@ -1,6 +1,6 @@
 """A run on the CPU outside of pytest: its threads, its progress lines, what it says of itself, and the file it writes.
 
-Nothing here imports torch, so that `Run` can set up the threads before torch is loaded.
+Nothing here imports torch, so that `RunRecord` can set up the threads before torch is loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bench.machine import setup as machine
 
 
 @dataclass
-class Run:
+class RunRecord:
     """One run of a command: `kind` is what its file holds."""
 
     kind: str

@@ -41,7 +41,7 @@ LONG = Effort(paired=1.5, alone=0.7, rounds=8, most=400, precision=0.01)
 
 
 @dataclass(frozen=True)
-class Spread:
+class Quartiles:
     """Median and quartiles over rounds."""
 
     median: float
@@ -59,7 +59,7 @@ class Spread:
         return asdict(self)
 
 
-def spread(values: Sequence[float], confidence: float = Effort.confidence) -> Spread:
+def spread(values: Sequence[float], confidence: float = Effort.confidence) -> Quartiles:
     """Median and quartiles (linear between neighbours, as numpy's), and the margin of error."""
     ordered = sorted(values)
     margin = margin_of_error(values, confidence)
@@ -70,7 +70,7 @@ def spread(values: Sequence[float], confidence: float = Effort.confidence) -> Sp
         high = min(low + 1, len(ordered) - 1)
         return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
-    return Spread(median(ordered), at(0.25), at(0.75), len(ordered), margin if margin < inf else None)
+    return Quartiles(median(ordered), at(0.25), at(0.75), len(ordered), margin if margin < inf else None)
 
 
 def margin_of_error(values: Sequence[float], confidence: float) -> float:
@@ -128,7 +128,7 @@ def calls_in_a_slice(seconds_a_call: float, effort: Effort) -> int:
 
 def paired(
     step: Step, dense: Step, effort: Effort, *, seconds: tuple[float, float], clock: Clock = time.perf_counter
-) -> Spread:
+) -> Quartiles:
     """Dense's time over the step's, from slices taken in turn; the order changes from round to round.
 
     Ends when the ratio is known to the effort's precision, both orders having been taken as often, or time is spent.

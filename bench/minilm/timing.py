@@ -10,14 +10,14 @@ from torch import nn
 
 from bench.machine import setup, timing
 from bench.minilm.data import Data
-from bench.minilm.request import Point
+from bench.minilm.request import ConversionPoint
 from structures.models.swap import swap
 
 EFFORT = timing.Effort(paired=1.5, alone=0.0, rounds=7)
 NOISY = 0.25  # distance of a ratio's quartiles, as a share of the median, from which a row is flagged
 
 
-def shaped(data: Data, point: Point, shapes: dict[str, tuple[int, int]]) -> nn.Module:
+def shaped(data: Data, point: ConversionPoint, shapes: dict[str, tuple[int, int]]) -> nn.Module:
     """The encoder with layers of these structures and random factors: it takes the time of a converted one."""
     model = copy.deepcopy(data.model)
     swap(model, {layer: (point.name, point.options[shape]) for layer, shape in shapes.items()})

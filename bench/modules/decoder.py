@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bench.files import kinds
 from bench.files.errors import Wrong
 from bench.machine import timing
-from bench.modules.timed import Addmm, Kinks, Place, Rows, state_bytes, where
+from bench.modules.timed import Addmm, Kinks, Rows, TimedAt, state_bytes, where
 from bench.sweep.cell import clock_of
 from bench.sweep.check import FLOOR, TWICE, CheckFailed, saved_by
 from structures import StructuredLinear, reference
@@ -42,7 +42,7 @@ LEAST = 1e-3  # of the largest gradient: what an error is relative to, where a t
 
 
 @dataclass(frozen=True)
-class Shape:
+class DecoderShape:
     """A model's family and size, and the names of its linear layers within a decoder layer."""
 
     name: str
@@ -54,7 +54,7 @@ class Shape:
 
 
 MODELS = (
-    Shape(
+    DecoderShape(
         "opt-125m",
         12,
         ("fc1", "fc2"),
@@ -62,7 +62,7 @@ MODELS = (
         "decoder.layers",
         "activation_fn",
     ),
-    Shape(
+    DecoderShape(
         "pythia-160m",
         12,
         ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
@@ -74,7 +74,7 @@ MODELS = (
 
 
 @dataclass(frozen=True)
-class Point(Place):
+class DecoderPoint(TimedAt):
     """One row: a model with some of its layers replaced, in one mode. `layers` of them are run; 0 for the rest."""
 
     model: str
@@ -88,7 +88,7 @@ class Point(Place):
         return f"{self.model}-{self.structure}{share}-{self.place.replace(' ', '_')}-{self.mode}-t{self.tokens}"
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> DecoderShape:
         return next(shape for shape in MODELS if shape.name == self.model)
 
     @property
@@ -102,7 +102,7 @@ class Point(Place):
         return (self.layers or 7) * (3.0 if self.train else 1.0)
 
 
-def points(option: Any) -> list[Point]:
+def points(option: Any) -> list[DecoderPoint]:
     """All points: of each model and mode the rest, dense, then structures, feed-forward only before both places.
 
     Raises:
@@ -116,15 +116,15 @@ def points(option: Any) -> list[Point]:
         layers = shape.layers if at["device"] == "cuda" or option.full else CPU_LAYERS
         for mode in MODES:
             here = {"model": shape.name, "mode": mode, **at}
-            found.append(Point(structure="dense", share=None, place=REST, layers=0, **here))
-            found.append(Point(structure="dense", share=None, place=BOTH, layers=layers, **here))
+            found.append(DecoderPoint(structure="dense", share=None, place=REST, layers=0, **here))
+            found.append(DecoderPoint(structure="dense", share=None, place=BOTH, layers=layers, **here))
             for share in SHARES:
                 for place in (FEED_FORWARD, BOTH):
-                    found += [Point(structure=n, share=share, place=place, layers=layers, **here) for n in NAMES]
+                    found += [DecoderPoint(structure=n, share=share, place=place, layers=layers, **here) for n in NAMES]
     return found
 
 
-def setup(points: Sequence[Point]) -> dict[str, object]:
+def setup(points: Sequence[DecoderPoint]) -> dict[str, object]:
     """What all rows of a file share."""
     first = points[0]
     more = {"optimizer": f"AdamW, fused, rate {RATE:g}", "ways of dense": WAYS, "dropout": 0}
@@ -135,7 +135,7 @@ def setup(points: Sequence[Point]) -> dict[str, object]:
 # -- models
 
 
-def dense_model(point: Point) -> nn.Module:
+def dense_model(point: DecoderPoint) -> nn.Module:
     """The decoder without a head, with `point.layers` layers, dropout off; for the rest the whole language model."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import transformers
@@ -155,7 +155,7 @@ def dense_model(point: Point) -> nn.Module:
     return model.to(point.device, getattr(torch, point.dtype))
 
 
-def replaced(point: Point, model: nn.Module) -> dict[str, dict[str, object]]:
+def replaced(point: DecoderPoint, model: nn.Module) -> dict[str, dict[str, object]]:
     """Swap the point's layers in place, with fresh factors and the options nearest to its share; returns these.
 
     How near they come is in the row: Monarch's blocks must divide the width twice, which leaves 0.625 for a half.
@@ -177,18 +177,18 @@ def replaced(point: Point, model: nn.Module) -> dict[str, dict[str, object]]:
     return chosen
 
 
-def layer_names(point: Point, place: str = "") -> list[str]:
+def layer_names(point: DecoderPoint, place: str = "") -> list[str]:
     """Names of the linear layers of the point's places, by layer."""
     shape = point.shape
     inner = (*shape.feed_forward, *(shape.attention if (place or point.place) == BOTH else ()))
     return [f"{shape.blocks}.{i}.{name}" for i in range(point.layers) for name in inner]
 
 
-def _number(point: Point, name: str) -> int:
+def _number(point: DecoderPoint, name: str) -> int:
     return int(name.removeprefix(point.shape.blocks + ".").partition(".")[0])
 
 
-def _by_addmm(point: Point, model: nn.Module) -> None:
+def _by_addmm(point: DecoderPoint, model: nn.Module) -> None:
     for name in layer_names(point, BOTH):
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
@@ -198,7 +198,7 @@ def _by_addmm(point: Point, model: nn.Module) -> None:
 # -- one call
 
 
-def inputs(point: Point) -> tuple[Tensor, Tensor]:
+def inputs(point: DecoderPoint) -> tuple[Tensor, Tensor]:
     """Hidden states and their dy, (batch, sequence, width); for the rest token ids, twice. The same in every run."""
     generator = torch.Generator().manual_seed(SEED)
     if not point.layers:
@@ -210,14 +210,14 @@ def inputs(point: Point) -> tuple[Tensor, Tensor]:
     return x.requires_grad_(point.train), dy
 
 
-def run(point: Point, model: nn.Module, x: Tensor) -> Tensor:
+def run(point: DecoderPoint, model: nn.Module, x: Tensor) -> Tensor:
     """The last hidden states, or for the rest the loss."""
     if not point.layers:
         return model(input_ids=x, labels=x).loss  # type: ignore[no-any-return]
     return model(inputs_embeds=x).last_hidden_state  # type: ignore[no-any-return]
 
 
-def step(point: Point, model: nn.Module, x: Tensor, dy: Tensor) -> timing.Step:
+def step(point: DecoderPoint, model: nn.Module, x: Tensor, dy: Tensor) -> timing.Step:
     """A forward pass, or a training step: forward, gradients of everything, AdamW."""
     if not point.train:
         return lambda: run(point, model, x)
@@ -261,7 +261,7 @@ def meaning(model: nn.Module, apply: Callable[..., Tensor]) -> nn.Module:
     return model
 
 
-def check(point: Point, model: nn.Module, x: Tensor, dy: Tensor) -> float:
+def check(point: DecoderPoint, model: nn.Module, x: Tensor, dy: Tensor) -> float:
     """The largest error of y, or when training of every gradient, relative to the largest number of each tensor.
 
     The first sequence is compared with the reference in float64; dy is zero in the others.
@@ -305,7 +305,7 @@ def check(point: Point, model: nn.Module, x: Tensor, dy: Tensor) -> float:
     return worst
 
 
-def _results(point: Point, model: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
+def _results(point: DecoderPoint, model: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
     """y, and when training the gradients of x and of every parameter that has one."""
     if not point.train:
         with torch.no_grad():
@@ -324,7 +324,7 @@ def _error(found: Tensor, exact: Tensor, scale: float) -> float:
 # -- rows
 
 
-def measure_point(point: Point, rows: Rows, benchmark: Any) -> None:
+def measure_point(point: DecoderPoint, rows: Rows, benchmark: Any) -> None:
     """Check a point, then time it and keep its row.
 
     Raises:
@@ -357,13 +357,13 @@ def measure_point(point: Point, rows: Rows, benchmark: Any) -> None:
         rows.time(point, facts, step(point, model, x, dy), compared, benchmark)
 
 
-def _dense_params(point: Point) -> int:
+def _dense_params(point: DecoderPoint) -> int:
     width = 768
     feed_forward, attention = 8 * width * width + 5 * width, 4 * width * width + 4 * width
     return point.layers * (feed_forward + (attention if point.place == BOTH else 0))
 
 
-def _dense(point: Point, rows: Rows) -> tuple[Tensor, Tensor, nn.Module, str, timing.Step]:
+def _dense(point: DecoderPoint, rows: Rows) -> tuple[Tensor, Tensor, nn.Module, str, timing.Step]:
     """The input of a cell, its dense model, that one's fastest way, and one call of it."""
     if rows.kept.get("cell") != point.cell:
         rows.kept.clear()  # free the last one first

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import structures
 from bench.files import kinds
 from bench.machine import timing
-from bench.modules.timed import Addmm, Kinks, Place, Rows, state_bytes, where
+from bench.modules.timed import Addmm, Kinks, Rows, TimedAt, state_bytes, where
 from bench.sweep.cell import clock_of
 from bench.sweep.check import check, sample, saved_bytes
 from bench.sweep.subject import Subject
@@ -48,7 +48,7 @@ MODULES = (
 
 
 @dataclass(frozen=True)
-class Point(Place):
+class ModulePoint(TimedAt):
     """One row: a module with one kind of layer, in one mode."""
 
     module: Module
@@ -70,7 +70,7 @@ class Point(Place):
         return self.module.width**2 * (3.0 if self.train else 1.0)
 
 
-def points(option: Any) -> list[Point]:
+def points(option: Any) -> list[ModulePoint]:
     """All points, small modules first, dense first in each module and mode.
 
     Raises:
@@ -78,10 +78,10 @@ def points(option: Any) -> list[Point]:
     """
     place = where(option, CPU_BATCH)
     layers = [("dense", None), *((name, n) for name in VARIANTS for n in BLOCKS)]
-    return [Point(m, name, n, mode=mode, **place) for m in MODULES for mode in MODES for name, n in layers]
+    return [ModulePoint(m, name, n, mode=mode, **place) for m in MODULES for mode in MODES for name, n in layers]
 
 
-def setup(points: Sequence[Point]) -> dict[str, object]:
+def setup(points: Sequence[ModulePoint]) -> dict[str, object]:
     """What all rows of a file share."""
     first = points[0]
     return {"batch": first.batch, "sequence": first.sequence, "tokens": first.tokens, "ways of dense": WAYS}
@@ -132,7 +132,7 @@ class Built:
         )
 
 
-def build(point: Point, way: str) -> Built:
+def build(point: ModulePoint, way: str) -> Built:
     """The module of a point; `way` is how dense layers run."""
     torch.manual_seed(SEED)
     width, inner = point.module.width, 4 * point.module.width
@@ -180,7 +180,7 @@ def _executed(ran: str, structure: Structure, tokens: int, train: bool) -> int:
     return structure.flops(tokens, train=train)
 
 
-def _layer(point: Point, shape: tuple[int, int], way: str) -> tuple[nn.Module, Structure]:
+def _layer(point: ModulePoint, shape: tuple[int, int], way: str) -> tuple[nn.Module, Structure]:
     """A layer and the structure that tells its meaning."""
     more: dict[str, Any] = {"device": point.device, "dtype": getattr(torch, point.dtype)}
     if point.structure == "dense":
@@ -191,7 +191,7 @@ def _layer(point: Point, shape: tuple[int, int], way: str) -> tuple[nn.Module, S
     return (Concatenated(layer) if point.structure == CAT else layer), layer.structure
 
 
-def inputs(point: Point) -> tuple[Tensor, Tensor]:
+def inputs(point: ModulePoint) -> tuple[Tensor, Tensor]:
     """x and dy, both (tokens, width); the same in every run."""
     generator = torch.Generator().manual_seed(SEED)
     shape = point.tokens, point.module.width
@@ -200,7 +200,7 @@ def inputs(point: Point) -> tuple[Tensor, Tensor]:
     return x.requires_grad_(point.train), dy
 
 
-def measure_point(point: Point, rows: Rows, benchmark: Any) -> None:
+def measure_point(point: ModulePoint, rows: Rows, benchmark: Any) -> None:
     """Check a point, then time it and keep its row.
 
     Raises:
@@ -236,7 +236,7 @@ def measure_point(point: Point, rows: Rows, benchmark: Any) -> None:
         rows.time(point, facts, built.step(x, dy)(point.train), compared, benchmark)
 
 
-def _dense(point: Point, rows: Rows) -> tuple[Tensor, Tensor, Built, timing.Step]:
+def _dense(point: ModulePoint, rows: Rows) -> tuple[Tensor, Tensor, Built, timing.Step]:
     """The input of a cell, its dense module, run the fastest way, and one call of that."""
     if rows.kept.get("cell") != point.cell:
         rows.kept.clear()  # free the last one first

@@ -41,7 +41,7 @@ ROWS = pytest.StashKey["Rows"]()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class TimedAt:
     """How and where a point is timed: what the points of all kinds have."""
 
     mode: str

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bench.machine import timing
 from bench.machine.timing import Effort, Step
-from bench.search.request import Request
+from bench.search.request import SearchRequest
 from bench.sweep.check import CheckFailed, check
 from structures import StructuredLinear, backends, reference
 from structures.structure import Structure
@@ -23,7 +23,7 @@ TRIES = 4
 class Timer:
     """The input of a request, and dense's fastest way to run on it: nn.Linear, or addmm of the transposed weight."""
 
-    def __init__(self, request: Request):
+    def __init__(self, request: SearchRequest):
         self.train = request.mode == "train"
         dtype = getattr(torch, request.dtype)
         draw = torch.Generator().manual_seed(SEED)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import structures
-from bench.sweep.request import Block, Budget, Entry, Request, options_text, read_options
+from bench.sweep.request import Block, Budget, Request, Wanted, options_text, read_options
 from bench.sweep.shapes import Shape
 from structures.options import fit_options
 from structures.spec import SpecError
@@ -74,7 +74,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Unreachable:
+class UnreachableBudget:
     """A budget that an entry cannot be brought to at a shape, with the reason."""
 
     structure: str
@@ -88,13 +88,13 @@ class Unreachable:
 
 
 SCALARS = tuple(Point.__dataclass_fields__)
-UNREACHABLE_SCALARS = tuple(Unreachable.__dataclass_fields__)
+UNREACHABLE_SCALARS = tuple(UnreachableBudget.__dataclass_fields__)
 
 
-def points(request: Request) -> tuple[list[Point], list[Unreachable]]:
+def points(request: Request) -> tuple[list[Point], list[UnreachableBudget]]:
     """All points, the cheapest dense layer first, structures side by side within each; and what is left out."""
     found: dict[Point, None] = {}
-    unreachable: dict[Unreachable, None] = {}
+    unreachable: dict[UnreachableBudget, None] = {}
     for block in request.blocks:
         for shape in block.shapes:
             variants, missed = _variants(request, block, shape)
@@ -150,7 +150,7 @@ def _cells(request: Request, block: Block) -> Iterator[dict[str, object]]:
                                    "threads": threads, "clock": clock}  # fmt: skip
 
 
-def _variants(request: Request, block: Block, shape: Shape) -> tuple[list[dict[str, object]], list[Unreachable]]:
+def _variants(request: Request, block: Block, shape: Shape) -> tuple[list[dict[str, object]], list[UnreachableBudget]]:
     """What is measured at a shape, dense first."""
     at = {"in_features": shape[0], "out_features": shape[1], "budget": None, "control": False, "options": ""}
     variants: list[dict[str, object]] = [{**at, "structure": DENSE, "series": DENSE, "backend": "best"}]
@@ -160,7 +160,7 @@ def _variants(request: Request, block: Block, shape: Shape) -> tuple[list[dict[s
         for budget in block.budgets:
             if budget.quantity == "params":
                 variants.append(_narrow(at, shape, budget))
-    missed: list[Unreachable] = []
+    missed: list[UnreachableBudget] = []
     for entry in request.entries:
         if entry.name != DENSE:
             of_entry, left_out = _of_entry(request, block, entry, shape)
@@ -184,17 +184,17 @@ def _narrow(at: Mapping[str, object], shape: Shape, budget: Budget) -> dict[str,
 
 
 def _of_entry(
-    request: Request, block: Block, entry: Entry, shape: Shape
-) -> tuple[list[dict[str, object]], list[Unreachable]]:
+    request: Request, block: Block, entry: Wanted, shape: Shape
+) -> tuple[list[dict[str, object]], list[UnreachableBudget]]:
     if entry.options is not None:
         text = options_text(entry.options)
         return [{"structure": entry.name, "series": f"{entry.name} {text}", "options": text}], []
     met: list[dict[str, object]] = []
-    missed: list[Unreachable] = []
+    missed: list[UnreachableBudget] = []
     for budget in block.budgets:
         options, reason = _fitted(entry.name, shape, budget, request.affordable)
         if reason:
-            missed.append(Unreachable(entry.name, str(budget), *shape, reason))
+            missed.append(UnreachableBudget(entry.name, str(budget), *shape, reason))
         else:
             series = f"{entry.name} @ {budget.quantity} {budget.share:g}"
             met.append({"structure": entry.name, "series": series, "options": options, "budget": str(budget)})
@@ -252,6 +252,6 @@ def _scaling(name: str, by_shape: Mapping[Shape, object]) -> str:
     return f"{name} = {'; '.join(each)}"
 
 
-def scalars(point: Point | Unreachable) -> tuple[object, ...]:
+def scalars(point: Point | UnreachableBudget) -> tuple[object, ...]:
     """The values of a point in the order of its fields."""
     return tuple(asdict(point).values())

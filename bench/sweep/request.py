@@ -41,7 +41,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Wanted:
     """A structure asked for: with options of the user's own, or, where they are None, at budgets."""
 
     name: str
@@ -66,7 +66,7 @@ class Block:
 class Request:
     """A whole sweep: blocks, and what all of them share."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[Wanted, ...]
     blocks: tuple[Block, ...]
     threads: tuple[int, ...] = (1,)
     clocks: tuple[str, ...] = CLOCKS  # on CUDA; a CPU has the host's alone
@@ -138,7 +138,7 @@ def read(options: Mapping[str, Any], *, cuda: bool, cores: int) -> Request:
         blocks = tuple(b for b in blocks if b.devices[0] in given["devices"]) or blocks
     named = options.get("structures")
     return Request(
-        entries=entries(named) if named else tuple(Entry(name) for name in in_order(structures.names())),
+        entries=entries(named) if named else tuple(Wanted(name) for name in in_order(structures.names())),
         blocks=tuple(dict.fromkeys(_replace(block, **given) for block in blocks)),
         clocks=_words(options, "clock", CLOCKS) or ((CLOCKS[0],) if options.get("check") else CLOCKS),
         threads=_counts(options, "threads", cores) or (cores,),
@@ -155,7 +155,7 @@ def in_order(names: Sequence[str]) -> list[str]:
     return sorted(names, key=lambda name: (not name.startswith("dyad"), name))
 
 
-def entries(text: str) -> tuple[Entry, ...]:
+def entries(text: str) -> tuple[Wanted, ...]:
     """`"dyad_it:n_blocks=2,4,8 monarch"` -> three entries with options and one without.
 
     Options are separated by commas, each with one value or several: `pixelfly:n_blocks=16,32,rank=8` is two entries;
@@ -163,16 +163,16 @@ def entries(text: str) -> tuple[Entry, ...]:
     Raises:
         Wrong: no such structure, no such option, or a value that is no number.
     """
-    found: list[Entry] = []
+    found: list[Wanted] = []
     for word in text.split():
         name, colon, rest = word.partition(":")
         one_of("--structures", name, structures.names())
         if not colon:
-            found.append(Entry(name))
+            found.append(Wanted(name))
             continue
         values = _option_values(name, rest)
         combinations = itertools.product(*values.values())
-        found += [Entry(name, dict(zip(values, combination, strict=True))) for combination in combinations]
+        found += [Wanted(name, dict(zip(values, combination, strict=True))) for combination in combinations]
     if not found:
         raise Wrong(f"--structures: name some of {', '.join(structures.names())}")
     return tuple(entry for i, entry in enumerate(found) if entry not in found[:i])

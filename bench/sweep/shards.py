@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from bench.files.errors import Wrong
-from bench.sweep.points import Point, Unreachable
+from bench.sweep.points import Point, UnreachableBudget
 
 MOST = 1000
 Shard = tuple[int, int]
@@ -55,7 +55,7 @@ def of(
     return [point for point in points if together(point) in mine]
 
 
-def unreachable_of(missed: Sequence[Unreachable], shard: Shard) -> list[Unreachable]:
+def unreachable_of(missed: Sequence[UnreachableBudget], shard: Shard) -> list[UnreachableBudget]:
     """The budgets out of reach that one shard records: dealt in turn."""
     k, n = shard
     return [one for i, one in enumerate(missed) if i % n == k - 1]

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from bench.machine import device, energy, roofline, setup, timing
 from bench.machine.device import clock_of
-from bench.machine.timing import Spread
+from bench.machine.timing import Quartiles
 from bench.sweep import limits
 from bench.sweep.cell import Cell, Timed, cell, grad_mode, timed_step
 from bench.sweep.check import check, saved_bytes
 from bench.sweep.facts import facts, json_options
-from bench.sweep.points import CANDIDATES, COMPILED, DENSE, Point, Unreachable
+from bench.sweep.points import CANDIDATES, COMPILED, DENSE, Point, UnreachableBudget
 from bench.sweep.request import Request, read_options
 from bench.sweep.subject import NotNow, Refused, Subject
 
@@ -45,7 +45,7 @@ class Sweep:
     allocator: str
     argv: list[str]
     points: list[Point] = field(default_factory=list)  # of the whole request; a shard or a rerun measures some of them
-    unreachable: list[Unreachable] = field(default_factory=list)
+    unreachable: list[UnreachableBudget] = field(default_factory=list)
     started: str = field(default_factory=lambda: now())
     effort: timing.Effort = timing.SHORT
     point_timeout: float | None = None
@@ -119,9 +119,9 @@ class Sweep:
         flags = benchmark.extra_info["flags"]
         self.done.append(Done(point, seconds, speedup and speedup.median, "load" in flags, bool(flags)))
 
-    def refuse(self, point: Point | Unreachable, reason: str) -> None:
+    def refuse(self, point: Point | UnreachableBudget, reason: str) -> None:
         """Record a point that did not run."""
-        if isinstance(point, Unreachable):
+        if isinstance(point, UnreachableBudget):
             row: dict[str, object] = dict.fromkeys(("tokens", "dtype", "device", "mode", "backend", "threads"))
             row |= {"series": None, "options": None, **asdict(point)}
         else:
@@ -208,7 +208,7 @@ class Sweep:
         dy: Tensor | None,
         info: dict[str, Any],
         benchmark: Any,
-    ) -> tuple[Spread | None, float]:
+    ) -> tuple[Quartiles | None, float]:
         """The ratio to dense and the seconds of a call; fills the row."""
         clock, speedup = clock_of(point.device, point.clock), None
         own = timed_step(point, what, x, dy, self.request.cold)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.files.rounding import rounded
-from bench.files.run import Run
+from bench.files.run import RunRecord
 from bench.training import rows
-from bench.training.parallel import Group
-from bench.training.request import Request
+from bench.training.parallel import Processes
+from bench.training.request import TrainingRequest
 
 SAVE_EVERY = 2.0  # seconds between two files of rows: a thousand rows take 0.1 s to write
 
@@ -25,7 +25,7 @@ class Ledger:
         versions: of whatever a loss depends on.
     """
 
-    def __init__(self, run: Run, request: Request, group: Group):
+    def __init__(self, run: RunRecord, request: TrainingRequest, group: Processes):
         self.run, self.group = run, group
         self.versions = rows.versions()
         self.earlier = rows.take_up(request.resume, self.versions) if request.resume else rows.Earlier()

@@ -23,7 +23,7 @@ KINDS = ("ddp", "fsdp")
 
 
 @dataclass(frozen=True)
-class Group:
+class Processes:
     """The processes of a run; one process is a group of its own."""
 
     rank: int = 0
@@ -86,11 +86,11 @@ class Group:
 
 
 @contextmanager
-def group(kind: str, device: str) -> Iterator[Group]:
+def group(kind: str, device: str) -> Iterator[Processes]:
     """The group that torchrun's environment describes, closed at the end."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield Group(device=device)
+        yield Processes(device=device)
         return
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     if device == "cuda":
@@ -98,7 +98,7 @@ def group(kind: str, device: str) -> Iterator[Group]:
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
-        yield Group(rank, size, kind, device)
+        yield Processes(rank, size, kind, device)
     finally:
         dist.destroy_process_group()
 

@@ -15,8 +15,8 @@ from bench.files.kinds import DECIDE, TRAINING
 from bench.machine import setup as machine
 from bench.training.jobs import TUNE, Job
 from bench.training.loop import Outcome
-from bench.training.parallel import Group
-from bench.training.problems import Problem
+from bench.training.parallel import Processes
+from bench.training.problems import TrainingProblem
 from bench.training.variants import Variant
 
 OK, DIVERGED = "ok", "diverged"
@@ -38,9 +38,9 @@ def of_run(
     job: Job,
     lr: float,
     outcome: Outcome,
-    problem: Problem,
+    problem: TrainingProblem,
     costs: Mapping[str, Any],
-    group: Group,
+    group: Processes,
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
     """The row of a training run."""

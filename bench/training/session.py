@@ -6,16 +6,16 @@ from dataclasses import asdict
 
 import torch
 
-from bench.files.run import Run
+from bench.files.run import RunRecord
 from bench.sweep.points import NARROW
 from bench.training import jobs, measures, problems, rows, teachers, timed, variants
 from bench.training.checkpoint import Checkpoints
 from bench.training.jobs import TRAIN, TUNE, Job
 from bench.training.ledger import Ledger
-from bench.training.parallel import Group
-from bench.training.plan import Plan
-from bench.training.progress import Progress
-from bench.training.request import LOSSES, TIMES, Request
+from bench.training.parallel import Processes
+from bench.training.plan import Grid
+from bench.training.progress import TrainingProgress
+from bench.training.request import LOSSES, TIMES, TrainingRequest
 from bench.training.trainer import Trainer
 from bench.training.variants import Unreachable
 
@@ -25,14 +25,14 @@ EXTRA = 2  # tries of a rate beyond the grid, where the best one is at its end
 class Session:
     """One run; everything is checked, loaded and planned when it is made."""
 
-    def __init__(self, run: Run, request: Request, group: Group):
+    def __init__(self, run: RunRecord, request: TrainingRequest, group: Processes):
         self.run, self.request, self.group = run, request, group
-        progress = Progress(lambda text: print(text, flush=True) if group.first else None)
+        progress = TrainingProgress(lambda text: print(text, flush=True) if group.first else None)
         self.ledger = Ledger(run, request, group)
         self.problems = {setting: problems.load(setting) for setting in request.settings}
         for setting, problem in self.problems.items():
             measures.check(setting, problem)
-        self.plan = Plan(self.problems, request.shard)
+        self.plan = Grid(self.problems, request.shard)
         run.refused = self.plan.refused
         beside = run.output.with_name(run.output.name + ".checkpoint")
         checkpoints = Checkpoints(beside, request.every, group, before=self.ledger.save)

@@ -11,8 +11,8 @@ from torch import nn
 from bench.machine import setup, timing
 from bench.training import rates, variants
 from bench.training.loop import optimizer_of
-from bench.training.parallel import Group
-from bench.training.problems import Problem
+from bench.training.parallel import Processes
+from bench.training.problems import TrainingProblem
 from bench.training.settings import Setting
 from bench.training.variants import Unreachable, Variant
 
@@ -22,7 +22,7 @@ LADDER = (1.0, 0.71, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.0625)  # shares of pa
 CLOSE = 0.1  # how far from a budget in time a variant may stay
 
 
-def step_of(model: nn.Module, problem: Problem, base: Mapping[str, int], group: Group) -> timing.Step:
+def step_of(model: nn.Module, problem: TrainingProblem, base: Mapping[str, int], group: Processes) -> timing.Step:
     """A whole training step on one fixed batch: forward, backward, AdamW."""
     model.to(group.device)
     optimizer = optimizer_of(rates.groups(model, base, 1e-6), group)
@@ -45,7 +45,7 @@ def step_of(model: nn.Module, problem: Problem, base: Mapping[str, int], group: 
 class Pairs:
     """Times steps of variants of one setting and width in turn with dense's."""
 
-    def __init__(self, setting: Setting, width: int, problem: Problem, group: Group, load: setup.Load):
+    def __init__(self, setting: Setting, width: int, problem: TrainingProblem, group: Processes, load: setup.Load):
         self.setting, self.width, self.problem, self.group, self.load = setting, width, problem, group, load
         self.base = variants.base_inputs(setting, problem)
         self.dense = step_of(variants.dense(setting, width, problem), problem, self.base, group)

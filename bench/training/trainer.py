@@ -12,10 +12,10 @@ from bench.training import rates, variants
 from bench.training.checkpoint import Checkpoints
 from bench.training.jobs import TUNE, Job
 from bench.training.loop import Outcome, train
-from bench.training.parallel import Group
-from bench.training.plan import Plan
-from bench.training.problems import Problem
-from bench.training.progress import Progress
+from bench.training.parallel import Processes
+from bench.training.plan import Grid
+from bench.training.problems import TrainingProblem
+from bench.training.progress import TrainingProgress
 from bench.training.settings import Setting
 
 
@@ -23,11 +23,11 @@ from bench.training.settings import Setting
 class Trainer:
     """What every training run of a session shares."""
 
-    problems: Mapping[Setting, Problem]
-    plan: Plan
-    group: Group
+    problems: Mapping[Setting, TrainingProblem]
+    plan: Grid
+    group: Processes
     checkpoints: Checkpoints
-    progress: Progress
+    progress: TrainingProgress
 
     def built(self, job: Job, teacher: Mapping[str, Tensor] | None) -> nn.Module:
         """The job's model, started from a dense teacher's state where there is one."""

@@ -12,7 +12,7 @@ import torch
 
 import structures
 from bench.files.errors import Wrong, one_of
-from bench.files.run import Run
+from bench.files.run import RunRecord
 from bench.sweep.named import DENSE, NAMED, SPACE
 from bench.sweep.request import in_order
 from structures.models.width_check import coordinate_check
@@ -39,7 +39,7 @@ def subjects(words: str | None = None) -> dict[str, tuple[str, Mapping[str, obje
     return found
 
 
-def measure(run: Run, words: str | None = None, widths: Sequence[int] = WIDTHS) -> None:
+def measure(run: RunRecord, words: str | None = None, widths: Sequence[int] = WIDTHS) -> None:
     """Fill the run's rows, structure by structure, and write them after each; Ctrl-C keeps what is finished.
 
     Kept are the sizes that are drawn: of the last hidden layer, before the first step and after the last.

@@ -59,11 +59,11 @@ def _sized(structure: Map) -> dict[str, Power]:
     free = free_options(structure)
     defaults = dict(structure.spec.options)
     for name, value in structure.options:
-        reader = _Reader(values, powers)
+        reader = _PowerReader(values, powers)
         powers[name] = reader.power(str(defaults[name])) if name in free else _constant(value)
         values[name] = value  # type: ignore[assignment]
     for key, text in structure.spec.sizes:
-        value, power = evaluate(text, values), _Reader(values, powers).power(text)
+        value, power = evaluate(text, values), _PowerReader(values, powers).power(text)
         targets = key.split()
         if len(targets) == 1:
             values[key], powers[key] = value, power
@@ -93,7 +93,7 @@ def _constant(value: object) -> Power:
 
 
 @dataclass(frozen=True)
-class _Reader:
+class _PowerReader:
     """Reads the power of an expression; `values` are needed where a power or a list of weights depends on options."""
 
     values: Mapping[str, Value]

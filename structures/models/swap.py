@@ -16,7 +16,7 @@ from structures.linear import StructuredLinear
 from structures.models import linears
 from structures.models.rules import SKIP, Choice, Key, Rules, collapse, select
 from structures.models.sequential import batches_of, made_in_order
-from structures.models.table import Plan, Row
+from structures.models.table import SwapRow, SwapTable
 from structures.projection.project import Projection, from_linear
 from structures.spec import spec_of
 from structures.structure import Structure
@@ -42,7 +42,7 @@ def swap(
     dry_run: bool = False,
     skip: Iterable[Key] = SKIP,
     predict_error: bool = False,
-) -> Plan:
+) -> SwapTable:
     """Replace linear layers of `model` in place; everything is planned and built before the first one is replaced.
 
     Args:
@@ -109,7 +109,7 @@ def swap(
         if new is not None and not dry_run:
             made[id(choice.module)] = new
         rows.append(_row(choice, structure, getattr(new, "projection", None)))
-    plan = Plan(tuple(rows), selection.skipped, selection.unused, *_totals(model, jobs, rows), model)
+    plan = SwapTable(tuple(rows), selection.skipped, selection.unused, *_totals(model, jobs, rows), model)
     if dry_run:
         return plan
     root = put(model, made)
@@ -281,13 +281,13 @@ def _fresh(old: nn.Module, structure: Structure, init: str, backend: str) -> Str
     return new
 
 
-def _row(choice: Choice, structure: Structure | None, projection: Projection | None) -> Row:
+def _row(choice: Choice, structure: Structure | None, projection: Projection | None) -> SwapRow:
     module = choice.module
     in_features, out_features = linears.widths(module)
     bias = out_features if module._parameters.get("bias") is not None else 0
     dense = in_features * out_features
     now = module.structure if isinstance(module, StructuredLinear) else None
-    return Row(
+    return SwapRow(
         layer=choice.names[0],
         aliases=choice.names[1:],
         source=linears.kind(module) or "",
@@ -304,7 +304,7 @@ def _row(choice: Choice, structure: Structure | None, projection: Projection | N
     )
 
 
-def _totals(model: nn.Module, jobs: list[Job], rows: list[Row]) -> tuple[int, int]:
+def _totals(model: nn.Module, jobs: list[Job], rows: list[SwapRow]) -> tuple[int, int]:
     """Parameters of the whole model before and after, shared ones once."""
     gone = {id(choice.module) for choice, _ in jobs}
     sizes = [

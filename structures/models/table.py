@@ -11,7 +11,7 @@ from structures.models.rules import collapse
 
 
 @dataclass(frozen=True)
-class Row:
+class SwapRow:
     """One layer of a swap. Parameters count the bias; FLOPs are those of one token's forward, 2 per multiply-add."""
 
     layer: str  # its name in the model, '' for the model itself
@@ -30,10 +30,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SwapTable:
     """The rows of a swap and what it leaves alone; `print` shows it as a table."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[SwapRow, ...]
     skipped: tuple[tuple[str, str], ...]  # layers that a rule names and that stay, with the reason
     unused: tuple[str, ...]  # keys that name no linear layer
     params_before: int  # of the whole model, shared parameters once
@@ -84,15 +84,15 @@ _HEADER = ("layer", "from", "to", "in -> out", "params", "after", "share", "FLOP
 _TEXT = 4  # columns of text before those of numbers
 
 
-def _grouped(rows: tuple[Row, ...]) -> list[tuple[str, list[Row]]]:
-    groups: dict[tuple[object, ...], list[Row]] = {}
+def _grouped(rows: tuple[SwapRow, ...]) -> list[tuple[str, list[SwapRow]]]:
+    groups: dict[tuple[object, ...], list[SwapRow]] = {}
     for r in rows:
         alike = collapse(r.layer), len(r.aliases), r.source, r.target, r.options, r.in_features, r.out_features
         groups.setdefault((*alike, r.params_before, r.params_after), []).append(r)
     return [(collapse(g[0].layer) if len(g) > 1 else g[0].layer or "(itself)", g) for g in groups.values()]
 
 
-def _cells(groups: list[tuple[str, list[Row]]]) -> Iterator[tuple[str, ...]]:
+def _cells(groups: list[tuple[str, list[SwapRow]]]) -> Iterator[tuple[str, ...]]:
     for name, rows in groups:
         r = rows[0]
         options = "".join(f", {k}={list(v) if isinstance(v, tuple) else v}" for k, v in r.options)

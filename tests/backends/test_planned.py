@@ -24,7 +24,7 @@ from structures.backends.planned import dense, emit, figures, measure, price, pr
 from structures.backends.planned import run as function
 from structures.backends.planned.grouping import merged_whole
 from structures.backends.planned.layout import TOKENS, fuse, products, readable
-from structures.backends.planned.program import Gather, Multiply, Place, Scatter, Want
+from structures.backends.planned.program import Assemble, GatherBlocks, Multiply, Scatter, Want
 from structures.spec import Spec
 
 NAMES = [name for name in structures.names() if not structures.get(name).gate]  # the others: test_experts.py
@@ -229,7 +229,7 @@ def test_every_program_that_the_search_keeps_agrees_with_the_reference(name, wid
     structure = structure_of(name, width)
     made, dy = operands(structure, tokens)
     truth = wanted(structure, made, dy)
-    setting = search.Setting("float64", want=everything(structure))
+    setting = search.Conditions("float64", want=everything(structure))
     plans = search.candidates(structure, tokens, setting, figures.built_in("float32", 2))
     assert plans
     if width == "square":
@@ -246,7 +246,7 @@ def test_programs_planned_for_16_bits_agree_as_well(name, poison):
     structure = structures.get(name).bind(48, 96)
     made, dy = operands(structure, 7)
     truth = wanted(structure, made, dy)
-    setting = search.Setting("bfloat16", want=everything(structure))
+    setting = search.Conditions("bfloat16", want=everything(structure))
     for plan in search.candidates(structure, 7, setting, figures.built_in("bfloat16", 2)):
         for f, t in zip(run(plan, made, dy, False), truth, strict=True):  # in float64, where a wrong program shows
             assert error(f, t) < EXACT, str(plan)
@@ -255,7 +255,7 @@ def test_programs_planned_for_16_bits_agree_as_well(name, poison):
 def test_16_bit_pieces_are_turned_before_they_are_added():
     structure = structures.get("dyad_dt").bind(1024, 1024)
     place = planned.plan(structure, 128, dtype=torch.bfloat16).forward[-1]
-    assert isinstance(place, Place) and all(view[-1] == target[-1] for _, view, target in place.pieces)
+    assert isinstance(place, Assemble) and all(view[-1] == target[-1] for _, view, target in place.pieces)
 
 
 class Dtypes(TorchDispatchMode):
@@ -311,7 +311,7 @@ def test_forward_programs_agree_whole_and_in_chunks_with_a_ragged_tail(name, wid
     x, bias, *factors = made
     for b in (bias, None):
         truth = reference.apply(structure, x, factors, b)
-        setting = search.Setting("float64", bias=b is not None)
+        setting = search.Conditions("float64", bias=b is not None)
         plans = search.candidates(structure, 35, setting, figures.built_in("float32", 2))
         assert any(plan.chunk for plan in plans)
         for plan in plans[::3] if width == "square" else plans:
@@ -325,7 +325,7 @@ def test_every_grouping_of_neighbouring_factors_is_exact(name, monkeypatch):
     structure = structures.get(name).bind(48, 96)
     made, dy = operands(structure, 5)
     truth = wanted(structure, made, dy)
-    setting = search.Setting("float64", want=everything(structure))
+    setting = search.Conditions("float64", want=everything(structure))
     for merged in groupings_of(structure):
         monkeypatch.setattr(search, "groupings", lambda *a, _m=merged, **k: [_m])
         for plan in search.candidates(structure, 5, setting, figures.built_in("float32", 2))[:3]:
@@ -382,9 +382,9 @@ def through_matrix(structure, tokens, want, rates):
 )
 def test_what_a_gather_reads_equally_often_goes_back_in_one_product(name, equally):
     structure = ODD[name][0].bind(192, 192)
-    setting = search.Setting("float64", want=everything(structure))
+    setting = search.Conditions("float64", want=everything(structure))
     plans = search.candidates(structure, 1024, setting, figures.built_in("float32", 2))
-    by_product = [plan for plan in plans if any(isinstance(op, Gather) for op in plan.backward)]
+    by_product = [plan for plan in plans if any(isinstance(op, GatherBlocks) for op in plan.backward)]
     assert bool(by_product) == equally
     made, dy = operands(structure, 9)
     truth = wanted(structure, made, dy)
@@ -734,7 +734,7 @@ def test_dense_is_one_addmm_and_low_rank_two_products():
 def test_terms_of_one_layout_are_accumulated_by_one_product():
     plan = planned.plan(structures.get("dyad_it").bind(2048, 2048), 128)
     assert any(isinstance(op, Multiply) and op.into for op in plan.forward)
-    assert sum(isinstance(op, Place) for op in plan.forward) == 1
+    assert sum(isinstance(op, Assemble) for op in plan.forward) == 1
 
 
 def test_the_butterfly_is_merged_into_few_factors_and_the_flops_say_so():
@@ -910,7 +910,7 @@ def test_a_line_is_read_again_after_what_lies_between_in_the_new_order():
 
 def test_far_transpositions_cost_more_than_near_ones_and_these_more_than_plain_copies():
     sizes = (("a", 4), ("b", 256), (TOKENS, 4096))
-    made = price.Price(problem.Problem(1, 1, sizes[:2], (), (), ()), 4096, figures.built_in("float32", 2))
+    made = price.Price(problem.ChainProblem(1, 1, sizes[:2], (), (), ()), 4096, figures.built_in("float32", 2))
     plain = made.move((TOKENS, "a", "b"), (TOKENS, "a", "b"))
     runs = made.move((TOKENS, "a", "b"), ("a", TOKENS, "b"))
     near = made.move((TOKENS, "b", "a"), (TOKENS, "a", "b"))

@@ -18,12 +18,12 @@ from bench import report
 from bench.__main__ import main
 from bench.files import kinds
 from bench.files.errors import Wrong
-from bench.files.run import Run
+from bench.files.run import RunRecord
 from bench.machine import setup as machine
 from bench.report import page
 from bench.report.drawing import sections
 from bench.report.others import models, widths
-from bench.search.journal import Journal
+from bench.search.journal import StageJournal
 from bench.training import width_check
 
 torch = pytest.importorskip("torch")
@@ -250,10 +250,10 @@ def test_a_bad_file_is_refused_in_one_sentence(
 # -- the runs
 
 
-def run_of(kind: str, output: Path) -> Run:
+def run_of(kind: str, output: Path) -> RunRecord:
     """A run that leaves this process's threads and allocator alone."""
     threads = machine.Threads(torch.get_num_threads(), machine.one_core_each(), early=False, by_user=True)
-    return Run(kind, ["test"], output, threads, "plain")
+    return RunRecord(kind, ["test"], output, threads, "plain")
 
 
 @pytest.fixture
@@ -283,12 +283,12 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "EFFORT", measure.Effort(paired=0.01, alone=0.0, rounds=3))
 
 
-def convert(data: Any, path: Path, until: str = "times", **asked: Any) -> Run:
+def convert(data: Any, path: Path, until: str = "times", **asked: Any) -> RunRecord:
     """What the command does; the journal stays."""
     from bench.minilm import request, run
 
-    made, wanted = run_of("minilm", path), request.Request(**asked)
-    journal = Journal(path.with_suffix(".journal"), request.Asked(wanted, data.facts), "conversion")
+    made, wanted = run_of("minilm", path), request.ConversionRequest(**asked)
+    journal = StageJournal(path.with_suffix(".journal"), request.Asked(wanted, data.facts), "conversion")
     try:
         run.run_all(data, wanted, made, journal, until)
     finally:
@@ -329,7 +329,7 @@ def test_an_encoder_is_converted_measured_and_drawn(
 def test_the_structure_that_is_timed_is_the_one_that_was_converted(data: Any) -> None:
     from bench.minilm import conversion, request, timing
 
-    asked = request.Request(("low_rank",), (0.5,))
+    asked = request.ConversionRequest(("low_rank",), (0.5,))
     conversions = conversion.Conversions(data, asked)
     [point], _ = request.points(asked, conversions.shapes.values())
     model = timing.shaped(data, point, conversions.shapes)

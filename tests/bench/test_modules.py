@@ -42,7 +42,7 @@ def run(folder: Path, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def small() -> list[feed_forward.Point]:
+def small() -> list[feed_forward.ModulePoint]:
     """Every kind of layer in two narrow modules."""
     modules = (feed_forward.Module("narrow", 64, "relu"), feed_forward.Module("narrow and smooth", 64, "gelu"))
     wide = feed_forward.points(NONE)
@@ -116,7 +116,7 @@ def tiny(model: str, structure: str, place: str, mode: str = "train"):
     decoder = pytest.importorskip("bench.modules.decoder")
     share = None if structure == "dense" else 0.5
     at = {**SMALL, "batch": 2, "tokens": 32}
-    return decoder, decoder.Point(model, structure, share, place, 3, mode=mode, **at)
+    return decoder, decoder.DecoderPoint(model, structure, share, place, 3, mode=mode, **at)
 
 
 @pytest.mark.parametrize("model", ["opt-125m", "pythia-160m"])
@@ -269,13 +269,13 @@ def test_the_committed_runs_make_tables_with_published_ratios_and_whole_models(c
 
 
 def test_the_fastest_of_a_group_leads_and_so_does_what_ties_with_it():
-    def row(name: str, *speedup: float) -> modules.FeedForward:
+    def row(name: str, *speedup: float) -> modules.ModuleResult:
         spread = Spread(*speedup, 5)
         measured = modules.Measured(name, "forward", "float32", "cpu", 128, spread, spread, None, 1.0, ())
-        return modules.FeedForward("m", 64, "relu", name, 4, 0.5, {"forward": measured}, None)
+        return modules.ModuleResult("m", 64, "relu", name, 4, 0.5, {"forward": measured}, None)
 
     rows = [row("first", 2.0, 1.9, 2.1), row("tied", 1.8, 1.7, 1.95), row("slower", 1.7, 1.6, 1.85)]
-    group = modules.Group("m", rows)
+    group = modules.RowGroup("m", rows)
     assert [group.leads(one, "forward") for one in rows] == [True, True, False]
     assert not group.leads(rows[0], "train")
 

@@ -15,7 +15,7 @@ from bench.files.rows import read
 from bench.report.sweep.panels import panels
 
 README = "# A project\n\nBefore.\n\n<!-- results -->\nold\n<!-- end of results -->\n\nAfter.\n"
-PLACE = readme.Place("params=0.25", "forward", "float32", "cpu")
+PLACE = readme.PanelChoice("params=0.25", "forward", "float32", "cpu")
 
 # series: speed-ups at width 512 and 1024
 SPEEDS = {
@@ -52,7 +52,7 @@ def results(folder: Path, *rows: dict[str, Any], **section: Any) -> Path:
     return path
 
 
-def written(path: Path, place: readme.Place = PLACE) -> str:
+def written(path: Path, place: readme.PanelChoice = PLACE) -> str:
     """What would stand between the markers, without drawing."""
     found = panels(read([path]))
     return readme.section(found, readme.chosen(found, place))
@@ -190,7 +190,7 @@ def test_the_panel_is_that_of_most_structures_unless_chosen(tmp_path: Path) -> N
     few = [dense(tokens=1), point("monarch @ params 0.25", tokens=1)]
     path = results(tmp_path, *benchmarks(), *few)
     assert "128 tokens" in written(path)
-    asked = readme.Place("params=.25", "forward", "float32", "cpu", tokens=1)
+    asked = readme.PanelChoice("params=.25", "forward", "float32", "cpu", tokens=1)
     assert "1 token," in written(path, asked)
 
 
@@ -289,7 +289,9 @@ def test_panels_of_two_clocks_are_told_apart_by_an_option(tmp_path: Path) -> Non
         readme.Wrong, match=r"2 panels fit: Made-up CPU, 2 threads, device clock; .*host clock; choose by --threads"
     ):
         written(path)
-    assert "device clock" in written(path, readme.Place("params=0.25", "forward", "float32", "cpu", clock="device"))
+    assert "device clock" in written(
+        path, readme.PanelChoice("params=0.25", "forward", "float32", "cpu", clock="device")
+    )
 
 
 def test_a_readme_or_figure_that_cannot_be_is_refused_before_anything_is_written(

@@ -29,9 +29,9 @@ from bench.__main__ import _parser, main
 from bench.files.errors import Wrong
 from bench.search import quality, request
 from bench.search.candidates import Candidate, all_candidates, chosen, exponents, refusal
-from bench.search.front import Point, front, layers, reasons, verdict
-from bench.search.journal import Journal
-from bench.search.request import Request
+from bench.search.front import FrontPoint, front, layers, reasons, verdict
+from bench.search.journal import StageJournal
+from bench.search.request import SearchRequest
 from bench.search.run import Search, taxonomy_points
 from bench.search.timing import Timer
 from structures import registry, space
@@ -74,7 +74,7 @@ WRONG = [
 ]
 
 
-def asked(**given: Any) -> Request:
+def asked(**given: Any) -> SearchRequest:
     return request.read({**GIVEN, **given})
 
 
@@ -109,8 +109,8 @@ def timed_by_count(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def search(path: Path, asked_for: Request, **kwargs: Any) -> Search:
-    made = Search(asked_for, run_of("search", path), Journal(path.with_suffix(".journal"), asked_for), **kwargs)
+def search(path: Path, asked_for: SearchRequest, **kwargs: Any) -> Search:
+    made = Search(asked_for, run_of("search", path), StageJournal(path.with_suffix(".journal"), asked_for), **kwargs)
     made.said = made.search()  # type: ignore[attr-defined]
     made.journal.close()
     return made
@@ -293,10 +293,10 @@ def test_a_search_that_is_killed_goes_on(tmp_path: Path, no_setup: None) -> None
 
 def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "found.journal"
-    Journal(path, asked()).close()
+    StageJournal(path, asked()).close()
     with pytest.raises(Wrong, match="was written by a search with other arguments; give the same ones to go on"):
-        Journal(path, asked(seed=1))
-    again = Journal(path, asked())
+        StageJournal(path, asked(seed=1))
+    again = StageJournal(path, asked())
     again.close()
     assert again.resumed
     for text, message in (
@@ -305,10 +305,10 @@ def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
     ):
         path.write_text(text)
         with pytest.raises(Wrong, match=message):
-            Journal(path, asked())
+            StageJournal(path, asked())
         assert path.read_text() == text
     path.write_text("no line end")
-    anew = Journal(path, asked())
+    anew = StageJournal(path, asked())
     anew.close()
     assert not anew.resumed
 
@@ -423,7 +423,7 @@ def test_a_weight_is_read_from_three_kinds_of_file(tmp_path: Path) -> None:
 def test_the_front_is_what_nobody_beats() -> None:
     dice = random.Random(0)
     for _ in range(50):
-        points = [Point(f"p{i}", dice.randint(1, 6), dice.randint(1, 6), dice.random() < 0.5) for i in range(8)]
+        points = [FrontPoint(f"p{i}", dice.randint(1, 6), dice.randint(1, 6), dice.random() < 0.5) for i in range(8)]
         best = front(points)
         for point in points:
             own = (point.time, point.quality)
@@ -437,8 +437,12 @@ def test_the_front_is_what_nobody_beats() -> None:
 
 
 def test_reasons_and_verdict_say_what_stands_next() -> None:
-    points = [Point("fast", 0.2, 0.9, False), Point("mid", 0.3, 0.5, True), Point("good", 0.5, 0.4, False),
-              Point("slow", 0.6, 0.45, True)]  # fmt: skip
+    points = [
+        FrontPoint("fast", 0.2, 0.9, False),
+        FrontPoint("mid", 0.3, 0.5, True),
+        FrontPoint("good", 0.5, 0.4, False),
+        FrontPoint("slow", 0.6, 0.45, True),
+    ]
     told = reasons(points)
     assert told["fast"] == "the fastest of all"
     assert "better than all that are faster, of which the best, fast, has 0.900" in told["mid"]
@@ -451,7 +455,7 @@ def test_reasons_and_verdict_say_what_stands_next() -> None:
     assert "No named entry" in verdict(points[:1])
     unclear = [replace(points[2], quartiles=(0.45, 0.58)), replace(points[3], quartiles=(0.55, 0.65)), points[1]]
     assert "good cannot be told from the best named entry, slow, in time: the quartiles touch" in verdict(unclear)
-    alone = [Point("a", 0.2, None, False), Point("b", 0.3, None, True)]
+    alone = [FrontPoint("a", 0.2, None, False), FrontPoint("b", 0.3, None, True)]
     assert [p.name for p in front(alone)] == ["a"] and "a is 1.50 times as fast" in verdict(alone)
 
 

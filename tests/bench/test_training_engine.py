@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from bench.__main__ import main  # noqa: E402
 from bench.training import costs, jobs, loop, measures, plan, problems, rates, settings, timed, variants  # noqa: E402
 from bench.training.decoders import ALL  # noqa: E402
-from bench.training.parallel import Group  # noqa: E402
+from bench.training.parallel import Processes  # noqa: E402
 from bench.training.timing import Pairs  # noqa: E402
 from bench.training.variants import Unreachable, Variant  # noqa: E402
 from structures import StructuredLinear  # noqa: E402
@@ -114,7 +114,7 @@ def test_a_run_that_diverges_is_a_result() -> None:
     net = variants.dense(REGRESSION, 64, problem)
     with torch.no_grad():
         net.get_submodule("last").weight.fill_(1e38)
-    told = {"key": "k", "steps": 5, "seed": 0, "part": "report", "group": Group()}
+    told = {"key": "k", "steps": 5, "seed": 0, "part": "report", "group": Processes()}
     out = loop.train(net, lambda n: [{"params": list(n.parameters()), "lr": 0.1}], problem, **told)
     assert out.loss is None and "not finite at step 1 of 5" in str(out.reason)
 
@@ -141,7 +141,7 @@ def test_a_sentence_scores_the_sum_of_its_tokens() -> None:
     problem = problems.load(TEXT)
     net = variants.dense(TEXT, 32, problem)
     texts = ["The nation has the land.", "No."]
-    found = measures.scores(net, problem, texts, Group())
+    found = measures.scores(net, problem, texts, Processes())
     for text, score in zip(texts, found, strict=True):
         ids = torch.tensor(problem.tokenizer.encode("\n\n" + text).tolist())
         logs = net(ids[None, :-1])[0].log_softmax(-1).detach()
@@ -153,12 +153,12 @@ def test_bits_per_byte_are_those_of_the_text() -> None:
     problem = problems.load(replace(TEXT, tokenizer="bytes"))
     out = loop.Outcome(curve=[(1, math.log(256))])
     quiet = replace(problem, setting=replace(TEXT, tokenizer="bytes", grammar=0))
-    assert measures.of(torch.nn.Identity(), quiet, out, Group()) == {"bits_per_byte": pytest.approx(8.0)}
+    assert measures.of(torch.nn.Identity(), quiet, out, Processes()) == {"bits_per_byte": pytest.approx(8.0)}
 
 
 def test_equal_layers_are_trained_once_and_said_so() -> None:
     setting = replace(REGRESSION, budgets=("params=0.25", "flops=0.25"), structures=("low_rank", "einsum"))
-    made = plan.Plan({setting: problems.load(setting)}, (1, 1))
+    made = plan.Grid({setting: problems.load(setting)}, (1, 1))
     found = [v.series for v in made.variants[setting] if not v.control]
     assert "low_rank @ params=0.25" in found and "low_rank @ flops=0.25" not in found
     [reason] = [r["reason"] for r in made.refused if r["series"] == "low_rank @ flops=0.25"]

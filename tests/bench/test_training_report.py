@@ -61,7 +61,7 @@ def comparison() -> list[dict[str, Any]]:
     return [*rows, row("dyad_it", 2.01), row("low_rank", 2.4), row("btt", None)]
 
 
-def read(rows: list[dict[str, Any]], folder: Path) -> list[training_rows.Run]:
+def read(rows: list[dict[str, Any]], folder: Path) -> list[training_rows.TrainingRun]:
     [path] = saved(folder, document(rows))
     file = kinds.parse(str(path), json.loads(path.read_text()), ("training",))
     return training_rows.read(file.rows)[0]

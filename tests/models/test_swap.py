@@ -19,7 +19,7 @@ from structures.models.linears import to_linear
 from structures.models.rules import linear_layers
 from structures.models.saved import load_swapped, save_swapped
 from structures.models.swap import swap
-from structures.models.table import Plan
+from structures.models.table import SwapTable
 
 NAMES = structures.names()
 FEED_FORWARD = {"opt": "*.fc[12]", "gpt_neox": "*.mlp.dense_*", "gpt2": "*.mlp.c_*"}
@@ -305,7 +305,7 @@ def test_a_dry_run_says_what_the_swap_does_and_changes_nothing():
     before = [(name, id(module)) for name, module in model.named_modules()]
     plan = swap(model, {"*.mlp.*": ("dyad_it", {"n_blocks": 8})}, dry_run=True)
     assert before == [(name, id(module)) for name, module in model.named_modules()]
-    assert isinstance(plan, Plan) and len(plan) == 4 and plan.model is model
+    assert isinstance(plan, SwapTable) and len(plan) == 4 and plan.model is model
     done = swap(model, {"*.mlp.*": ("dyad_it", {"n_blocks": 8})})
     assert done == plan
     assert plan.params_after == sum(p.numel() for p in model.parameters())

@@ -42,7 +42,7 @@ AGREEMENT = "Agreement of embeddings (mean cosine)"
 
 
 @dataclass(frozen=True)
-class Row:
+class ConversionRow:
     """The encoder converted to one structure at one share; errors are means over its feed-forward layers."""
 
     structure: str
@@ -128,9 +128,9 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return found
 
 
-def _best(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def _best(rows: Sequence[ConversionRow]) -> dict[str, list[ConversionRow]]:
     """For each share asked for, the rows with the best agreement, of different structures."""
-    best: dict[str, list[Row]] = {}
+    best: dict[str, list[ConversionRow]] = {}
     for row in rows:
         kept = best.setdefault(row.budget or "", [])
         if row.way != "control" and len(kept) < 3 and row.structure not in [other.structure for other in kept]:
@@ -142,7 +142,7 @@ def _best(rows: Sequence[Row]) -> dict[str, list[Row]]:
 # -- charts
 
 
-def _charts(rows: Sequence[Row], styles: Mapping[str, Style], width: Width) -> Charts:
+def _charts(rows: Sequence[ConversionRow], styles: Mapping[str, Style], width: Width) -> Charts:
     low = min(0.0, *(row.cosine for row in rows))
     y = alt.Scale(domain=[max(-1.0, math.floor(low * 10) / 10), 1.04], nice=False)
     return {
@@ -152,7 +152,7 @@ def _charts(rows: Sequence[Row], styles: Mapping[str, Style], width: Width) -> C
 
 
 def _chart(
-    rows: Sequence[Row],
+    rows: Sequence[ConversionRow],
     styles: Mapping[str, Style],
     width: Width,
     y_scale: alt.Scale,
@@ -186,14 +186,14 @@ def _chart(
     return alt.LayerChart(layer=layers, width=width, height=HEIGHT, title=name, description=f"{name}: {AXES[field]}.")
 
 
-def _x(row: Row, field: str) -> float:
+def _x(row: ConversionRow, field: str) -> float:
     return row.feed_forward_share if field == "share" else row.time[0]
 
 
-def _beside(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _beside(rows: Sequence[ConversionRow]) -> list[dict[str, Any]]:
     """Labels right of each column of about equal shares: each structure's best, at the height of its point or near."""
     labels: list[dict[str, Any]] = []
-    columns: dict[str, list[Row]] = {}
+    columns: dict[str, list[ConversionRow]] = {}
     shares = {row.budget: _asked(row) for row in rows if row.budget}
     for row in rows:
         near = min(shares, key=lambda budget: abs(shares[budget] - row.feed_forward_share), default="")
@@ -207,22 +207,22 @@ def _beside(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return labels
 
 
-def _name(row: Row) -> str:
+def _name(row: ConversionRow) -> str:
     return f"{row.structure}{IN_ORDER}" if row.way == "sequential" else row.structure
 
 
-def _on_front(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _on_front(rows: Sequence[ConversionRow]) -> list[dict[str, Any]]:
     ranked = [rows[i] for i in front([(row.time[0], row.cosine) for row in rows])]
     controls = [row for row in rows if row.way == "control" and row not in ranked]
     named = {f"{_name(row)}{f' {words.share(_asked(row))}' if row.budget else ''}": row for row in ranked + controls}
     return _labels(named, "time")
 
 
-def _asked(row: Row) -> float:
+def _asked(row: ConversionRow) -> float:
     return float((row.budget or "=1").partition("=")[2])
 
 
-def _labels(named: Mapping[str, Row], field: str, at: float | None = None) -> list[dict[str, Any]]:
+def _labels(named: Mapping[str, ConversionRow], field: str, at: float | None = None) -> list[dict[str, Any]]:
     gap = LABEL_GAP / HEIGHT * 1.1  # in units of the axis
     placed = layout.apart({name: 1.02 - row.cosine for name, row in named.items()}, gap, 2.0)
     return [
@@ -243,7 +243,7 @@ def _tooltip() -> list[alt.Tooltip]:
     return [alt.Tooltip(f"{field}:N", title=title) for field, title in titles.items()]
 
 
-def _record(id: str, row: Row) -> dict[str, Any]:
+def _record(id: str, row: ConversionRow) -> dict[str, Any]:
     middle, low, high = row.time
     return {
         "c": id,
@@ -274,13 +274,13 @@ def _id(i: int) -> str:
     return f"p{i}"
 
 
-def _style(row: Row, own: Mapping[str, Style]) -> Style:
+def _style(row: ConversionRow, own: Mapping[str, Style]) -> Style:
     if row.way == "control":
         return DENSE if row.feed_forward_params else CONTROL
     return filled(own[row.structure], row.way != "plain")
 
 
-def _options(row: Row) -> str:
+def _options(row: ConversionRow) -> str:
     """`n_blocks=4`, or by shape where these differ."""
     texts = {
         shape: ", ".join(f"{key}={value}" for key, value in chosen.items()) if isinstance(chosen, dict) else str(chosen)
@@ -294,9 +294,9 @@ def _options(row: Row) -> str:
 # -- reading
 
 
-def _row(fields: Fields) -> Row:
+def _row(fields: Fields) -> ConversionRow:
     way = fields.choice("way", WAYS)
-    return Row(
+    return ConversionRow(
         structure=fields.name("structure"),
         way=way,
         budget=fields.budget("budget"),

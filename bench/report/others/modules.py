@@ -33,7 +33,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class FeedForward:
+class ModuleResult:
     """A module with one kind of layer: its measured modes, and what was published of it."""
 
     names: str
@@ -73,13 +73,13 @@ class Decoder:
 
 
 @dataclass(frozen=True)
-class Group:
+class RowGroup:
     """Rows of a table under one heading, that may be compared."""
 
     heading: str
-    rows: Sequence[FeedForward | Decoder]
+    rows: Sequence[ModuleResult | Decoder]
 
-    def leads(self, row: FeedForward | Decoder, mode: str) -> bool:
+    def leads(self, row: ModuleResult | Decoder, mode: str) -> bool:
         """Whether it is the fastest in a mode, or its quartiles reach those of the fastest."""
         ratios = [m.speedup for one in self.rows if (m := one.modes.get(mode)) and m.speedup]
         own = row.modes[mode].speedup if mode in row.modes else None
@@ -106,11 +106,11 @@ def feed_forward(file: File, number: int = 0, structures: Collection[str] = ()) 
         _add(found, key, fields)
         shares[key] = fields.number("params_share")
     rows = [
-        FeedForward(*key, shares[key], modes, published.ratios(key[2], key[1], key[3], key[4]))
+        ModuleResult(*key, shares[key], modes, published.ratios(key[2], key[1], key[3], key[4]))
         for key, modes in found.items()
     ]
     rows.sort(key=lambda row: (row.width, row.activation != "relu", row.names))
-    groups = [Group(some[0].names, some) for some in _grouped(rows, lambda row: row.names)]
+    groups = [RowGroup(some[0].names, some) for some in _grouped(rows, lambda row: row.names)]
     content = {"groups": groups, "modes": _modes(rows), "setup": _setup(file), "batch": _batch(file)}
     return _section("feed-forward", "Feed-forward modules", "ff.html.j2", file, number, structures, content)
 
@@ -141,7 +141,7 @@ def decoders(file: File, number: int = 0, structures: Collection[str] = ()) -> S
     others.sort(key=lambda row: (PLACES.index(row.place), -float((row.budget or "=1").partition("=")[2])))
     groups = {
         model: [
-            Group(f"{some[0].place}, {words.budget(some[0].budget)}", some)
+            RowGroup(f"{some[0].place}, {words.budget(some[0].budget)}", some)
             for some in _grouped([row for row in others if row.model == model], lambda row: (row.place, row.budget))
         ]
         for model in models
@@ -227,7 +227,7 @@ def _spread(fields: Fields) -> Spread:
     return spread
 
 
-def _modes(rows: Sequence[FeedForward | Decoder]) -> list[str]:
+def _modes(rows: Sequence[ModuleResult | Decoder]) -> list[str]:
     return [mode for mode in MODES if any(mode in row.modes for row in rows)]
 
 

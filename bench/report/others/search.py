@@ -26,7 +26,7 @@ SHOWN = 3  # names in the label of a place of the taxonomy
 
 
 @dataclass(frozen=True)
-class Row:
+class CandidateRow:
     """A candidate that was timed; shares are of dense."""
 
     name: str
@@ -49,7 +49,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Place:
+class TaxonomyPoint:
     """A point of the taxonomy with everything that stands there."""
 
     omega: float
@@ -106,7 +106,7 @@ def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Se
 
 
 def _charts(
-    rows: Sequence[Row], styles: Mapping[str, Style], places: Sequence[Place], kind: str, width: Width
+    rows: Sequence[CandidateRow], styles: Mapping[str, Style], places: Sequence[TaxonomyPoint], kind: str, width: Width
 ) -> Charts:
     charts = {}
     if any(row.quality is not None for row in rows):
@@ -117,7 +117,7 @@ def _charts(
     return charts
 
 
-def _front(rows: Sequence[Row], styles: Mapping[str, Style], width: Width, kind: str) -> alt.LayerChart:
+def _front(rows: Sequence[CandidateRow], styles: Mapping[str, Style], width: Width, kind: str) -> alt.LayerChart:
     kept = [row for row in rows if row.finished and row.quality is not None]
     judged = [row for row in rows if row.quality is not None]
     x_scale = _scale([row.time for row in judged], "linear")
@@ -134,7 +134,7 @@ def _front(rows: Sequence[Row], styles: Mapping[str, Style], width: Width, kind:
     )  # fmt: skip
 
 
-def _times(rows: Sequence[Row], styles: Mapping[str, Style], width: Width) -> alt.LayerChart:
+def _times(rows: Sequence[CandidateRow], styles: Mapping[str, Style], width: Width) -> alt.LayerChart:
     ends = [min(min(r.flops, r.time) for r in rows) * 0.9, max(max(r.flops, r.time) for r in rows) * 1.1]
     x_scale = alt.Scale(type="log", domain=layout.limits([r.flops for r in rows], 1.12), nice=False)
     y_scale = alt.Scale(type="log", domain=layout.limits([r.time for r in rows] + [1.0], 1.12), nice=False, clamp=True)
@@ -152,9 +152,19 @@ def _times(rows: Sequence[Row], styles: Mapping[str, Style], width: Width) -> al
 
 
 def _layered(
-    below: list[Any], named: Mapping[str, Row], field: str, rows: Sequence[Row], styles: Mapping[str, Style],
-    x: alt.X, y: alt.Y, x_scale: alt.Scale, y_scale: alt.Scale, width: Width, kept: str, name: str,
-) -> alt.LayerChart:  # fmt: skip
+    below: list[Any],
+    named: Mapping[str, CandidateRow],
+    field: str,
+    rows: Sequence[CandidateRow],
+    styles: Mapping[str, Style],
+    x: alt.X,
+    y: alt.Y,
+    x_scale: alt.Scale,
+    y_scale: alt.Scale,
+    width: Width,
+    kept: str,
+    name: str,
+) -> alt.LayerChart:
     """Points over `below`, and beside the plot the names of some, at the heights of their points or near them."""
     look = encodings(styles)
     base = alt.Chart(RECORDS).transform_filter(kept)
@@ -174,7 +184,7 @@ def _layered(
     )
 
 
-def _labels(named: Mapping[str, Row], field: str, scale: alt.Scale) -> list[dict[str, Any]]:
+def _labels(named: Mapping[str, CandidateRow], field: str, scale: alt.Scale) -> list[dict[str, Any]]:
     low, high = scale.domain
     height = max(HEIGHT, LABEL_GAP * (len(named) + 1))
     values = {name: row.time if field == "time" else row.quality or 0.0 for name, row in named.items()}
@@ -197,9 +207,9 @@ def _scale(values: Sequence[float], kind: str) -> alt.Scale:
     return alt.Scale(type=kind, domain=[max(0.0, low - pad), high + pad], nice=False)
 
 
-def _taxonomy(places: Sequence[Place], width: Width, axis: str) -> alt.LayerChart:
+def _taxonomy(places: Sequence[TaxonomyPoint], width: Width, axis: str) -> alt.LayerChart:
     """One exponent against nu; what stands at one point of this plane has one mark."""
-    groups: dict[tuple[float, float], list[Place]] = {}
+    groups: dict[tuple[float, float], list[TaxonomyPoint]] = {}
     for place in places:
         groups.setdefault((place.nu, getattr(place, axis)), []).append(place)
     values = []
@@ -238,7 +248,7 @@ def _tooltip() -> list[alt.Tooltip]:
     return [alt.Tooltip(f"{field}:N", title=title) for field, title in titles.items()]
 
 
-def _record(id: str, row: Row) -> dict[str, Any]:
+def _record(id: str, row: CandidateRow) -> dict[str, Any]:
     return {
         "c": id,
         "label": row.name,
@@ -260,10 +270,10 @@ def _id(i: int) -> str:
 # -- reading
 
 
-def _row(fields: Fields) -> Row:
+def _row(fields: Fields) -> CandidateRow:
     einsum = fields.names("einsum")
     spread = fields.inside("speedup")
-    return Row(
+    return CandidateRow(
         name=fields.name("structure"),
         family=fields.name("family"),
         named=fields.flag("named"),
@@ -303,7 +313,7 @@ def _counts(setup: Fields, key: str) -> list[tuple[str, int]]:
     return sorted(((name, int(count)) for name, count in counts.items()), key=lambda pair: -pair[1])
 
 
-def _places(setup: Fields) -> list[Place]:
+def _places(setup: Fields) -> list[TaxonomyPoint]:
     """What stands at one point of the taxonomy, to two digits, together."""
     groups: dict[tuple[float, float, float], dict[str, list[str]]] = {}
     for fields in setup.each("taxonomy"):
@@ -312,4 +322,4 @@ def _places(setup: Fields) -> list[Place]:
         kinds[fields.choice("kind", ("entry", "point"))].append(fields.name("name"))
     for kinds in groups.values():
         kinds["entry"].sort(key=lambda name: (name != "dense", not name.startswith("dyad"), name))
-    return [Place(*key, tuple(kinds["entry"]), tuple(kinds["point"])) for key, kinds in sorted(groups.items())]
+    return [TaxonomyPoint(*key, tuple(kinds["entry"]), tuple(kinds["point"])) for key, kinds in sorted(groups.items())]

@@ -23,7 +23,7 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Line:
+class WidthCurve:
     """One structure with one way to set rates: the last layer's size after the last step, by width."""
 
     id: str
@@ -59,7 +59,7 @@ def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Se
     own = looks(structures)
     styles = {line.id: own[line.structure] for line in lines}
     ways = [scaled for scaled in (True, False) if any(line.scaled == scaled for line in lines)]
-    pairs: dict[str, dict[bool, Line]] = {}
+    pairs: dict[str, dict[bool, WidthCurve]] = {}
     for line in lines:
         pairs.setdefault(line.structure, {})[line.scaled] = line
     widths = sorted({width for line in lines for width in line.sizes})
@@ -88,7 +88,7 @@ def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Se
     )
 
 
-def _chart(lines: Sequence[Line], styles: Mapping[str, Style], width: Width, scaled: bool) -> alt.LayerChart:
+def _chart(lines: Sequence[WidthCurve], styles: Mapping[str, Style], width: Width, scaled: bool) -> alt.LayerChart:
     widths = sorted({w for line in lines for w in line.sizes})
     reached = [value for line in lines for value in line.relative.values() if 1 / FAR <= value <= FAR]
     limits = layout.limits([*reached, BAND * 1.6, 1 / BAND / 1.6], 1.1)
@@ -116,7 +116,7 @@ def _chart(lines: Sequence[Line], styles: Mapping[str, Style], width: Width, sca
 
 
 def _labels(
-    lines: Sequence[Line], limits: list[float], height: int, x: alt.X, y: alt.Scale, look: Mapping[str, Any]
+    lines: Sequence[WidthCurve], limits: list[float], height: int, x: alt.X, y: alt.Scale, look: Mapping[str, Any]
 ) -> list[alt.Chart]:
     """Each line's marker and name right of the plot, at the height of its last point or near it."""
     last = {line.id: (max(line.relative), line.relative[max(line.relative)]) for line in lines if line.relative}
@@ -139,7 +139,7 @@ def _labels(
     ]
 
 
-def _records(line: Line) -> list[dict[str, Any]]:
+def _records(line: WidthCurve) -> list[dict[str, Any]]:
     return [
         {
             "c": line.id,
@@ -159,7 +159,7 @@ def _tooltip() -> list[alt.Tooltip]:
     return [alt.Tooltip(f"{field}:N", title=title) for field, title in titles.items()]
 
 
-def _lines(file: File) -> list[Line]:
+def _lines(file: File) -> list[WidthCurve]:
     """The last layer after the last step of every structure, each width once."""
     found: dict[tuple[str, bool], dict[int, dict[tuple[int, int], float | None]]] = {}
     for fields in file.rows:
@@ -170,7 +170,7 @@ def _lines(file: File) -> list[Line]:
             raise BadResults(f"{fields.where}: width {fields.count('width')}, step {place[0]} stands twice")
         sizes[place] = _size(fields)
     return [
-        Line(f"l{i}", name, scaled, {width: sizes[max(sizes)] for width, sizes in sorted(widths.items())})
+        WidthCurve(f"l{i}", name, scaled, {width: sizes[max(sizes)] for width, sizes in sorted(widths.items())})
         for i, ((name, scaled), widths) in enumerate(found.items())
     ]
 

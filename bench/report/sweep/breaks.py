@@ -14,7 +14,7 @@ Column = tuple[str, str, int]  # dtype, mode, tokens
 
 
 @dataclass(frozen=True)
-class Cell:
+class BreakEven:
     """A structure's break-even in one column. `start` is the row from which on it beats dense at all wider squares."""
 
     start: Row | None
@@ -29,15 +29,15 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class BreakEvenTable:
     """Break-evens of one machine and cost: a line per structure, a column per dtype, mode and number of tokens."""
 
     panels: Sequence[Panel]
     columns: tuple[Column, ...]
-    lines: dict[str, dict[Column, Cell]]
+    lines: dict[str, dict[Column, BreakEven]]
 
 
-def tables(panels: Sequence[Panel]) -> list[Table]:
+def tables(panels: Sequence[Panel]) -> list[BreakEvenTable]:
     """A table for each machine, device, clock, number of threads and cost, equal costs first."""
     groups: dict[tuple[object, ...], list[Panel]] = {}
     for panel in sorted(panels, key=lambda p: (p.budget is None, -float((p.budget or "=0").split("=")[1]))):
@@ -47,11 +47,11 @@ def tables(panels: Sequence[Panel]) -> list[Table]:
     return [table(some) for some in groups.values()]
 
 
-def table(panels: Sequence[Panel]) -> Table:
+def table(panels: Sequence[Panel]) -> BreakEvenTable:
     """The table of panels that differ in dtype, mode and tokens alone."""
     ordered = sorted(panels, key=lambda p: (-DTYPES.index(p.dtype), MODES.index(p.mode), p.tokens))
     ordered.sort(key=lambda p: p.dtype != "float32")
-    lines: dict[tuple[bool, bool, str], dict[Column, Cell]] = {}
+    lines: dict[tuple[bool, bool, str], dict[Column, BreakEven]] = {}
     for panel in ordered:
         for curve in panel.curves:
             narrow = curve.kind == CONTROL and curve.structure != "dense"
@@ -60,9 +60,9 @@ def table(panels: Sequence[Panel]) -> Table:
                 saving = [row for row in squares if row.flops < row.dense_flops]
                 start, said = break_even(squares)
                 key = (narrow, not dyad(curve.structure), curve.label + (CONTROLLED if narrow else ""))
-                cell = Cell(start, said, saving[-1] if saving else None)
+                cell = BreakEven(start, said, saving[-1] if saving else None)
                 lines.setdefault(key, {})[panel.dtype, panel.mode, panel.tokens] = cell
-    return Table(
+    return BreakEvenTable(
         panels=ordered,
         columns=tuple(dict.fromkeys((p.dtype, p.mode, p.tokens) for p in ordered)),
         lines={label: lines[narrow, other, label] for narrow, other, label in sorted(lines)},

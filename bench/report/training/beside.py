@@ -11,7 +11,7 @@ from bench.report.drawing.figures import Width
 from bench.report.drawing.views import View
 from bench.report.training.curves import OWN
 from bench.report.training.marks import Looks, Times, legend, looks_of, room, ticks, told
-from bench.report.training.rows import Place
+from bench.report.training.rows import TrainingPlace
 from bench.report.training.stats import TIE, Result, budgets
 
 GROUP = "Beside dense"
@@ -20,7 +20,7 @@ TITLE = "loss over dense's: left of the line is better"
 
 
 def made(
-    results: Mapping[Place, Sequence[Result]], times: Times, look: Looks, caption: Sequence[str], stem: str
+    results: Mapping[TrainingPlace, Sequence[Result]], times: Times, look: Looks, caption: Sequence[str], stem: str
 ) -> list[View]:
     """A view for each budget, of every task at its largest width that has it."""
     largest = {place.setting: place for place in results}  # by width within a setting

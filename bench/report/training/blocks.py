@@ -26,7 +26,7 @@ from bench.report.training.marks import (
     x_axis,
     y_axis,
 )
-from bench.report.training.rows import Place
+from bench.report.training.rows import TrainingPlace
 from bench.report.training.stats import Result
 
 GROUP = "Numbers of blocks"
@@ -39,7 +39,7 @@ TRADE = {"share": "Loss against parameters, as blocks grow", "time": "Loss again
 
 
 def made(
-    results: Mapping[Place, Sequence[Result]], times: Times, look: Looks, caption: Sequence[str], stem: str
+    results: Mapping[TrainingPlace, Sequence[Result]], times: Times, look: Looks, caption: Sequence[str], stem: str
 ) -> list[View]:
     """A view for each place where one structure was trained with several numbers of blocks."""
     found = []
@@ -58,7 +58,12 @@ def _blocks(result: Result) -> int | None:
 
 
 def _view(
-    place: Place, own: Sequence[tuple[Result, int | None]], times: Times, look: Looks, caption: Sequence[str], slug: str
+    place: TrainingPlace,
+    own: Sequence[tuple[Result, int | None]],
+    times: Times,
+    look: Looks,
+    caption: Sequence[str],
+    slug: str,
 ) -> View:
     values = []
     for result, blocks in own:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report.training.fronts import Front
-from bench.report.training.rows import Place, Run, Time
+from bench.report.training.rows import Time, TrainingPlace, TrainingRun
 from bench.report.training.stats import TIE, Result
 
 FILE = Path(__file__).with_name("claims.json")
@@ -25,7 +25,9 @@ class Claim:
     untested: str
 
 
-def claims(results: Mapping[Place, Sequence[Result]], times: Sequence[Time], fronts: Sequence[Front]) -> list[Claim]:
+def claims(
+    results: Mapping[TrainingPlace, Sequence[Result]], times: Sequence[Time], fronts: Sequence[Front]
+) -> list[Claim]:
     """Every claim of the list, with lines for what was measured: of each task, at its largest width."""
     listed = json.loads(FILE.read_text(encoding="utf-8"))
     return [
@@ -42,7 +44,7 @@ def claims(results: Mapping[Place, Sequence[Result]], times: Sequence[Time], fro
 
 def _measured(
     asked: Mapping[str, Any],
-    results: Mapping[Place, Sequence[Result]],
+    results: Mapping[TrainingPlace, Sequence[Result]],
     times: Sequence[Time],
     fronts: Sequence[Front],
 ) -> list[str]:
@@ -71,9 +73,9 @@ def _measured(
     return _by_place((place, line) for place, several in chosen.items() for r in several if (line := lines(r)))
 
 
-def _by_place(lines: Iterable[tuple[Place, str]]) -> list[str]:
+def _by_place(lines: Iterable[tuple[TrainingPlace, str]]) -> list[str]:
     """One line for each place: what was found there."""
-    found: dict[Place, list[str]] = {}
+    found: dict[TrainingPlace, list[str]] = {}
     for place, line in lines:
         found.setdefault(place, []).append(line)
     return [f"{place.setting}, width {place.width}: {'; '.join(some)}" for place, some in found.items()]
@@ -86,7 +88,7 @@ def loss(result: Result) -> str | None:
     return f"{result.first.series}: {difference(result)}"
 
 
-def plain(run: Run) -> str:
+def plain(run: TrainingRun) -> str:
     """A series without its start."""
     return run.series.partition(", ")[0]
 

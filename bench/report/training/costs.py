@@ -27,7 +27,7 @@ from bench.report.training.marks import (
     x_axis,
     y_axis,
 )
-from bench.report.training.rows import Place
+from bench.report.training.rows import TrainingPlace
 from bench.report.training.stats import Result
 
 GROUP = "Loss against cost"
@@ -45,7 +45,7 @@ COSTS = {
 
 
 def made(
-    results: Mapping[Place, Sequence[Result]], times: Times, look: Looks, caption: Sequence[str], stem: str
+    results: Mapping[TrainingPlace, Sequence[Result]], times: Times, look: Looks, caption: Sequence[str], stem: str
 ) -> list[View]:
     """A view for each place."""
     found = []
@@ -63,7 +63,12 @@ def same(some: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _view(
-    place: Place, kept: list[dict[str, Any]], structures: list[str], look: Looks, caption: Sequence[str], slug: str
+    place: TrainingPlace,
+    kept: list[dict[str, Any]],
+    structures: list[str],
+    look: Looks,
+    caption: Sequence[str],
+    slug: str,
 ) -> View:
     costs = {k: v for k, v in COSTS.items() if k != "executed" or not same(kept)}
     if same(kept):

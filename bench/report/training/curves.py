@@ -30,7 +30,7 @@ from bench.report.training.marks import (
     x_axis,
     y_axis,
 )
-from bench.report.training.rows import Place
+from bench.report.training.rows import TrainingPlace
 from bench.report.training.stats import Result, budgets
 
 GROUP = "Loss while training"
@@ -38,7 +38,7 @@ OWN = "options of their own"
 
 
 def made(
-    results: Mapping[Place, Sequence[Result]], times: Times, look: Looks, caption: Sequence[str], stem: str
+    results: Mapping[TrainingPlace, Sequence[Result]], times: Times, look: Looks, caption: Sequence[str], stem: str
 ) -> list[View]:
     """A view for each place and each budget (and start) in it, with the controls in all of them."""
     found: list[View] = []
@@ -60,7 +60,7 @@ def _within(result: Result, budget: str | None, start: str) -> bool:
 
 
 def _view(
-    place: Place, budget: str | None, start: str, own: Sequence[Result], times: Times, look: Looks,
+    place: TrainingPlace, budget: str | None, start: str, own: Sequence[Result], times: Times, look: Looks,
     caption: Sequence[str], slug: str,
 ) -> View:  # fmt: skip
     points = [record for result in own for record in _points(result, budget, times, look)]

@@ -8,7 +8,7 @@ from statistics import mean
 
 from scipy import stats
 
-from bench.report.training.rows import Run
+from bench.report.training.rows import TrainingRun
 from bench.report.training.stats import quantile
 
 LEAST = 3  # points of a front that an exponent is fitted to
@@ -35,7 +35,7 @@ class Front:
     factor: float | None = None
 
 
-def front(runs: Sequence[Run], *, executed: bool = False) -> Front:
+def front(runs: Sequence[TrainingRun], *, executed: bool = False) -> Front:
     """The front of one series in one setting: of whole curves where the rate was constant, else of ends of runs.
 
     Args:
@@ -72,9 +72,9 @@ def front(runs: Sequence[Run], *, executed: bool = False) -> Front:
     return replace(found, exponent=slope, low=slope - half, high=slope + half, factor=math.exp(line.intercept))
 
 
-def fronts(runs: Sequence[Run], *, executed: bool = False) -> list[Front]:
+def fronts(runs: Sequence[TrainingRun], *, executed: bool = False) -> list[Front]:
     """Of every series that was trained at several widths, the steepest first."""
-    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[TrainingRun]] = defaultdict(list)
     for run in runs:
         groups[run.place.setting, run.series].append(run)
     found = [front(some, executed=executed) for some in groups.values() if len({r.place.width for r in some}) > 1]

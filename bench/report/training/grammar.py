@@ -12,7 +12,7 @@ from bench.report.drawing.style import COLOURS, DYAD
 from bench.report.drawing.views import View
 from bench.report.sweep.charts import TOLD
 from bench.report.training.marks import Looks, title
-from bench.report.training.rows import Grammar, Place
+from bench.report.training.rows import Grammar, TrainingPlace
 from bench.report.training.stats import Result, proportion
 
 GROUP = "Grammar"
@@ -23,7 +23,9 @@ ABOVE, BELOW = COLOURS[0], DYAD
 SIDES = ("above chance", "below chance", "as chance")
 
 
-def made(results: Mapping[Place, Sequence[Result]], look: Looks, caption: Sequence[str], stem: str) -> list[View]:
+def made(
+    results: Mapping[TrainingPlace, Sequence[Result]], look: Looks, caption: Sequence[str], stem: str
+) -> list[View]:
     """A view for each place whose networks were asked for minimal pairs."""
     found = []
     for place, several in results.items():
@@ -61,7 +63,7 @@ def _said(result: Result, name: str, some: Sequence[Grammar], cells: int) -> dic
     return {"share": share, "away": share - first.chance, "side": side, "written": f"{share * 100:.0f}", "told": told}
 
 
-def _view(place: Place, asked: Sequence[Result], look: Looks, caption: Sequence[str], slug: str) -> View:
+def _view(place: TrainingPlace, asked: Sequence[Result], look: Looks, caption: Sequence[str], slug: str) -> View:
     values = cells(asked)
     records = [{**value, "c": look[value["structure"]][0]} for value in values]
     columns = list(dict.fromkeys(value["series"] for value in values))  # the least loss first

@@ -12,17 +12,17 @@ from bench.report.drawing.sections import CONTROL, LABEL_GAP, RECORDS, encodings
 from bench.report.drawing.style import GREY, Style
 from bench.report.sweep import charts
 from bench.report.training.claims import difference
-from bench.report.training.rows import Place, Run, Time
+from bench.report.training.rows import Time, TrainingPlace, TrainingRun
 from bench.report.training.stats import Result
 
 HEIGHT = 340
 NARROW, REMOVED = "dense_narrow", "removed"
 SECONDS = "seconds of steps, as paired with dense's"
 Looks = Mapping[str, tuple[str, Style]]  # by structure: what charts call it, and its look
-Times = Mapping[tuple[Place, str], Time]
+Times = Mapping[tuple[TrainingPlace, str], Time]
 
 
-def looks(names: Collection[str], runs: Sequence[Run]) -> Looks:
+def looks(names: Collection[str], runs: Sequence[TrainingRun]) -> Looks:
     """Of structures as everywhere in the report; of controls grey; of mixes DYAD's colour and marks of their own."""
     mixes = sorted({run.structure for run in runs if MIX in run.structure})
     own = style.by_name(names)
@@ -47,7 +47,7 @@ def told(result: Result, time: Time | None) -> str:
     return f"{result.first.series}: loss {result.loss:.4g}{spread}{beside}{faster}"
 
 
-def step_seconds(place: Place, series: str, structure: str, times: Times) -> float | None:
+def step_seconds(place: TrainingPlace, series: str, structure: str, times: Times) -> float | None:
     """Dense's step time at this place (the median of those paired with it) over the series' paired ratio."""
     dense = sorted(t.dense_seconds for (at, _), t in times.items() if at == place)
     if not dense:
@@ -107,7 +107,7 @@ def reach(some: Sequence[Mapping[str, Any]]) -> list[float]:
     return [*(v for v in bars if v <= most * further), least, most]
 
 
-def ordered(results: Mapping[Place, Sequence[Result]]) -> dict[Place, Sequence[Result]]:
+def ordered(results: Mapping[TrainingPlace, Sequence[Result]]) -> dict[TrainingPlace, Sequence[Result]]:
     """Tasks as they come, of each the largest width first: what a reader sees first."""
     tasks = list(dict.fromkeys(place.setting for place in results))
     return dict(sorted(results.items(), key=lambda item: (tasks.index(item[0].setting), -item[0].width)))
@@ -158,5 +158,5 @@ def looks_of(found: Looks) -> dict[str, Any]:
     return encodings(dict(found.values()))
 
 
-def title(place: Place, several: bool = True) -> str:
+def title(place: TrainingPlace, several: bool = True) -> str:
     return f"{place.setting}, width {place.width}" if several else place.setting

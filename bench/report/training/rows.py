@@ -11,7 +11,7 @@ SHARES = ("replaced_params_share", "params_share", "train_flops_share", "replace
 
 
 @dataclass(frozen=True)
-class Place:
+class TrainingPlace:
     """What losses may be compared within: one network on one data set, at one width."""
 
     setting: str
@@ -28,10 +28,10 @@ class Grammar:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One training run that is reported."""
 
-    place: Place
+    place: TrainingPlace
     task: str
     model: str
     layers: str
@@ -65,7 +65,7 @@ class Run:
 class Time:
     """Dense's step time over this variant's, paired, and this one's seconds."""
 
-    place: Place
+    place: TrainingPlace
     structure: str
     series: str
     speedup: float
@@ -76,7 +76,7 @@ class Time:
     flags: tuple[str, ...]
 
 
-def read(rows: Sequence[Fields]) -> tuple[list[Run], list[Time]]:
+def read(rows: Sequence[Fields]) -> tuple[list[TrainingRun], list[Time]]:
     """Runs to report and times; tries of rates are left out.
 
     Raises:
@@ -97,8 +97,8 @@ def read(rows: Sequence[Fields]) -> tuple[list[Run], list[Time]]:
     return runs, times
 
 
-def _run(fields: Fields) -> Run:
-    return Run(
+def _run(fields: Fields) -> TrainingRun:
+    return TrainingRun(
         place=_place(fields),
         task=fields.name("task"),
         model=fields.name("model"),
@@ -145,8 +145,8 @@ def _time(fields: Fields) -> Time:
     )
 
 
-def _place(fields: Fields) -> Place:
-    return Place(fields.name("setting"), fields.count("width"))
+def _place(fields: Fields) -> TrainingPlace:
+    return TrainingPlace(fields.name("setting"), fields.count("width"))
 
 
 def _curve(fields: Fields) -> tuple[tuple[int, float], ...]:

@@ -10,7 +10,7 @@ from bench.report.drawing.sections import Section, measured
 from bench.report.drawing.views import View
 from bench.report.training import beside, blocks, claims, costs, curves, fronts, grammar, rows, scaling, stats, tables
 from bench.report.training.marks import Times, looks, step_seconds
-from bench.report.training.rows import Place, Run
+from bench.report.training.rows import TrainingPlace, TrainingRun
 from bench.report.training.stats import Result
 
 
@@ -64,7 +64,7 @@ def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Se
     )
 
 
-def _of(runs: Sequence[Run], setting: str) -> list[Run]:
+def _of(runs: Sequence[TrainingRun], setting: str) -> list[TrainingRun]:
     return [run for run in runs if run.place.setting == setting]
 
 
@@ -73,7 +73,7 @@ def _in_order(some: Sequence[fronts.Front], like: Sequence[fronts.Front]) -> lis
     return [by_name[f.setting, f.series] for f in like]
 
 
-def _with_tables(views: Sequence[View], results: Mapping[Place, Sequence[Result]], times: Times) -> list[View]:
+def _with_tables(views: Sequence[View], results: Mapping[TrainingPlace, Sequence[Result]], times: Times) -> list[View]:
     """With the table of its place in each view's content."""
     by_name = {(place.setting, str(place.width)): several for place, several in results.items()}
     found = []
@@ -97,7 +97,7 @@ def _data(file: File) -> list[tuple[str, str]]:
     return lines
 
 
-def _points(results: Mapping[Place, Sequence[Result]], times: Times) -> list[dict[str, Any]]:
+def _points(results: Mapping[TrainingPlace, Sequence[Result]], times: Times) -> list[dict[str, Any]]:
     """Tidy: one line for every point of every curve."""
     return [
         {

@@ -9,7 +9,7 @@ from statistics import mean
 
 from scipy import stats
 
-from bench.report.training.rows import Place, Run
+from bench.report.training.rows import TrainingPlace, TrainingRun
 
 LEVEL = 0.95
 BETTER, WORSE, TIE, UNKNOWN = "better", "worse", "tie", "not known"
@@ -34,7 +34,7 @@ class Result:
     best, last: the ranks that it may have among the series of its place: others outside these are more than noise away.
     """
 
-    runs: tuple[Run, ...]
+    runs: tuple[TrainingRun, ...]
     loss: float | None
     low: float | None
     high: float | None
@@ -54,7 +54,7 @@ class Result:
         return math.expm1(log - self.margin), math.expm1(log + self.margin)
 
     @property
-    def first(self) -> Run:
+    def first(self) -> TrainingRun:
         return self.runs[0]
 
     @property
@@ -62,7 +62,7 @@ class Result:
         return sum(run.loss is None for run in self.runs)
 
 
-def noise(runs: Sequence[Run]) -> Noise | None:
+def noise(runs: Sequence[TrainingRun]) -> Noise | None:
     """Pooled over all series and widths of one setting that have several seeds; None where none has."""
     squares, freedom = 0.0, 0
     for losses in _by_series(runs).values():
@@ -73,15 +73,15 @@ def noise(runs: Sequence[Run]) -> Noise | None:
     return Noise(math.sqrt(squares / freedom), freedom) if freedom else None
 
 
-def results(runs: Sequence[Run]) -> dict[Place, list[Result]]:
+def results(runs: Sequence[TrainingRun]) -> dict[TrainingPlace, list[Result]]:
     """Every series of every place, best first. The noise is a setting's, over its widths."""
-    found: dict[Place, list[Result]] = {}
-    by_setting: dict[str, list[Run]] = defaultdict(list)
+    found: dict[TrainingPlace, list[Result]] = {}
+    by_setting: dict[str, list[TrainingRun]] = defaultdict(list)
     for run in runs:
         by_setting[run.place.setting].append(run)
     for some in by_setting.values():
         known = noise(some)
-        places: dict[Place, list[Result]] = defaultdict(list)
+        places: dict[TrainingPlace, list[Result]] = defaultdict(list)
         for (place, _), own in _by_series(some).items():
             places[place].append(_result(own))
         for place, several in sorted(places.items(), key=lambda item: item[0].width):
@@ -89,14 +89,14 @@ def results(runs: Sequence[Run]) -> dict[Place, list[Result]]:
     return found
 
 
-def _by_series(runs: Sequence[Run]) -> dict[tuple[Place, str], list[Run]]:
-    groups: dict[tuple[Place, str], list[Run]] = defaultdict(list)
+def _by_series(runs: Sequence[TrainingRun]) -> dict[tuple[TrainingPlace, str], list[TrainingRun]]:
+    groups: dict[tuple[TrainingPlace, str], list[TrainingRun]] = defaultdict(list)
     for run in runs:
         groups[run.place, run.series].append(run)
     return groups
 
 
-def _result(runs: Sequence[Run]) -> Result:
+def _result(runs: Sequence[TrainingRun]) -> Result:
     losses = [run.loss for run in runs if run.loss is not None]
     if not losses:
         return Result(tuple(runs), None, None, None)

@@ -8,7 +8,7 @@ from bench.report.drawing import words
 from bench.report.training import claims
 from bench.report.training.beside import chosen
 from bench.report.training.marks import REMOVED, Times
-from bench.report.training.rows import Place
+from bench.report.training.rows import TrainingPlace
 from bench.report.training.stats import BETTER, TIE, WORSE, Noise, Result, budgets, length, proportion
 
 FALLING = 0.01  # of the loss over the last half of the steps: from there on a run is called too short
@@ -121,7 +121,7 @@ def noise_line(known: Noise | None) -> str:
     )
 
 
-def summary(results: Mapping[Place, Sequence[Result]]) -> list[str]:
+def summary(results: Mapping[TrainingPlace, Sequence[Result]]) -> list[str]:
     """For every task at its largest width and each budget: which structures are told apart from dense."""
     lines = []
     for place in {p.setting: p for p in results}.values():

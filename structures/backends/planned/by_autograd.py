@@ -14,7 +14,18 @@ from dataclasses import replace
 from structures.backends.planned.layout import Layout, Product, fuse, readable
 from structures.backends.planned.price import Price
 from structures.backends.planned.problem import X, factor_number
-from structures.backends.planned.program import Copy, Embed, Gather, Multiply, Op, Place, Plan, Pointwise, Scatter, Want
+from structures.backends.planned.program import (
+    Assemble,
+    Copy,
+    Embed,
+    GatherBlocks,
+    Multiply,
+    Op,
+    Plan,
+    Pointwise,
+    Scatter,
+    Want,
+)
 
 ADDED = 2.0  # passes over a permuted gradient where terms are added: those of x meet in different orders
 ORDERED = 0.5  # share of calls that bring a factor's gradient into the factor's order: `backward()`, not `grad()`
@@ -36,7 +47,7 @@ def native(plan: Plan, price: Price, want: Want) -> Plan:
 
 def _pure(op: Op, price: Price) -> float:
     """Seconds of an operation without `out=` and in-place forms: each piece is copied, then added."""
-    if not isinstance(op, Place):
+    if not isinstance(op, Assemble):
         return price(op)
     passes = len(op.pieces) - 1 + op.bias
     moved = sum(price.move(view, target) for _, view, target in op.pieces if view != target)
@@ -53,7 +64,7 @@ class _Backward:
         self.memory: dict[str, Layout] = {}
 
     def op(self, op: Op) -> None:
-        if isinstance(op, Place):
+        if isinstance(op, Assemble):
             for name, _, target in op.pieces:
                 self.arrives(name, target)
         elif isinstance(op, Multiply):
@@ -67,7 +78,7 @@ class _Backward:
                 self.arrives(part.name, part.view)
         elif isinstance(op, Copy):
             self.arrives(op.source, self.viewed(op))
-        elif isinstance(op, Gather | Scatter):
+        elif isinstance(op, GatherBlocks | Scatter):
             fine = self.price.itemsize >= 4
             self.seconds += (1.5 if fine else 10) * self.price(op) + (BLOCK * len(op.table) if fine else 0.0)
             self.arrives(op.source, op.view)

@@ -16,7 +16,7 @@ from structures.backends.planned import rates
 from structures.backends.planned.emit import backward_source, forward_source
 from structures.backends.planned.problem import X
 from structures.backends.planned.program import Plan, Want
-from structures.backends.planned.search import Setting, candidates
+from structures.backends.planned.search import Conditions, candidates
 from structures.backends.planned.source import Run, compiled
 from structures.structure import Structure
 
@@ -121,13 +121,15 @@ def _add(
     return table.setdefault(key, Program(plan))
 
 
-def setting(dtype: torch.dtype, device: str, bias: bool, want: tuple[bool, ...] | None, chunks: bool = True) -> Setting:
+def setting(
+    dtype: torch.dtype, device: str, bias: bool, want: tuple[bool, ...] | None, chunks: bool = True
+) -> Conditions:
     """The setting of a call; `want` says for x, bias and each factor whether its gradient is needed."""
     wanted = None if want is None else Want(want[0], tuple(want[2:]), want[1])
-    return Setting(str(dtype).removeprefix("torch."), device, torch.get_num_threads(), bias, wanted, chunks)
+    return Conditions(str(dtype).removeprefix("torch."), device, torch.get_num_threads(), bias, wanted, chunks)
 
 
-def best(structure: Structure, tokens: int, setting: Setting) -> Plan:
+def best(structure: Structure, tokens: int, setting: Conditions) -> Plan:
     """The plan of least predicted time, for the bucket of tokens (a power of two) that `tokens` falls in.
 
     One token is a bucket of its own; none falls in that of two.

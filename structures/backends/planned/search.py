@@ -12,7 +12,7 @@ from structures.backends.planned.forward import forwards
 from structures.backends.planned.grouping import groupings, merged_whole
 from structures.backends.planned.layout import TOKENS
 from structures.backends.planned.price import Price
-from structures.backends.planned.problem import Problem, X, pose
+from structures.backends.planned.problem import ChainProblem, X, pose
 from structures.backends.planned.program import Op, Plan, Want, reads
 from structures.structure import Structure
 
@@ -23,7 +23,7 @@ ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
-class Setting:
+class Conditions:
     """What a plan depends on besides the structure and the tokens."""
 
     dtype: str = "float32"
@@ -39,7 +39,7 @@ class Setting:
         return ITEMSIZE.get(self.dtype, 4)
 
 
-def candidates(structure: Structure, tokens: int, setting: Setting, rates: Rates) -> list[Plan]:
+def candidates(structure: Structure, tokens: int, setting: Conditions, rates: Rates) -> list[Plan]:
     """All plans that the search keeps, cheapest first."""
     found = _whole(structure, tokens, setting, rates)
     if setting.chunks and setting.want is None:
@@ -51,7 +51,7 @@ def candidates(structure: Structure, tokens: int, setting: Setting, rates: Rates
     return [_with_parts(plan, setting, rates) for plan in found]
 
 
-def _whole(structure: Structure, tokens: int, setting: Setting, rates: Rates) -> list[Plan]:
+def _whole(structure: Structure, tokens: int, setting: Conditions, rates: Rates) -> list[Plan]:
     itemsize = setting.itemsize
     found = []
     for grouping in groupings(structure, tokens, rates, itemsize, train=setting.want is not None):
@@ -77,13 +77,13 @@ def _repeated(plan: Plan, tokens: int, chunk: int, rates: Rates, itemsize: int) 
     return replace(plan, tokens=tokens, chunk=chunk, seconds=seconds)
 
 
-def _with_parts(plan: Plan, setting: Setting, rates: Rates) -> Plan:
+def _with_parts(plan: Plan, setting: Conditions, rates: Rates) -> Plan:
     train = setting.want is not None
     price = Price(plan.problem, plan.chunk or plan.tokens, rates, setting.itemsize, train)
     return replace(plan, parts=tuple(price(op) for op in (*plan.forward, *plan.backward)))
 
 
-def plans(problem: Problem, price: Price, *, bias: bool, want: Want | None = None) -> list[Plan]:
+def plans(problem: ChainProblem, price: Price, *, bias: bool, want: Want | None = None) -> list[Plan]:
     """Plans kept by the search, cheapest first: forward ones, or with `want` pairs of forward and backward."""
     found = forwards(problem, price, bias=bias)
     if want is None or not want.any:
