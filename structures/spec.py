@@ -5,16 +5,18 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 
-from structures.binding import bind, check_option
-from structures.checks import check
-from structures.entry import Entry
-from structures.errors import SizeError, SpecError
-from structures.expressions import WIDTHS
+from structures.algebra.binding import bind, build, check_option
+from structures.language.checks import check
+from structures.language.entry import Entry
+from structures.language.errors import SizeError, SpecError
+from structures.language.expressions import WIDTHS
 from structures.structure import Structure
 
 __all__ = ["SizeError", "Spec", "SpecError"]
 
 MAX_WIDTH = 2**24
+# Widths an entry is tried at when it is made: rich in divisors, so that mistakes of form show before the first use.
+TRIAL_WIDTHS = ((4096, 4096), (5040, 5040), (720720, 720720), (768, 3072), (59049, 59049))
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Spec(Entry):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self)
+        _try_widths(self)
 
     def __hash__(self) -> int:
         return super().__hash__()
@@ -65,3 +68,19 @@ class Spec(Entry):
             widths.append(width)
         given = tuple(sorted((k, check_option(self, k, v)) for k, v in options.items()))
         return Structure.of(bind(self, widths[0], widths[1], given))
+
+
+def spec_of(structure: Structure) -> Spec:
+    """The Spec that `structure` was bound from."""
+    assert isinstance(structure.spec, Spec)  # a Structure comes from Spec.bind alone
+    return structure.spec
+
+
+def _try_widths(spec: Spec) -> None:
+    """Binds at widths with many divisors; an error of form is raised, one of size is left to the widths in use."""
+    for widths in TRIAL_WIDTHS:
+        try:
+            build(spec, *widths, {})
+        except SizeError:
+            continue
+        return

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+import functools
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING
 
-from structures import analysis, printed
-from structures.map import Gate, Gather, Map, Term
-from structures.taxonomy import Taxonomy, taxonomy
+from structures.algebra import page
+from structures.algebra import rank as analysis
+from structures.algebra.map import Gate, Gather, Map, Term
+from structures.algebra.taxonomy import Taxonomy, taxonomy
 
 __all__ = ["Gate", "Gather", "Structure", "Term"]
 
@@ -19,6 +20,7 @@ class Structure(Map):
 
     @staticmethod
     def of(found: Map) -> Structure:
+        """The Structure of a map that was bound; the same one for equal maps."""
         return _of(found)
 
     def __hash__(self) -> int:
@@ -26,24 +28,21 @@ class Structure(Map):
 
     @cached_property
     def rank(self) -> int | None:
-        """Rank of W for generic factors; None where only bounds are known (`structures.analysis.generic_rank`)."""
+        """Rank of W for generic factors; None where only bounds are known (`structures.algebra.rank.generic_rank`)."""
         return analysis.generic_rank(self.summed())
 
     @cached_property
     def taxonomy(self) -> Taxonomy | None:
-        """Exponents of parameter sharing, rank and compute as the width grows (`structures.taxonomy`)."""
+        """Exponents of parameter sharing, rank and compute as the width grows (`structures.algebra.taxonomy`)."""
         return taxonomy(self)
 
     @cached_property
     def degrees_of_freedom(self) -> int | None:
-        """Dimension of the set of matrices W; None where it is not computed (`structures.analysis`)."""
+        """Dimension of the set of matrices W; None where it is not computed (`structures.algebra.rank`)."""
         return analysis.degrees_of_freedom(self.summed())
 
     def __str__(self) -> str:
-        return "\n".join(printed.page(self))
-
-
-import functools  # noqa: E402
+        return "\n".join(page.page(self))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -10,7 +10,7 @@ import pytest
 from dense_forms import DENSE_FORMS, Matrix
 
 import structures
-from structures.analysis import dense, support
+from structures.algebra.rank import dense, support
 from structures.spec import SizeError
 from structures.structure import Structure
 

@@ -33,8 +33,8 @@ BELOW: dict[str, tuple[str, ...]] = {  # module or folder of structures/
 WITHOUT_TORCH = (*SPEC, "registry")
 # folder or file of bench/ -> what none of its modules may import
 BENCH_WITHOUT = {
-    "bench/rows.py": ("torch", "structures"),
-    "bench/fields.py": ("torch", "structures"),
+    "bench/files/rows.py": ("torch", "structures"),
+    "bench/files/fields.py": ("torch", "structures"),
     "bench/report": ("torch", "structures"),
 }
 # `einsum` is a field of an entry and a backend too; `dense` is a word; both may stand alone in code
@@ -56,15 +56,15 @@ MUST_FAIL_ARROWS: list[tuple[str, str, str]] = [
     ("structures/spec.py", "import torch\n", "torch"),
     ("structures/spec.py", "from torch import nn\n", "torch"),
     ("structures/registry.py", "def f():\n    import torch.nn as nn\n", "torch"),
-    ("structures/analysis.py", "from structures.registry import get\n", "structures.registry"),
-    ("structures/analysis.py", "import structures\n", "structures"),
+    ("structures/algebra/rank.py", "from structures.registry import get\n", "structures.registry"),
+    ("structures/algebra/rank.py", "import structures\n", "structures"),
     (
-        "structures/notation.py",
+        "structures/language/notation.py",
         "import importlib\nm = importlib.import_module('structures.linear')\n",
         "structures.linear",
     ),
-    ("structures/notation.py", "import importlib\nm = importlib.import_module(name)\n", "import_module"),
-    ("structures/notation.py", "m = __import__('torch')\n", "torch"),
+    ("structures/language/notation.py", "import importlib\nm = importlib.import_module(name)\n", "import_module"),
+    ("structures/language/notation.py", "m = __import__('torch')\n", "torch"),
     ("structures/backends/bmm.py", "from structures import reference\n", "structures.reference"),
     ("structures/backends/planned/search.py", "from structures.reference import apply\n", "structures.reference"),
     ("structures/backends/planned/search.py", "from ... import registry\n", "structures.registry"),
@@ -79,12 +79,12 @@ MUST_FAIL_ARROWS: list[tuple[str, str, str]] = [
     ("structures/brand_new.py", "import structures\n", "structures"),
     ("structures/brand_new.py", "from structures import StructuredLinear\n", "structures"),
     ("structures/brand_new/part.py", "from structures.__main__ import main\n", "structures.__main__"),
-    ("structures/swap.py", "from bench import rows\n", "bench"),
-    ("structures/swap.py", "import tests.contract\n", "tests"),
-    ("bench/rows.py", "import torch\n", "torch"),
-    ("bench/report/charts.py", "import structures\n", "structures"),
+    ("structures/models/swap.py", "from bench import rows\n", "bench"),
+    ("structures/models/swap.py", "import tests.contract\n", "tests"),
+    ("bench/files/rows.py", "import torch\n", "torch"),
+    ("bench/report/sweep/charts.py", "import structures\n", "structures"),
     ("bench/report/deep/er.py", "from structures.spec import Spec\n", "structures"),
-    ("bench/report/charts.py", "from bench import points\n", "bench.points"),
+    ("bench/report/sweep/charts.py", "from bench import points\n", "bench.sweep.points"),
 ]
 MUST_PASS_ARROWS: list[tuple[str, str]] = [
     (
@@ -94,14 +94,17 @@ MUST_PASS_ARROWS: list[tuple[str, str]] = [
     ("structures/backends/planned/search.py", "import torch\nfrom . import layout\nfrom ..views import load\n"),
     ("structures/backends/planned/search.py", "from structures.backends.planned.layout import TOKENS\n"),
     (
-        "structures/analysis.py",
+        "structures/algebra/rank.py",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from structures.spec import Spec\n",
     ),
     ("structures/brand_new.py", "import torch\nfrom structures.spec import Spec\nfrom structures import linear\n"),
     ("structures/brand_new/part.py", "from structures.brand_new.other import x\nfrom structures import backends\n"),
     ("structures/__init__.py", "from structures.linear import StructuredLinear\n"),
-    ("bench/points.py", "import torch\nimport structures\n"),
-    ("bench/report/charts.py", "import altair\nfrom bench.rows import Row\nfrom bench.report import words\n"),
+    ("bench/sweep/points.py", "import torch\nimport structures\n"),
+    (
+        "bench/report/sweep/charts.py",
+        "import altair\nfrom bench.files.rows import Row\n",
+    ),
 ]
 MUST_FAIL_NAMES: list[str] = [
     'if name == "monarch":\n    pass\n',
@@ -174,7 +177,7 @@ def wrong_imports(file: str, source: str) -> list[str]:
         for place, banned in BENCH_WITHOUT.items():
             if file == place or file.startswith(f"{place}/"):
                 wrong += [n for n in found if any(is_in(n, b) for b in banned)]
-                allowed = ("bench.rows", "bench.fields", "bench.report")
+                allowed = ("bench.files.rows", "bench.files.fields", "bench.report")
                 wrong += [n for n in found if is_in(n, "bench") and not any(is_in(n, a) for a in allowed)]
         return wrong
     own = module.split(".")[1]
@@ -270,7 +273,7 @@ def test_an_import_along_the_arrows_is_none(file: str, source: str) -> None:
 
 def test_the_checkers_read_real_files_and_the_table_names_what_there_is() -> None:
     assert {"structures/spec.py", "structures/registry.py", "structures/backends/bmm.py"} <= set(PACKAGE)
-    assert {"bench/rows.py", "bench/report/page.py"} <= set(BENCH)
+    assert {"bench/files/rows.py", "bench/report/page.py"} <= set(BENCH)
     assert all(f"structures/{module}.py" in PACKAGE for module in SPEC)
     assert list(imports(PACKAGE["structures/linear.py"], "structures.linear")).count("torch") == 1
 

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 import structures
-from structures import analysis, backends, reference
+from structures import backends, reference
+from structures.algebra import rank as analysis
 from structures.spec import SizeError, Spec, SpecError
 
 Array = NDArray[np.float64]

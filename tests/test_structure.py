@@ -13,7 +13,7 @@ import pytest
 from dense_forms import DENSE_FORMS
 
 import structures
-from structures import analysis
+from structures.algebra import rank as analysis
 from structures.spec import SizeError, Spec, SpecError
 from structures.structure import Structure, Term
 

@@ -7,17 +7,17 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.wrong import Wrong
+from bench.files.errors import Wrong
 
 
-class Asked(Protocol):
+class Fingerprinted(Protocol):
     """A request, told from others."""
 
     @property
     def fingerprint(self) -> str: ...
 
 
-class Journal:
+class StageJournal:
     """Lines of JSON; the first names the request, the others are records by (stage, candidate).
 
     `kind` is the command's work in a word, `differs` what another fingerprint means.
@@ -25,7 +25,7 @@ class Journal:
     A last line that was cut off, as by `kill -9`, is dropped and measured again.
     """
 
-    def __init__(self, path: Path, request: Asked, kind: str = "search", differs: str = "other arguments"):
+    def __init__(self, path: Path, request: Fingerprinted, kind: str = "search", differs: str = "other arguments"):
         self.kind, self.differs = kind, differs
         self.path, self.records = path, {}  # type: tuple[Path, dict[tuple[str, str], dict[str, Any]]]
         self.resumed = self._read(request)
@@ -53,7 +53,7 @@ class Journal:
         self.file.flush()
         os.fsync(self.file.fileno())
 
-    def _read(self, request: Asked) -> bool:
+    def _read(self, request: Fingerprinted) -> bool:
         """Whether there was a journal of this request; its records are taken over."""
         if not self.path.exists():
             return False
