@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 
 from structures import reference
-from structures.map import Map, Term
+from structures.algebra.map import Map, Term
 
 TWICE = 2.0  # errors of plain PyTorch in the same dtype
 DEVIATIONS = 6.0  # 2e-9 of normal errors are larger
@@ -212,9 +212,7 @@ class _Gated:
         squares = _derivatives(self._mixture, self.x, parameters, dy)
         through = _derivatives(self._moved, self.x, parameters, dy)
         results = [*exact[:-2], exact[-1]] if dy is not None else exact
-        found = [
-            v * (t + s.square()) + m for v, t, s, m in zip(each, squares, results, through, strict=False)
-        ]
+        found = [v * (t + s.square()) + m for v, t, s, m in zip(each, squares, results, through, strict=False)]
         if dy is None:
             return found
         error, logits = self._logits(dy)

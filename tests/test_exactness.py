@@ -222,7 +222,7 @@ def test_a_routers_gradient_without_its_subtraction_fails(name):
 
 
 def test_what_is_not_a_number_fails():
-    made, x, dy, wanted, most = judged("dense", torch.float32, 5)
+    _, _, _, wanted, most = judged("dense", torch.float32, 5)
     assert not error(wanted[0] * float("nan"), wanted[0]) <= most[0]
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 import structures
 from structures import backends, exactness, reference
+from structures.structure import Structure
 
 # Widths that suit every entry's default options: two rectangles and a square, none a power of two.
 SHAPES = ((48, 96), (144, 48), (240, 240))
@@ -98,18 +101,36 @@ def limits(made, x: Tensor, dy: Tensor, wanted: list[Tensor], usual: list[Tensor
         wanted: the `truth` for them.
         usual: the results of `plain`.
     """
-    parameters = [p.detach().double() for p in made.parameters()]
-    off = exactness.deviations(made.structure, x.double(), parameters, dy.double(), wanted, x.dtype)
-    return [exactness.allowed(error(p, w), size(d, w)) for p, w, d in zip(usual, wanted, off, strict=True)]
+    return limits_of(made.structure, x, list(made.parameters()), dy, wanted, usual)
 
 
-def size(deviation: Tensor, wanted: Tensor) -> float:
-    """The norm of a deviation, relative as `error` is."""
-    return float(deviation.norm() / wanted.norm().clamp_min(1e-300))
+def limits_of(
+    structure: Structure,
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    dy: Tensor | None,
+    wanted: Sequence[Tensor],
+    usual: Sequence[Tensor] | None = None,
+) -> list[float]:
+    """The same for a structure and its operands; without `dy` of y alone, without `usual` none of plain's errors."""
+    double = [p.detach().double() for p in parameters]
+    off = exactness.deviations(structure, x.double(), double, None if dy is None else dy.double(), wanted, x.dtype)
+    found = zip(wanted if usual is None else usual, wanted, off, strict=True)
+    return [exactness.allowed(error(p, w), float(d.norm() / _norm(w))) for p, w, d in found]
+
+
+def assert_right(found: Sequence[Tensor], wanted: Sequence[Tensor], most: Sequence[float], said: str = "") -> None:
+    """Shapes are as wanted and no error is above its limit."""
+    for number, (f, w, limit) in enumerate(zip(found, wanted, most, strict=True)):
+        assert f.shape == w.shape and error(f, w) <= limit, f"result {number}: {said}"
 
 
 def error(found: Tensor, wanted: Tensor) -> float:
     """Relative error in the Frobenius norm; 0 for two zeros."""
     found, wanted = found.detach().double(), wanted.detach().double()
     difference = (found - wanted).norm()
-    return float(difference / wanted.norm().clamp_min(1e-300)) if difference != 0 else 0.0  # NaN where there is one
+    return float(difference / _norm(wanted)) if difference != 0 else 0.0  # NaN where there is one
+
+
+def _norm(wanted: Tensor) -> Tensor:
+    return wanted.detach().double().norm().clamp_min(1e-300)
