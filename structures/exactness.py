@@ -40,12 +40,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from structures import reference
-from structures.algebra.map import Map, Term
+from structures.structure import Structure, Term
 
 TWICE = 2.0  # errors of plain PyTorch in the same dtype
 DEVIATIONS = 6.0  # 2e-9 of normal errors are larger
@@ -90,7 +91,7 @@ def allowed(usual: float, deviation: float) -> float:
     return TWICE * usual + deviation
 
 
-def sums(structure: Map, tokens: int) -> list[Sums]:
+def sums(structure: Structure, tokens: int) -> list[Sums]:
     """How y, dx, each factor's gradient and the bias's are summed, in any order of contraction."""
     terms = len(structure.terms)
     y = _longest(_value(structure, term) for term in structure.terms)
@@ -110,18 +111,36 @@ def sums(structure: Map, tokens: int) -> list[Sums]:
     return [y + added + experts, dx + added + experts, *factors, Sums(tokens)]
 
 
+def in_turn(layers: Sequence[Sequence[Sums]], between: Sums) -> list[Sums]:
+    """How y, dx and the gradients of all parameters of a network are summed whose layers follow one another.
+
+    Args:
+        layers: the `sums` of each.
+        between: what is done to a number between two layers, and to its gradient.
+    """
+    nothing = Sums(0, 0)
+    forward = list(accumulate((layer[0] + between for layer in layers), initial=nothing))
+    backward = list(accumulate((layer[1] + between for layer in reversed(layers)), initial=nothing))[::-1]
+    gradients = [
+        gradient + before + after
+        for layer, before, after in zip(layers, forward[:-1], backward[1:], strict=True)
+        for gradient in layer[2:]
+    ]
+    return [forward[-1], backward[0], *gradients]
+
+
 def _longest(several: Iterable[Sums]) -> Sums:
     return max(several, key=lambda s: (s.numbers, s.stored))
 
 
-def _value(structure: Map, term: Term) -> Sums:
+def _value(structure: Structure, term: Term) -> Sums:
     """In the order of its steps, or over the input at once."""
     return Sums(
         sum(structure.numel(step.contracted) for step in term.steps) + structure.in_features, 1 + len(term.steps)
     )
 
 
-def _input(structure: Map, term: Term) -> Sums:
+def _input(structure: Structure, term: Term) -> Sums:
     """The gradient of a term's input; what is read several times through an index is added one by one."""
     reads = math.prod(max(map(gather.table.count, gather.table), default=1) for gather in term.gathers)
     columns = sum(structure.numel(step.cols) for step in term.steps)
@@ -129,7 +148,7 @@ def _input(structure: Map, term: Term) -> Sums:
 
 
 def deviations(
-    structure: Map,
+    structure: Structure,
     x: Tensor,
     parameters: Sequence[Tensor],
     dy: Tensor | None,
@@ -157,12 +176,12 @@ def deviations(
     return [DEVIATIONS * variance.sqrt() for variance in found]
 
 
-def _reference(structure: Map) -> Meaning:
+def _reference(structure: Structure) -> Meaning:
     return lambda x, p: reference.apply(structure, x, p[:-1], p[-1])
 
 
 def _linear(
-    structure: Map,
+    structure: Structure,
     x: Tensor,
     parameters: Sequence[Tensor],
     dy: Tensor | None,
@@ -188,7 +207,7 @@ def _derivatives(function: Meaning, x: Tensor, parameters: Sequence[Tensor], dy:
 class _Gated:
     """Variances of a mixture of experts: y = sum of w_e E_e(x), w the softmax of the chosen logits x r_e."""
 
-    def __init__(self, structure: Map, x: Tensor, parameters: Sequence[Tensor], dtype: torch.dtype):
+    def __init__(self, structure: Structure, x: Tensor, parameters: Sequence[Tensor], dtype: torch.dtype):
         self.structure, self.x, self.dtype = structure, x, dtype
         *self.factors, self.router, self.bias = parameters
         self.weights = reference.gates(structure, x, self.router)  # (tokens, experts)
