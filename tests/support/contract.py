@@ -14,6 +14,8 @@ from structures.structure import Structure
 # Widths that suit every entry's default options: two rectangles and a square, none a power of two.
 SHAPES = ((48, 96), (144, 48), (240, 240))
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# Of small matrices in float64, relative to their largest number: sums of well under 1000 products of up to 6 numbers.
+ROUNDING = exactness.Sums(1000, 6).share(torch.float64)
 
 
 def _runs() -> list[tuple[str, str]]:
