@@ -38,6 +38,7 @@ run of all tests compares some 1e6 results. Nothing here was fitted to a machine
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -142,7 +143,7 @@ def _value(structure: Structure, term: Term) -> Sums:
 
 def _input(structure: Structure, term: Term) -> Sums:
     """The gradient of a term's input; what is read several times through an index is added one by one."""
-    reads = math.prod(max(map(gather.table.count, gather.table), default=1) for gather in term.gathers)
+    reads = math.prod(max(Counter(gather.table).values(), default=1) for gather in term.gathers)
     columns = sum(structure.numel(step.cols) for step in term.steps)
     return Sums(columns + structure.out_features + reads, len(term.steps) + reads)
 
@@ -173,7 +174,7 @@ def deviations(
         found = _linear(structure, x, parameters, dy, exact, dtype, meaning or _reference(structure))
     else:
         found = _Gated(structure, x, parameters, dtype).variances(dy, exact)
-    return [DEVIATIONS * variance.sqrt() for variance in found]
+    return [variance.sqrt_().mul_(DEVIATIONS) for variance in found]
 
 
 def _reference(structure: Structure) -> Meaning:
@@ -191,7 +192,7 @@ def _linear(
 ) -> list[Tensor]:
     squares = _derivatives(meaning, x, parameters, dy)
     each = [s.variance(dtype) for s in sums(structure, x.shape[0])]
-    return [v * (t + s.square()) for v, t, s in zip(each, squares, exact, strict=False)]
+    return [torch.addcmul(t, s, s).mul_(v) for v, t, s in zip(each, squares, exact, strict=False)]
 
 
 def _derivatives(function: Meaning, x: Tensor, parameters: Sequence[Tensor], dy: Tensor | None) -> list[Tensor]:
@@ -220,7 +221,7 @@ class _Gated:
         spread = self.x.square() @ self.router.square().t() + logits.square()
         own = Sums(self.structure.in_features).variance(wide) * spread * (self.weights > 0)
         others = self.weights.square() * own
-        rounded = Sums(self.structure.in_features and 1, 2).variance(self.dtype)  # the exponential, and its share
+        rounded = Sums(self.weights.shape[1], 2).variance(self.dtype)  # the exponential, and its share of their sum
         return (1 - self.weights).square() * own + others.sum(1, keepdim=True) - others + rounded
 
     def variances(self, dy: Tensor | None, exact: Sequence[Tensor]) -> list[Tensor]:

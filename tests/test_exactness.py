@@ -82,6 +82,13 @@ def test_gradients_of_factors_sum_over_tokens_and_values_do_not():
     assert many[-1].numbers == 1000
 
 
+def test_layers_in_turn_add_their_sums():
+    one, two = [[Sums(n, 1) for n in layer] for layer in ((2, 3, 5, 7), (11, 13, 17))]  # y, dx, gradients
+    y, dx, *gradients = exactness.in_turn([one, two], Sums(1, 0))
+    assert (y, dx) == (Sums(2 + 1 + 11 + 1, 2), Sums(13 + 1 + 3 + 1, 2))
+    assert gradients == [Sums(5 + 13 + 1, 2), Sums(7 + 13 + 1, 2), Sums(17 + 2 + 1, 2)]
+
+
 # -- what is right passes
 
 

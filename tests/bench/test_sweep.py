@@ -479,6 +479,7 @@ def spoiled(what, change):
     ("mode", "change", "message"),
     [
         ("forward", lambda y: y + 1e-3, "y is off by"),
+        ("forward", lambda y: y.half().float(), "y is off by"),
         ("forward", lambda y: y * float("nan"), "not finite"),
         ("forward", lambda y: y.roll(1, 0), "y is off by"),
         ("train", lambda y: y * 1.001, "dx is off by"),
