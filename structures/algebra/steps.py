@@ -155,7 +155,7 @@ def _cheapest_of_some(
     size: Mapping[str, int], loaded: Axes, factors: Mapping[int, Axes], chains: list[list[int]], output: Axes
 ) -> tuple[int, ...]:
     """The cheapest of a few orders: as written, backwards, and those that take the best next step, by two measures."""
-    orders = [tuple(factors), tuple(reversed(factors))]
+    orders = [tuple(factors), tuple(factors)[::-1]]
     orders += [_greedy(size, loaded, factors, chains, output, by_result) for by_result in (False, True)]
     return min(orders, key=lambda order: cost_of(size, loaded, order, factors, output))  # a tie: the written one
 
