@@ -69,7 +69,7 @@ def test_the_papers_init_draws_the_numbers_of_its_source(name, shape, options, d
     for factor, (kind, scale) in zip(made.factors, draws, strict=True):
         values = factor.detach()
         std = scale / math.sqrt(3) if kind == UNIFORM else scale
-        # the standard deviation of n numbers is off by std / sqrt(2 n) for normal ones, less for uniform ones: five of it
+        # of n normal numbers it is off by std / sqrt(2 n), of uniform ones by less: five of that
         assert values.std() == pytest.approx(std, rel=5 / math.sqrt(2 * values.numel()))
         assert (values.abs().max() <= scale * (1 + 1e-6)) == (kind == UNIFORM)
     found = made.bias.detach()
