@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,8 @@ class StructuredLinear(nn.Module):
         device, dtype: of the parameters.
         backend: how it runs: "auto", or one of `structures.backends.names()`, which then never falls back.
         init: how fresh parameters are drawn: "linear" (output variance and bias of a fresh nn.Linear), "spectral"
-            (muP) or "paper" (the entry's source's own).
+            (muP), "paper" (the entry's source's own) or "zero" (the output is 0, for the end of a residual branch);
+            `structures.initial.draws` says it in full.
         options: the entry's options, such as `n_blocks=4`.
     Shape:
         (..., in_features) -> (..., out_features), any number of leading dimensions.
@@ -70,6 +72,8 @@ class StructuredLinear(nn.Module):
             self.register_parameter("router", nn.Parameter(router))
         empty = torch.empty(self.out_features, device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if empty is None else nn.Parameter(empty))
+        if not self._parameters.keys() - {"bias"} and not bias:  # nothing else would know dtype and device
+            self.register_buffer("like", torch.empty(0, device=device, dtype=dtype), persistent=False)
         self.reset_parameters()
         backends.prepare(self.structure)
 
@@ -104,15 +108,11 @@ class StructuredLinear(nn.Module):
     def reset_parameters(self) -> None:
         """Draw all parameters anew, by the rule given as `init`."""
         for factor, draw in zip(self.factors, initial.draws(self.structure, self.init), strict=True):
-            if draw.distribution == "uniform":
-                factor.uniform_(-draw.scale, draw.scale)
-            else:
-                factor.normal_(0, draw.scale)
+            draw.fill(factor)
         if self.structure.gate is not None:
             self.operands[-1].zero_()  # all experts weigh alike, and the first ones are chosen
         if self.bias is not None:
-            bound = initial.bias_bound(self.structure)
-            self.bias.uniform_(-bound, bound)
+            initial.bias_draw(self.structure, self.init).fill(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features); the argument is called as nn.Linear's is.
@@ -183,7 +183,7 @@ class StructuredLinear(nn.Module):
         """
         if self.structure.gate is not None:
             raise ValueError(f"{self.structure.name} has a gate: its experts run as several structures, each planned")
-        like = next(self.parameters(), torch.empty(()))
+        like = self._any()
         where: dict[str, Any] = {"dtype": like.dtype, "device": like.device.type, "bias": self.bias is not None}
         return backends.planned.plan(self.structure, tokens, grad=grad, **where)
 
@@ -198,22 +198,27 @@ class StructuredLinear(nn.Module):
         gate = self.structure.gate
         if (gate is None) != (gates is None) or (gate and gates is not None and gates.shape != (gate.experts,)):
             raise ValueError(_wrong_gates(self, gates))
-        return reference.to_dense(self.structure, self.factors, gates)
+        return reference.to_dense(self.structure, self.factors, gates, self._any())
 
     def extra_repr(self) -> str:
         parts = [repr(self.structure.name), str(self.in_features), str(self.out_features)]
         parts.append(f"bias={self.bias is not None}")
         parts += [f"{name}={list(v) if isinstance(v, tuple) else v}" for name, v in self.structure.options]
-        like = next(self.parameters(), None)
-        if like is not None and like.dtype != torch.float32:
+        like = self._any()
+        if like.dtype != torch.float32:
             parts.append(f"dtype={like.dtype}")
-        if like is not None and like.device.type != "cpu":
+        if like.device.type != "cpu":
             parts.append(f"device={str(like.device)!r}")
         if self.backend != backends.AUTO:
             parts.append(f"backend={self.backend!r}")
         if self.init != "linear":
             parts.append(f"init={self.init!r}")
         return ", ".join(parts)
+
+    def _any(self) -> Tensor:
+        """A tensor of the layer's dtype and device."""
+        found = next(itertools.chain(self.parameters(), self.buffers()), None)
+        return torch.empty(()) if found is None else found
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
         if name == "weight":
