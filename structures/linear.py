@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from structures import backends, initial, reference, registry
 from structures.routing import Routing, route
 from structures.spec import Spec
 from structures.structure import Structure
+from structures.weight import DenseWeight, warn_of_use
 
 
 class StructuredLinear(nn.Module):
@@ -99,6 +100,39 @@ class StructuredLinear(nn.Module):
             self._parameters
         )  # read past __getattr__: 0.5 us a factor, a tenth of a small layer's whole call
         return tuple([held[name] if name in held else getattr(self, name) for name in self._names])
+
+    @property
+    def weight(self) -> Tensor:
+        """What reads nn.Linear's weight finds: `to_dense()`, computed where an operation uses it; read-only."""
+        if self.structure.gate is not None:
+            raise AttributeError  # what __getattr__ says of it
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self.to_dense()
+        factors = self.factors
+        like = factors[0] if factors else torch.empty(())
+        shape = self.out_features, self.in_features
+        trains = any(f.requires_grad for f in factors)
+        return DenseWeight(shape, like, self.to_dense, self._wrote, self._used, trains)
+
+    @weight.setter
+    def weight(self, value: object) -> NoReturn:
+        self._wrote("=")
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        if name == "weight":
+            self._wrote("=")
+        super().register_parameter(name, param)
+
+    def _wrote(self, operation: str) -> NoReturn:
+        raise AttributeError(
+            f"{self.structure.name}: weight is computed from `factors`, so {operation!r} cannot write to it; "
+            "reset_parameters() draws the factors anew, structures.from_linear(linear, ...) makes a layer from a weight"
+        )
+
+    def _used(self) -> None:
+        if "_weight_was_used" not in self.__dict__:
+            self.__dict__["_weight_was_used"] = True
+            warn_of_use(self.structure.name, (self.out_features, self.in_features))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -28,7 +28,8 @@ BELOW: dict[str, tuple[str, ...]] = {  # module or folder of structures/
     "initial": (),
     "routing": (),
     "fit": ("registry",),
-    "linear": ("backends", "initial", "reference", "registry", "routing"),
+    "weight": (),
+    "linear": ("backends", "initial", "reference", "registry", "routing", "weight"),
 }
 WITHOUT_TORCH = (*SPEC, "registry")
 # folder or file of bench/ -> what none of its modules may import
