@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NoReturn
+import weakref
+from collections.abc import Callable, Mapping
+from types import FunctionType
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,8 @@ class StructuredLinear(nn.Module):
     """
 
     bias: Tensor | None
+    # torch.jit.trace would read these properties and keep what they are as the traced module's
+    __jit_ignored_attributes__ = ("backend", "factors", "operands", "weight")
     _is_fsdp_managed_module = False  # FSDP sets it on every module whose parameters it gathers
 
     def __init__(
@@ -72,11 +76,22 @@ class StructuredLinear(nn.Module):
         empty = torch.empty(self.out_features, device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if empty is None else nn.Parameter(empty))
         self.reset_parameters()
-        backends.prepare(self.structure)
+        self._prepare()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._prepare()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As any module's, by the class that can be imported: what is made of it takes the structure's own again."""
+        function, args, *rest = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
+        own = self.__class__ is _classes.get(self.structure)
+        return (_bare, (), *rest) if own else (function, args, *rest)
+
+    def _prepare(self) -> None:
         backends.prepare(self.structure)
+        if type(self) is StructuredLinear:
+            self.__class__ = _class_for(self.structure)
 
     @property
     def backend(self) -> str:
@@ -106,7 +121,7 @@ class StructuredLinear(nn.Module):
         """What reads nn.Linear's weight finds: `to_dense()`, computed where an operation uses it; read-only."""
         if self.structure.gate is not None:
             raise AttributeError  # what __getattr__ says of it
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch._C._is_tracing():
             return self.to_dense()
         factors = self.factors
         like = factors[0] if factors else torch.empty(())
@@ -154,6 +169,10 @@ class StructuredLinear(nn.Module):
         Raises:
             ValueError: the input has another width, dtype or device than the layer, or the backend asked for refuses.
         """
+        if type(input) is not Tensor or input.is_nested:
+            y = _unlike_a_tensor(self, input)
+            if y is not None:
+                return y
         if self.structure.gate is not None:
             return self.forward_with_routing(input)[0]
         x = input
@@ -234,6 +253,16 @@ class StructuredLinear(nn.Module):
             raise ValueError(_wrong_gates(self, gates))
         return reference.to_dense(self.structure, self.factors, gates)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """As any module's, on flat parameters: a memory format of images says nothing of a factor's four or five axes."""
+
+        def flat(tensor: Tensor) -> Tensor:
+            if type(tensor) not in (Tensor, nn.Parameter) or tensor.dim() not in (4, 5):
+                return fn(tensor)
+            return fn(tensor.reshape(-1)).reshape(tensor.shape)
+
+        return super()._apply(flat, recurse)  # type: ignore[no-untyped-call]
+
     def extra_repr(self) -> str:
         parts = [repr(self.structure.name), str(self.in_features), str(self.out_features)]
         parts.append(f"bias={self.bias is not None}")
@@ -256,6 +285,43 @@ class StructuredLinear(nn.Module):
                 f"the ({self.out_features}, {self.in_features}) matrix"
             )
         return super().__getattr__(name)
+
+
+_classes: weakref.WeakValueDictionary[Structure, type[StructuredLinear]] = weakref.WeakValueDictionary()
+
+
+def _bare() -> StructuredLinear:
+    """A layer before its state is set."""
+    return StructuredLinear.__new__(StructuredLinear)
+
+
+def _class_for(structure: Structure) -> type[StructuredLinear]:
+    """A subclass whose forward is a code object of its own.
+
+    torch.compile keeps at most 8 programs for a code object, whoever asked for them: the ninth structure or shape that
+    is compiled by itself would run eagerly.
+    """
+    found = _classes.get(structure)
+    if found is None:
+        forward = cast(FunctionType, StructuredLinear.forward)
+        own = FunctionType(forward.__code__.replace(), forward.__globals__, forward.__name__, forward.__defaults__)
+        own.__doc__, own.__annotations__, own.__module__ = forward.__doc__, forward.__annotations__, forward.__module__
+        body = {"forward": own, "__module__": __name__, "__qualname__": StructuredLinear.__qualname__}
+        found = type(StructuredLinear.__name__, (StructuredLinear,), {**body, "__doc__": StructuredLinear.__doc__})
+        _classes[structure] = found
+    return found
+
+
+def _unlike_a_tensor(layer: StructuredLinear, x: Any) -> Any:
+    """y of an input that stands for tensors: torch.fx's proxy, a nested tensor. None where it is to be used as it is."""
+    if isinstance(x, torch.fx.Proxy):  # a leaf of the graph, as torch's own modules are
+        return x.tracer.create_proxy("call_module", x.tracer.path_of_module(layer), (x,), {})
+    if not isinstance(x, Tensor) or not x.is_nested:
+        return None
+    if x.layout is not torch.jagged:
+        return torch.nested.as_nested_tensor([layer(part) for part in x.unbind()])
+    y = layer(x.values())
+    return torch.nested.nested_tensor_from_jagged(y, x.offsets(), x.lengths(), x._ragged_idx)
 
 
 def _autocast(
