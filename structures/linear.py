@@ -254,7 +254,7 @@ class StructuredLinear(nn.Module):
         return reference.to_dense(self.structure, self.factors, gates)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """As any module's, on flat parameters: a memory format of images says nothing of a factor's four or five axes."""
+        """As any module's, on flat parameters: a memory format of images says nothing of a factor's four axes."""
 
         def flat(tensor: Tensor) -> Tensor:
             if type(tensor) not in (Tensor, nn.Parameter) or tensor.dim() not in (4, 5):
@@ -312,10 +312,13 @@ def _class_for(structure: Structure) -> type[StructuredLinear]:
     return found
 
 
-def _unlike_a_tensor(layer: StructuredLinear, x: Any) -> Any:
-    """y of an input that stands for tensors: torch.fx's proxy, a nested tensor. None where it is to be used as it is."""
+def _unlike_a_tensor(layer: StructuredLinear, input: Tensor) -> Tensor | None:
+    """y of what stands for tensors: torch.fx's proxy, a nested tensor. None of what is to be used as it is."""
+    x: Any = input
     if isinstance(x, torch.fx.Proxy):  # a leaf of the graph, as torch's own modules are
-        return x.tracer.create_proxy("call_module", x.tracer.path_of_module(layer), (x,), {})
+        tracer: Any = x.tracer
+        leaf: Tensor = tracer.create_proxy("call_module", tracer.path_of_module(layer), (x,), {})
+        return leaf
     if not isinstance(x, Tensor) or not x.is_nested:
         return None
     if x.layout is not torch.jagged:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,11 +54,11 @@ class DenseWeight(Tensor):
         used: Callable[[], None] | None = None,
         requires_grad: bool = False,
     ) -> DenseWeight:
-        made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: DenseWeight = Tensor._make_wrapper_subclass(
             cls, tuple(shape), dtype=like.dtype, device=like.device, requires_grad=requires_grad
         )
         made._make, made._wrote, made._used, made._like = make, wrote, used, like
-        return made  # type: ignore[no-any-return]
+        return made
 
     _make: Callable[[], Tensor]
     _wrote: Callable[[str], None]
@@ -72,7 +73,7 @@ class DenseWeight(Tensor):
             return f"{type(self).__name__}({tuple(self.shape)}, dtype={self.dtype}, device='{self.device}')"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self._value().detach().__reduce_ex__(protocol)
+        return self._value().detach().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         copied = self._value().detach().clone()
@@ -104,11 +105,11 @@ class DenseWeight(Tensor):
         args, kwargs = tree_map_only(DenseWeight, value, (args, dict(kwargs)))
         result = func(*args, **kwargs)
         for weight in values:
-            result = tree_map_only(_T, lambda r, w=weight: w._shared(r, computed[id(w)]), result)
+            result = tree_map_only(_T, partial(weight._shared, computed[id(weight)]), result)
         return result
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Below autograd, where a gradient could not reach the factors any more, nothing is computed."""
@@ -122,7 +123,7 @@ class DenseWeight(Tensor):
     def _detached(self) -> DenseWeight:
         return DenseWeight(self.shape, self._like, lambda: self._value().detach(), self._wrote)
 
-    def _shared(self, result: Tensor, value: Tensor) -> Tensor:
+    def _shared(self, value: Tensor, result: Tensor) -> Tensor:
         """A result that is a view of the weight's numbers is read-only as they are."""
         if type(result) is not Tensor or result.layout is not torch.strided or result.is_meta:
             return result
