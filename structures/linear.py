@@ -323,7 +323,7 @@ def _unlike_a_tensor(layer: StructuredLinear, input: Tensor) -> Tensor | None:
         return None
     if x.layout is not torch.jagged:
         return torch.nested.as_nested_tensor([layer(part) for part in x.unbind()])
-    y = layer(x.values())
+    y: Tensor = layer(x.values())
     return torch.nested.nested_tensor_from_jagged(y, x.offsets(), x.lengths(), x._ragged_idx)
 
 

@@ -178,7 +178,7 @@ def test_monarch_is_the_published_one_with_its_inner_channels_named(widths: tupl
     assert structure.params == published_1.size + published_2.size == min(widths) * sum(widths) // blocks
 
 
-# -- equalities between structures (structures.md, section 12)
+# -- equalities between structures
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from structures import reference
 from structures.__main__ import main as command
 from structures.backends import einsum, planned
 from structures.backends.planned import dense, emit, figures, measure, price, problem, rates, search, source
-from structures.backends.planned import run as function
+from structures.backends.planned import run as programs
 from structures.backends.planned.grouping import merged_whole
 from structures.backends.planned.layout import TOKENS, fuse, products, readable
 from structures.backends.planned.program import Assemble, GatherBlocks, Multiply, Scatter, Want
@@ -426,9 +426,9 @@ def test_16_bits_take_the_dense_matrix_at_thousands_of_tokens_and_the_flops_say_
 @pytest.fixture
 def no_measured_rates(tmp_path, monkeypatch):
     monkeypatch.setenv(rates.VARIABLE, str(tmp_path))
-    function.forget()
+    programs.forget()
     yield
-    function.forget()
+    programs.forget()
 
 
 def groupings_of(structure):
@@ -764,7 +764,7 @@ def test_equal_structures_share_their_programs():
     made, _ = operands(one, 5)
     planned.apply(one, made[0], made[2:], None)
     planned.apply(two, made[0], made[2:], None)
-    assert function._by_id[id(one)][1] is function._by_id[id(two)][1]
+    assert programs._by_id[id(one)][1] is programs._by_id[id(two)][1]
 
 
 def test_no_name_of_the_registry_stands_in_the_code():

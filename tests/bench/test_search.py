@@ -27,10 +27,10 @@ import structures
 from bench import report
 from bench.__main__ import _parser, main
 from bench.files.errors import Wrong
+from bench.files.stages import StageJournal
 from bench.search import quality, request
 from bench.search.candidates import Candidate, all_candidates, chosen, exponents, refusal
 from bench.search.front import FrontPoint, front, layers, reasons, verdict
-from bench.search.journal import StageJournal
 from bench.search.request import SearchRequest
 from bench.search.run import Search, taxonomy_points
 from bench.search.timing import Timer
@@ -87,8 +87,8 @@ def few_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_setup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Leave this process's threads and allocator alone."""
     threads = run_of("search", tmp_path / "threads.json").threads
-    monkeypatch.setattr("bench.files.run.machine.pin", lambda: threads)
-    monkeypatch.setattr("bench.files.run.machine.tune_allocator", lambda: "plain")
+    monkeypatch.setattr("bench.files.run.setup.pin", lambda: threads)
+    monkeypatch.setattr("bench.files.run.setup.tune_allocator", lambda: "plain")
 
 
 @pytest.fixture

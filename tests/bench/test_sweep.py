@@ -669,11 +669,11 @@ def test_one_thread_a_physical_core_within_the_quota(monkeypatch, tmp_path):
 
 def test_pinning_is_read_from_the_kernel():
     script = """
-        from bench import machine
-        threads = machine.pin()
+        from bench.machine import setup
+        threads = setup.pin()
         import torch
         torch.ones(2**20).add_(1)
-        assert machine.pinned_cores(threads.count) == sorted(threads.cores), machine.pinned_cores(threads.count)
+        assert setup.pinned_cores(threads.count) == sorted(threads.cores), setup.pinned_cores(threads.count)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, env=environment(), timeout=120)
 
@@ -696,7 +696,7 @@ def test_foreign_load_is_what_our_own_processes_did_not_use(monkeypatch):
 
 
 def test_the_allocator_is_set_by_numbers_that_fit_an_int():
-    script = "from bench import machine; print(machine.tune_allocator())"
+    script = "from bench.machine import setup; print(setup.tune_allocator())"
     done = subprocess.run(
         [sys.executable, "-c", script], check=True, env=environment(), capture_output=True, text=True, timeout=60
     )
