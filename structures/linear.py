@@ -324,7 +324,8 @@ def _unlike_a_tensor(layer: StructuredLinear, input: Tensor) -> Tensor | None:
     if x.layout is not torch.jagged:
         return torch.nested.as_nested_tensor([layer(part) for part in x.unbind()])
     y: Tensor = layer(x.values())
-    return torch.nested.nested_tensor_from_jagged(y, x.offsets(), x.lengths(), x._ragged_idx)
+    jagged: Any = x
+    return torch.nested.nested_tensor_from_jagged(y, jagged.offsets(), jagged.lengths(), jagged._ragged_idx)
 
 
 def _autocast(

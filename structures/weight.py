@@ -60,6 +60,7 @@ class DenseWeight(Tensor):
         made._make, made._wrote, made._used, made._like = make, wrote, used, like
         return made
 
+    _is_hf_initialized = True  # transformers' initialisation leaves alone what says so
     _make: Callable[[], Tensor]
     _wrote: Callable[[str], None]
     _used: Callable[[], None] | None

@@ -72,7 +72,7 @@ def select(model: nn.Module, rules: Rules, skip: Iterable[Key]) -> Selection:
         ValueError: no rule names any layer, or a rule is not well formed. The message lists near names.
         KeyError: a rule asks for an unknown structure.
     """
-    read = [(describe(key), matcher(key), target(describe(key), value)) for key, value in _pairs(rules)]
+    read = [(describe(key), matcher(key), target(describe(key), value)) for key, value in pairs(rules)]
     found = linear_layers(model)
     left_alone = _reasons(model, found, skip)
     used: set[str] = set()
@@ -155,13 +155,18 @@ def collapse(name: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
-def _pairs(rules: Rules) -> list[tuple[Key, Value]]:
-    pairs = list(rules.items()) if isinstance(rules, Mapping) else rules
-    if isinstance(pairs, str) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+def pairs(rules: Rules) -> list[tuple[Key, Value]]:
+    """Keys and values in order of precedence.
+
+    Raises:
+        ValueError: they are no such pairs, or there are none.
+    """
+    found = list(rules.items()) if isinstance(rules, Mapping) else rules
+    if isinstance(found, str) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in found):
         raise ValueError(f"rules map keys to structures, such as {{'*.mlp.*': 'name'}}; found {rules!r}")
-    if not pairs:
+    if not found:
         raise ValueError(f"there are no rules; {{{ALL!r}: 'name'}} names every linear layer")
-    return list(pairs)
+    return list(found)
 
 
 def _reasons(model: nn.Module, found: list[tuple[tuple[str, ...], nn.Module]], skip: Iterable[Key]) -> dict[int, str]:
