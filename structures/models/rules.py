@@ -229,12 +229,12 @@ def _checks(model: nn.Module) -> dict[str, Check]:
 def _adapters(model: nn.Module) -> dict[int, str]:
     """Layers that belong to an adapter of peft, by id: everything beside the `base_layer` that it adapts."""
     found: dict[int, str] = {}
-    for name, module in model.named_modules():
+    reason = "an adapter of peft; the base_layer beside it may be replaced"
+    for module in model.modules():
         base = module._modules.get("base_layer")
         if base is None:
             continue
         own = {id(m) for m in module.modules()} - {id(m) for m in base.modules()}
-        reason = f"an adapter beside {name + '.' if name else ''}base_layer, which may be replaced"
         found |= dict.fromkeys(own - {id(module)}, reason)
         if linears.kind(module) is not None:
             found[id(module)] = reason
