@@ -20,6 +20,7 @@ from torch import Tensor
 
 from structures.backends import bmm, einsum, planned
 from structures.backends.experts import all_experts, grouped, preferred
+from structures.exporting import exporting
 from structures.language.expressions import nearest
 from structures.routing import Routing
 from structures.structure import Structure
@@ -39,6 +40,7 @@ _BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planne
 _BACKENDS |= {"all_experts": all_experts, "grouped": grouped}
 AUTO = "auto"
 PREFERENCE = ("planned", "einsum")  # what `auto` tries, in this order
+EXPORTED = ("bmm", "einsum")  # the same in an export, whose file is to hold the factors and no matrix made of them
 REMOVED = {  # names of former versions, and what to use now
     "autotune": "no measurement showed a gain; 'auto' runs the fastest program that is predicted",
     "dense_cache": "structures.to_linear(layer) gives the dense layer",
@@ -78,7 +80,7 @@ def choose(name: str, structure: Structure, x: Tensor) -> str:
         ValueError: the backend asked for refuses; its reason is the message.
     """
     reason = None
-    automatic = PREFERENCE if structure.gate is None else preferred(structure, x)
+    automatic = (EXPORTED if exporting() else PREFERENCE) if structure.gate is None else preferred(structure, x)
     for candidate in automatic if name == AUTO else (name,):
         reason = refusal(candidate, structure, x)
         if reason is None:
