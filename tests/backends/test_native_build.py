@@ -19,7 +19,7 @@ from structures.backends.native import build, objects
 from structures.backends.native.build import object_file
 from structures.backends.native.objects import Unavailable
 
-TINY = 'extern "C" int answer() { return ANSWER; }\n'
+TINY = 'extern "C" __attribute__((visibility("default"))) int answer() { return ANSWER; }\n'
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None, reason="there is no C++ compiler here"
 )
@@ -39,7 +39,7 @@ def sources(tmp_path):
 
 def written(folder: Path, answer: int) -> Path:
     folder.mkdir(exist_ok=True)
-    (folder / "tiny.cpp").write_text(TINY.replace("ANSWER", str(answer)))
+    (folder / build.MAIN).write_text(TINY.replace("ANSWER", str(answer)))
     return folder
 
 
@@ -100,7 +100,7 @@ def test_an_object_built_ahead_serves_where_there_is_no_compiler(cache, sources,
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("echo 'tiny.cpp:1: error: it is Monday' >&2; exit 3", "exit status 3: tiny.cpp:1: error: it is Monday"),
+        ("echo 'native.cpp:1: error: it is Monday' >&2; exit 3", "exit status 3: native.cpp:1: error: it is Monday"),
         ("exit 0", "exit status 0: it said nothing"),
         ("kill -9 $$", "killed by signal 9"),
         ("sleep 600 & sleep 600", "stopped: its time was up"),
