@@ -3,7 +3,8 @@
 A step multiplies, for each of its entries (a combination of batch and rows), a block of a factor with a piece of the
 activation:
 
-    C[c.base[b] + c.offsets[m]] (+)= sum over k of W[w_base[b] + w_contracted[k] + w_cols[m]] * A[a.base[b] + a.offsets[k]]
+    C[c.base[b] + c.offsets[m]] (+)= sum over k of
+        W[w_base[b] + w_contracted[k] + w_cols[m]] * A[a.base[b] + a.offsets[k]]
 
 Views, permutations, strides, gathers and interleaved batches are all in the tables; a kernel knows no structure. The
 transposed step, which takes gradients back, is the same record with its two sides exchanged.
@@ -272,7 +273,9 @@ def _loaded(term: Term, step: Step, size: Mapping[str, int]) -> Side:
     contracted = math.prod(size[a] for a in step.contracted)
     table = positions.reshape(-1, contracted)
     base = table[:, 0]
-    if (table - base[:, None] == table[0] - base[0]).all() and (table[0] >= base[0]).all():
+    once = np.array_equal(np.sort(positions), np.arange(math.prod(size[a] for a in term.input)))
+    # only where every feature is read, once: the transposed step then writes them all, and none of them twice
+    if once and (table - base[:, None] == table[0] - base[0]).all() and (table[0] >= base[0]).all():
         return Side(Table(base), Table(table[0] - base[0]))
     return Side(Table(np.zeros(len(table))), Table(table), contracted)
 
