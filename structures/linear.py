@@ -107,6 +107,20 @@ class StructuredLinear(nn.Module):
         backends.check_name(name)
         self._backend = name
 
+    def release(self) -> None:
+        """Free the copies of factors that the backend keeps for calls without gradients; `train()` does it too.
+
+        They are made anew where PyTorch counts a change of a factor. After one that it does not count, through NumPy,
+        `.data` in place or a collective of torch.distributed, call this.
+        """
+        backends.release(self.operands)
+
+    def train(self, mode: bool = True) -> StructuredLinear:
+        """As nn.Module's; kept copies of factors are freed."""
+        if mode:
+            self.release()
+        return super().train(mode)
+
     @property
     def factors(self) -> tuple[Tensor, ...]:
         """The trainable factors in written order."""
@@ -188,6 +202,8 @@ class StructuredLinear(nn.Module):
                 raise ValueError(_mismatch(self, x, tensor))
         flat = len(shape) == 2
         tokens = x if flat else x.reshape(-1, self.in_features)
+        if self._is_fsdp_managed_module:
+            backends.release(factors)  # gathered anew for every call, without counting
         name = backends.choose(self._backend, self.structure, tokens)
         y = backends.apply(name, self.structure, tokens, factors, bias)
         if not torch.compiler.is_compiling():
@@ -228,8 +244,8 @@ class StructuredLinear(nn.Module):
             collected.append(routing)  # not what a checkpoint computes again, inside a backward
         return y.reshape(*x.shape[:-1], self.out_features), routing
 
-    def plan(self, tokens: int, *, grad: bool = False) -> backends.planned.Plan:
-        """The program that runs for this many tokens, with its predicted cost; print it.
+    def plan(self, tokens: int, *, grad: bool = False) -> backends.planned.Plan | backends.native.CallPlan:
+        """What runs for this many tokens, with its predicted cost; print it.
 
         Args:
             grad: with the gradients of the input and of every parameter.
@@ -238,7 +254,7 @@ class StructuredLinear(nn.Module):
             raise ValueError(f"{self.structure.name} has a gate: its experts run as several structures, each planned")
         like = self._any()
         where: dict[str, Any] = {"dtype": like.dtype, "device": like.device.type, "bias": self.bias is not None}
-        return backends.planned.plan(self.structure, tokens, grad=grad, **where)
+        return backends.plan(self._backend, self.structure, tokens, grad=grad, **where)
 
     def to_dense(self, gates: Tensor | None = None) -> Tensor:
         """W of shape (out_features, in_features), what nn.Linear calls weight; gradients flow to the factors.
