@@ -152,3 +152,12 @@ def test_a_wrong_rule_is_refused_when_the_entry_is_read(init, words):
     with pytest.raises(SpecError) as caught:
         Spec("low", "x, x r, r y -> y", sizes={"r": "factors"}, options={"factors": 4}, init=init)
     assert words in str(caught.value)
+
+
+def test_the_split_of_the_authors_is_an_option_of_btt():
+    shape = structures.get("btt").bind(768, 3072)
+    authors = structures.get("btt").bind(768, 3072, in_blocks=48, out_blocks=32)
+    assert (shape.params, authors.params) == (135_168, 172_032)
+    assert [authors.size[a] for a in "gafe"] == [48, 16, 32, 96]
+    assert (structures.get("btt").bind(768, 768).params, authors.rank) == (43_008, 768)
+    assert structures.get("btt").bind(768, 768, in_blocks=48, out_blocks=16).params == 49_152
