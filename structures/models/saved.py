@@ -33,6 +33,7 @@ def save_swapped(model: nn.Module, folder: Folder) -> None:
     Parameters that are shared are written once. Needs safetensors.
 
     Raises:
+        ValueError: a factor is computed by a parametrization or a hook, which no JSON can rebuild. Nothing is written.
         OSError: the folder cannot be made or written into; of the kind that the system raised, and names the folder.
 
     >>> from tempfile import TemporaryDirectory
@@ -48,6 +49,13 @@ def save_swapped(model: nn.Module, folder: Folder) -> None:
     _check(model, "save_swapped")
     safetensors = _safetensors()
     folder = Path(folder)
+    for names, module in linear_layers(model):
+        computed = linears.computed(module) if isinstance(module, StructuredLinear) else None
+        if computed:
+            raise ValueError(
+                f"save_swapped: {names[0] or '(the model itself)'}: {computed}; take it off first "
+                f"(torch.nn.utils.parametrize.remove_parametrizations and prune.remove keep its value)"
+            )
     entries = {
         names[0]: {"aliases": list(names[1:]), **_entry(module)}
         for names, module in linear_layers(model)
