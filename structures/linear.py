@@ -31,8 +31,8 @@ class StructuredLinear(nn.Module):
         device, dtype: of the parameters.
         backend: how it runs: "auto", or one of `structures.backends.names()`, which then never falls back.
         init: how fresh parameters are drawn: "linear" (output variance and bias of a fresh nn.Linear), "spectral"
-            (muP), "paper" (the entry's source's own) or "zero" (the output is 0, for the end of a residual branch);
-            `structures.initial.draws` says it in full.
+            (muP), "paper" (the entry's source's own), "zero" (the output is 0, for the end of a residual branch) or
+            "identity" (where the entry can be it); `structures.initial.draws` says it in full.
         options: the entry's options, such as `n_blocks=4`.
     Shape:
         (..., in_features) -> (..., out_features), any number of leading dimensions.
