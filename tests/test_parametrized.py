@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import structures
 from structures.linear import StructuredLinear
+from structures.models.distil import distil
 from structures.models.linears import to_linear
 from structures.models.rates import multiplier, param_groups
 from structures.models.saved import load_swapped, save_swapped
@@ -118,6 +119,13 @@ def test_a_computed_factor_stays_where_layers_are_replaced(kind):
     layer = model[0]
     swap(model, {"*": ("low_rank", {"rank": 2})}, skip=())
     assert model[0] is layer and model[1].structure.name == "low_rank"
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_computed_factor_is_not_matched_to_a_dense_layer(kind):
+    model, teacher = nn.Sequential(made(ENTRIES[0], kind)), nn.Sequential(nn.Linear(12, 24))
+    with pytest.raises(ValueError, match=r"distil: layer '0': its factor_0 is computed .* register that afterwards"):
+        distil(model, teacher, [torch.randn(64, 12)], steps=1)
 
 
 @pytest.mark.parametrize("kind", ALL)
