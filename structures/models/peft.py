@@ -51,9 +51,9 @@ def _lora() -> Any:
         def merge(self, safe_merge: bool = False, adapter_names: Any = None) -> NoReturn:
             base = self.get_base_layer()
             raise ValueError(
-                f"{base.structure.name}: an adapter cannot be merged into a structured layer, whose factors do not hold "
-                "the sum; keep it beside, or unload() it, go back to the dense layers by swap(model, {...: nn.Linear}), "
-                "and load it there"
+                f"{base.structure.name}: an adapter cannot be merged into a structured layer, whose factors do not "
+                "hold the sum; keep it beside, or unload() it, go back to the dense layers by "
+                "swap(model, {...: nn.Linear}), and load it there"
             )
 
     create, include = tuner._create_new_module, utils._maybe_include_all_linear_layers
