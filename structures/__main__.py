@@ -1,4 +1,4 @@
-"""`python -m structures list | show NAME IN OUT [--option value] | table | plan CONFIG --rule KEY STRUCTURE`."""
+"""`python -m structures list | show NAME IN OUT [--option value] | table | plan CONFIG --rule KEY NAME | build`."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     calibrated = commands.add_parser("calibrate", help="measure this machine once, alone on it: the planner's prices")
     calibrated.add_argument("--dtype", action="append", metavar="NAME", help="float32 and bfloat16 unless given")
     calibrated.add_argument("--threads", type=int, metavar="N", help="torch's own number unless given")
+    commands.add_parser("build", help="compile the native kernel now, not at the first call")
     parsed = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -62,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if parsed.command == "calibrate":
             print("\n".join(_calibrated(parsed.dtype, parsed.threads)))
+            return 0
+        if parsed.command == "build":
+            print(_built())
             return 0
         if parsed.command == "plan":
             rules = _rules(parsed.rule, parsed.rules)
@@ -125,6 +129,19 @@ def _write_table(file: Path) -> str:
 def _placed(structure: Structure) -> str:
     found = structure.taxonomy
     return "" if found is None else ", ".join(f"{round(n, 2):g}" for n in (found.omega, found.psi, found.nu))
+
+
+def _built() -> str:
+    """Compile the native kernel, or try again what failed before; what is there now, in a line."""
+    from structures.backends.native import kernel
+    from structures.backends.native.objects import Unavailable
+
+    try:
+        library = kernel.load(again=True)
+    except Unavailable as error:
+        raise ValueError(f"the native kernel is not there: {error}") from None
+    threads = "torch's own threads" if library.threaded else "one thread: torch has loaded no OpenMP runtime it knows"
+    return f"{library.path}: vectors of {library.vector()} numbers, {threads}"
 
 
 def _calibrated(names: Sequence[str] | None, threads: int | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Mapping
 from types import FunctionType
@@ -27,7 +28,8 @@ class StructuredLinear(nn.Module):
         device, dtype: of the parameters.
         backend: how it runs: "auto", or one of `structures.backends.names()`, which then never falls back.
         init: how fresh parameters are drawn: "linear" (output variance and bias of a fresh nn.Linear), "spectral"
-            (muP) or "paper" (the entry's source's own).
+            (muP), "paper" (the entry's source's own) or "zero" (the output is 0, for the end of a residual branch);
+            `structures.initial.draws` says it in full.
         options: the entry's options, such as `n_blocks=4`.
     Shape:
         (..., in_features) -> (..., out_features), any number of leading dimensions.
@@ -75,6 +77,8 @@ class StructuredLinear(nn.Module):
             self.register_parameter("router", nn.Parameter(router))
         empty = torch.empty(self.out_features, device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if empty is None else nn.Parameter(empty))
+        if not self._parameters.keys() - {"bias"} and not bias:  # nothing else would know dtype and device
+            self.register_buffer("like", torch.empty(0, device=device, dtype=dtype), persistent=False)
         self.reset_parameters()
         self._prepare()
 
@@ -102,6 +106,20 @@ class StructuredLinear(nn.Module):
     def backend(self, name: str) -> None:
         backends.check_name(name)
         self._backend = name
+
+    def release(self) -> None:
+        """Free the copies of factors that the backend keeps for calls without gradients; `train()` does it too.
+
+        They are made anew where PyTorch counts a change of a factor. After one that it does not count, through NumPy,
+        `.data` in place or a collective of torch.distributed, call this.
+        """
+        backends.release(self.operands)
+
+    def train(self, mode: bool = True) -> StructuredLinear:
+        """As nn.Module's; kept copies of factors are freed."""
+        if mode:
+            self.release()
+        return super().train(mode)
 
     @property
     def factors(self) -> tuple[Tensor, ...]:
@@ -153,15 +171,11 @@ class StructuredLinear(nn.Module):
     def reset_parameters(self) -> None:
         """Draw all parameters anew, by the rule given as `init`."""
         for factor, draw in zip(self.factors, initial.draws(self.structure, self.init), strict=True):
-            if draw.distribution == "uniform":
-                factor.uniform_(-draw.scale, draw.scale)
-            else:
-                factor.normal_(0, draw.scale)
+            draw.fill(factor)
         if self.structure.gate is not None:
             self.operands[-1].zero_()  # all experts weigh alike, and the first ones are chosen
         if self.bias is not None:
-            bound = initial.bias_bound(self.structure)
-            self.bias.uniform_(-bound, bound)
+            initial.bias_draw(self.structure, self.init).fill(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features); the argument is called as nn.Linear's is.
@@ -188,6 +202,8 @@ class StructuredLinear(nn.Module):
                 raise ValueError(_mismatch(self, x, tensor))
         flat = len(shape) == 2
         tokens = x if flat else x.reshape(-1, self.in_features)
+        if self._is_fsdp_managed_module:
+            backends.release(factors)  # gathered anew for every call, without counting
         name = backends.choose(self._backend, self.structure, tokens)
         y = backends.apply(name, self.structure, tokens, factors, bias)
         if not torch.compiler.is_compiling():
@@ -228,17 +244,17 @@ class StructuredLinear(nn.Module):
             collected.append(routing)  # not what a checkpoint computes again, inside a backward
         return y.reshape(*x.shape[:-1], self.out_features), routing
 
-    def plan(self, tokens: int, *, grad: bool = False) -> backends.planned.Plan:
-        """The program that runs for this many tokens, with its predicted cost; print it.
+    def plan(self, tokens: int, *, grad: bool = False) -> backends.planned.Plan | backends.native.CallPlan:
+        """What runs for this many tokens, with its predicted cost; print it.
 
         Args:
             grad: with the gradients of the input and of every parameter.
         """
         if self.structure.gate is not None:
             raise ValueError(f"{self.structure.name} has a gate: its experts run as several structures, each planned")
-        like = next(self.parameters(), torch.empty(()))
+        like = self._any()
         where: dict[str, Any] = {"dtype": like.dtype, "device": like.device.type, "bias": self.bias is not None}
-        return backends.planned.plan(self.structure, tokens, grad=grad, **where)
+        return backends.plan(self._backend, self.structure, tokens, grad=grad, **where)
 
     def to_dense(self, gates: Tensor | None = None) -> Tensor:
         """W of shape (out_features, in_features), what nn.Linear calls weight; gradients flow to the factors.
@@ -251,7 +267,7 @@ class StructuredLinear(nn.Module):
         gate = self.structure.gate
         if (gate is None) != (gates is None) or (gate and gates is not None and gates.shape != (gate.experts,)):
             raise ValueError(_wrong_gates(self, gates))
-        return reference.to_dense(self.structure, self.factors, gates)
+        return reference.to_dense(self.structure, self.factors, gates, self._any())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """As any module's, on flat parameters: a memory format of images says nothing of a factor's four axes."""
@@ -267,16 +283,21 @@ class StructuredLinear(nn.Module):
         parts = [repr(self.structure.name), str(self.in_features), str(self.out_features)]
         parts.append(f"bias={self.bias is not None}")
         parts += [f"{name}={list(v) if isinstance(v, tuple) else v}" for name, v in self.structure.options]
-        like = next(self.parameters(), None)
-        if like is not None and like.dtype != torch.float32:
+        like = self._any()
+        if like.dtype != torch.float32:
             parts.append(f"dtype={like.dtype}")
-        if like is not None and like.device.type != "cpu":
+        if like.device.type != "cpu":
             parts.append(f"device={str(like.device)!r}")
         if self.backend != backends.AUTO:
             parts.append(f"backend={self.backend!r}")
         if self.init != "linear":
             parts.append(f"init={self.init!r}")
         return ", ".join(parts)
+
+    def _any(self) -> Tensor:
+        """A tensor of the layer's dtype and device."""
+        found = next(itertools.chain(self.parameters(), self.buffers()), None)
+        return torch.empty(()) if found is None else found
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
         if name == "weight":
