@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.files import kinds
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from bench.files.rows import load
 from bench.report.drawing import sections
 from bench.report.drawing.views import View
@@ -43,18 +43,18 @@ def training(file: Path, picture: str) -> Training:
 
     Raises:
         BadResults: the file is missing, broken or foreign.
-        Wrong: it is of another kind, or holds no comparison at equal parameters with dense and several seeds.
+        UsageError: it is of another kind, or holds no comparison at equal parameters with dense and several seeds.
     """
     document = load(file)
     if kinds.kind_of(document) != kinds.TRAINING:
-        raise Wrong(f"--training: {file} is no file of `python -m bench train`")
+        raise UsageError(f"--training: {file} is no file of `python -m bench train`")
     found = kinds.parse(str(file), document, (kinds.TRAINING,))
     runs, several_times = rows.read(found.rows)
     results = stats.results(runs)
     budget = _budget(runs)
     columns = _columns(results, budget)
     if budget is None or not columns:
-        raise Wrong(
+        raise UsageError(
             f"--training: {file} holds no structure beside dense at equal parameters with several seeds of dense"
         )
     times: Times = {(t.place, t.series): t for t in several_times}

@@ -10,7 +10,8 @@ from typing import Any
 
 from bench.files import merge as sweep
 from bench.files.fields import BadResults, load
-from bench.files.kinds import DECIDE, TRAINING, kind_of
+from bench.files.kinds import TRAINING, kind_of
+from bench.files.vocabulary import DECIDE
 
 
 def is_training(paths: Sequence[Path]) -> bool:

@@ -11,15 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.files.fields import BadResults, Fields, load, printable, shown
+from bench.files.vocabulary import BOUNDS, CLOCKS, DEVICES, DTYPES, ITEMSIZES, MODES, SCHEMA, VERSIONS
 
-SCHEMA = 1
-ITEMSIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-DTYPES = tuple(ITEMSIZES)
-DEVICES = ("cpu", "cuda")
-MODES = ("forward", "train")
-CLOCKS = ("host", "device")
-VERSIONS = ("structures", "torch", "python", "numpy", "pytest_benchmark")
-BOUNDS = ("arithmetic", "memory", "calls")
 _OPTIONAL = ("activation_bytes", "checkpoint_bytes", "peak_bytes", "energy_joules")
 _REFUSED_WORDS = ("series", "dtype", "device", "mode", "backend", "budget", "clock")
 _REFUSED_COUNTS = ("in_features", "out_features", "tokens", "threads")

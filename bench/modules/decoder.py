@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.files import kinds
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
+from bench.files.vocabulary import MODES
 from bench.machine import timing
 from bench.modules.timed import Addmm, Kinks, Rows, TimedAt, state_bytes, where
 from bench.sweep.cell import clock_of
@@ -28,7 +29,6 @@ from structures.models.swap import swap
 from structures.options import fit_options
 
 KIND = kinds.DECODER
-MODES = ("forward", "train")
 SHARES = (0.5, 0.25)
 DYAD = ("dyad_it", "dyad_ot", "dyad_dt")
 MIX = "dyad_mix"  # the variants in turn, a layer each
@@ -106,10 +106,10 @@ def points(option: Any) -> list[DecoderPoint]:
     """All points: of each model and mode the rest, dense, then structures, feed-forward only before both places.
 
     Raises:
-        Wrong: an option that is not allowed, or transformers is not installed.
+        UsageError: an option that is not allowed, or transformers is not installed.
     """
     if find_spec("transformers") is None:
-        raise Wrong("the decoders need transformers: pip install 'structures[models]'")
+        raise UsageError("the decoders need transformers: pip install 'structures[models]'")
     at = where(option, CPU_BATCH)
     found = []
     for shape in MODELS:

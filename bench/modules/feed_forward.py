@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import structures
 from bench.files import kinds
+from bench.files.vocabulary import MODES
 from bench.machine import timing
 from bench.modules.timed import Addmm, Kinks, Rows, TimedAt, state_bytes, where
 from bench.sweep.cell import clock_of
@@ -20,7 +21,6 @@ from structures import StructuredLinear, backends, reference
 from structures.structure import Structure
 
 KIND = kinds.FEED_FORWARD
-MODES = ("forward", "train")
 BLOCKS = (4, 8)
 CAT = "dyad_it_cat"  # IT's parameters and values, both components in one product
 VARIANTS = ("dyad_it", "dyad_ot", "dyad_dt", CAT)
@@ -74,7 +74,7 @@ def points(option: Any) -> list[ModulePoint]:
     """All points, small modules first, dense first in each module and mode.
 
     Raises:
-        Wrong: an option that is not allowed.
+        UsageError: an option that is not allowed.
     """
     place = where(option, CPU_BATCH)
     layers = [("dense", None), *((name, n) for name in VARIANTS for n in BLOCKS)]

@@ -18,7 +18,7 @@ from torch import nn
 
 from bench.__main__ import main
 from bench.files import merge_tables
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from bench.files.rows import Spread
 from bench.machine import setup
 from bench.modules import feed_forward, timed
@@ -68,7 +68,7 @@ def test_the_modules_are_the_authors_with_every_variant_beside_dense():
 def test_a_wrong_option_is_one_sentence(option, message):
     if option.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
-    with pytest.raises(Wrong, match=message):
+    with pytest.raises(UsageError, match=message):
         timed.where(SimpleNamespace(**NONE.__dict__ | option), 4)
 
 

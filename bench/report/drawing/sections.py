@@ -12,7 +12,8 @@ from typing import Any
 
 import altair as alt
 
-from bench.files.rows import VERSIONS, Run
+from bench.files.rows import Run
+from bench.files.vocabulary import VERSIONS
 from bench.report.drawing import figures, style
 from bench.report.drawing.figures import Width
 from bench.report.drawing.style import Style

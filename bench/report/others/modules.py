@@ -6,14 +6,13 @@ from typing import Any
 
 from bench.files.fields import BadResults, Fields, printable
 from bench.files.kinds import File
-from bench.files.rows import DEVICES, DTYPES, MODES, VERSIONS, Run, Spread
+from bench.files.rows import Run, Spread
+from bench.files.vocabulary import DENSE, DEVICES, DTYPES, MODES, NEAR, VERSIONS
 from bench.report.drawing import words
 from bench.report.drawing.sections import Section
 from bench.report.others import published
 
 PLACES = ("rest", "feed-forward", "feed-forward and attention")
-DENSE = "dense"
-NEAR = 0.15  # how far from its share a structure may stay and count as one of equal parameters
 
 
 @dataclass(frozen=True)

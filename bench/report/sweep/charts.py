@@ -11,8 +11,9 @@ from typing import Any
 import altair as alt
 
 from bench.files.rows import Row, Spread
+from bench.files.vocabulary import DENSE
 from bench.report.drawing import layout, words
-from bench.report.drawing.curve import DENSE, STRUCTURE
+from bench.report.drawing.curve import STRUCTURE
 from bench.report.drawing.figures import Width
 from bench.report.drawing.style import GREY, Style
 from bench.report.sweep.panels import Panel

@@ -6,8 +6,9 @@ from typing import Any
 import altair as alt
 
 from bench.files.rows import Row
+from bench.files.vocabulary import DENSE
 from bench.report.drawing import figures, layout, views, words
-from bench.report.drawing.curve import CONTROL, DENSE, STRUCTURE, Place, kind
+from bench.report.drawing.curve import CONTROL, STRUCTURE, Place, kind
 from bench.report.drawing.style import DASHES, DOT, GREY, Style, by_name
 from bench.report.drawing.views import View
 from bench.report.sweep import charts

@@ -8,8 +8,9 @@ from typing import Any
 import altair as alt
 
 from bench.files.rows import Row
+from bench.files.vocabulary import DENSE
 from bench.report.drawing import figures, views, words
-from bench.report.drawing.curve import DENSE, Place, dyad
+from bench.report.drawing.curve import Place, dyad
 from bench.report.drawing.style import Style, by_name
 from bench.report.drawing.views import View
 from bench.report.sweep import charts

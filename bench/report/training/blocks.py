@@ -6,7 +6,7 @@ from typing import Any
 
 import altair as alt
 
-from bench.files.kinds import MIX
+from bench.files.vocabulary import MIX
 from bench.report.drawing import layout
 from bench.report.drawing.figures import Width
 from bench.report.drawing.style import GREY

@@ -6,7 +6,7 @@ from typing import Any
 
 import altair as alt
 
-from bench.files.kinds import MIX
+from bench.files.vocabulary import MIX, NARROW
 from bench.report.drawing import layout, style, words
 from bench.report.drawing.sections import CONTROL, LABEL_GAP, RECORDS, encodings
 from bench.report.drawing.style import GREY, Style
@@ -16,7 +16,7 @@ from bench.report.training.rows import Time, TrainingPlace, TrainingRun
 from bench.report.training.stats import Result
 
 HEIGHT = 340
-NARROW, REMOVED = "dense_narrow", "removed"
+REMOVED = "removed"
 SECONDS = "seconds of steps, as paired with dense's"
 Looks = Mapping[str, tuple[str, Style]]  # by structure: what charts call it, and its look
 Times = Mapping[tuple[TrainingPlace, str], Time]
