@@ -26,7 +26,7 @@ from bench.sweep.check import FLOOR, TWICE, CheckFailed, saved_by
 from structures import StructuredLinear, reference
 from structures.models.shapes import SHAPES
 from structures.models.swap import swap
-from structures.options import fit_options
+from structures.options import closest_options
 
 KIND = kinds.DECODER
 SHARES = (0.5, 0.25)
@@ -170,7 +170,7 @@ def replaced(point: DecoderPoint, model: nn.Module) -> dict[str, dict[str, objec
         entry = point.structure
         if entry == MIX:
             entry = DYAD[_number(point, name) % len(DYAD)]
-        options = fit_options(entry, *widths, params=point.share)
+        options = dict(closest_options(entry, *widths, params=point.share).options)
         chosen[f"{widths[0]}x{widths[1]}"] = options
         rules[name] = (entry, options)
     swap(model, rules)

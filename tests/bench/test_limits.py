@@ -1,6 +1,5 @@
 """Limits of a run: shards, a budget of time, a limit for each point, and rounds that end when they are precise."""
 
-from bench.files import options
 import signal
 import time
 from collections import Counter, defaultdict
@@ -9,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bench.files import options
 from bench.files.errors import UsageError
 from bench.machine import roofline, setup, timing
 from bench.machine.roofline import Roofline

@@ -680,11 +680,11 @@ def test_one_thread_a_physical_core_within_the_quota(monkeypatch, tmp_path):
 
 def test_pinning_is_read_from_the_kernel():
     script = """
-        from bench.machine import setup as machine
-        threads = machine.pin()
+        from bench.machine import setup
+        threads = setup.pin()
         import torch
         torch.ones(2**20).add_(1)
-        assert machine.pinned_cores(threads.count) == sorted(threads.cores), machine.pinned_cores(threads.count)
+        assert setup.pinned_cores(threads.count) == sorted(threads.cores), setup.pinned_cores(threads.count)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, env=environment(), timeout=120)
 
