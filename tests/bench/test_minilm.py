@@ -25,6 +25,7 @@ from bench.report import page
 from bench.report.drawing import curve as curves
 from bench.report.drawing import sections, style
 from bench.report.others import models, widths
+from bench.report.sweep import panels
 from bench.training import width_check
 
 torch = pytest.importorskip("torch")
@@ -93,7 +94,7 @@ def growing() -> dict[str, Any]:
 
 def rendered(folder: Path, *contents: Any) -> str:
     results, beside = report.read_all(saved(folder, *contents))
-    found = report.panels.panels(results)
+    found = panels.panels(results)
     made = report.all_views(results, found, {row.structure for row in results.rows if not row.control})
     return page.render(results, found, made, beside)
 
@@ -158,7 +159,7 @@ def test_a_structure_looks_alike_in_every_section_and_panel(tmp_path: Path) -> N
     names = sorted(beside[0].structures)
     assert {"dyad_it", "low_rank", "monarch"} <= set(names) == set(beside[1].structures)
     own = sections.looks(names)
-    for panel in report.panels.panels(results):
+    for panel in panels.panels(results):
         for curve in panel.curves:
             if curve.kind == curves.STRUCTURE:
                 assert style.styles(panel.curves, names)[curve.id] == own[curve.structure]
