@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bench.files import kinds
 from bench.files.errors import UsageError
-from bench.files.fields import BadResults
+from bench.files.fields import BadResults, load
 from bench.files.options import count, counts, share
 from bench.files.rows import read
 from bench.files.vocabulary import CLOCKS
@@ -189,14 +189,11 @@ def _report(arguments: argparse.Namespace) -> tuple[str, int]:
 
 
 def _merge(arguments: argparse.Namespace) -> tuple[str, int]:
-    from bench.files import merge_tables
-    from bench.files import merge_training as training
-    from bench.files.merge import merge
+    from bench.files import merge, merge_tables
 
-    files, join = arguments.results, merge
-    for other, is_one in ((training.merge, training.is_training), (merge_tables.merge, merge_tables.is_whole)):
-        join = other if is_one(files) else join
-    return "\n".join(join(files, arguments.output)), 0
+    of_sweep = kinds.kind_of(load(arguments.results[0])) is None
+    join = merge.merge if of_sweep else merge_tables.merge
+    return "\n".join(join(arguments.results, arguments.output)), 0
 
 
 def _compare(arguments: argparse.Namespace) -> tuple[str, int]:

@@ -251,13 +251,9 @@ def _without_repeats(estimates: Sequence[Estimate]) -> list[Estimate]:
         )
         key = (estimate.kind, *layers)
         other = best.setdefault(key, estimate)
-        if _width(estimate.speedup) < _width(other.speedup):
+        if estimate.speedup.width < other.speedup.width:
             best[key] = estimate
     return list(best.values())
-
-
-def _width(spread: Spread) -> float:
-    return (spread.q3 - spread.q1) / spread.median
 
 
 def _groups(estimates: Sequence[Estimate], query: Place) -> tuple[Ranking, ...]:

@@ -182,7 +182,7 @@ def shards(tmp_path_factory) -> list[Path]:
 def test_a_run_goes_on_and_its_shards_are_merged_into_a_file_that_the_report_draws(shards, tmp_path, capsys):
     file = tmp_path / "ff.json"
     assert main(["merge", *map(str, shards), "-o", str(file)]) == 0
-    assert capsys.readouterr().out.endswith("4 points, of 2 files; complete\n")
+    assert capsys.readouterr().out.endswith("4 rows, of 2 files; complete\n")
     section = section_of(file)
     assert section["kind"] == "ff" and len(json.loads(file.read_text())["benchmarks"]) == 4
     assert section["setup"]["batch"] == 1 and len(section["run"]["merged_from"]) == 2
