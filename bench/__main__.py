@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"error: the report needs {error.name}: pip install 'structures[bench]'", file=sys.stderr)
+        needed = f"{arguments.command} needs {error.name}"
+        print(f"error: {needed}: pip install 'structures[bench]'", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: cannot write the report: {error.filename}: {error.strerror}", file=sys.stderr)

@@ -30,6 +30,7 @@ from bench.sweep.sweep import Sweep
 EFFORT = timing.Effort(paired=0.5, alone=0.2, rounds=5)
 LONG = timing.Effort(paired=3.0, alone=1.0, rounds=11)
 CHOICE = 3  # rounds at least in which dense's ways take turns
+SEED = 0
 SEQUENCE = 128  # tokens of one sequence, as the DYAD authors measured
 BATCH = 32  # sequences, on CUDA and with --full
 STEADY = 0.06  # seconds a call from which slices begin without one that is not timed: caches are warm after a tenth
@@ -55,6 +56,24 @@ class TimedAt:
     @property
     def train(self) -> bool:
         return self.mode == "train"
+
+
+@dataclass(frozen=True)
+class Dense:
+    """What the points of a cell are compared to: inputs, and dense's fastest way to run."""
+
+    x: Tensor
+    dy: Tensor
+    way: str
+    what: Any
+    step: timing.Step
+
+
+def drawn(point: TimedAt, *size: int) -> tuple[Tensor, Tensor]:
+    """x and dy of a size, normal; the same in every run."""
+    generator = torch.Generator().manual_seed(SEED)
+    x, dy = (torch.randn(*size, generator=generator).to(point.device, getattr(torch, point.dtype)) for _ in range(2))
+    return x.requires_grad_(point.train), dy
 
 
 class Rows:
@@ -87,6 +106,21 @@ class Rows:
         way = list(steps)[best]
         self.sweep.news.append({"cell": list(cell), "way": way})
         return way
+
+    def dense(self, point: Any, make: Callable[[], tuple[Tensor, Tensor, dict[str, tuple[Any, timing.Step]]]]) -> Dense:
+        """Dense of a point's cell, run the fastest way; what is made is kept until a point of another cell comes.
+
+        Args:
+            make: x, dy, and for each way to run dense what is timed with one call of it.
+        """
+        if self.kept.get("cell") != point.cell:
+            self.kept.clear()  # free the last one first
+            x, dy, ways = make()
+            with torch.set_grad_enabled(point.train):
+                steps = {way: step for way, (_, step) in ways.items()}
+                way = self.fastest(point.cell, steps, clock_of(point.device)) if len(ways) > 1 else next(iter(ways))
+            self.kept |= {"cell": point.cell, "dense": Dense(x, dy, way, *ways[way])}
+        return self.kept["dense"]  # type: ignore[no-any-return]
 
     def time(
         self,

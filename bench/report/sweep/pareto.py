@@ -107,7 +107,7 @@ def _chart(
     budgets: Sequence[str],
     width: figures.Width,
 ) -> alt.LayerChart:
-    look = charts.encodings(ids)
+    look = figures.encodings(ids)
     xs = layout.limits([getattr(row, cost) for row in rows], 1.25)
     xs[1] *= (xs[1] / xs[0]) ** NAME_ROOM
     ends = [record.get(key, record["relative"]) for record in records for key in ("relative_low", "relative_high")]
