@@ -302,7 +302,7 @@ ERRORS = [  # (arguments, options, words of the message)
     (("dyad_it", 48, 48), {"n_blocks": -4}, ValueError, "cannot be negative"),
     (("dense", 0, 48), {}, ValueError, "in_features is from 1 to"),
     (("dense", 48, 48), {"backend": "einsumm"}, ValueError, "unknown backend 'einsumm'; did you mean 'einsum'?"),
-    (("dense", 48, 48), {"init": "xavier"}, ValueError, "init is one of linear, spectral, paper, zero"),
+    (("dense", 48, 48), {"init": "xavier"}, ValueError, "init is one of linear, spectral, paper, zero, identity"),
     (("kronecker", 48, 48), {"init": "paper"}, ValueError, "gives no initialisation of its own"),
 ]
 

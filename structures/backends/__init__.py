@@ -22,6 +22,7 @@ from torch import Tensor
 
 from structures.backends import bmm, einsum, native, planned
 from structures.backends.experts import all_experts, grouped, preferred
+from structures.backends.views import whole
 from structures.exporting import exporting
 from structures.language.expressions import nearest
 from structures.routing import Routing
@@ -134,9 +135,14 @@ def weighted(
 ) -> Tensor:
     """y of a structure with a gate by the backend called `name`, for a routing that is decided."""
     y: Tensor = getattr(_BACKENDS[name], "weighted")(structure, x, factors, routing, bias)  # noqa: B009
-    return y
+    return _given(y)
 
 
 def apply(name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     """y (tokens, out_features) = W x + bias by the backend called `name`, which must not refuse."""
-    return _BACKENDS[name].apply(structure, x, factors, bias)
+    return _given(_BACKENDS[name].apply(structure, x, factors, bias))
+
+
+def _given(y: Tensor) -> Tensor:
+    """Never a view where gradients are off: it could not be changed in place once they are on again."""
+    return y if torch.is_grad_enabled() or torch.compiler.is_compiling() else whole(y)
