@@ -1,4 +1,4 @@
-"""A pretrained encoder from its dense checkpoint to an ONNX file: swapped, adapted, saved, loaded, exported, offline."""
+"""A pretrained encoder from its dense checkpoint to an ONNX file: swapped, adapted, saved, loaded, all offline."""
 
 from __future__ import annotations
 
@@ -81,9 +81,11 @@ def test_an_encoder_goes_from_its_checkpoint_to_onnx(checkpoint, tmp_path):
     assert torch.equal(states(again, ids), found)
 
     file = io.BytesIO()
-    names = {"input_names": ["input_ids"], "output_names": ["states"]}
+    names = {"input_names": ["input_ids"], "output_names": ["states"], "verbose": False}
     shapes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=64)},)
-    program = torch.onnx.export(_States(again).eval(), (ids,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+    program = torch.onnx.export(
+        _States(again).eval(), (ids,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names
+    )
     program.save(file)
     (run,) = runtime.InferenceSession(file.getvalue()).run(["states"], {"input_ids": ids[:1, :5].numpy()})
     torch.testing.assert_close(torch.from_numpy(run), states(again, ids[:1, :5]), rtol=1e-3, atol=1e-4)
