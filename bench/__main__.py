@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.files import kinds
-from bench.files.errors import Wrong
-from bench.files.fields import BadResults
-from bench.files.rows import CLOCKS, read
-from bench.files.terminal import count, counts, share
+from bench.files.errors import UsageError
+from bench.files.fields import BadResults, load
+from bench.files.options import count, counts, share
+from bench.files.rows import read
+from bench.files.vocabulary import CLOCKS
 
 if TYPE_CHECKING:
-    from bench.files.run import RunRecord
+    pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,11 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names from a file may have what a terminal has not
     try:
         said, code = arguments.run(arguments)
-    except (BadResults, Wrong) as error:
+    except (BadResults, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"error: the report needs {error.name}: pip install 'structures[bench]'", file=sys.stderr)
+        needed = f"{arguments.command} needs {error.name}"
+        print(f"error: {needed}: pip install 'structures[bench]'", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: cannot write the report: {error.filename}: {error.strerror}", file=sys.stderr)
@@ -174,17 +176,11 @@ def _add_minilm(minilm: argparse.ArgumentParser) -> None:
 def _coordinates(arguments: argparse.Namespace) -> tuple[str, int]:
     from bench.files.run import RunRecord
 
-    run = RunRecord(kinds.COORDINATES, ["python", "-m", "bench", *sys.argv[1:]], arguments.output)
+    run = RunRecord(kinds.COORDINATES, arguments.output)
     from bench.training import width_check
 
     width_check.measure(run, arguments.structures, arguments.widths)
-    return _written(run)
-
-
-def _written(run: "RunRecord") -> tuple[str, int]:
-    state = "" if run.complete else "; not complete"
-    said = f"{run.output}: {len(run.rows)} rows, {len(run.refused)} left out{state}"
-    return f"{said}\nDraw it: python -m bench report {run.output} -o report/", 0
+    return run.said(), 0
 
 
 def _report(arguments: argparse.Namespace) -> tuple[str, int]:
@@ -194,14 +190,11 @@ def _report(arguments: argparse.Namespace) -> tuple[str, int]:
 
 
 def _merge(arguments: argparse.Namespace) -> tuple[str, int]:
-    from bench.files import merge_tables
-    from bench.files import merge_training as training
-    from bench.files.merge import merge
+    from bench.files import merge, merge_tables
 
-    files, join = arguments.results, merge
-    for other, is_one in ((training.merge, training.is_training), (merge_tables.merge, merge_tables.is_whole)):
-        join = other if is_one(files) else join
-    return "\n".join(join(files, arguments.output)), 0
+    of_sweep = kinds.kind_of(load(arguments.results[0])) is None
+    join = merge.merge if of_sweep else merge_tables.merge
+    return "\n".join(join(arguments.results, arguments.output)), 0
 
 
 def _compare(arguments: argparse.Namespace) -> tuple[str, int]:

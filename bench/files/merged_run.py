@@ -91,7 +91,7 @@ def merged_run(shards: Sequence[Shard], say: Say) -> dict[str, Any]:
 
 def _parts(shard: Shard) -> list[dict[str, Any]]:
     """The runs that a file was made of: itself, or those it was merged from."""
-    run = _without_folders(shard.section["run"])
+    run = without_folders(shard.section["run"])
     merged = run.get("merged_from")
     if merged is None:
         info = shard.document.get("machine_info")
@@ -105,9 +105,9 @@ def _parts(shard: Shard) -> list[dict[str, Any]]:
     return merged
 
 
-def _without_folders(run: Mapping[str, Any]) -> dict[str, Any]:
+def without_folders(run: Mapping[str, Any]) -> dict[str, Any]:
     """A run with absolute paths in its commands by their last part: a machine's folders tell nobody else anything."""
-    again = [entry | _without_folders(entry) for entry in run.get("resumed") or [] if isinstance(entry, dict)]
+    again = [entry | without_folders(entry) for entry in run.get("resumed") or [] if isinstance(entry, dict)]
     argv = [_last_part(word) for word in run["argv"]] if isinstance(run.get("argv"), list) else run.get("argv")
     return {**run, **({"argv": argv} if "argv" in run else {}), **({"resumed": again} if again else {})}
 

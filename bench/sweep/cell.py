@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bench.files.vocabulary import DENSE, NARROW
 from bench.machine import device, timing
 from bench.machine.device import clock_of
 from bench.machine.timing import Effort, Step
 from bench.sweep.check import CheckFailed, check
-from bench.sweep.points import DENSE, NARROW, Point
+from bench.sweep.points import Point
 from bench.sweep.request import read_options
 from bench.sweep.subject import Refused, Subject, subject
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from bench.sweep.points import Point
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -24,12 +24,12 @@ def duration(option: str, text: str) -> float:
     """`90s`, `10m`, `1.5h` -> seconds.
 
     Raises:
-        Wrong: it is none of these.
+        UsageError: it is none of these.
     """
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+)(s|m|h)", text.strip())
     seconds = float(match[1]) * UNITS[match[2]] if match else 0.0
     if not 0 < seconds <= MOST_SECONDS:
-        raise Wrong(f"{option}: {text!r} is not a time. Allowed: 90s, 10m, 1.5h and the like, up to 720h")
+        raise UsageError(f"{option}: {text!r} is not a time. Allowed: 90s, 10m, 1.5h and the like, up to 720h")
     return seconds
 
 
@@ -102,9 +102,11 @@ class TimedOut(BaseException):
 
 
 def check_alarm() -> None:
-    """Raises Wrong where a running point cannot be stopped."""
+    """Raises UsageError where a running point cannot be stopped."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        raise Wrong("--point-timeout: needs the alarm signal of a Unix main thread, which this system does not have")
+        raise UsageError(
+            "--point-timeout: needs the alarm signal of a Unix main thread, which this system does not have"
+        )
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import structures
-from bench.sweep.points import CANDIDATES, DENSE, Point, bound
+from bench.files.vocabulary import DENSE
+from bench.sweep.points import CANDIDATES, Point, bound
 from bench.sweep.request import read_options
 from structures import StructuredLinear, backends, reference
 from structures.backends.experts import grouped

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.files.errors import Wrong
+from bench.files import options
+from bench.files.errors import UsageError
 from bench.machine import roofline, setup, timing
 from bench.machine.roofline import Roofline
 from bench.machine.timing import Effort
@@ -61,9 +62,9 @@ def test_a_curve_is_whole_in_one_shard_and_the_shards_take_about_as_long(default
 
 @pytest.mark.parametrize("text", ["", "3", "0/2", "3/2", "1/0", "-1/2", "1/2/3", "a/b", "1/9999"])
 def test_a_wrong_shard_says_what_is_allowed(text):
-    with pytest.raises(Wrong, match=r"is no shard. Allowed: K/N with K from 1 to N"):
-        shards.parse(text)
-    assert shards.parse("2/8") == (2, 8)
+    with pytest.raises(UsageError, match=r"is no shard. Allowed: K/N with K from 1 to N"):
+        options.shard(text)
+    assert options.shard("2/8") == (2, 8)
 
 
 # -- time
@@ -76,7 +77,7 @@ def test_times_are_numbers_with_a_unit(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "10", "m", "0s", "-5m", "1d", "10 m", "1e3s", "9999h"])
 def test_a_wrong_time_says_what_is_allowed(text):
-    with pytest.raises(Wrong, match=r"--time-budget: .* is not a time. Allowed: 90s, 10m, 1.5h"):
+    with pytest.raises(UsageError, match=r"--time-budget: .* is not a time. Allowed: 90s, 10m, 1.5h"):
         limits.duration("--time-budget", text)
 
 

@@ -1,4 +1,4 @@
-"""A pretrained encoder from its dense checkpoint to an ONNX file: swapped, adapted, saved, loaded, all offline."""
+"""A pretrained encoder from dense checkpoint to ONNX file: swapped, adapted, saved, loaded, exported, offline."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_an_encoder_goes_from_its_checkpoint_to_onnx(checkpoint, tmp_path):
     assert torch.equal(states(again, ids), found)
 
     file = io.BytesIO()
-    names = {"input_names": ["input_ids"], "output_names": ["states"], "verbose": False}
+    names = {"input_names": ["input_ids"], "output_names": ["states"]}
     shapes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=64)},)
     program = torch.onnx.export(
         _States(again).eval(), (ids,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names

@@ -4,8 +4,9 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from bench.files.rows import Row
+from bench.files.vocabulary import DENSE
 from bench.report.drawing import figures, views, words
-from bench.report.drawing.curve import CONTROL, DENSE, Curve
+from bench.report.drawing.curve import CONTROL, Curve
 from bench.report.drawing.style import Style, styles
 from bench.report.drawing.views import View
 from bench.report.sweep import charts

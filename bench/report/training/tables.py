@@ -57,7 +57,7 @@ def _cells(result: Result, times: Times) -> dict[str, Cell]:
         "FLOPs a token": (words.prefixed(first.train_flops), f"{words.prefixed(executed)} executed"),
         "Step, of dense's speed": ("", "")
         if time is None
-        else (words.ratio(time.speedup), f"{time.q1:.2f} to {time.q3:.2f} {flags}".strip()),
+        else (words.ratio(time.speedup), f"{time.ratio.q1:.2f} to {time.ratio.q3:.2f} {flags}".strip()),
         "Rate": (f"{first.lr:.2g}", "the end of those tried" if first.rate_at_end else ""),
     }
 
