@@ -18,6 +18,7 @@ from structures.language.notation import Expanded, NotationError, expand
 
 MAX_TRIES = 240  # bindings tried for the hint of an error, over all options
 MAX_TABLE = 2**16  # entries of a gather
+MAX_SIZE = 2**24  # of one axis: the largest width, so that no entry asks for more than a width could
 
 
 def check_option(spec: Entry, name: str, value: object) -> object:
@@ -167,6 +168,9 @@ def _axis_sizes(
         for view, width in ((term.input, "in_features"), (term.output, "out_features")):
             _divide(spec, size, view, width, widths[width], str(number))
     _check_collisions(spec, size)
+    for axis, n in size.items():
+        if n > MAX_SIZE:
+            raise spec.error(f"axis {label(*axis)} = {n} is larger than {MAX_SIZE}, the largest width", kind=SizeError)
     return size
 
 
