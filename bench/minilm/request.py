@@ -17,7 +17,7 @@ from structures.spec import SpecError
 
 SHARES, SENTENCES = (0.5, 0.25), 256
 LIMIT, AWARE_LIMIT = 3, 1  # sweeps of projections without a closed form; the aware ones start from the plain solution
-PATIENCE = 30.0  # seconds that one conversion may take; foretold from the first layer of each shape
+PATIENCE = 30.0  # seconds that one conversion may take; estimated from the first layer of each shape
 PLAIN, AWARE, SEQUENTIAL, CONTROL = "plain", "aware", "sequential", "control"
 WAYS = (PLAIN, AWARE, SEQUENTIAL)
 

@@ -52,10 +52,10 @@ class Cell:
 
 
 def cell(point: Point, ways: Sequence[str], effort: Effort, cold: bool, decided: str | None = None) -> Cell:
-    """The cell of a point; which of dense's ways is fastest is decided by a few slices of each, in turn.
+    """The cell of a point. The fastest dense variant is chosen by timing a few slices of each in turn.
 
     Args:
-        decided: the way found fastest before, in the run that this one goes on with; it is timed but not chosen anew.
+        decided: the variant chosen by the run that is being resumed; it is timed again but not chosen again.
     Raises:
         Refused: dense runs in none of these ways.
     """

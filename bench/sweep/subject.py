@@ -1,4 +1,4 @@
-"""What a point runs: a layer, its parameters, its meaning in float64, and a plain execution to compare errors with."""
+"""What a point runs: a layer, its parameters, its float64 reference, and a plain execution to compare errors with."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from bench.training.settings import Setting
 from bench.training.variants import REMOVED, Variant
 
 TUNE, TRAIN, TIME, MATCH, TEACHER = "tune", "train", "time", "match", "teacher"  # phases of rows
-PLAN = ("structures", "budgets", "widths", "seeds", "dense_seeds", "starts")  # fields that no single loss depends on
+PLAN = ("structures", "budgets", "widths", "seeds", "dense_seeds", "starts")  # fields that only decide which runs exist
 
 
 @dataclass(frozen=True)

@@ -397,7 +397,7 @@ def test_short_calls_are_repeated_to_a_slice_and_long_ones_run_the_least_rounds(
     assert clock.calls.count("d") == 3 * 2  # one of each slice is not timed
 
 
-def test_a_loop_ends_early_when_calls_take_much_longer_than_foretold():
+def test_a_loop_ends_early_when_calls_take_much_longer_than_estimated():
     clock = Clock()
     effort = Effort(paired=0.1, alone=0.1, rounds=4, slice=1e-3)
     found = timing.paired(clock.step("s", 0.03), clock.step("d", 0.03), effort, seconds=(1e-3, 1e-3), clock=clock)
