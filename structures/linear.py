@@ -73,6 +73,18 @@ class StructuredLinear(nn.Module):
         self.reset_parameters()
         backends.prepare(self.structure)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        errors: list[str] = more[-1]
+        for name, shape in zip(self.structure.factor_names, self.structure.factor_shapes, strict=True):
+            found = state_dict.get(prefix + name)
+            if isinstance(found, Tensor) and tuple(found.shape) != shape:
+                errors.append(
+                    f"{prefix}{name} has shape {tuple(found.shape)}, the entry {self.structure.name} has {shape} here: it "
+                    "was saved with other options, or by a version of the entry that was defined otherwise; project "
+                    "the dense weight of that version anew"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *more)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         backends.prepare(self.structure)
@@ -185,7 +197,7 @@ class StructuredLinear(nn.Module):
             raise ValueError(f"{self.structure.name} has a gate: its experts run as several structures, each planned")
         like = next(self.parameters(), torch.empty(()))
         where: dict[str, Any] = {"dtype": like.dtype, "device": like.device.type, "bias": self.bias is not None}
-        return backends.planned.plan(self.structure, tokens, grad=grad, **where)
+        return backends.plan(self.structure, tokens, grad=grad, **where)
 
     def to_dense(self, gates: Tensor | None = None) -> Tensor:
         """W of shape (out_features, in_features), what nn.Linear calls weight; gradients flow to the factors.

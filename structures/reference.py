@@ -1,4 +1,4 @@
-"""The meaning of a structure: one whole-term einsum, in the given dtype. Never timed, and simple enough to trust."""
+"""The meaning of a structure: one whole einsum a link, in the given dtype. Never timed, and simple enough to trust."""
 
 from __future__ import annotations
 
@@ -73,21 +73,35 @@ def _mixed(structure: Structure, x: Tensor, factors: Sequence[Tensor], weights: 
     gate = structure.gate
     assert gate is not None
     alone = replace(structure, sizes=tuple((a, 1 if a == gate.axis else n) for a, n in structure.sizes), gate=None)
-    pieces = []
-    for term in structure.terms:
-        if not any(gate.axis in structure.factors[f] for f in term.factors):
-            pieces.append(_term(structure, term, x, factors))
-            continue
+
+    def mixed(link: Term, z: Tensor) -> Tensor:
+        if not any(gate.axis in structure.factors[f] for f in link.factors):
+            return _link(structure, link, z, factors)
+        pieces = []
         for expert in range(gate.experts):
             own = [
                 f.narrow(axes.index(gate.axis), expert, 1) if gate.axis in axes else f
                 for f, axes in zip(factors, structure.factors, strict=True)
             ]
-            pieces.append(weights[:, expert, None].to(x.dtype) * _term(alone, term, x, own))
-    return torch.stack(pieces).sum(0)
+            pieces.append(weights[:, expert, None].to(z.dtype) * _link(alone, link, z, own))
+        return torch.stack(pieces).sum(0)
+
+    total = []
+    for term in structure.terms:
+        z = x
+        for link in term.chain:
+            z = mixed(link, z)
+        total.append(z)
+    return torch.stack(total).sum(0)
 
 
 def _term(structure: Structure, term: Term, x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    for link in term.chain:
+        x = _link(structure, link, x, factors)
+    return x
+
+
+def _link(structure: Structure, term: Term, x: Tensor, factors: Sequence[Tensor]) -> Tensor:
     loaded = _load(structure, term, x)
     named = dict.fromkeys(a for axes in (term.loaded, term.output) for a in axes)
     named.update(dict.fromkeys(a for f in term.factors for a in structure.factors[f]))
@@ -105,7 +119,7 @@ def _term(structure: Structure, term: Term, x: Tensor, factors: Sequence[Tensor]
     for f in term.factors:
         operands += operand(factors[f], structure.factors[f])
     y = torch.einsum(*operands, [0, *(number[a] for a in term.output if a in number)])
-    return y.reshape(-1, structure.out_features)
+    return y.reshape(-1, structure.numel(term.output))
 
 
 def _load(structure: Structure, term: Term, x: Tensor) -> Tensor:

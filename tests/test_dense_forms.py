@@ -167,13 +167,12 @@ def test_kronecker_sparse_has_the_support_of_its_definition(a: int, b: int, c: i
     assert structure.params == a * b * c * d == int(expected.sum())
 
 
-@pytest.mark.parametrize("widths, blocks", [((96, 96), 4), ((32, 64), 4), ((64, 32), 4), ((36, 72), 3), ((64, 64), 8)])
-def test_monarch_is_the_published_one_with_its_inner_channels_named(widths: tuple[int, int], blocks: int) -> None:
+@pytest.mark.parametrize("widths, blocks", [((96, 96), 4), ((32, 64), 4), ((64, 32), 4), ((36, 72), 3), ((64, 64), 8),
+    ((15, 15), 3), ((44, 22), 2), ((100, 60), 10), ((384, 384), 12), ((384, 384), 16), ((768, 768), 32)])  # fmt: skip
+def test_monarch_is_the_published_one_at_every_number_of_blocks(widths: tuple[int, int], blocks: int) -> None:
     structure = structures.get("monarch").bind(*widths, n_blocks=blocks)
     w1, w2 = factors_of(structure)
-    k, p, ell, q = w1.shape
-    published_1 = w1.transpose(0, 3, 2, 1).reshape(k, q * ell, p)  # channel (q l), so that l = m mod blocks
-    published_2 = w2.transpose(0, 3, 1, 2).reshape(ell, w2.shape[3], k * q)
+    published_1, published_2 = w1.transpose(0, 2, 1), w2.transpose(0, 2, 1)  # (k, q, p) and (l, s, r)
     assert close(dense_forms.monarch_reread(published_1, published_2), dense(structure, [w1, w2]))
     assert structure.params == published_1.size + published_2.size == min(widths) * sum(widths) // blocks
 
@@ -189,11 +188,12 @@ def test_monarch_is_block_tensor_train_with_its_output_axes_swapped(widths: tupl
     options, sizes = {"blocks": 1, "rank": 1}, {"g": "blocks", "f": "blocks", "r": "rank"}
     of_blocks = replace(structures.get("btt"), options=options, sizes=sizes)  # the same einsum, blocks chosen by hand
     btt = of_blocks.bind(*widths, blocks=blocks, rank=min(widths) // blocks**2)
-    factors = factors_of(monarch)
-    assert btt.factor_shapes == monarch.factor_shapes  # (k p l q) is (g a f r), (l k q s) is (f g r e)
+    first, second = factors_of(monarch)  # (k p (r f)) is (g a f r), (l (g r) s) is (f g r e)
+    factors = [first.reshape(*first.shape[:2], -1, blocks).swapaxes(2, 3), second.reshape(btt.factor_shapes[1])]
+    assert btt.factor_shapes == tuple(f.shape for f in factors)
     swap = dense_forms.perfect_shuffle(btt.size["e"], blocks)  # (s l) gathered from (l s)
-    assert close(swap @ dense(btt, factors), dense(monarch, factors))
-    assert not close(dense(btt, factors), dense(monarch, factors))
+    assert close(swap @ dense(btt, factors), dense(monarch, [first, second]))
+    assert not close(dense(btt, factors), dense(monarch, [first, second]))
     assert (btt.params, btt.flops()) == (monarch.params, monarch.flops())
 
 

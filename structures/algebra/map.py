@@ -6,7 +6,7 @@ Nothing here is declared by an entry: all of it follows from the axes of its ein
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,12 @@ class Gather:
 
 @dataclass(frozen=True)
 class Term:
-    """One einsum term with all axes written out; `loaded` is the input view once gathers are applied."""
+    """One einsum term with all axes written out; `loaded` is the input view once gathers are applied.
+
+    A chain of several has its `links`, each an einsum of its own that reads the result of the one before it, flat: the
+    same name of an axis in two links is a coincidence of size. `input`, `loaded` and `gathers` are then the first
+    link's, `output` the last one's, `factors` and `steps` those of all.
+    """
 
     input: Axes
     loaded: Axes
@@ -41,6 +46,22 @@ class Term:
     factors: tuple[int, ...]  # positions in Structure.factors, in written order
     output: Axes
     steps: tuple[Step, ...]  # in the order of contraction
+    links: tuple[Term, ...] = ()  # two or more; none of a term that is one einsum
+
+    @staticmethod
+    def of_links(links: Sequence[Term]) -> Term:
+        """The chain of these links; of one link itself."""
+        if len(links) == 1:
+            return links[0]
+        first, last = links[0], links[-1]
+        factors = tuple(f for link in links for f in link.factors)
+        steps = tuple(step for link in links for step in link.steps)
+        return Term(first.input, first.loaded, first.gathers, factors, last.output, steps, tuple(links))
+
+    @property
+    def chain(self) -> tuple[Term, ...]:
+        """The links, or the term itself where it is one einsum."""
+        return self.links or (self,)
 
 
 @dataclass(frozen=True)
@@ -101,6 +122,25 @@ class Map:
     def factor_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shape of each trainable factor, in written order."""
         return tuple(self.shape(axes) for axes in self.factors)
+
+    @cached_property
+    def chained(self) -> bool:
+        """Whether some term is a chain of several links."""
+        return any(term.links for term in self.terms)
+
+    def part(self, factors: Sequence[Axes], terms: Sequence[Term], gate: Gate | None = None) -> Self:
+        """A map of its own of these terms, whose `factors` are numbered anew."""
+        used = {a for axes in factors for a in axes}
+        used |= {a for t in terms for x in t.chain for axes in (x.input, x.loaded, x.output) for a in axes}
+        return replace(
+            self,
+            in_features=self.numel(terms[0].input),
+            out_features=self.numel(terms[0].output),
+            sizes=tuple((a, n) for a, n in self.sizes if a in used),
+            factors=tuple(factors),
+            terms=tuple(terms),
+            gate=gate,
+        )
 
     @property
     def factor_names(self) -> tuple[str, ...]:
@@ -215,13 +255,17 @@ class Map:
         gate, factors, terms = self.gate, list(self.factors), []
         count = gate.active if experts is None else experts
         for term in self.terms:
-            if sum(gate.axis in factors[f] for f in term.factors) == 1:
-                for f in term.factors:
-                    factors[f] = tuple(a for a in factors[f] if a != gate.axis)
-            order = [step.factor for step in term.steps]
-            held = {f: factors[f] for f in term.factors}
-            terms.append(replace(term, steps=chained(term.loaded, order, held, term.output)))
-        used = {a for axes in (*factors, *(t.loaded for t in terms), *(t.output for t in terms)) for a in axes}
+            links = []
+            for link in term.chain:
+                if sum(gate.axis in factors[f] for f in link.factors) == 1:
+                    for f in link.factors:
+                        factors[f] = tuple(a for a in factors[f] if a != gate.axis)
+                order = [step.factor for step in link.steps]
+                held = {f: factors[f] for f in link.factors}
+                links.append(replace(link, steps=chained(link.loaded, order, held, link.output)))
+            terms.append(Term.of_links(links))
+        used = {a for axes in (*factors, *(v for t in terms for x in t.chain for v in (x.loaded, x.output)))
+                for a in axes}  # fmt: skip
         sizes = ((a, count if a == gate.axis else n) for a, n in self.sizes)
         kept = tuple((a, n) for a, n in sizes if a != gate.axis or a in used)
         return replace(self, sizes=kept, factors=tuple(factors), terms=tuple(terms), gate=None)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from structures.algebra import rank as analysis
-from structures.algebra.map import Gate, Map
+from structures.algebra.map import Gate, Map, Term
 from structures.algebra.steps import Axes
 from structures.algebra.taxonomy import Taxonomy, taxonomy
 
@@ -17,12 +17,11 @@ def page(s: Map) -> Iterator[str]:
     yield f"{s.name}({s.in_features} -> {s.out_features}{options})    {s.title}"
     yield ""
     for term in s.terms:
-        operands = [_view(_wide(s, term.input)), *(" ".join(_wide(s, s.factors[f])) for f in term.factors)]
-        if s.gate and any(s.gate.axis in s.factors[f] for f in term.factors):
-            operands.append(f"gate({s.gate.axis})")
-        yield f"  y {'=' if term is s.terms[0] else '+'} {', '.join(operands)} -> {_view(_wide(s, term.output))}"
-        for gather in term.gathers:
-            yield f"      {gather.axis} is read at {gather.text}"
+        for number, link in enumerate(term.chain):
+            start = ";" if number else "=" if term is s.terms[0] else "+"
+            yield f"  {' ' if number else 'y'} {start} {_written(s, link)}"
+            for gather in link.gathers:
+                yield f"      {gather.axis} is read at {gather.text}"
     wide = _wide(s, tuple(s.size))
     yield "  " + "  ".join(f"{axis}={s.size[axis]}" for axis in wide)
     yield f"  as powers of the width: {'  '.join(f'{a} {s.exponents[a]:.2f}' for a in wide)}"
@@ -58,6 +57,13 @@ def page(s: Map) -> Iterator[str]:
     yield f"  bytes for one token {s.bytes():>15,}   {s.bytes() / s.dense_bytes():8.4f} of dense, fp32"
     yield f"  intermediates       {s.activation_size:>15,}   numbers a token"
     yield from _placed(taxonomy(s))
+
+
+def _written(s: Map, link: Term) -> str:
+    operands = [_view(_wide(s, link.input)), *(" ".join(_wide(s, s.factors[f])) for f in link.factors)]
+    if s.gate and any(s.gate.axis in s.factors[f] for f in link.factors):
+        operands.append(f"gate({s.gate.axis})")
+    return f"{', '.join(operands)} -> {_view(_wide(s, link.output))}"
 
 
 def _placed(found: Taxonomy | None) -> Iterator[str]:

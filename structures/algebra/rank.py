@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from structures.algebra.binding import bind
+from structures.algebra.links import joined, link_map
 from structures.algebra.map import Gather, Map, Term
 from structures.algebra.steps import Axes
 
@@ -34,7 +35,10 @@ def support(structure: Map) -> NDArray[np.bool_]:
         )
     mask = np.zeros((structure.out_features, structure.in_features), dtype=bool)
     for term in structure.terms:
-        _add_support(structure, term, mask)
+        if term.links:
+            mask |= _support_of_chain(structure, term)
+        else:
+            _add_support(structure, term, mask)
     return mask
 
 
@@ -82,6 +86,7 @@ def generic_rank(structure: Map) -> int | None:
     The least cut alone, the closed form given for the two-factor einsum space, is not always reached: a Kronecker
     product of sizes (5, 6) x (6, 5) summed twice has rank 27, and every cut of it is at least 30.
     """
+    structure = joined(structure)
     lower, upper = rank_bounds(structure)
     if lower == upper:
         return lower
@@ -92,6 +97,7 @@ def generic_rank(structure: Map) -> int | None:
 
 def rank_bounds(structure: Map) -> tuple[int, int]:
     """(lower, upper) bound of the generic rank, as `generic_rank` tells; cheap at every width."""
+    structure = joined(structure)
     full = min(structure.in_features, structure.out_features)
     bounds = [_term_rank(structure, term) for term in structure.terms]
     return max(lower for lower, _ in bounds), min(full, sum(upper for _, upper in bounds))
@@ -142,7 +148,7 @@ def _eliminate(matrix: NDArray[Any]) -> int:
 
 
 def _is_mask(structure: Map, term: Term) -> bool:
-    if len(term.factors) != 1:
+    if term.links or len(term.factors) != 1:
         return False
     axes = set(structure.factors[term.factors[0]])
     return axes >= set(term.loaded) | set(term.output)
@@ -175,6 +181,21 @@ def _add_support(structure: Map, term: Term, mask: NDArray[np.bool_]) -> None:
         mask[np.ix_(r, c)] |= row_key[r][:, None] == column_key[c][None, :]
 
 
+def _support_of_chain(structure: Map, term: Term) -> NDArray[np.bool_]:
+    """The union of all paths through the links: generic factors cancel nowhere."""
+    widest = max(structure.numel(link.input) for link in term.links)
+    if widest * max(structure.in_features, structure.out_features) > MAX_SUPPORT:
+        raise ValueError(
+            f"{structure.name}: the supports of a chain {widest} wide are too large; ask at smaller widths"
+        )
+    reach: NDArray[Any] | None = None
+    for link in term.links:
+        own = support(link_map(structure, link)).astype(np.float32)
+        reach = own if reach is None else np.minimum(own @ reach, 1)
+    assert reach is not None
+    return reach > 0
+
+
 def _look_up(structure: Map, gather: Gather, at: dict[str, int]) -> int:
     index = 0
     for axis in gather.by:
@@ -192,7 +213,17 @@ def _key(
 
 
 def _term_rank(structure: Map, term: Term) -> tuple[int, int]:
-    """(lower, upper) bound of a term's generic rank."""
+    """(lower, upper) bound of a term's generic rank.
+
+    Of a chain: no more than any link has, and what Sylvester's inequality leaves of them one after another.
+    """
+    if term.links:
+        maps = [link_map(structure, link) for link in term.links]
+        bounds = [_term_rank(link, link.terms[0]) for link in maps]
+        lower = bounds[0][0]
+        for link, (own, _) in zip(maps[1:], bounds[1:], strict=True):
+            lower = max(0, lower + own - link.in_features)
+        return lower, min(upper for _, upper in bounds)
     full = min(structure.in_features, structure.out_features)
     lower = max(_narrowest(*narrowed) for narrowed in _narrowed(structure, term))
     if not term.gathers:
@@ -291,9 +322,18 @@ def _jacobian(structure: Map) -> NDArray[Any]:
 
 
 def _dense_term(structure: Map, term: Term, factors: Sequence[NDArray[Any]], modulus: int | None) -> NDArray[Any]:
-    """The term applied to the identity, step by step."""
-    identity = np.eye(structure.in_features, dtype=np.float64 if modulus is None else np.int64)
-    result, axes = identity.reshape(-1, *structure.shape(term.input)), term.input
+    """The term applied to the identity, link by link."""
+    whole = np.eye(structure.in_features, dtype=np.float64 if modulus is None else np.int64)
+    for link in term.chain:
+        whole = _apply(structure, link, whole, factors, modulus)
+    return whole.T
+
+
+def _apply(
+    structure: Map, term: Term, rows: NDArray[Any], factors: Sequence[NDArray[Any]], modulus: int | None
+) -> NDArray[Any]:
+    """(rows, features in) -> (rows, features out), step by step."""
+    result, axes = rows.reshape(-1, *structure.shape(term.input)), term.input
     for gather in term.gathers:
         at = axes.index(gather.axis)
         result = np.take(result, np.array(gather.table).reshape(structure.shape(gather.by)), axis=1 + at)
@@ -301,7 +341,7 @@ def _dense_term(structure: Map, term: Term, factors: Sequence[NDArray[Any]], mod
     for step in term.steps:
         letters = {a: i + 1 for i, a in enumerate(dict.fromkeys((*step.left, *step.right)))}
         left, right, out = ([letters[a] for a in group] for group in (axes, step.right, step.result))
-        result = np.einsum(result, [0, *left], factors[step.factor], right, [0, *out])  # type: ignore[arg-type]
+        result = np.einsum(result, [0, *left], factors[step.factor], right, [0, *out])
         result, axes = result if modulus is None else result % modulus, step.result
     order = [1 + axes.index(a) for a in term.output]
-    return result.transpose(0, *order).reshape(structure.in_features, structure.out_features).T
+    return result.transpose(0, *order).reshape(len(rows), structure.numel(term.output))

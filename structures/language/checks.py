@@ -7,7 +7,7 @@ from collections import Counter
 
 from structures.language.entry import Entry
 from structures.language.expressions import WIDTHS, ExpressionError, evaluate, is_number, names_in, nearest, parse
-from structures.language.notation import POSITION, Expanded, NotationError, Operand, Pattern, parse_term
+from structures.language.notation import POSITION, Expanded, NotationError, Operand, Pattern, parse_chain
 
 RESERVED_OPTIONS = frozenset({*WIDTHS, "bias", "device", "dtype", "backend", "init"})
 MAX_TERMS = 64
@@ -34,10 +34,10 @@ def _check_notation(spec: Entry) -> set[str]:
     axes: set[str] = set()
     for number, text in enumerate(spec.einsum):
         try:
-            pattern = parse_term(text)
+            chain = parse_chain(text)
         except NotationError as error:
             raise spec.error(f"{error} in {text!r}", "einsum", str(number), offset=error.offset) from None
-        axes |= {a.name for operand in pattern.operands for a in operand.axes}
+        axes |= {a.name for link in chain for operand in link.operands for a in operand.axes}
     return axes
 
 
@@ -83,8 +83,9 @@ def _check_sizes(spec: Entry, known: set[str], axes: set[str]) -> None:
     for name, _ in spec.options:
         if name not in read:
             raise spec.error(f"option {name!r} is used by no size", "options", name)
-    for number, pattern in enumerate(spec.patterns):
-        _check_inferred(spec, pattern, set(sized), str(number))
+    for number, link in spec.links:
+        _check_inferred(spec, link, set(sized), number)
+    _check_between(spec, set(sized))
 
 
 def _check_inferred(spec: Entry, pattern: Pattern, sized: set[str], number: str) -> None:
@@ -105,6 +106,28 @@ def _check_inferred(spec: Entry, pattern: Pattern, sized: set[str], number: str)
                 hint = nearest(axis.name, sorted(sized | in_views)).replace("there are", "axes with a size")
                 message = f"axis {axis.name!r} of a factor has no size; give it one under sizes{hint}"
                 raise spec.error(message, "einsum", number, offset=axis.offset)
+
+
+def _check_between(spec: Entry, sized: set[str]) -> None:
+    """The width between two links is that of a view whose sizes are all known; the other may leave one open."""
+    known = set(sized)
+    for chain in spec.chains:
+        known |= {a.name for view in (chain[0].input, chain[-1].output) for a in view.axes}
+    joints = [
+        (number, [{a.name for a in view.axes} for view in (before.output, after.input)], after.input.offset)
+        for number, chain in enumerate(spec.chains)
+        for before, after in itertools.pairwise(chain)
+    ]
+    for _ in joints:  # a width that is found may give the next one
+        for _, views, _ in joints:
+            if any(view <= known for view in views):
+                known |= views[0] | views[1]
+    for number, views, offset in joints:
+        if not any(view <= known for view in views):
+            left, right = (", ".join(sorted(view - known)) for view in views)
+            message = f"the width between two links is found from neither side: no size is known of {left} before ';'"
+            raise spec.error(f"{message} and of {right} after it; give one a size", "einsum", str(number),
+                             offset=offset)  # fmt: skip
 
 
 def _check_index(spec: Entry, axes: set[str]) -> None:
@@ -134,10 +157,10 @@ def _check_gate(spec: Entry, axes: set[str], known: set[str]) -> None:
     if axis not in axes:
         raise spec.error(f"gate: {axis!r} is not an axis of the einsum{nearest(axis, sorted(axes))}", "gate", "axis")
     in_factors: set[str] = set()
-    for pattern in spec.patterns:
+    for _, pattern in spec.links:
         for view, what in ((pattern.input, "input"), (pattern.output, "output")):
             if axis in (a.name for a in view.axes):
-                free = sorted(axes - {a.name for p in spec.patterns for v in (p.input, p.output) for a in v.axes})
+                free = sorted(axes - {a.name for _, p in spec.links for v in (p.input, p.output) for a in v.axes})
                 hint = f"; axes that no view holds: {', '.join(free)}" if free else "; every axis stands in a view"
                 message = f"gate: the {what} view of {pattern.text!r} holds axis {axis!r}, so it cannot number experts"
                 raise spec.error(message + hint, "gate", "axis")
@@ -193,11 +216,11 @@ def label(name: str, position: int | None) -> str:
 def _check_uses(spec: Entry) -> None:
     """Axes without an index can be counted before any size is known; the others when they are written out."""
     indexed = {axis for axis, _ in spec.index}
-    for number, pattern in enumerate(spec.patterns):
+    for number, pattern in spec.links:
         plain = Expanded(_plain(pattern.input), tuple(map(_plain, pattern.factors)), _plain(pattern.output), ())
         later = {a.name for f in pattern.factors if f.repeated for a in f.axes}
         later |= {a.name for operand in pattern.operands for a in operand.axes if a.subscript is not None}
-        count_uses(spec, plain, str(number), indexed, skip=later)
+        count_uses(spec, plain, number, indexed, skip=later)
 
 
 def _plain(operand: Operand) -> tuple[tuple[str, int | None], ...]:

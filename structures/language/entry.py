@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from structures.language.errors import SpecError
-from structures.language.notation import Pattern, parse_term
+from structures.language.notation import Pattern, parse_chain
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,14 @@ class Entry:
         return kind(f"{place}: {self.name}: {message}" if place else f"{self.name}: {message}")
 
     @property
-    def patterns(self) -> tuple[Pattern, ...]:
-        """The parsed terms."""
-        return tuple(parse_term(text) for text in self.einsum)
+    def chains(self) -> tuple[tuple[Pattern, ...], ...]:
+        """The parsed terms, each as its links: one where there is no `;`."""
+        return tuple(parse_chain(text) for text in self.einsum)
+
+    @property
+    def links(self) -> tuple[tuple[str, Pattern], ...]:
+        """All links of all terms, each with the number of its term, as `error` takes it."""
+        return tuple((str(number), link) for number, chain in enumerate(self.chains) for link in chain)
 
     @property
     def axis_sizes(self) -> dict[str, str]:

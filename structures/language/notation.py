@@ -1,4 +1,6 @@
-"""The einsum notation of a term: `input view, factor, factor, ... -> output view`.
+"""The einsum notation of a term: `input view, factor, factor, ... -> output view`, or several joined by `;`.
+
+Joined by `;` they are links of a chain: each reads the result of the one before it, flat, as its own input view.
 
 Parsing knows nothing of sizes; `expand` writes indexed axes (`i[:]`, `r[t+1]`) out once the lengths are known.
 """
@@ -13,6 +15,7 @@ from structures.language.expressions import ExpressionError, evaluate, names_in
 
 MAX_LENGTH = 2000  # characters of one term
 MAX_AXES = 8000  # of all operands of one term, indexed axes written out
+LINK = ";"  # joins the links of a chain
 POSITION = "t"  # the letter that counts the copies of a repeated factor
 
 
@@ -59,7 +62,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Pattern:
-    """A parsed term."""
+    """A parsed link: the whole term where there is no `;`. Offsets count from the start of the term."""
 
     text: str
     input: Operand
@@ -74,8 +77,23 @@ class Pattern:
 _TOKEN = re.compile(r"\s*(?:(?P<axis>[A-Za-z_]\w*)(?:\[(?P<subscript>[^\[\]]*)\])?|(?P<paren>[()]))")
 
 
-def parse_term(text: str) -> Pattern:
-    """The pattern of one term.
+def parse_chain(text: str) -> tuple[Pattern, ...]:
+    """The patterns of a term's links, parted by `;`: one for an ordinary term.
+
+    Raises:
+        NotationError: as `parse_term`.
+    """
+    if len(text) > MAX_LENGTH:
+        raise NotationError(f"a term has at most {MAX_LENGTH} characters, found {len(text)}")
+    links, offset = [], 0
+    for part in text.split(LINK):
+        links.append(parse_term(part, offset))
+        offset += len(part) + len(LINK)
+    return tuple(links)
+
+
+def parse_term(text: str, start: int = 0) -> Pattern:
+    """The pattern of one link; `start` is where it begins in its term.
 
     Raises:
         NotationError: no or several `->`, an empty operand, stray characters or parentheses, an axis twice in one
@@ -84,19 +102,20 @@ def parse_term(text: str) -> Pattern:
     if len(text) > MAX_LENGTH:
         raise NotationError(f"a term has at most {MAX_LENGTH} characters, found {len(text)}")
     if text.count("->") != 1:
-        raise NotationError(f"a term has one '->', found {text.count('->')}", max(text.rfind("->"), 0))
+        what = "link" if start else "term"
+        raise NotationError(f"a {what} has one '->', found {text.count('->')}", start + max(text.rfind("->"), 0))
     left, right = text.split("->")
     operands, offset = [], 0
     for part in left.split(","):
-        operands.append(_operand(part, offset))
+        operands.append(_operand(part, start + offset))
         offset += len(part) + 1
-    output = _operand(right, len(left) + 2)
+    output = _operand(right, start + len(left) + 2)
     for view, what in ((operands[0], "input view"), (output, "output view")):
-        grouped = text[view.offset] == "("
+        grouped = text[view.offset - start] == "("
         if len(view.axes) > 1 and not grouped:
             raise NotationError(f"the {what} has {len(view.axes)} axes and needs parentheses", view.offset)
     for factor in operands[1:]:
-        if text[factor.offset] == "(":
+        if text[factor.offset - start] == "(":
             raise NotationError("a factor is written without parentheses", factor.offset)
     return Pattern(text, operands[0], tuple(operands[1:]), output)
 

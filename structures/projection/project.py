@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from structures import backends, registry
+from structures.algebra.links import joined
 from structures.linear import StructuredLinear
 from structures.projection import experts
 from structures.projection.covariance import damped, second_moment
@@ -161,6 +162,8 @@ def project_factors(
     Without `inputs` the Frobenius norm of the difference is minimised. Exact: terms of one factor (supports, overlaps
     included) and any single term of two factors (one batched truncated SVD). Sums are refitted term by term, chains of
     more factors are split by SVDs and then improved, all else is fitted factor by factor; no sweep raises the error.
+    Links (`;`) are joined where they can be; two that cannot, of one factor each whose product falls into rectangles
+    that do not overlap, are fitted exactly too (one truncated SVD a rectangle), longer ones like other chains.
     With `inputs`, ||(W - What) X^T|| is minimised instead: exact for supports and low rank; otherwise from the plain
     solution on, for coupled blocks (Monarch, BTT) one group of blocks after another by a whitened SVD, else factor by
     factor.
@@ -213,7 +216,8 @@ def _fitted(
     fitted = None if inputs is None else _moment(structure, inputs, dense, "inputs")
     measured = fitted if held_out is None else _moment(structure, held_out, dense, "held_out")
     line = Line(structure.name, progress)
-    problem, scale = scaled_problem(structure, dense, None if fitted is None else damped(fitted, damping))
+    shorter = Structure.of(joined(structure))  # the same numbers under other axes
+    problem, scale = scaled_problem(shorter, dense, None if fitted is None else damped(fitted, damping))
     outcome = solve(problem, tolerance=tolerance, limit=limit, report=line.sweep)
     if refine and not outcome.optimal:
         outcome = polish(problem, outcome, refine, line.step)
@@ -231,7 +235,7 @@ def _fitted(
         converged=outcome.converged,
         history=outcome.history,
     )
-    return factors, record
+    return tuple(f.reshape(shape) for f, shape in zip(factors, structure.factor_shapes, strict=True)), record
 
 
 def _dense(weight: Tensor) -> Tensor:

@@ -79,17 +79,11 @@ def kronecker_sparse(w: Matrix) -> Matrix:
 
 
 def monarch(w1: Matrix, w2: Matrix) -> Matrix:
-    """K2 Q K1: a block-diagonal factor, then a factor of diagonal blocks, (k, lq, p, 1) and (1, s, kq, l).
+    """K2 K1: a block-diagonal factor, then a factor of diagonal blocks, (k, q, p, 1) and (1, s, r, l).
 
-    w1 (k, p, l, q), w2 (l, k, q, s). Q swaps l and q, so that l is the fast index of what K2 reads.
+    w1 (k, p, q), w2 (l, r, s); k q = r l, whatever divides what.
     """
-    k, p, ell, q = w1.shape
-    s = w2.shape[-1]
-    k1 = block_diag(*(block.reshape(p, ell * q).T for block in w1))
-    k2 = np.zeros((s * ell, k * q * ell))
-    for j in range(ell):
-        k2[j::ell, j::ell] = w2[j].reshape(k * q, s).T
-    return k2 @ np.kron(np.eye(k), perfect_shuffle(ell, q).T) @ k1
+    return kronecker_sparse(w2.transpose(2, 1, 0)[None]) @ kronecker_sparse(w1.transpose(0, 2, 1)[..., None])
 
 
 def monarch_reread(w1: Matrix, w2: Matrix) -> Matrix:
