@@ -32,7 +32,7 @@ def draws(structure: Structure, init: str) -> tuple[Draw, ...]:
     if init not in INITS:
         raise ValueError(f"{structure.name}: init is one of {', '.join(INITS)}, found {init!r}")
     rule = {"linear": _as_linear, "spectral": _spectral, "paper": _paper}[init]
-    return tuple(rule(structure, factor) for factor in range(len(structure.factors)))
+    return tuple(rule(structure, factor) for factor in range(structure.trainable))
 
 
 def bias_bound(structure: Structure) -> float:
@@ -42,7 +42,7 @@ def bias_bound(structure: Structure) -> float:
 
 def _summed(structure: Structure) -> int:
     """Terms with factors: a sum divides the variance among them."""
-    return sum(bool(term.factors) for term in structure.terms)
+    return sum(any(f < structure.trainable for f in term.factors) for term in structure.terms)
 
 
 def _as_linear(structure: Structure, factor: int) -> Draw:
@@ -51,7 +51,7 @@ def _as_linear(structure: Structure, factor: int) -> Draw:
     term, gate = structure.term_of(factor), structure.gate
     gated = gate is not None and any(gate.axis in structure.factors[f] for f in term.factors)
     wanted = (gate.active if gate and gated else 1) / (3 * _summed(structure))
-    gain = wanted ** (1 / len(term.factors))
+    gain = wanted ** (1 / sum(f < structure.trainable for f in term.factors))  # constants keep the variance
     fan_in, _ = structure.fan(factor)
     return Draw("uniform", math.sqrt(3 * gain / fan_in))
 

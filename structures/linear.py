@@ -25,7 +25,8 @@ class StructuredLinear(nn.Module):
         backend: how it runs: "auto", or one of `structures.backends.names()`, which then never falls back.
         init: how fresh parameters are drawn: "linear" (output variance and bias of a fresh nn.Linear), "spectral"
             (muP) or "paper" (the entry's source's own).
-        options: the entry's options, such as `n_blocks=4`.
+        options: the entry's options, such as `n_blocks=4`, and `pad=True`, which runs widths that do not fit as larger
+            ones, the input zero-filled and the output cut.
     Shape:
         (..., in_features) -> (..., out_features), any number of leading dimensions.
     Raises:
@@ -55,7 +56,7 @@ class StructuredLinear(nn.Module):
         super().__init__()
         spec = registry.get(structure) if isinstance(structure, str) else structure
         self.structure: Structure = spec.bind(in_features, out_features, **options)
-        self.in_features, self.out_features = self.structure.in_features, self.structure.out_features
+        self.in_features, self.out_features = self.structure.widths
         self.backend = backend
         self.ran: str | None = None  # the backend of the last eager forward
         self.init = init
@@ -79,8 +80,8 @@ class StructuredLinear(nn.Module):
             found = state_dict.get(prefix + name)
             if isinstance(found, Tensor) and tuple(found.shape) != shape:
                 errors.append(
-                    f"{prefix}{name} has shape {tuple(found.shape)}, the entry {self.structure.name} has {shape} here: it "
-                    "was saved with other options, or by a version of the entry that was defined otherwise; project "
+                    f"{prefix}{name} has shape {tuple(found.shape)}, the entry {self.structure.name} has {shape} here: "
+                    "it was saved with other options, or by a version of the entry that was defined otherwise; project "
                     "the dense weight of that version anew"
                 )
         super()._load_from_state_dict(state_dict, prefix, *more)
@@ -102,7 +103,7 @@ class StructuredLinear(nn.Module):
     @property
     def factors(self) -> tuple[Tensor, ...]:
         """The trainable factors in written order."""
-        return self.operands[: len(self.structure.factors)]
+        return self.operands[: self.structure.trainable]
 
     @property
     def operands(self) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from structures import constants
 from structures.algebra.steps import Axes
 from structures.structure import Structure, Term
 
@@ -30,13 +31,17 @@ def apply(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tens
     Raises:
         ValueError: a term has more than 51 axes larger than 1.
     """
-    tokens = x.reshape(-1, structure.in_features)
+    tokens = x.reshape(-1, structure.widths[0])
+    given, (wide, tall) = tokens, structure.widths
+    tokens = torch.nn.functional.pad(tokens, (0, structure.in_features - wide))  # nothing, unless it is padded
+    fixed = constants.tensors(structure, x)
     if structure.gate is not None:
-        y = _mixed(structure, tokens, factors[:-1], gates(structure, tokens, factors[-1]))
-        return (y if bias is None else y + bias).reshape(*x.shape[:-1], structure.out_features)
-    y = torch.stack([_term(structure, term, tokens, factors) for term in structure.terms]).sum(0)
+        y = _mixed(structure, tokens, [*factors[:-1], *fixed], gates(structure, given, factors[-1]))[:, :tall]
+        return (y if bias is None else y + bias).reshape(*x.shape[:-1], tall)
+    factors = [*factors, *fixed]
+    y = torch.stack([_term(structure, term, tokens, factors) for term in structure.terms]).sum(0)[:, :tall]
     y = y if bias is None else y + bias
-    return y.reshape(*x.shape[:-1], structure.out_features)
+    return y.reshape(*x.shape[:-1], tall)
 
 
 def to_dense(structure: Structure, factors: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
@@ -46,9 +51,12 @@ def to_dense(structure: Structure, factors: Sequence[Tensor], weights: Tensor | 
         weights: of a structure with a gate, each expert's weight (experts,); `factors` are then without the router.
     """
     like = factors[0] if factors else torch.empty(())
-    identity = torch.eye(structure.in_features, dtype=like.dtype, device=like.device)
+    wide, tall = structure.widths
+    identity = torch.eye(wide, dtype=like.dtype, device=like.device)
     if weights is not None:
-        return _mixed(structure, identity, factors, weights.to(like).expand(len(identity), -1)).t().contiguous()
+        held = [*factors, *constants.tensors(structure, identity)]
+        padded = torch.nn.functional.pad(identity, (0, structure.in_features - wide))
+        return _mixed(structure, padded, held, weights.to(like).expand(wide, -1))[:, :tall].t().contiguous()
     return apply(structure, identity, factors).t().contiguous()
 
 

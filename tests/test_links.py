@@ -1,5 +1,6 @@
 """Chains of links (`;`): what they mean, what they refuse, and that every part of the package takes them."""
 
+import itertools
 import math
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_a_longer_chain_of_sparse_factors_gets_back_what_it_made() -> None:
     made = structures.project(weight, structure)
     assert made.projection.weight_error < 0.05
     history = made.projection.history
-    assert all(after <= before for before, after in zip(history, history[1:], strict=False))
+    assert all(after <= before for before, after in itertools.pairwise(history))
 
 
 def test_inputs_count_in_a_projection_of_a_chain() -> None:

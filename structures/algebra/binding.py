@@ -6,21 +6,29 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from structures.algebra.map import Gate, Gather, Map, Term
-from structures.algebra.steps import Axes, order_steps
+from structures.algebra.padding import padded
+from structures.algebra.parting import Constants, Operands, Order, parted
+from structures.algebra.steps import Axes
 from structures.language.checks import count_uses, label
-from structures.language.entry import Entry
+from structures.language.entry import PAD, Entry
 from structures.language.errors import SizeError
 from structures.language.expressions import ExpressionError, Value, divisors, evaluate, is_number, names_in, nearest
 from structures.language.notation import Expanded, NotationError, Pattern, expand
 
 MAX_TRIES = 240  # bindings tried for the hint of an error, over all options
 MAX_TABLE = 2**16  # entries of a gather
+MAX_PADDED = 2**24  # what a width may be padded to
 
 
 def check_option(spec: Entry, name: str, value: object) -> object:
+    if name == PAD:
+        if value not in (True, False):
+            raise spec.error(f"{PAD} is True or False, found {value!r}")
+        return bool(value)
     defaults = dict(spec.options)
     if name not in defaults:
         raise spec.error(f"there is no option {name!r}{nearest(name, sorted(defaults))}")
@@ -50,8 +58,21 @@ def bind(spec: Entry, in_features: int, out_features: int, given: tuple[tuple[st
     try:
         return build(spec, in_features, out_features, dict(given))
     except SizeError as error:
-        hint = _values_that_work(spec, in_features, out_features, dict(given))
+        hint = _values_that_work(spec, in_features, out_features, dict(given)) + _padding(
+            spec, in_features, out_features, dict(given)
+        )
         raise SizeError(f"{error}{hint}") from None
+
+
+def _padding(spec: Entry, in_features: int, out_features: int, given: dict[str, object]) -> str:
+    """`; pad=True runs it as 768 -> 50260`, where it does."""
+    if given.get(PAD, spec.pad):
+        return ""
+    try:
+        found = build(spec, in_features, out_features, {**given, PAD: True})
+    except SizeError:
+        return ""
+    return f"; pad=True runs it as {found.in_features} -> {found.out_features}"
 
 
 def _values_that_work(spec: Entry, in_features: int, out_features: int, given: dict[str, object]) -> str:
@@ -80,6 +101,20 @@ def _values_that_work(spec: Entry, in_features: int, out_features: int, given: d
 
 
 def build(spec: Entry, in_features: int, out_features: int, given: Mapping[str, object]) -> Map:
+    """The map of these widths, or where `pad` is given or the default, of those that are taken in their place."""
+    pad = bool(given.get(PAD, spec.pad))
+    own = {name: value for name, value in given.items() if name != PAD}
+    if not pad:
+        found = _build(spec, in_features, out_features, own)
+        return replace(found, options=(*found.options, (PAD, False))) if spec.pad else found
+    found = padded(lambda i, o: _build(spec, i, o, own), in_features, out_features, MAX_PADDED)
+    asked = (
+        None if (found.in_features, found.out_features) == (in_features, out_features) else (in_features, out_features)
+    )
+    return replace(found, options=(*found.options, (PAD, True)), asked=asked)
+
+
+def _build(spec: Entry, in_features: int, out_features: int, given: Mapping[str, object]) -> Map:
     widths = {"in_features": in_features, "out_features": out_features}
     options = _evaluate_options(spec, widths, given)
     values = _evaluate_sizes(spec, {**widths, **options})
@@ -260,28 +295,44 @@ def _assemble(
 ) -> Map:
     named = {label(*axis): n for axis, n in size.items()}
     gate = _gate(spec, named, {**widths, **options, **values})
-    counted = named if gate is None else {**named, gate.axis: gate.active}  # what a token costs decides the order
-    factors: list[Axes] = []
+    counted = {**named} if gate is None else {**named, gate.axis: gate.active}  # what a token costs decides the order
+    patterns = spec.chains
+    kept = [number for number, chain in enumerate(written) if all(size[axis] for axis in _axes_of(chain))]
+    factors: list[Axes] = []  # those that are trained; a term with a bond of size zero is zero for every input
+    pool = Constants(spec, {**widths, **options, **values}, named, None if gate is None else gate.axis)
+    operands: dict[int, list[list[Operands]]] = {}
+    for number in kept:
+        operands[number] = []
+        for pattern, link in zip(patterns[number], written[number], strict=True):
+            made = [pool.of(pattern.factors[f], _names(a), copy, str(number)) for a, f, copy in
+                    zip(link.factors, link.families, link.copies, strict=True)]  # fmt: skip
+            operands[number].append(made)
+    trained = sum(o.constant is None for links in operands.values() for link in links for o in link)
     terms: list[Term] = []
-    for number, chain in enumerate(written):
-        axes = dict.fromkeys(a for link in chain for a in itertools.chain(link.input, *link.factors, link.output))
-        if any(size[axis] == 0 for axis in axes):
-            continue  # a bond of size zero: the term is zero for every input
+    for number in kept:
         links = []
-        for link in chain:
+        for link, own in zip(written[number], operands[number], strict=True):
             gathers = tuple(_gathers(spec, link, named, {**widths, **options, **values}, str(number)))
             loaded = _loaded(spec, link, gathers, str(number))
-            positions = {len(factors) + i: _names(f) for i, f in enumerate(link.factors)}
-            families = dict(zip(positions, link.families, strict=True))
-            factors += positions.values()
-            output = _names(link.output)
-            steps = order_steps(counted, loaded, positions, families, output, gate.axis if gate else None)
-            links.append(Term(_names(link.input), loaded, gathers, tuple(positions), output, steps))
-        terms.append(Term.of_links(links))
+            families = iter(link.families)
+            todo = []
+            for operand in own:
+                family = next(families)
+                if operand.constant is None:
+                    todo.append(operand._replace(position=len(factors), family=family))
+                    factors.append(operand.axes)
+                else:
+                    todo.append(operand._replace(family=family))
+            order = Order(counted, pool, trained, gate.axis if gate else None)
+            links += parted(Term(_names(link.input), loaded, gathers, (), _names(link.output), ()), todo, order)
+        text = spec.einsum[number] if any(o.constant for link in operands[number] for o in link) else ""
+        terms.append(replace(Term.of_links(links), written=text))
+    factors += pool.axes
     if gate and not any(gate.axis in f for f in factors):
         raise spec.error("every term with experts is dropped, since each has an axis of size zero", kind=SizeError)
     if not terms:
         raise spec.error("every term is dropped, since each has an axis of size zero", kind=SizeError)
+    named |= pool.named
     used = dict.fromkeys(a for t in terms for link in t.chain for a in (*link.input, *link.loaded, *link.output))
     used.update(dict.fromkeys(a for f in factors for a in f))
     return Map(
@@ -295,7 +346,12 @@ def _assemble(
         terms=tuple(terms),
         spec=spec,
         gate=gate,
+        constants=tuple(pool.made),
     )
+
+
+def _axes_of(chain: Chain) -> Iterator[Axis]:
+    return (axis for link in chain for axis in itertools.chain(link.input, *link.factors, link.output))
 
 
 def _gate(spec: Entry, named: Mapping[str, int], names: Mapping[str, Value]) -> Gate | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from structures.algebra.map import Map
 from structures.algebra.steps import Axes
+from structures.language.entry import PAD
 from structures.language.expressions import WIDTHS, ExpressionError, Value, evaluate, parse
 
 Power = float | tuple[float, ...]
@@ -29,6 +30,8 @@ def axis_powers(structure: Map) -> dict[str, float] | None:
     No power: the number of axes grows with the width (a butterfly's), or a remainder or a difference of two growing
     sizes is taken.
     """
+    if structure.constants:
+        return None  # a Hadamard matrix has as many axes as the width has digits
     try:
         names = _sized(structure)
     except (Unknown, ExpressionError):
@@ -71,6 +74,8 @@ def _sized(structure: Map) -> dict[str, Power]:
     free = free_options(structure)
     defaults = dict(structure.spec.options)
     for name, value in structure.options:
+        if name == PAD:
+            continue
         reader = _PowerReader(values, powers)
         powers[name] = reader.power(str(defaults[name])) if name in free else _constant(value)
         values[name] = value  # type: ignore[assignment]

@@ -31,18 +31,21 @@ def joined(structure: Map) -> Map:
     for term in structure.terms:
         links = [term.chain[0]]
         for link in term.chain[1:]:
-            whole = _joined(links[-1], link, size, factors, gate)
+            whole = _joined(links[-1], link, size, factors, gate, structure.trainable)
             links[-1:] = [links[-1], link] if whole is None else [whole]
-        terms.append(Term.of_links(links))
+        terms.append(replace(Term.of_links(links), written=term.written))
     views = (v for t in terms for x in t.chain for v in (x.input, x.loaded, x.output))
     used = dict.fromkeys(a for axes in (*views, *factors) for a in axes)
     sizes = tuple((a, size[a]) for a in used)
     return replace(structure, sizes=sizes, factors=tuple(factors), terms=tuple(terms))
 
 
-def _joined(first: Term, second: Term, size: dict[str, int], factors: list[Axes], gate: str | None) -> Term | None:
+def _joined(
+    first: Term, second: Term, size: dict[str, int], factors: list[Axes], gate: str | None, trained: int
+) -> Term | None:
     """The two as one term, with `size` and `factors` brought up to date; None where that cannot be."""
-    if second.gathers or any(gate in factors[f] for f in (*first.factors, *second.factors)):
+    both = (*first.factors, *second.factors)
+    if second.gathers or any(gate in factors[f] or f >= trained for f in both):
         return None
     cut = _cut(first, second, size)
     if cut is None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from structures.algebra.constants import Constant
 from structures.algebra.steps import Axes, Step, chained
 from structures.language.entry import Entry
 
@@ -47,6 +48,7 @@ class Term:
     output: Axes
     steps: tuple[Step, ...]  # in the order of contraction
     links: tuple[Term, ...] = ()  # two or more; none of a term that is one einsum
+    written: str = ""  # the term as its entry has it, where it holds constants, which are taken apart above
 
     @staticmethod
     def of_links(links: Sequence[Term]) -> Term:
@@ -87,8 +89,8 @@ class Gate:
 class Map:
     """A structured linear map of fixed widths: `y = W x`, W of shape (out_features, in_features) a sum of terms.
 
-    Frozen and hashable. `factors` holds the axes of each trainable factor, in written order; a factor's shape is the
-    sizes of its axes. Sizes and options are mappings stored as tuples of pairs.
+    Frozen and hashable. `factors` holds the axes of each trainable factor, in written order, and after them those of
+    the constants; a factor's shape is the sizes of its axes. Sizes and options are mappings stored as tuples of pairs.
     """
 
     name: str
@@ -101,6 +103,8 @@ class Map:
     terms: tuple[Term, ...]
     spec: Entry = field(compare=False, repr=False)  # the Spec it was bound from
     gate: Gate | None = None  # then W depends on the token: the chosen experts' terms, weighted
+    constants: tuple[Constant, ...] = ()  # the last of `factors`, which nobody trains
+    asked: tuple[int, int] | None = None  # the widths that these were taken in place of: input zero-filled, output cut
 
     def __hash__(self) -> int:  # three fields tell nearly all apart; hashing the terms would cost on every lookup
         return hash((self.name, self.in_features, self.out_features, self.sizes))
@@ -121,7 +125,12 @@ class Map:
     @cached_property
     def factor_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shape of each trainable factor, in written order."""
-        return tuple(self.shape(axes) for axes in self.factors)
+        return tuple(self.shape(axes) for axes in self.factors[: self.trainable])
+
+    @property
+    def trainable(self) -> int:
+        """How many of the factors are trained: all but the constants."""
+        return len(self.factors) - len(self.constants)
 
     @cached_property
     def chained(self) -> bool:
@@ -129,7 +138,7 @@ class Map:
         return any(term.links for term in self.terms)
 
     def part(self, factors: Sequence[Axes], terms: Sequence[Term], gate: Gate | None = None) -> Self:
-        """A map of its own of these terms, whose `factors` are numbered anew."""
+        """A map of its own of these terms, whose `factors` are numbered anew and all alike, constants or not."""
         used = {a for axes in factors for a in axes}
         used |= {a for t in terms for x in t.chain for axes in (x.input, x.loaded, x.output) for a in axes}
         return replace(
@@ -140,12 +149,28 @@ class Map:
             factors=tuple(factors),
             terms=tuple(terms),
             gate=gate,
+            constants=(),
+            asked=None,
         )
 
     @property
     def factor_names(self) -> tuple[str, ...]:
         """Names of the factors as parameters: `factor_0`, `factor_1`, ... in written order."""
-        return tuple(f"factor_{i}" for i in range(len(self.factors)))
+        return tuple(f"factor_{i}" for i in range(self.trainable))
+
+    def name_of(self, factor: int) -> str:
+        """What a factor is called in a page: its name, or the kind of constant."""
+        return self.factor_names[factor] if factor < self.trainable else self.constants[factor - self.trainable].kind
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether every term is one einsum of trainable factors, at these widths: no chain, constant or padding."""
+        return not self.chained and not self.constants and self.asked is None
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """(in_features, out_features) as asked for, before any padding."""
+        return self.asked or (self.in_features, self.out_features)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -168,11 +193,12 @@ class Map:
     @property
     def router_shape(self) -> tuple[int, ...]:
         """(experts, in_features); (0,) without a gate."""
-        return (0,) if self.gate is None else (self.gate.experts, self.in_features)
+        return (0,) if self.gate is None else (self.gate.experts, self.widths[0])
 
     @property
     def dense_params(self) -> int:
-        return self.in_features * self.out_features
+        """Entries of a dense weight, of the widths as asked for."""
+        return math.prod(self.widths)
 
     def flops(self, tokens: int = 1, *, train: bool = False) -> int:
         """Floating-point operations of `tokens` tokens: 2 per multiply-add, forward, without the bias.
@@ -213,16 +239,18 @@ class Map:
         """
         inputs, outputs = tokens * self.in_features, tokens * self.out_features
         between = tokens * self.activation_size if intermediates else 0
-        count = inputs + outputs + self.params + 2 * between
+        fixed = sum(constant.numel for constant in self.constants)
+        count = inputs + outputs + self.params + fixed + 2 * between
         if train:
-            count += 2 * inputs + outputs + 2 * self.params + 4 * between
+            count += 2 * inputs + outputs + 2 * self.params + fixed + 4 * between
         return count * itemsize
 
     def dense_bytes(self, tokens: int = 1, itemsize: int = 4, *, train: bool = False) -> int:
         """The same count for a dense layer of these widths."""
-        count = tokens * (self.in_features + self.out_features) + self.dense_params
+        inputs, outputs = self.widths
+        count = tokens * (inputs + outputs) + self.dense_params
         if train:
-            count += tokens * (2 * self.in_features + self.out_features) + 2 * self.dense_params
+            count += tokens * (2 * inputs + outputs) + 2 * self.dense_params
         return count * itemsize
 
     @cached_property

@@ -14,9 +14,15 @@ from structures.algebra.taxonomy import Taxonomy, taxonomy
 def page(s: Map) -> Iterator[str]:
     """Lines: the einsum, axes, steps with their shapes, and every count."""
     options = "".join(f", {name}={_plain(value)}" for name, value in s.options)
-    yield f"{s.name}({s.in_features} -> {s.out_features}{options})    {s.title}"
+    yield f"{s.name}({s.widths[0]} -> {s.widths[1]}{options})    {s.title}"
+    if s.asked:
+        yield f"  padded: it runs as {s.in_features} -> {s.out_features}, the input zero-filled, the output cut"
     yield ""
     for term in s.terms:
+        if term.written:
+            sign = "=" if term is s.terms[0] else "+"
+            yield f"  y {sign} {' '.join(term.written.split())}"
+            yield "      its constants are not trained; it runs as"
         for number, link in enumerate(term.chain):
             start = ";" if number else "=" if term is s.terms[0] else "+"
             yield f"  {' ' if number else 'y'} {start} {_written(s, link)}"
@@ -37,7 +43,7 @@ def page(s: Map) -> Iterator[str]:
         batch, rows, contracted, cols = groups
         left = "tokens" if rows == "1" else f"tokens {rows}"
         yield (
-            f"  {number:3d}  {s.factor_names[step.factor]:10} {batch} x ({left}, {contracted}) @ ({contracted}, {cols})"
+            f"  {number:3d}  {s.name_of(step.factor):10} {batch} x ({left}, {contracted}) @ ({contracted}, {cols})"
             f"    {2 * s.active(step.axes):,} FLOPs a token"
         )
     if s.gate:

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from structures.algebra.binding import bind
+from structures.algebra.constants import residues
+from structures.algebra.constants import values as values_of
 from structures.algebra.links import joined, link_map
 from structures.algebra.map import Gather, Map, Term
 from structures.algebra.steps import Axes
@@ -28,7 +30,7 @@ def support(structure: Map) -> NDArray[np.bool_]:
     Raises:
         ValueError: the matrix has more than 2**28 entries.
     """
-    if structure.dense_params > MAX_SUPPORT:
+    if _entries(structure) > MAX_SUPPORT:
         raise ValueError(
             f"{structure.name}: a support mask of {structure.out_features} x {structure.in_features} entries is too "
             f"large; ask at a smaller width"
@@ -50,7 +52,7 @@ def mixing_depth(structure: Map) -> int | None:
 
     Source: reference facts on DYAD; DYAD-DT with more blocks than features a block never mixes.
     """
-    if structure.dense_params > MAX_MIXING:
+    if _entries(structure) > MAX_MIXING:
         raise ValueError(
             f"{structure.name}: supports of {structure.out_features} x {structure.in_features} entries take too long "
             "to multiply; the answer depends on the options and the ratio of the widths, so ask at a smaller width"
@@ -59,7 +61,7 @@ def mixing_depth(structure: Map) -> int | None:
     if structure.in_features == structure.out_features:
         layers = [there]
     else:
-        back = bind(structure.spec, structure.out_features, structure.in_features, tuple(sorted(structure.options)))
+        back = bind(structure.spec, *reversed(structure.widths), tuple(sorted(structure.options)))
         layers = [there, support(back)]
     matrices = [layer.astype(np.float32) for layer in layers]
     reach, depth, seen = there, 1, set()
@@ -90,7 +92,7 @@ def generic_rank(structure: Map) -> int | None:
     lower, upper = rank_bounds(structure)
     if lower == upper:
         return lower
-    if structure.dense_params > MAX_ELIMINATION:
+    if _entries(structure) > MAX_ELIMINATION:
         return None
     return max(_eliminate(dense(structure, _residues(structure, seed), PRIME)) for seed in range(2))
 
@@ -109,22 +111,33 @@ def degrees_of_freedom(structure: Map) -> int | None:
     Exact for sums of one-factor terms in which each parameter is one entry (the union of the supports); otherwise the
     rank of the Jacobian of W at random factors, exact modulo a prime, up to 2**19 entries of it. Beyond that: None.
     """
-    if all(_is_mask(structure, term) for term in structure.terms) and structure.dense_params <= MAX_SUPPORT:
+    if all(_is_mask(structure, term) for term in structure.terms) and _entries(structure) <= MAX_SUPPORT:
         return int(support(structure).sum())
-    if structure.dense_params * structure.params > MAX_ELIMINATION:
+    if _entries(structure) * structure.params > MAX_ELIMINATION:
         return None
     return _eliminate(_jacobian(structure))
 
 
 def dense(structure: Map, factors: Sequence[NDArray[Any]], modulus: int | None = None) -> NDArray[Any]:
-    """W of shape (out_features, in_features) for the given factors; of integers modulo `modulus` if it is given."""
+    """W of shape (out_features, in_features) for the given factors; of integers modulo `modulus` if it is given.
+
+    `factors` are those that are trained; constants are added.
+    """
+    if len(factors) < len(structure.factors):
+        factors = [*factors, *(values_of(c) if modulus is None else residues(c, modulus) for c in structure.constants)]
     total = sum(_dense_term(structure, term, factors, modulus) for term in structure.terms)
     return np.asarray(total if modulus is None else total % modulus)
 
 
+def _entries(structure: Map) -> int:
+    """Of W, at the widths that run."""
+    return structure.in_features * structure.out_features
+
+
 def _residues(structure: Map, seed: int) -> list[NDArray[Any]]:
     rng = np.random.default_rng(seed)
-    return [rng.integers(1, PRIME, shape) for shape in structure.factor_shapes]
+    drawn = [rng.integers(1, PRIME, shape) for shape in structure.factor_shapes]
+    return [*drawn, *(residues(constant, PRIME) for constant in structure.constants)]
 
 
 def _eliminate(matrix: NDArray[Any]) -> int:
@@ -148,7 +161,7 @@ def _eliminate(matrix: NDArray[Any]) -> int:
 
 
 def _is_mask(structure: Map, term: Term) -> bool:
-    if term.links or len(term.factors) != 1:
+    if term.links or len(term.factors) != 1 or term.factors[0] >= structure.trainable:
         return False
     axes = set(structure.factors[term.factors[0]])
     return axes >= set(term.loaded) | set(term.output)
@@ -312,13 +325,13 @@ def _jacobian(structure: Map) -> NDArray[Any]:
     factors = _residues(structure, 0)
     rows = []
     for term in structure.terms:
-        for position in term.factors:
+        for position in (f for f in term.factors if f < structure.trainable):
             for index in np.ndindex(factors[position].shape):
                 unit = np.zeros_like(factors[position])
                 unit[index] = 1
                 changed = [*factors[:position], unit, *factors[position + 1 :]]
                 rows.append(_dense_term(structure, term, changed, PRIME).ravel())
-    return np.array(rows).reshape(structure.params, structure.dense_params)
+    return np.array(rows).reshape(structure.params, _entries(structure))
 
 
 def _dense_term(structure: Map, term: Term, factors: Sequence[NDArray[Any]], modulus: int | None) -> NDArray[Any]:

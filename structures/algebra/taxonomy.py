@@ -123,7 +123,7 @@ def _at_widths(structure: Map) -> list[Map]:
     given = {name: value for name, value in structure.options if name not in free}
     points = [structure]
     for _ in range(DOUBLINGS):
-        widths = 2 * points[-1].in_features, 2 * points[-1].out_features
+        widths = 2 * points[-1].widths[0], 2 * points[-1].widths[1]
         if max(widths) > LARGEST:
             break
         try:

@@ -83,7 +83,7 @@ class _ByName:
         self.name = name
 
     def refuses(self, structure: Structure, x: Tensor) -> str | None:
-        for stage in stages.every(structure) if structure.chained else (structure,):
+        for stage in stages.every(structure) if not structure.plain else (structure,):
             reason = _BACKENDS[_runs(self.name, stage, structure)].refuses(stage, x)
             if reason is not None:
                 return reason
@@ -94,7 +94,7 @@ class _ByName:
 
     def executed_flops(self, structure: Structure, tokens: int = 1, *, train: bool = False, **more: Any) -> int:
         """As the backend's own; `more` is passed on."""
-        if not structure.chained:
+        if structure.plain:
             own: Any = _BACKENDS[self.name]
             return int(own.executed_flops(structure, tokens, train=train, **more))
         count = 0
@@ -130,7 +130,7 @@ def choose(name: str, structure: Structure, x: Tensor) -> str:
 
 def _gated(structure: Structure) -> Structure:
     """The structure, or of a chain the first stage that holds experts."""
-    if not structure.chained:
+    if structure.plain:
         return structure
     return next(stage for stage in stages.every(structure) if stage.gate is not None)
 
@@ -142,12 +142,12 @@ def refusal(name: str, structure: Structure, x: Tensor) -> str | None:
     if structure.gate is not None and not getattr(_BACKENDS[name], "GATED", False):
         able = ", ".join(n for n, b in _BACKENDS.items() if getattr(b, "GATED", False))
         return f"{structure.name} has a gate, and W is each token's own; backends that run experts: {able}"
-    return get(name).refuses(structure, x) if structure.chained else _BACKENDS[name].refuses(structure, x)
+    return get(name).refuses(structure, x) if not structure.plain else _BACKENDS[name].refuses(structure, x)
 
 
 def prepare(structure: Structure) -> None:
     """Let every backend work out what it can before the first call: a compiler's trace then finds plain constants."""
-    for stage in stages.every(structure) if structure.chained else (structure,):
+    for stage in stages.every(structure) if not structure.plain else (structure,):
         for backend in _BACKENDS.values():
             if getattr(backend, "GATED", False) == (stage.gate is not None):
                 getattr(backend, "prepare", lambda structure: None)(stage)
@@ -158,7 +158,7 @@ def weighted(
 ) -> Tensor:
     """y of a structure with a gate by the backend called `name`, for a routing that is decided."""
     own: Weighted = getattr(_BACKENDS[name], "weighted")  # noqa: B009
-    if not structure.chained:
+    if structure.plain:
         return own(structure, x, factors, routing, bias)
 
     def run(stage: Structure, z: Tensor, held: Sequence[Tensor], b: Tensor | None) -> Tensor:
@@ -169,7 +169,7 @@ def weighted(
 
 def apply(name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     """y (tokens, out_features) = W x + bias by the backend called `name`, which must not refuse."""
-    if not structure.chained:
+    if structure.plain:
         return _BACKENDS[name].apply(structure, x, factors, bias)
     if structure.gate is not None:
         return weighted(name, structure, x, factors[:-1], route(structure.gate, x, factors[-1]), bias)
@@ -182,4 +182,4 @@ def plan(structure: Structure, tokens: int, **where: Any) -> planned.Plan:
     Raises:
         ValueError: a chain whose links run as several programs.
     """
-    return planned.plan(stages.one(structure) if structure.chained else structure, tokens, **where)
+    return planned.plan(stages.one(structure) if not structure.plain else structure, tokens, **where)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
-from structures.language.entry import Entry
+from structures.language.entry import PAD, Entry
 from structures.language.expressions import WIDTHS, ExpressionError, evaluate, is_number, names_in, nearest, parse
 from structures.language.notation import POSITION, Expanded, NotationError, Operand, Pattern, parse_chain
 
-RESERVED_OPTIONS = frozenset({*WIDTHS, "bias", "device", "dtype", "backend", "init"})
+RESERVED_OPTIONS = frozenset({*WIDTHS, PAD, "bias", "device", "dtype", "backend", "init"})
 MAX_TERMS = 64
 GATE = ("axis", "experts_active", "jitter", "capacity")
 
@@ -80,9 +80,11 @@ def _check_sizes(spec: Entry, known: set[str], axes: set[str]) -> None:
         if name not in axes and name not in read:
             message = f"{name!r} has a size but stands neither in the einsum nor in another size"
             raise spec.error(message, "sizes", names)
+    read |= {factor.seed for _, link in spec.links for factor in link.factors}
     for name, _ in spec.options:
         if name not in read:
             raise spec.error(f"option {name!r} is used by no size", "options", name)
+    _check_seeds(spec)
     for number, link in spec.links:
         _check_inferred(spec, link, set(sized), number)
     _check_between(spec, set(sized))
@@ -106,6 +108,16 @@ def _check_inferred(spec: Entry, pattern: Pattern, sized: set[str], number: str)
                 hint = nearest(axis.name, sorted(sized | in_views)).replace("there are", "axes with a size")
                 message = f"axis {axis.name!r} of a factor has no size; give it one under sizes{hint}"
                 raise spec.error(message, "einsum", number, offset=axis.offset)
+
+
+def _check_seeds(spec: Entry) -> None:
+    options = dict(spec.options)
+    for number, link in spec.links:
+        for factor in link.factors:
+            if factor.seed and not factor.seed.isdigit() and factor.seed not in options:
+                message = f"the seed {factor.seed!r} of {factor.constant} is no option"
+                raise spec.error(message + nearest(factor.seed, sorted(options)), "einsum", number,
+                                 offset=factor.offset)  # fmt: skip
 
 
 def _check_between(spec: Entry, sized: set[str]) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from structures.language.errors import SpecError
 from structures.language.notation import Pattern, parse_chain
 
+PAD = "pad"  # what every entry takes beside its own options: widths that do not fit are padded
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -22,6 +24,8 @@ class Entry:
     gate: tuple[tuple[str, str], ...] = ()
     title: str = ""
     source: str = ""
+    pad: bool = False  # whether it is padded where nothing else is said
+    variant_of: str = ""  # the entry that it is a variant of: then it is left out of the default sweep
     file: str = field(default="", compare=False, repr=False)
     marks: tuple[tuple[tuple[str, ...], tuple[int, int, bool]], ...] = field(default=(), compare=False, repr=False)
 

@@ -1,4 +1,4 @@
-"""A chain of links that cannot be joined, as the whole matrix; and its links by SVDs where each is a support."""
+"""A chain that cannot be joined, or one with constants, as the whole matrix; by SVDs where each link is a support."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from structures import reference
+from structures import constants, reference
 from structures.algebra.links import link_map
 from structures.algebra.rank import support
 from structures.algebra.steps import Axes
@@ -27,10 +27,11 @@ class ChainView:
     """
 
     def __init__(self, structure: Structure, term: Term):
-        self.structure, self.term, self.positions = structure, term, term.factors
-        self.factors: tuple[Axes, ...] = tuple(structure.factors[f] for f in term.factors)
+        self.structure, self.term = structure, term
+        self.positions = tuple(f for f in term.factors if f < structure.trainable)
+        self.factors: tuple[Axes, ...] = tuple(structure.factors[f] for f in self.positions)
         self.shape = (structure.out_features, structure.in_features)
-        self.links = [Structure.of(link_map(structure, link)) for link in term.links]
+        self.links = [Structure.of(link_map(structure, link)) for link in term.chain]
 
     def sizes(self, axes: Axes) -> tuple[int, ...]:
         return self.structure.shape(axes)
@@ -55,10 +56,10 @@ class ChainView:
         like = factors[0] if factors else like
         assert like is not None
         rows = torch.eye(self.structure.in_features, dtype=like.dtype, device=like.device)
-        rest = list(factors)
-        for link in self.links:
-            held, rest = rest[: len(link.factors)], rest[len(link.factors) :]
-            rows = reference.apply(link, rows, held)
+        held = dict(zip(self.positions, factors, strict=True))
+        held |= dict(enumerate(constants.tensors(self.structure, like), self.structure.trainable))
+        for link, term in zip(self.links, self.term.chain, strict=True):
+            rows = reference.apply(link, rows, [held[f] for f in term.factors])
         return rows.t()
 
     def pull(self, factors: Sequence[Tensor], factor: int, matrix: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ class ChainView:
     @property
     def supports(self) -> bool:
         """Whether every link only says where its own matrix may differ from zero: one factor that holds all axes."""
-        return all(
+        return self.positions == self.term.factors and all(
             len(link.factors) == 1 and not link.terms[0].gathers and TermView(link, link.terms[0]).is_mask
             for link in self.links
         )

@@ -19,7 +19,7 @@ def scaled_problem(structure: Structure, dense: Tensor, covariance: Tensor | Non
     """
     target = dense.clone()
     for term in structure.terms:
-        if not term.factors:
+        if not any(f < structure.trainable for f in term.factors):
             view = view_of(structure, term)
             view.add_to(target, -_without_factors(view, target))
     scale = 2.0 ** (math.frexp(float(target.abs().amax()))[1] - 1)

@@ -30,7 +30,8 @@ View = TermView | ChainView
 
 def view_of(structure: Structure, term: Term) -> View:
     """How a term's entries are reached: over its axes, or the whole matrix of a chain."""
-    return ChainView(structure, term) if term.links else TermView(structure, term)
+    whole = term.links or any(f >= structure.trainable for f in term.factors)
+    return ChainView(structure, term) if whole else TermView(structure, term)
 
 
 class Problem:
