@@ -16,7 +16,13 @@ from structures.structure import Structure, Term
 MAX_LETTERS = 52  # what torch.einsum can name
 
 
-def apply(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
+def apply(
+    structure: Structure,
+    x: Tensor,
+    factors: Sequence[Tensor],
+    bias: Tensor | None = None,
+    fixed: Sequence[Tensor] | None = None,
+) -> Tensor:
     """y = W x + bias, straight from the einsum.
 
     With a gate, W is a token's own: the sum over its chosen experts, each term at that place of the expert axis times
@@ -26,37 +32,42 @@ def apply(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tens
         x: (..., in_features).
         factors: one tensor a factor, of `structure.factor_shapes`; with a gate the router (experts, in_features) last.
         bias: (out_features,) or None.
+        fixed: numbers in place of those of the constants.
     Returns:
         (..., out_features).
     Raises:
         ValueError: a term has more than 51 axes larger than 1.
     """
-    tokens = x.reshape(-1, structure.widths[0])
-    given, (wide, tall) = tokens, structure.widths
-    tokens = torch.nn.functional.pad(tokens, (0, structure.in_features - wide))  # nothing, unless it is padded
-    fixed = constants.tensors(structure, x)
+    wide, tall = structure.widths
+    tokens = x.reshape(-1, wide)
     if structure.gate is not None:
-        y = _mixed(structure, tokens, [*factors[:-1], *fixed], gates(structure, given, factors[-1]))[:, :tall]
-        return (y if bias is None else y + bias).reshape(*x.shape[:-1], tall)
-    factors = [*factors, *fixed]
-    y = torch.stack([_term(structure, term, tokens, factors) for term in structure.terms]).sum(0)[:, :tall]
+        y = mixture(structure, tokens, factors[:-1], gates(structure, tokens, factors[-1]), fixed)
+    else:
+        held = [*factors, *(constants.tensors(structure, x) if fixed is None else fixed)]
+        z = _padded(structure, tokens)
+        y = torch.stack([_term(structure, term, z, held) for term in structure.terms]).sum(0)[:, :tall]
     y = y if bias is None else y + bias
     return y.reshape(*x.shape[:-1], tall)
 
 
-def to_dense(structure: Structure, factors: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
+def _padded(structure: Structure, x: Tensor) -> Tensor:
+    """x with zeros up to the width that runs."""
+    return torch.nn.functional.pad(x, (0, structure.in_features - x.shape[1]))
+
+
+def to_dense(
+    structure: Structure, factors: Sequence[Tensor], weights: Tensor | None = None, like: Tensor | None = None
+) -> Tensor:
     """W of shape (out_features, in_features), in the dtype of the factors.
 
     Args:
         weights: of a structure with a gate, each expert's weight (experts,); `factors` are then without the router.
+        like: a tensor of the dtype and device wanted where there is no factor that has them.
     """
-    like = factors[0] if factors else torch.empty(())
-    wide, tall = structure.widths
-    identity = torch.eye(wide, dtype=like.dtype, device=like.device)
+    like = factors[0] if factors else torch.empty(()) if like is None else like
+    identity = torch.eye(structure.widths[0], dtype=like.dtype, device=like.device)
     if weights is not None:
-        held = [*factors, *constants.tensors(structure, identity)]
-        padded = torch.nn.functional.pad(identity, (0, structure.in_features - wide))
-        return _mixed(structure, padded, held, weights.to(like).expand(wide, -1))[:, :tall].t().contiguous()
+        return mixture(structure, identity, factors, weights.to(like).expand(len(identity), -1)).t().contiguous()
     return apply(structure, identity, factors).t().contiguous()
 
 
@@ -76,10 +87,22 @@ def gates(structure: Structure, x: Tensor, router: Tensor) -> Tensor:
     return torch.where(place < gate.active, logits, -torch.inf).softmax(1)
 
 
-def _mixed(structure: Structure, x: Tensor, factors: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """The terms of every expert times its weight (tokens, experts), and the terms that hold no expert once."""
+def mixture(
+    structure: Structure,
+    x: Tensor,
+    factors: Sequence[Tensor],
+    weights: Tensor,
+    fixed: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """The terms of every expert times its weight (tokens, experts), and the terms that hold no expert once.
+
+    Args:
+        fixed: as in `apply`.
+    """
     gate = structure.gate
     assert gate is not None
+    factors = [*factors, *(constants.tensors(structure, x) if fixed is None else fixed)]
+    x = _padded(structure, x)
     alone = replace(structure, sizes=tuple((a, 1 if a == gate.axis else n) for a, n in structure.sizes), gate=None)
 
     def mixed(link: Term, z: Tensor) -> Tensor:
@@ -100,7 +123,7 @@ def _mixed(structure: Structure, x: Tensor, factors: Sequence[Tensor], weights: 
         for link in term.chain:
             z = mixed(link, z)
         total.append(z)
-    return torch.stack(total).sum(0)
+    return torch.stack(total).sum(0)[:, : structure.widths[1]]
 
 
 def _term(structure: Structure, term: Term, x: Tensor, factors: Sequence[Tensor]) -> Tensor:

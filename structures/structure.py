@@ -6,8 +6,7 @@ import functools
 from dataclasses import dataclass, fields
 from functools import cached_property
 
-from structures.algebra import page
-from structures.algebra import rank as analysis
+from structures.algebra import page, rank
 from structures.algebra.map import Gate, Gather, Map, Term
 from structures.algebra.taxonomy import Taxonomy, taxonomy
 
@@ -29,7 +28,7 @@ class Structure(Map):
     @cached_property
     def rank(self) -> int | None:
         """Rank of W for generic factors; None where only bounds are known (`structures.algebra.rank.generic_rank`)."""
-        return analysis.generic_rank(self.summed())
+        return rank.generic_rank(self.summed())
 
     @cached_property
     def taxonomy(self) -> Taxonomy | None:
@@ -39,7 +38,7 @@ class Structure(Map):
     @cached_property
     def degrees_of_freedom(self) -> int | None:
         """Dimension of the set of matrices W; None where it is not computed (`structures.algebra.rank`)."""
-        return analysis.degrees_of_freedom(self.summed())
+        return rank.degrees_of_freedom(self.summed())
 
     def __str__(self) -> str:
         return "\n".join(page.page(self))

@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.files.errors import Wrong
 from bench.files.rows import SCHEMA
-from bench.machine import setup as machine
+from bench.machine import setup
 
 
 @dataclass
@@ -27,8 +27,8 @@ class RunRecord:
     kind: str
     argv: list[str]
     output: Path
-    threads: machine.Threads = field(default_factory=lambda: machine.pin())
-    allocator: str = field(default_factory=lambda: machine.tune_allocator())
+    threads: setup.Threads = field(default_factory=lambda: setup.pin())
+    allocator: str = field(default_factory=lambda: setup.tune_allocator())
     rows: list[dict[str, Any]] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
     setup: dict[str, Any] = field(default_factory=dict)  # what is measured on, beside the machine
@@ -40,7 +40,7 @@ class RunRecord:
         if self.output.is_dir():
             raise Wrong(f"-o: {self.output} is a folder; name a file")
         self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self.load = machine.Load(self.threads.cores)
+        self.load = setup.Load(self.threads.cores)
         self.clock = time.perf_counter()
 
     def say(self, done: int, total: int, text: str) -> None:
@@ -54,19 +54,19 @@ class RunRecord:
         """Write all rows so far; the file appears whole or not at all.
 
         Args:
-            versions: of packages beside those that `machine.versions` names.
+            versions: of packages beside those that `setup.versions` names.
         """
         from bench.files.rounding import rounded
 
         facts = {
             "argv": self.argv,
             "datetime": self.started,
-            "versions": machine.versions() | dict(versions),
-            "cpu": machine.cpu_model(),
-            **machine.commit(),
-            "device_names": {"cpu": machine.cpu_model()},
+            "versions": setup.versions() | dict(versions),
+            "cpu": setup.cpu_model(),
+            **setup.commit(),
+            "device_names": {"cpu": setup.cpu_model()},
             "threads": self.threads.count,
-            "pinned": machine.pinned_cores(self.threads.count),
+            "pinned": setup.pinned_cores(self.threads.count),
             "pinned_by": self.threads.how,
             "allocator": self.allocator,
             "tf32": None,

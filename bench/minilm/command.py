@@ -42,9 +42,9 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
     started = RunRecord(
         kinds.MINILM, ["python", "-m", "bench", *sys.argv[1:]], arguments.output
     )  # before torch is loaded
+    from bench.files.stages import StageJournal
     from bench.minilm import data, request
     from bench.minilm import run as runs
-    from bench.search.journal import StageJournal
 
     named = arguments.structures is not None
     limits = {key: getattr(arguments, key) for key in ("shares", "limit", "aware_limit", "patience", "damping")}

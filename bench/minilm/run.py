@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from bench.files.run import RunRecord
+from bench.files.stages import StageJournal
 from bench.minilm import timing
 from bench.minilm.conversion import Conversions, Slow
 from bench.minilm.data import Data
 from bench.minilm.quality import without_feed_forward
 from bench.minilm.request import CONTROL, ConversionPoint, ConversionRequest, points, refusal
-from bench.search.journal import StageJournal
 from bench.sweep.points import DENSE
 
 REMOVED = "feed-forward removed"

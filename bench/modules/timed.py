@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from bench.files.errors import Wrong, one_of
 from bench.files.rounding import rounded
-from bench.machine import setup as machine
-from bench.machine import timing
+from bench.machine import setup, timing
 from bench.sweep import launch, limits, shards
 from bench.sweep.cell import clock_of
 from bench.sweep.output import SCHEMA, row_of
@@ -118,7 +117,7 @@ class Rows:
             row["time"] = {"median": found.median, "q1": found.q1, "q3": found.q3, "rounds": found.rounds}
             width = speedup.width if speedup else found.iqr / found.median
             foreign = self.sweep.load.since()
-            raised = {"load": foreign is not None and foreign > machine.FOREIGN_LOAD, "noisy": width > NOISY}
+            raised = {"load": foreign is not None and foreign > setup.FOREIGN_LOAD, "noisy": width > NOISY}
             row["flags"] = [name for name, is_raised in raised.items() if is_raised]
             kept = {"whole": rounded(row), "benchmark": row_of(benchmark.stats), "id": str(point)}
             self.sweep.whole[str(point)] = kept

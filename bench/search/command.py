@@ -49,9 +49,9 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
     started = RunRecord(
         kinds.SEARCH, ["python", "-m", "bench", *sys.argv[1:]], arguments.output
     )  # before torch is loaded
+    from bench.files.stages import StageJournal
     from bench.search import quality
     from bench.search import request as requests
-    from bench.search.journal import StageJournal
     from bench.search.run import Search
 
     request = requests.read(vars(arguments))

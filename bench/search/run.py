@@ -15,11 +15,11 @@ import torch
 
 import structures
 from bench.files.run import RunRecord
+from bench.files.stages import StageJournal
 from bench.machine import timing
 from bench.search import quality
 from bench.search.candidates import Candidate, all_candidates, chosen, exponents
 from bench.search.front import FrontPoint, front, layers, reasons, verdict
-from bench.search.journal import StageJournal
 from bench.search.request import SearchRequest
 from bench.search.timing import Timer
 from bench.sweep.named import DENSE, NAMED, SPACE

@@ -48,7 +48,7 @@ class Timer:
         """The ratio to dense with its quartiles, the seconds of a call and the backend; or why there is none."""
         try:
             ran = backends.choose(backends.AUTO, structure, self.x)
-            widths, options = (structure.in_features, structure.out_features), dict(structure.options)
+            widths, options = structure.widths, dict(structure.options)
             layer = StructuredLinear(structure.spec, *widths, dtype=self.x.dtype, **options)  # type: ignore[arg-type]
             error = check(_Checked(structure, layer), self.x, self.dy)  # type: ignore[arg-type]
         except (ValueError, CheckFailed) as failure:
@@ -74,10 +74,11 @@ class _Checked:
     """What `bench.sweep.check` asks of a layer."""
 
     router_may_idle = False  # entries with a gate are not searched
+    sums = None
 
     def __init__(self, structure: Structure, layer: StructuredLinear):
         assert layer.bias is not None
-        self.forward = layer
+        self.structure, self.forward = structure, layer
         self.parameters = (*layer.factors, layer.bias)
         self.meaning = lambda x, p: reference.apply(structure, x, p[:-1], p[-1])
         self.plain = lambda x, p: backends.apply(PLAIN, structure, x, p[:-1], p[-1])

@@ -12,7 +12,7 @@ from typing import Any
 from bench.files.errors import Wrong
 from bench.files.fields import BadResults, load
 from bench.files.kinds import DECIDE, TRAINING
-from bench.machine import setup as machine
+from bench.machine import setup
 from bench.training.jobs import TUNE, Job
 from bench.training.loop import Outcome
 from bench.training.parallel import Processes
@@ -140,7 +140,7 @@ def _whole(section: dict[str, Any]) -> bool:
 
 def versions() -> dict[str, str]:
     """Of what decides a loss: Python, torch, numpy, this package and its commit."""
-    known = machine.versions()
-    commit = machine.commit()
+    known = setup.versions()
+    commit = setup.commit()
     named = {key: known[key] for key in DECIDE}
     return named | {"commit": str(commit["commit"])[:12] + ("+changes" if commit["dirty"] else "")}

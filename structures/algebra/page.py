@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from structures.algebra import rank as analysis
+from structures.algebra import rank
 from structures.algebra.map import Gate, Map, Term
 from structures.algebra.steps import Axes
 from structures.algebra.taxonomy import Taxonomy, taxonomy
@@ -52,11 +52,11 @@ def page(s: Map) -> Iterator[str]:
     yield ""
     share = s.params / s.dense_params
     yield f"  parameters          {s.params:>15,}   {share:8.4f} of dense"
-    freedom = analysis.degrees_of_freedom(s.summed())
+    freedom = rank.degrees_of_freedom(s.summed())
     yield f"  degrees of freedom  {'not computed' if freedom is None else f'{freedom:,}':>15}"
-    rank = analysis.generic_rank(s.summed())
+    generic = rank.generic_rank(s.summed())
     full = min(s.in_features, s.out_features)
-    between = f"{' to '.join(f'{bound:,}' for bound in analysis.rank_bounds(s))}" if rank is None else f"{rank:,}"
+    between = f"{' to '.join(f'{bound:,}' for bound in rank.rank_bounds(s))}" if generic is None else f"{generic:,}"
     yield f"  generic rank        {between:>15}   of {full:,}"
     yield f"  FLOPs a token       {s.flops():>15,}   {s.flops() / s.dense_flops():8.4f} of dense"
     yield f"  FLOPs to train      {s.flops(train=True):>15,}   forward and both gradients"

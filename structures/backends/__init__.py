@@ -4,6 +4,7 @@
     apply(structure, x, factors, bias) -> y                x: (tokens, in_features), y: (tokens, out_features)
     executed_flops(structure, tokens, train) -> int        what it really computes, 2 per multiply-add
     prepare(structure) -> None                             optional: what can be worked out when a layer is made
+    release(factors) -> None                               optional: free what is kept of these factors
     GATED = True                                           optional: it runs structures with a gate, and no others
 
 Structures of several links (`;`) are cut into stages that have none: a backend is only ever given those.
@@ -19,10 +20,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from structures.backends import bmm, einsum, planned, stages
+from structures.backends import bmm, einsum, native, planned, stages
 from structures.backends.experts import all_experts, grouped, preferred
+from structures.exporting import exporting
 from structures.language.expressions import nearest
 from structures.routing import Routing, route
 from structures.structure import Structure
@@ -40,10 +43,11 @@ class Backend(Protocol):
 
 Weighted = Callable[[Structure, Tensor, Sequence[Tensor], Routing, Tensor | None], Tensor]
 
-_BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned}
+_BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned, "native": native}
 _BACKENDS |= {"all_experts": all_experts, "grouped": grouped}
 AUTO = "auto"
-PREFERENCE = ("planned", "einsum")  # what `auto` tries, in this order
+OTHERWISE = ("planned", "einsum")  # what `auto` tries, in this order, where the native kernel is not preferred
+EXPORTED = ("bmm", "einsum")  # the same in an export, whose file is to hold the factors and no matrix made of them
 REMOVED = {  # names of former versions, and what to use now
     "autotune": "no measurement showed a gain; 'auto' runs the fastest program that is predicted",
     "dense_cache": "structures.to_linear(layer) gives the dense layer",
@@ -114,18 +118,26 @@ def _runs(name: str, stage: Structure, structure: Structure) -> str:
 
 
 def choose(name: str, structure: Structure, x: Tensor) -> str:
-    """The backend that runs: the one asked for, or for `auto` the first of PREFERENCE that does not refuse.
+    """The backend that runs: the one asked for, or for `auto` the one predicted to be fastest that does not refuse.
 
     Raises:
         ValueError: the backend asked for refuses; its reason is the message.
     """
+    if name == AUTO and structure.gate is None and _native_preferred(structure, x):
+        return "native"
     reason = None
-    automatic = PREFERENCE if structure.gate is None else preferred(_gated(structure), x)
+    automatic = (EXPORTED if exporting() else OTHERWISE) if structure.gate is None else preferred(_gated(structure), x)
     for candidate in automatic if name == AUTO else (name,):
         reason = refusal(candidate, structure, x)
         if reason is None:
             return candidate
     raise ValueError(f"backend {name!r}: {reason}")
+
+
+def _native_preferred(structure: Structure, x: Tensor) -> bool:
+    if structure.plain:
+        return native.preferred(structure, x)
+    return all(native.preferred(stage, x) for stage in stages.every(structure))
 
 
 def _gated(structure: Structure) -> Structure:
@@ -153,6 +165,28 @@ def prepare(structure: Structure) -> None:
                 getattr(backend, "prepare", lambda structure: None)(stage)
 
 
+def release(factors: Sequence[Tensor]) -> None:
+    """Let every backend free what it keeps of these factors between calls."""
+    for backend in _BACKENDS.values():
+        getattr(backend, "release", lambda factors: None)(factors)
+
+
+def plan(
+    name: str, structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, bias: bool, grad: bool
+) -> planned.Plan | native.CallPlan:
+    """What the backend called `name` runs for so many tokens, with its predicted cost; print it.
+
+    Raises:
+        ValueError: the native kernel is asked for by name and refuses, or a chain runs as several programs.
+    """
+    structure = structure if structure.plain else stages.one(structure)
+    if name in (AUTO, "native"):
+        found = native.plan(structure, tokens, dtype=dtype, device=device, grad=grad, asked=name != AUTO)
+        if found is not None:
+            return found
+    return planned.plan(structure, tokens, dtype=dtype, device=device, bias=bias, grad=grad)
+
+
 def weighted(
     name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], routing: Routing, bias: Tensor | None
 ) -> Tensor:
@@ -174,12 +208,3 @@ def apply(name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor],
     if structure.gate is not None:
         return weighted(name, structure, x, factors[:-1], route(structure.gate, x, factors[-1]), bias)
     return stages.run(structure, x, factors, bias, _BACKENDS[name].apply)
-
-
-def plan(structure: Structure, tokens: int, **where: Any) -> planned.Plan:
-    """The plan of the backend `planned` for this many tokens (`structures.backends.planned.plan`).
-
-    Raises:
-        ValueError: a chain whose links run as several programs.
-    """
-    return planned.plan(stages.one(structure) if not structure.plain else structure, tokens, **where)

@@ -109,7 +109,7 @@ def multiplier(structure: Structure, factor: int, *, optimizer: type[Optimizer] 
 
     A router is a dense layer with as many outputs as experts, and is alone in what it adds: n = 1.
     """
-    wide, tall = structure.in_features, structure.out_features
+    wide, tall = structure.widths
     if factor == structure.trainable:
         shape, fan_in, fan_out, n = structure.router_shape, wide, structure.router_shape[0], 1
     else:

@@ -11,11 +11,11 @@ from scipy.linalg import circulant
 from test_dense_forms import bindings, close, factors_of
 
 import structures
-from structures.algebra import rank as analysis
+from structures.algebra import rank
 from structures.spec import SizeError, Spec
 from structures.structure import Structure
 
-# structures.md 1.4: (n, i, o) and the positions where both components of IT, OT, DT stand
+# DYAD (arXiv 2312.06881): (n, i, o) and the positions where both components of IT, OT, DT stand
 DYAD_OVERLAPS = [
     ((4, 6, 10), {"it": 60, "ot": 60, "dt": 64}),
     ((8, 4, 4), {"it": 16, "ot": 16, "dt": 32}),
@@ -117,7 +117,7 @@ def pattern(structure: Structure, seed: int = 0) -> NDArray[np.bool_]:
 
 
 def numeric_rank(structure: Structure, seed: int = 1) -> int:
-    return int(np.linalg.matrix_rank(analysis.dense(structure, factors_of(structure, seed))))
+    return int(np.linalg.matrix_rank(rank.dense(structure, factors_of(structure, seed))))
 
 
 # -- support
@@ -126,27 +126,27 @@ def numeric_rank(structure: Structure, seed: int = 1) -> int:
 @pytest.mark.parametrize("name", sorted(DENSE_FORMS))
 def test_the_support_is_where_the_matrix_of_the_paper_is_not_zero(name: str) -> None:
     for structure in bindings(name):
-        mask = analysis.support(structure)
+        mask = rank.support(structure)
         assert mask.shape == (structure.out_features, structure.in_features) and mask.dtype == bool
         assert np.array_equal(mask, pattern(structure)), structure.options
 
 
 def test_a_shifted_support_is_told_apart() -> None:
     structure = bind("dyad_it", (24, 32))
-    assert not np.array_equal(np.roll(analysis.support(structure), 1, axis=1), pattern(structure))
+    assert not np.array_equal(np.roll(rank.support(structure), 1, axis=1), pattern(structure))
 
 
 @pytest.mark.parametrize("einsum, size", NETWORKS)
 def test_the_support_of_a_network_is_where_its_matrix_is_not_zero(einsum: str, size: dict[str, int]) -> None:
     structure = network(einsum, size)
-    assert np.array_equal(analysis.support(structure), analysis.dense(structure, factors_of(structure)) != 0)
+    assert np.array_equal(rank.support(structure), rank.dense(structure, factors_of(structure)) != 0)
 
 
 def test_an_axis_of_both_views_alone_makes_a_kronecker_product_with_the_identity() -> None:
     structure = network("(a b), b c -> (a c)", {"a": 3, "b": 4, "c": 2})
     (w,) = factors_of(structure)
-    assert close(analysis.dense(structure, [w]), np.kron(np.eye(3), w.T))
-    assert np.array_equal(analysis.support(structure), kronecker_sparse_support(3, 2, 4, 1))
+    assert close(rank.dense(structure, [w]), np.kron(np.eye(3), w.T))
+    assert np.array_equal(rank.support(structure), kronecker_sparse_support(3, 2, 4, 1))
 
 
 def test_a_circulant_matrix_is_an_index_away() -> None:
@@ -158,8 +158,8 @@ def test_a_circulant_matrix_is_an_index_away() -> None:
     )
     structure = spec.bind(6, 6)
     (w,) = factors_of(structure)
-    assert close(analysis.dense(structure, [w]), circulant(w))
-    assert analysis.support(structure).all()
+    assert close(rank.dense(structure, [w]), circulant(w))
+    assert rank.support(structure).all()
     assert (structure.rank, structure.degrees_of_freedom, structure.params) == (6, 6, 6)
 
 
@@ -197,7 +197,7 @@ def test_degrees_of_freedom_are_at_most_the_parameters_and_the_entries_of_the_su
     structure = bind(name, (16, 16), {"n_blocks": 4, "rank": 2} if name == "pixelfly" else {})
     freedom = structure.degrees_of_freedom
     assert freedom is not None
-    assert 0 < freedom <= min(structure.params, int(analysis.support(structure).sum()))
+    assert 0 < freedom <= min(structure.params, int(rank.support(structure).sum()))
 
 
 def test_degrees_of_freedom_of_a_large_structure_are_computed_from_masks_or_not_at_all() -> None:
@@ -318,7 +318,7 @@ def test_a_support_too_large_for_memory_is_an_error() -> None:
     structure = bind("dense", (32768, 16384))
     message = r"dense: a support mask of 16384 x 32768 entries is too large; ask at a smaller width"
     with pytest.raises(ValueError, match=message):
-        analysis.support(structure)
+        rank.support(structure)
     with pytest.raises(ValueError, match=r"dense: supports of 8192 x 4096 entries take too long.* at a smaller width"):
         structures.mixing_depth(bind("dense", (4096, 8192)))
 

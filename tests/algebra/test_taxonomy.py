@@ -9,7 +9,7 @@ import pytest
 from test_structure import TAXONOMY
 
 import structures
-from structures.algebra import rank as analysis
+from structures.algebra import rank
 from structures.algebra.growth import axis_powers
 from structures.algebra.taxonomy import Taxonomy, seven_axes
 from structures.spec import Spec
@@ -65,8 +65,8 @@ def counted(small: Structure, large: Structure) -> tuple[float, float, float]:
         return math.log(b / a) / grown
 
     flops = slope(small.flops(), large.flops())
-    rank = slope(analysis.rank_bounds(small)[1], analysis.rank_bounds(large)[1])
-    return flops - slope(small.params, large.params), rank, flops - 1
+    ranks = slope(rank.rank_bounds(small)[1], rank.rank_bounds(large)[1])
+    return flops - slope(small.params, large.params), ranks, flops - 1
 
 
 @pytest.mark.parametrize("name, theta, omega, psi, nu", TAXONOMY)
@@ -165,5 +165,5 @@ def test_show_says_where_a_structure_stands_and_between_what_its_rank_lies() -> 
     assert lines[0] == "as the width grows: closed form"
     assert [line.split()[2] for line in lines[1:]] == ["0.00", "1.00", "0.50"]
     unknown = str(structures.get("butterfly").bind(4096, 11008))
-    lower, upper = analysis.rank_bounds(structures.get("butterfly").bind(4096, 11008))
+    lower, upper = rank.rank_bounds(structures.get("butterfly").bind(4096, 11008))
     assert f"{lower:,} to {upper:,}" in unknown

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from bench.files.errors import Wrong
-from bench.machine import roofline, timing
-from bench.machine import setup as machine
+from bench.machine import roofline, setup, timing
 from bench.machine.roofline import Roofline
 from bench.machine.timing import Effort
 from bench.sweep import limits, points, progress, request, shards
@@ -159,7 +158,7 @@ def test_an_alarm_ends_a_call_even_where_its_errors_are_swallowed():
 def sweep(monkeypatch):
     monkeypatch.setattr(roofline, "measure", lambda *a, **k: Roofline(*a, 1e11, ((1000, 1e10),), 1e-6, 1e-5))
     asked = request.read({"structures": "dyad_it:n_blocks=4"}, cuda=False, cores=torch.get_num_threads())
-    return Sweep(asked, machine.Threads(1, (0,), True, False), "plain", ["pytest"])
+    return Sweep(asked, setup.Threads(1, (0,), True, False), "plain", ["pytest"])
 
 
 def test_a_point_that_takes_too_long_is_a_refusal_with_its_reason(sweep, monkeypatch):

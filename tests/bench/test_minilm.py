@@ -19,11 +19,12 @@ from bench.__main__ import main
 from bench.files import kinds
 from bench.files.errors import Wrong
 from bench.files.run import RunRecord
-from bench.machine import setup as machine
+from bench.files.stages import StageJournal
+from bench.machine import setup
 from bench.report import page
-from bench.report.drawing import sections
+from bench.report.drawing import curve as curves
+from bench.report.drawing import sections, style
 from bench.report.others import models, widths
-from bench.search.journal import StageJournal
 from bench.training import width_check
 
 torch = pytest.importorskip("torch")
@@ -149,7 +150,7 @@ def test_dyad_keeps_its_colour_and_the_fill_tells_plain_from_aware(tmp_path: Pat
     for (structure, way, _), look in looks.items():
         if way != "control":
             assert look.hollow == (way == "plain")
-            assert (look.colour == report.style.DYAD) == structure.startswith("dyad")
+            assert (look.colour == style.DYAD) == structure.startswith("dyad")
 
 
 def test_a_structure_looks_alike_in_every_section_and_panel(tmp_path: Path) -> None:
@@ -159,8 +160,8 @@ def test_a_structure_looks_alike_in_every_section_and_panel(tmp_path: Path) -> N
     own = sections.looks(names)
     for panel in report.panels.panels(results):
         for curve in panel.curves:
-            if curve.kind == report.panels.STRUCTURE:
-                assert report.style.styles(panel.curves, names)[curve.id] == own[curve.structure]
+            if curve.kind == curves.STRUCTURE:
+                assert style.styles(panel.curves, names)[curve.id] == own[curve.structure]
     drawn = {row.structure: look.marker for row, look in beside[0].content["rows"] if row.way == "aware"}
     assert drawn == {name: own[name].marker for name in drawn}
 
@@ -252,7 +253,7 @@ def test_a_bad_file_is_refused_in_one_sentence(
 
 def run_of(kind: str, output: Path) -> RunRecord:
     """A run that leaves this process's threads and allocator alone."""
-    threads = machine.Threads(torch.get_num_threads(), machine.one_core_each(), early=False, by_user=True)
+    threads = setup.Threads(torch.get_num_threads(), setup.one_core_each(), early=False, by_user=True)
     return RunRecord(kind, ["test"], output, threads, "plain")
 
 
@@ -434,8 +435,8 @@ def test_activations_of_every_width_are_written_and_drawn(tmp_path: Path) -> Non
 def test_a_bad_output_is_an_error_before_anything_runs(
     words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(machine, "pin", lambda: machine.Threads(1, (0,), early=False, by_user=True))
-    monkeypatch.setattr(machine, "tune_allocator", machine.plain_allocator)
+    monkeypatch.setattr(setup, "pin", lambda: setup.Threads(1, (0,), early=False, by_user=True))
+    monkeypatch.setattr(setup, "tune_allocator", setup.plain_allocator)
     assert main(words) == 2
     assert message in capsys.readouterr().err
 

@@ -27,10 +27,10 @@ import structures
 from bench import report
 from bench.__main__ import _parser, main
 from bench.files.errors import Wrong
+from bench.files.stages import StageJournal
 from bench.search import quality, request
 from bench.search.candidates import Candidate, all_candidates, chosen, exponents, refusal
 from bench.search.front import FrontPoint, front, layers, reasons, verdict
-from bench.search.journal import StageJournal
 from bench.search.request import SearchRequest
 from bench.search.run import Search, taxonomy_points
 from bench.search.timing import Timer
@@ -87,8 +87,8 @@ def few_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_setup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Leave this process's threads and allocator alone."""
     threads = run_of("search", tmp_path / "threads.json").threads
-    monkeypatch.setattr("bench.files.run.machine.pin", lambda: threads)
-    monkeypatch.setattr("bench.files.run.machine.tune_allocator", lambda: "plain")
+    monkeypatch.setattr("bench.files.run.setup.pin", lambda: threads)
+    monkeypatch.setattr("bench.files.run.setup.tune_allocator", lambda: "plain")
 
 
 @pytest.fixture
@@ -348,7 +348,8 @@ def test_the_output_is_json_in_a_folder_that_exists(no_setup: None, capsys: pyte
 def test_a_timer_checks_and_pairs_with_dense() -> None:
     timer = Timer(asked(mode="train"))
     found = timer.measure(structures.get("low_rank").bind(32, 64, rank=4), request_effort())
-    assert set(found) == {"speedup", "seconds", "backend", "error"} and found["error"] < 1e-4
+    assert set(found) == {"speedup", "seconds", "backend", "error"}
+    assert 0 <= found["error"] < torch.finfo(torch.float32).eps ** 0.5  # half of the digits: no rounding takes more
     assert found["speedup"]["q1"] <= found["speedup"]["median"] <= found["speedup"]["q3"]
     assert timer.way in ("linear", "addmm") and timer.seconds > 0
 

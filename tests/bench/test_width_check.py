@@ -100,8 +100,8 @@ def test_without_words_every_entry_and_every_named_point_is_measured() -> None:
 def test_a_wrong_word_is_one_line(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.files.run.machine.pin", lambda: run_of("coordinates", tmp_path / "x.json").threads)
-    monkeypatch.setattr("bench.files.run.machine.tune_allocator", lambda: "plain")
+    monkeypatch.setattr("bench.files.run.setup.pin", lambda: run_of("coordinates", tmp_path / "x.json").threads)
+    monkeypatch.setattr("bench.files.run.setup.tune_allocator", lambda: "plain")
     assert main(["coordinates", "-o", str(tmp_path / "out.json"), *words]) == 2
     assert message.split("?")[0].rpartition("did you mean")[0] in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()

@@ -1,0 +1,236 @@
+"""Calls of the native library: a structure's program for one dtype, and the one autograd function of all structures."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from structures.backends import planned
+from structures.backends.native import kept, kernel
+from structures.backends.native.library import CANONICAL, PAIRS, PAIRS_BACK, Bound, Library, Plan, explain
+from structures.backends.native.lower import Lowered, lower
+from structures.structure import Structure
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_functorch_active = torch._C._are_functorch_transforms_active
+_batched = torch._C._functorch.is_legacy_batchedtensor  # is_grads_batched=True
+MOST = 1024  # plans and arrays of pointers that a program remembers; beyond it forgets them all
+
+
+class Program:
+    """A structure opened in the library for one dtype. It holds no factor, and layers of equal structures share it."""
+
+    def __init__(self, library: Library, lowered: Lowered, dtype: torch.dtype):
+        self.library, self.lowered = library, lowered
+        self.bound = Bound(library, lowered, DTYPES[dtype])
+        self.copies = {kind: self.bound.copies_bytes(kind) for kind in (CANONICAL, PAIRS, PAIRS_BACK)}
+        self.keeps = sum(kind for kind in (CANONICAL, PAIRS) if self.copies[kind])
+        self._plans: dict[tuple[int, int, int], Plan] = {}
+        self._arrays: dict[tuple[int, ...], Any] = {}
+
+    def plan(self, tokens: int, threads: int, keeps: int, *, training: bool = False) -> Plan:
+        """How a call runs, `keeps` being the kinds of copies that are kept for it."""
+        key = (tokens, threads, -keeps - 1 if training else keeps)
+        found = self._plans.get(key)
+        if found is None:
+            if len(self._plans) >= MOST:
+                self._plans.clear()
+            found = self._plans[key] = self.bound.plan(tokens, threads, keeps=keeps, training=training)
+        return found
+
+    def forward(
+        self, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, *, keep: bool, copies: Tensor | None = None
+    ) -> Tensor:
+        """y (tokens, out_features), without a graph.
+
+        Args:
+            keep: copies of the factors may be kept.
+            copies: a copy of kind PAIRS_BACK made for this call.
+        """
+        tokens = x.shape[0]
+        y = x.new_empty(tokens, self.lowered.out_features)
+        if not tokens:
+            return y
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        pointers = self._pointers(factors)
+        threads, how = torch.get_num_threads(), 0
+        if copies is not None:
+            plan = self.plan(tokens, threads, PAIRS)
+            copies, how = (copies, plan.how) if plan.needs == PAIRS else (None, 0)
+        elif self.keeps and keep and kept.keepable(factors):
+            plan = self.plan(tokens, threads, self.keeps)
+            if plan.needs:
+                copies, how = self._kept(plan.needs, factors, pointers, threads), plan.how
+        code = self.library.forward(
+            self.bound.address, pointers, None if copies is None else copies.data_ptr(), x.data_ptr(), x.stride(0),
+            tokens, None if bias is None else bias.data_ptr(), y.data_ptr(), threads, how,
+        )  # fmt: skip
+        if code:
+            raise RuntimeError(f"backend 'native': {explain(code)}")
+        return y
+
+    def pairs(self, factors: Sequence[Tensor], tokens: int) -> Tensor | None:
+        """The factors in the pairs that forward and backward of one training step both read; None where it has none."""
+        size, threads = self.copies[PAIRS_BACK], torch.get_num_threads()
+        if not size or not tokens or self.plan(tokens, threads, PAIRS).needs != PAIRS:
+            return None
+        made = torch.empty(size, dtype=torch.uint8, device="cpu")
+        self._make(PAIRS_BACK, self._pointers(factors), made, threads)
+        return made
+
+    def backward(
+        self, x: Tensor, factors: Sequence[Tensor], dy: Tensor, want: tuple[bool, ...], copies: Tensor | None
+    ) -> list[Tensor | None]:
+        """Gradients of x, the bias and every factor, None for those not wanted."""
+        tokens = x.shape[0]
+        dx = x.new_empty(x.shape) if want[0] else None
+        db = dy.new_empty(dy.shape[1]) if want[1] else None
+        df = [
+            factor.new_empty(factor.shape) if wanted else None for factor, wanted in zip(factors, want[2:], strict=True)
+        ]
+        found = [dx, db, *df]
+        if not tokens:
+            return [None if gradient is None else gradient.zero_() for gradient in found]
+        x, dy = (t if t.stride(1) == 1 else t.contiguous() for t in (x, dy))
+        targets = None
+        if any(want[2:]):
+            targets = self.bound.pointers(*[None if gradient is None else gradient.data_ptr() for gradient in df])
+        code = self.library.backward(
+            self.bound.address, self._pointers(factors), None if copies is None else copies.data_ptr(), x.data_ptr(),
+            x.stride(0), dy.data_ptr(), dy.stride(0), tokens, None if dx is None else dx.data_ptr(), targets,
+            None if db is None else db.data_ptr(), torch.get_num_threads(), 0,
+        )  # fmt: skip
+        if code:
+            raise RuntimeError(f"backend 'native': {explain(code)}")
+        return found
+
+    def _pointers(self, factors: Sequence[Tensor]) -> Any:
+        """The factors' addresses as the library takes them: an array that never changes, found by what it holds."""
+        key = tuple([factor.data_ptr() for factor in factors])
+        found = self._arrays.get(key)
+        if found is None:
+            if len(self._arrays) >= MOST:
+                self._arrays.clear()
+            found = self._arrays[key] = self.bound.pointers(*key)
+        return found
+
+    def _kept(self, kind: int, factors: Sequence[Tensor], pointers: Any, threads: int) -> Tensor:
+        return kept.copy(kind, factors, self.copies[kind], lambda buffer: self._make(kind, pointers, buffer, threads))
+
+    def _make(self, kind: int, pointers: Any, buffer: Tensor, threads: int) -> None:
+        code = self.library.make_copies(self.bound.address, kind, pointers, buffer.data_ptr(), threads)
+        if code:
+            raise RuntimeError(f"backend 'native': {explain(code)}")
+
+
+class Programs:
+    """The programs of one structure, and of its equals: by dtype, each opened when first used."""
+
+    def __init__(self, structure: Structure):
+        self.lowered: Lowered | None = None
+        self.refusal: str | None = None
+        try:
+            self.lowered = lower(structure)
+        except ValueError as error:
+            self.refusal = str(error)
+        self._opened: dict[torch.dtype, Program] = {}
+
+    def of(self, dtype: torch.dtype) -> Program:
+        """The program for a dtype in the library of this process."""
+        found = self._opened.get(dtype)
+        library = kernel.library()
+        if found is None or found.library is not library:
+            assert self.lowered is not None  # what is refused is not run
+            found = self._opened[dtype] = Program(library, self.lowered, dtype)
+        return found
+
+
+_programs: weakref.WeakKeyDictionary[Structure, Programs] = weakref.WeakKeyDictionary()
+
+
+def programs(structure: Structure) -> Programs:
+    """The programs of a structure; equal structures share them."""
+    found = structure.memo.get("native")
+    if found is None:
+        found = _programs.get(structure)
+        if found is None:
+            found = _programs[structure] = Programs(structure)
+        structure.memo["native"] = found
+    return found
+
+
+def eager(
+    structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, *, keep: bool = True
+) -> Tensor:
+    """y (tokens, out_features) by the kernel, with a graph where a gradient is wanted."""
+    program = programs(structure).of(x.dtype)
+    for factor in factors:
+        if not factor.is_contiguous():
+            factors = [f.contiguous() for f in factors]
+            break
+    if torch.is_grad_enabled():
+        want = (x.requires_grad, bias is not None and bias.requires_grad, *[f.requires_grad for f in factors])
+        if True in want:
+            return _Native.apply(program, structure, want, x, bias, *factors)  # type: ignore[no-untyped-call,no-any-return]
+    return program.forward(x, factors, bias, keep=keep)
+
+
+def executed_flops(structure: Structure, tokens: int = 1, *, train: bool = False) -> int:
+    """Floating-point operations of a call, 2 per multiply-add, without the bias.
+
+    Training works the intermediates out again: all steps but the last one of each term are run once more.
+    """
+    again = sum(structure.numel(step.axes) for term in structure.terms for step in term.steps[:-1]) if train else 0
+    return structure.flops(tokens, train=train) + 2 * tokens * again
+
+
+def differentiable(
+    structure: Structure, want: tuple[bool, ...], x: Tensor, factors: Sequence[Tensor], dy: Tensor, *, graph: bool
+) -> list[Tensor | None]:
+    """Gradients of x, the bias and every factor by the planner's torch programs, of any further order with `graph`.
+
+    y is linear in the bias, whose gradient needs no value. Views of the operands keep paths between them (x computed
+    from a factor) out of these gradients.
+    """
+    with torch.enable_grad():
+        operands = [t.view_as(t) if graph else t.detach().requires_grad_() for t in (x, *factors)]
+        y = planned.apply(structure, operands[0], operands[1:])
+        wanted = [t for t, w in zip(operands, (want[0], *want[2:]), strict=True) if w]
+        found: list[Tensor | None] = []
+        if wanted:
+            found += torch.autograd.grad(y, wanted, dy, create_graph=graph, materialize_grads=True)
+    dx = found.pop(0) if want[0] else None
+    db = dy.sum(0) if want[1] else None
+    return [dx, db, *[found.pop(0) if w else None for w in want[2:]]]
+
+
+class _Native(torch.autograd.Function):
+    """Forward and gradients by the kernel; x and the factors are saved, and the intermediates worked out again.
+
+    With `create_graph`, or batched by a transform, the gradients are those of the planner's torch programs.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, program: Program, structure: Structure, want: tuple[bool, ...], x: Tensor, bias: Tensor | None,
+        *factors: Tensor,
+    ) -> Tensor:  # fmt: skip
+        ctx.program, ctx.structure, ctx.want = program, structure, want
+        ctx.copies = program.pairs(factors, x.shape[0])
+        ctx.save_for_backward(x, *factors)
+        return program.forward(x, factors, bias, keep=False, copies=ctx.copies)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, *factors = ctx.saved_tensors
+        graph = torch.is_grad_enabled()
+        if graph or _functorch_active() or _batched(dy):
+            found = differentiable(ctx.structure, ctx.want, x, factors, dy, graph=graph)
+        else:
+            found = ctx.program.backward(x, factors, dy, ctx.want, ctx.copies)
+        return None, None, None, *found
