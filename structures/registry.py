@@ -47,6 +47,11 @@ def get(name: str) -> Spec:
     return entries[name]
 
 
+def is_builtin(name: str) -> bool:
+    """Whether the entry called `name` is the one that comes with this package."""
+    return _entries().get(name) is _builtin().get(name)
+
+
 def load(path: str | os.PathLike[str], *, replace: bool = False) -> list[str]:
     """Add the entries of a YAML file; loading a file again replaces what it added before.
 

@@ -8,7 +8,7 @@ import dense_forms
 import numpy as np
 import pytest
 from contract import ROUNDING
-from dense_forms import DENSE_FORMS, Matrix
+from dense_forms import DENSE_FORMS, WITHOUT, Matrix
 
 import structures
 from structures.algebra.rank import dense, support
@@ -51,8 +51,29 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
         {"theta": [1.0, 0, 0, 0, 1.0, 0, 0.5]},
         {"theta": [0, 1.0, 0, 0, 0, 1.0, 0.1]},
     ],
-    "blast": [{}, {"n_blocks": 1, "rank": 3}, {"n_blocks": 3, "rank": 2}, {"n_blocks": 12}],
+    "blast": [
+        {},
+        {"n_blocks": 1, "rank": 3},
+        {"n_blocks": 3, "rank": 2},
+        {"n_blocks": 12},
+        {"row_blocks": 4, "column_blocks": 3, "rank": 5},
+    ],
     "block_dense": [{}, {"n_blocks": 1, "rank": 3}, {"n_blocks": 3, "rank": 6}, {"n_blocks": 12, "rank": 12}],
+    "kaleidoscope": [{}, {"radix": 3}, {"radix": 4}],
+    "deformable_butterfly": [{}, {"n_factors": 1}, {"n_factors": 2}, {"n_factors": 4}],
+    "kronecker_sparse_chain": [
+        {},
+        {"outer": [1, 1], "inner": [1, 1], "width": 7},
+        {"outer": [3, 2], "inner": [2, 3], "width": 36},
+        {"outer": [2, 1], "inner": [1, 6], "width": 30},
+    ],
+    "tucker": [{}, {"rank": 1}, {"rank": 3}],
+    "cp": [{}, {"rank": 1}, {"rank": 5}],
+    "lokr": [{}, {"rank": 1}, {"rank": 3}],
+    "loha": [{}, {"rank": 1}, {"rank": 6}],
+    "group_and_shuffle": [{}, {"n_blocks": 1}, {"n_blocks": 2}, {"n_blocks": 6}, {"n_blocks": 8}],
+    "boft": [{}, {"n_blocks": 2}, {"n_blocks": 6}],
+    "fastfood": [{}],
 }
 
 
@@ -84,9 +105,10 @@ def bindings(name: str) -> list[Structure]:
 
 
 def test_every_dense_form_is_of_a_registry_name_and_has_options_to_try() -> None:
-    """An entry added later needs none: the contract, random-einsum and projection tests cover it from its YAML."""
     assert sorted(DENSE_FORMS) == sorted(OPTIONS)
-    assert set(DENSE_FORMS) <= set(structures.names())
+    assert {*DENSE_FORMS, *WITHOUT} == set(structures.names())  # every entry has one, or a reason why not
+    assert not set(DENSE_FORMS) & set(WITHOUT)
+    assert all(structures.get(name).gate for name in WITHOUT)
 
 
 def test_dense_forms_use_no_einsum_and_nothing_of_structures() -> None:

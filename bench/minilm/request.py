@@ -12,7 +12,7 @@ import structures
 from bench.files.errors import one_of
 from bench.machine import setup
 from bench.sweep.points import DENSE, NEAR
-from bench.sweep.request import in_order
+from bench.sweep.request import default_names, in_order
 from structures.options import closest_options
 from structures.projection.project import DAMPING
 from structures.spec import SpecError
@@ -122,5 +122,5 @@ def entries(text: str | None) -> tuple[str, ...]:
         Wrong: no such entry.
     """
     if text is None:
-        return tuple(name for name in in_order(structures.names()) if name != DENSE)
+        return tuple(name for name in in_order(default_names()) if name != DENSE)
     return tuple(one_of("--structures", word, structures.names()) for word in re.split(r"[ ,]+", text.strip()))
