@@ -1,7 +1,7 @@
 """Imports run one way, down through the rooms, without a circle; and no name of the registry stands in the code.
 
 The rooms of `structures/`, from below: `language` (text, no widths), `algebra` (entries at given widths, as numbers),
-the two public nouns `structure` and `spec`; above these `reference`, `initial`, `routing` and `backends`, of which the
+the two public nouns `structure` and `spec`; above these `constants`, `reference`, `initial`, `routing` and `backends`, of which the
 reference and the backends do not know each other, so that one can judge the other; then `registry` and `options`, the
 layer (`linear`), and what uses layers: `space`, `projection`, and `models`, somebody else's network. The public names
 come last.
@@ -35,10 +35,11 @@ BELOW: dict[str, tuple[str, ...]] = {
     "structures.spec": ("structures.structure",),
     "structures.exporting": (),
     "structures.routing": ("structures.structure", "structures.exporting"),
-    "structures.reference": ("structures.structure",),
+    "structures.constants": ("structures.structure",),
+    "structures.reference": ("structures.constants",),
     "structures.initial": ("structures.structure",),
     "structures.exactness": ("structures.reference",),
-    "structures.backends": ("structures.spec", "structures.routing"),
+    "structures.backends": ("structures.spec", "structures.routing", "structures.constants"),
     "structures.registry": ("structures.spec",),
     "structures.options": ("structures.registry",),
     "structures.weight": (),

@@ -157,7 +157,7 @@ def _around(
     if operand.constant.kind == "permutation":
         rest = Term(view, changed, (_gather(operand),), (), link.output, ())
         return links + parted(rest, after, order)
-    links += _butterfly(view, operand, order)
+    links += _in_digits(view, operand, order)
     if after or link.output != changed or not links:
         links += parted(Term(changed, changed, (), (), link.output, ()), after, order)
     return links
@@ -173,7 +173,7 @@ def _gather(operand: Operands) -> Gather:
     return Gather(x, (z,), tuple(back), f"permutation{'.' + str(operand.constant.seed)} of {z}")
 
 
-def _butterfly(view: Axes, operand: Operands, order: Order) -> list[Term]:
+def _in_digits(view: Axes, operand: Operands, order: Order) -> list[Term]:
     """A Hadamard matrix as the Kronecker product of log2(n) of 2 x 2, one step each; nothing for n = 1."""
     x, z = operand.axes
     assert operand.constant is not None
