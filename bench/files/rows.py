@@ -20,7 +20,7 @@ MODES = ("forward", "train")
 CLOCKS = ("host", "device")
 VERSIONS = ("structures", "torch", "python", "numpy", "pytest_benchmark")
 BOUNDS = ("arithmetic", "memory", "calls")
-_OPTIONAL = ("activation_bytes", "checkpoint_bytes", "peak_bytes", "energy_joules")
+_OPTIONAL = ("speedup_over_linear", "activation_bytes", "checkpoint_bytes", "peak_bytes", "energy_joules")
 _REFUSED_WORDS = ("series", "dtype", "device", "mode", "backend", "budget", "clock")
 _REFUSED_COUNTS = ("in_features", "out_features", "tokens", "threads")
 
@@ -93,6 +93,7 @@ class Row:
     energy_joules: float | None  # per call
     time: Spread  # seconds per call
     speedup: Spread | None  # paired and interleaved with dense; None on dense itself
+    speedup_over_linear: float | None  # to nn.Linear, which is not always the fastest dense layer
     error: Any
     bound: str | None
     bound_fraction: float | None
