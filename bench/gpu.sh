@@ -2,7 +2,6 @@
 # On a machine with a CUDA device: check every structure's outputs and gradients there, then run the GPU sweep.
 #
 #     bench/gpu.sh results-gpu.json            about 25 minutes at most: 5 to check, 20 to measure
-#     bench/gpu.sh results.json --stand-in     the same lines without a GPU; its figures mean nothing
 #
 # Further arguments go to both runs, such as --structures "dyad_it monarch". Goes on with a sweep that was cut off.
 set -euo pipefail

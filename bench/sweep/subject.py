@@ -1,4 +1,4 @@
-"""What a point runs: a layer, its parameters, its meaning in float64, and a plain execution to compare errors with."""
+"""What a point runs: a layer, its parameters, its float64 reference, and a plain execution to compare errors with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import structures
-from bench.sweep.points import CANDIDATES, DENSE, Point, bound
+from bench.files.vocabulary import DENSE
+from bench.sweep.points import CANDIDATES, Point, bound
 from bench.sweep.request import read_options
 from structures import StructuredLinear, backends, reference
 from structures.backends.experts import grouped

@@ -78,9 +78,7 @@ def wrapped(model: nn.Module) -> str | None:
         where = f"{name or type(model).__name__!r} "
         bases = {c.__name__ for c in type(module).__mro__}
         if "DistributedDataParallel" in bases:
-            return (
-                f"{where}is wrapped in DistributedDataParallel, which holds the old parameters; swap before wrapping it"
-            )
+            return f"{where}is DistributedDataParallel, which holds the parameters it was given; swap before wrapping"
         if bases & {"FullyShardedDataParallel", "FSDPModule"} or any(
             "DTensor" in {c.__name__ for c in type(p).__mro__} for p in module.parameters(recurse=False)
         ):

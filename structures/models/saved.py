@@ -171,7 +171,9 @@ def _fill(model: nn.Module, numbers: _Numbers) -> None:
     said = [f"{what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" for what, names in
             (("missing", absent), ("not in the model", unknown), ("other shapes", wrong)) if names]  # fmt: skip
     if said:
-        raise ValueError(f"{numbers.what}: {'; '.join(said)}")
+        renamed = unknown and hasattr(model, "from_pretrained") and not (numbers.what.parent / LAYERS).exists()
+        hint = f"; {type(model).__name__}.from_pretrained knows names that transformers keeps otherwise"
+        raise ValueError(f"{numbers.what}: {'; '.join(said)}{hint if renamed else ''}")
     unsaved = [name for name, buffer in model.named_buffers() if buffer.is_meta and name not in held]
     if unsaved:
         raise ValueError(
