@@ -10,7 +10,7 @@ import structures
 from bench.files.options import some_of
 from bench.files.vocabulary import DENSE, NEAR
 from bench.machine import setup
-from bench.sweep.request import in_order
+from bench.sweep.request import default_names, in_order
 from structures.options import closest_options
 from structures.projection.project import DAMPING
 from structures.spec import SpecError
@@ -113,5 +113,5 @@ def entries(text: str | None) -> tuple[str, ...]:
         UsageError: no such entry.
     """
     if text is None:
-        return tuple(name for name in in_order(structures.names()) if name != DENSE)
+        return tuple(name for name in in_order(default_names()) if name != DENSE)
     return some_of("--structures", text, structures.names())

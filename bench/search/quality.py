@@ -32,8 +32,7 @@ def measure(kind: str, structure: Structure, amount: int, weight: Tensor, seed: 
     torch.manual_seed(seed)
     layer = StructuredLinear(
         structure.spec,
-        structure.in_features,
-        structure.out_features,
+        *structure.widths,
         init="spectral",
         **dict(structure.options),  # type: ignore[arg-type]
     )

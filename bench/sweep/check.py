@@ -108,7 +108,8 @@ def _deviations(
     """The largest deviation of each result, relative to its largest number."""
     if subject.sums is not None:
         return [s.share(dtype) for s in subject.sums(x.shape[0])]
-    found = exactness.deviations(subject.structure, x, parameters, dy, exact, dtype, meaning=subject.meaning)
+    meaning = None if subject.structure.constants else subject.meaning  # constants are squared with the factors there
+    found = exactness.deviations(subject.structure, x, parameters, dy, exact, dtype, meaning=meaning)
     return [_largest(d) / _scale(e) for d, e in zip(found, exact, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""A pretrained encoder from its dense checkpoint to an ONNX file: swapped, adapted, saved, loaded, exported, offline."""
+"""A pretrained encoder from dense checkpoint to ONNX file: swapped, adapted, saved, loaded, exported, offline."""
 
 from __future__ import annotations
 

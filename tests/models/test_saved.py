@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-import structures
 from structures.linear import StructuredLinear
 from structures.models.saved import load_swapped, save_swapped
 from structures.models.swap import swap
@@ -121,15 +120,6 @@ def test_a_damaged_index_is_an_error(index, kind, message, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(kind, match=message):
         load_swapped(models.GPT(), tmp_path)
-
-
-def test_parametrized_factors_are_refused_when_they_are_saved(tmp_path):
-    """Previously failed: they were saved, and could not be loaded."""
-    model = nn.Sequential(structures.StructuredLinear("monarch", 16, 16))
-    nn.utils.parametrizations.weight_norm(model[0], "factor_0")
-    with pytest.raises(ValueError, match=r"'0' has parametrized factors.*remove_parametrizations"):
-        save_swapped(model, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_generation_settings_are_kept(tmp_path):
