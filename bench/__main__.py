@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.fields import BadResults
-from bench.rows import CLOCKS, read
-from bench.terminal import count, counts, share
-from bench.wrong import Wrong
+from bench.files import kinds
+from bench.files.errors import Wrong
+from bench.files.fields import BadResults
+from bench.files.rows import CLOCKS, read
+from bench.files.terminal import count, counts, share
 
 if TYPE_CHECKING:
-    from bench.cpu_run import Run
+    from bench.files.run import RunRecord
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,13 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_minilm(commands.add_parser("minilm", help="convert a pretrained encoder to every structure and measure it"))
     _add_train(commands.add_parser("train", help="train with every structure, and what that costs in quality"))
     _add_search(commands.add_parser("search", help="search the einsum space for a layer, by measured time and quality"))
-    coordinates = commands.add_parser("coordinates", help="measure activations as width grows, for every structure")
-    coordinates.add_argument("-o", "--output", type=Path, required=True, help="file to write")
+    width_check = commands.add_parser("coordinates", help="measure activations as width grows, for every structure")
+    width_check.add_argument("-o", "--output", type=Path, required=True, help="file to write")
     named = "entries and named points (btt1, l2, ...), separated by commas (all)"
-    coordinates.add_argument("--structures", metavar="WORDS", help=named)
+    width_check.add_argument("--structures", metavar="WORDS", help=named)
     widths = (128, 256, 512, 1024, 2048)
-    coordinates.add_argument("--widths", type=counts, default=widths, metavar="N,...", help="128,256,512,1024,2048")
-    coordinates.set_defaults(run=_coordinates)
+    width_check.add_argument("--widths", type=counts, default=widths, metavar="N,...", help="128,256,512,1024,2048")
+    width_check.set_defaults(run=_coordinates)
     return parser
 
 
@@ -171,16 +172,16 @@ def _add_minilm(minilm: argparse.ArgumentParser) -> None:
 
 
 def _coordinates(arguments: argparse.Namespace) -> tuple[str, int]:
-    from bench.cpu_run import Run
+    from bench.files.run import RunRecord
 
-    run = Run("coordinates", ["python", "-m", "bench", *sys.argv[1:]], arguments.output)
-    from bench import coordinates
+    run = RunRecord(kinds.COORDINATES, ["python", "-m", "bench", *sys.argv[1:]], arguments.output)
+    from bench.training import width_check
 
-    coordinates.measure(run, arguments.structures, arguments.widths)
+    width_check.measure(run, arguments.structures, arguments.widths)
     return _written(run)
 
 
-def _written(run: "Run") -> tuple[str, int]:
+def _written(run: "RunRecord") -> tuple[str, int]:
     state = "" if run.complete else "; not complete"
     said = f"{run.output}: {len(run.rows)} rows, {len(run.refused)} left out{state}"
     return f"{said}\nDraw it: python -m bench report {run.output} -o report/", 0
@@ -193,19 +194,19 @@ def _report(arguments: argparse.Namespace) -> tuple[str, int]:
 
 
 def _merge(arguments: argparse.Namespace) -> tuple[str, int]:
-    from bench import whole_merge
-    from bench.merge import merge
-    from bench.training import merge as training
+    from bench.files import merge_tables
+    from bench.files import merge_training as training
+    from bench.files.merge import merge
 
     files, join = arguments.results, merge
-    for other, is_one in ((training.merge, training.is_training), (whole_merge.merge, whole_merge.is_whole)):
+    for other, is_one in ((training.merge, training.is_training), (merge_tables.merge, merge_tables.is_whole)):
         join = other if is_one(files) else join
     return "\n".join(join(files, arguments.output)), 0
 
 
 def _compare(arguments: argparse.Namespace) -> tuple[str, int]:
-    from bench import compare, compare_text
-    from bench.wrong import one_of
+    from bench.answers import compare, compare_text
+    from bench.files.errors import one_of
 
     by = [one_of("--by", word, compare.BY) for word in arguments.by]
     found = compare.compare(read([arguments.before]), read([arguments.after]), absolute=arguments.absolute)
@@ -217,7 +218,7 @@ def _compare(arguments: argparse.Namespace) -> tuple[str, int]:
 
 
 def _recommend(arguments: argparse.Namespace) -> tuple[str, int]:
-    from bench import recommend, recommend_text
+    from bench.answers import recommend, recommend_text
 
     asked = {key: getattr(arguments, key) for key in recommend.Query.__dataclass_fields__}
     results = read(arguments.results)
@@ -231,9 +232,9 @@ def _recommend(arguments: argparse.Namespace) -> tuple[str, int]:
 
 
 def _readme(arguments: argparse.Namespace) -> tuple[str, int]:
-    from bench import readme
+    from bench.answers import readme
 
-    place = readme.Place(**{key: getattr(arguments, key) for key in readme.Place.__dataclass_fields__})
+    place = readme.PanelChoice(**{key: getattr(arguments, key) for key in readme.PanelChoice.__dataclass_fields__})
     given = (arguments.encoder, arguments.training)
     return readme.write(read(arguments.results), arguments.into, arguments.figure, place, *given), 0
 

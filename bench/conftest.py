@@ -7,9 +7,9 @@ import time
 
 STARTED = time.perf_counter()
 
-from bench import machine  # noqa: E402
+from bench.machine import setup  # noqa: E402
 
-THREADS = machine.pin()
+THREADS = setup.pin()
 
 import signal  # noqa: E402
 import warnings  # noqa: E402
@@ -19,11 +19,14 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 from pytest_benchmark.logger import PytestBenchmarkWarning  # noqa: E402
 
-from bench import journal, launch, output, points, progress, request, whole  # noqa: E402
-from bench.device import clock_of  # noqa: E402
-from bench.fields import BadResults  # noqa: E402
-from bench.sweep import Sweep  # noqa: E402
-from bench.wrong import Wrong  # noqa: E402
+from bench.files import journal  # noqa: E402
+from bench.files.errors import Wrong  # noqa: E402
+from bench.files.fields import BadResults  # noqa: E402
+from bench.files.rounding import rounded  # noqa: E402
+from bench.machine.device import clock_of  # noqa: E402
+from bench.modules import timed  # noqa: E402
+from bench.sweep import launch, output, points, progress, request  # noqa: E402
+from bench.sweep.sweep import Sweep  # noqa: E402
 
 SWEEP = pytest.StashKey[Sweep]()
 PROGRESS = pytest.StashKey[progress.Progress]()
@@ -80,10 +83,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not sweep.unreachable:  # pytest puts one skipped test in place of none
         items[:] = [item for item in items if getattr(item, "originalname", "") != UNREACHABLE_TEST]
     sweep.selected = [_id(item) for item in items if _of_sweep(item)]
-    wholes = [_id(item) for item in items if whole.is_whole(item)]
+    wholes = [_id(item) for item in items if timed.is_whole(item)]
     if wholes:
         try:
-            whole.begin(config, sweep, wholes)
+            timed.begin(config, sweep, wholes)
         except Wrong as error:
             raise pytest.UsageError(str(error)) from None
     if config.option.list or config.option.collectonly or config.option.check or hasattr(config, "workerinput"):
@@ -108,7 +111,7 @@ def _id(item: pytest.Item) -> str:
 
 
 def _of_sweep(item: pytest.Item) -> bool:
-    return point_of(item) is not None or whole.is_whole(item) or getattr(item, "originalname", "") == UNREACHABLE_TEST
+    return point_of(item) is not None or timed.is_whole(item) or getattr(item, "originalname", "") == UNREACHABLE_TEST
 
 
 def point_of(item: pytest.Item) -> points.Point | None:
@@ -126,9 +129,9 @@ def sweep(request: pytest.FixtureRequest) -> Sweep:
 
 
 @pytest.fixture
-def rows(request: pytest.FixtureRequest) -> whole.Rows:
+def rows(request: pytest.FixtureRequest) -> timed.Rows:
     """Those of the whole modules or models of this run."""
-    return request.config.stash[whole.ROWS]
+    return request.config.stash[timed.ROWS]
 
 
 # -- the terminal
@@ -172,8 +175,8 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
         config.stash[PROGRESS] = progress.Progress(todo, config.stash[SWEEP].effort)
         return None
     if reporter := _reporter(config):
-        if whole.ROWS in config.stash:
-            for name in (*(names := config.stash[whole.ROWS].ids), f"{len(names)} points"):
+        if timed.ROWS in config.stash:
+            for name in (*(names := config.stash[timed.ROWS].ids), f"{len(names)} points"):
                 reporter.write_line(name)
             return True
         items = [item for item in session.items if _of_sweep(item)]
@@ -197,9 +200,9 @@ def pytest_runtest_makereport(
     text = _record(item, call, report, point) if point is not None else ""
     _keep(item)  # before it is shown: what was shown is never lost
     reporter = _reporter(item.config)
-    if reporter and whole.is_whole(item) and report.passed:
+    if reporter and timed.is_whole(item) and report.passed:
         reporter.ensure_newline()
-        reporter.write_line(item.config.stash[whole.ROWS].said(_id(item)))
+        reporter.write_line(item.config.stash[timed.ROWS].said(_id(item)))
     elif reporter and point is not None:
         shown = item.config.stash[PROGRESS]
         if _id(item) in item.config.stash[SWEEP].not_now:
@@ -234,7 +237,7 @@ def _keep(item: pytest.Item) -> None:
         sweep.news.clear()
         return
     try:
-        kept.add(output.rounded([*sweep.news, {"load": [sweep.load.all_foreign, sweep.load.all_seconds]}]))
+        kept.add(rounded([*sweep.news, {"load": [sweep.load.all_foreign, sweep.load.all_seconds]}]))
     except journal.JournalFailed as error:
         said = f"{error.filename}: cannot be written: {error.strerror}; the points before this one are kept"
         item.session.shouldstop = said
@@ -253,8 +256,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     sweep = config.stash.get(SWEEP, None)
     if sweep is None or config.option.list or config.option.collectonly:
         return
-    if whole.ROWS in config.stash:
-        for line in (*config.stash[whole.ROWS].summary(config.stash[OUTPUT]), *config.stash[SAID]):
+    if timed.ROWS in config.stash:
+        for line in (*config.stash[timed.ROWS].summary(config.stash[OUTPUT]), *config.stash[SAID]):
             terminalreporter.write_line(line)
     if not (sweep.done or sweep.refusals):
         return

@@ -1,10 +1,10 @@
 """Whole decoders, dense against structured; `pytest bench/test_decoder.py --benchmark-json=decoder.json` runs it."""
 
-from bench import decoder, whole
+from bench.modules import decoder, timed
 
 
 def pytest_generate_tests(metafunc):
-    whole.parametrize(metafunc, decoder)
+    timed.parametrize(metafunc, decoder)
 
 
 def test_decoder(rows, point, benchmark):

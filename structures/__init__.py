@@ -1,31 +1,29 @@
 """Structured replacements of `nn.Linear`: one registry, each defined by an einsum, all behind one layer."""
 
-from structures.analysis import mixing_depth
-from structures.autotune import autotune
+from structures.algebra.rank import mixing_depth
 from structures.backends.planned.measure import calibrate
-from structures.coordinates import coordinate_check
-from structures.distil import distil
-from structures.experts import collect_routing
-from structures.fit import fit_options
-from structures.layers import to_linear
 from structures.linear import StructuredLinear
-from structures.plan import Plan
-from structures.project import Projection, from_linear, project, project_factors
-from structures.projection.covariance import collect_covariances
+from structures.models.covariance import collect_covariances
+from structures.models.distil import distil
+from structures.models.linears import to_linear
+from structures.models.rates import param_groups, shard_placement
+from structures.models.routing import collect_routing
+from structures.models.saved import load_swapped, save_swapped
+from structures.models.swap import swap
+from structures.models.table import SwapTable
+from structures.models.width_check import coordinate_check
+from structures.options import fit_options
+from structures.projection.project import Projection, from_linear, project, project_factors
 from structures.registry import get, load, names
-from structures.saved import load_swapped, save_swapped
 from structures.spec import Spec
 from structures.structure import Structure
-from structures.swap import swap
-from structures.training import param_groups, shard_placement
 
 __all__ = [
-    "Plan",
     "Projection",
     "Spec",
     "Structure",
     "StructuredLinear",
-    "autotune",
+    "SwapTable",
     "calibrate",
     "collect_covariances",
     "collect_routing",
@@ -46,4 +44,5 @@ __all__ = [
     "swap",
     "to_linear",
 ]
+Plan = SwapTable  # what it was called before layer.plan() had the word
 __version__ = "0.1.0"

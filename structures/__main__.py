@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from structures import registry
-from structures.configs import plan_lines
+from structures.models.shapes import plan_lines
 from structures.spec import Spec, SpecError
 from structures.structure import Structure
 

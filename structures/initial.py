@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-from structures.expressions import evaluate
+from structures.language.expressions import evaluate
 from structures.structure import Structure
 
 INITS = ("linear", "spectral", "paper")

@@ -22,9 +22,7 @@ class StructuredLinear(nn.Module):
         in_features, out_features: widths.
         bias: learn an additive bias (out_features,).
         device, dtype: of the parameters.
-        backend: how it runs: "auto", or one of `structures.backends.names()`, which then never falls back; or one of
-            `opt_in()` there: "autotune" times programs at the first call of each new shape, "dense_cache" keeps a dense
-            weight beside the factors, for evaluation without gradients.
+        backend: how it runs: "auto", or one of `structures.backends.names()`, which then never falls back.
         init: how fresh parameters are drawn: "linear" (output variance and bias of a fresh nn.Linear), "spectral"
             (muP) or "paper" (the entry's source's own).
         options: the entry's options, such as `n_blocks=4`.
@@ -88,42 +86,6 @@ class StructuredLinear(nn.Module):
     def backend(self, name: str) -> None:
         backends.check_name(name)
         self._backend = name
-        self._keeper = backends.keeper(name)
-
-    @property
-    def tuned(self) -> tuple[backends.autotune.Record, ...]:
-        """What autotuning chose for this layer, a record for each shape; print them."""
-        keeper = self._keeper
-        return tuple(keeper.records.values()) if isinstance(keeper, backends.autotune.Keeper) else ()
-
-    @property
-    def choices(self) -> backends.autotune.Keeper:
-        """Where autotuning keeps what it chose for this layer; made when first asked for.
-
-        Raises:
-            ValueError: the backend is neither "auto" nor "autotune".
-        """
-        if self._keeper is None and self._backend == backends.AUTO:
-            self._keeper = backends.autotune.Keeper()
-        if not isinstance(self._keeper, backends.autotune.Keeper):
-            raise ValueError(f"the layer's backend is {self._backend!r}, which never runs another one")
-        return self._keeper
-
-    @property
-    def cached_bytes(self) -> int:
-        """Bytes that the backend holds now beside the parameters: a dense weight, under "dense_cache"."""
-        return self._keeper.bytes if self._keeper is not None else 0
-
-    def release(self) -> None:
-        """Let the backend forget a kept dense weight; the next call makes it anew. `train()` does it too."""
-        if self._keeper is not None:
-            self._keeper.release()
-
-    def train(self, mode: bool = True) -> StructuredLinear:
-        """As nn.Module's; a dense weight that the backend keeps is freed."""
-        if mode:
-            self.release()
-        return super().train(mode)
 
     @property
     def factors(self) -> tuple[Tensor, ...]:
@@ -173,14 +135,8 @@ class StructuredLinear(nn.Module):
                 raise ValueError(_mismatch(self, x, tensor))
         flat = len(shape) == 2
         tokens = x if flat else x.reshape(-1, self.in_features)
-        keeper, y = self._keeper, None
-        if keeper is not None:
-            gathered, own = self._is_fsdp_managed_module, self.operands
-            y = keeper(self.structure, tokens, factors, bias, own=own, training=self.training, gathered=gathered)
-            name = keeper.ran
-        if y is None:  # nothing is kept, or not for this shape
-            name = backends.choose(self._backend if keeper is None else backends.AUTO, self.structure, tokens)
-            y = backends.apply(name, self.structure, tokens, factors, bias)
+        name = backends.choose(self._backend, self.structure, tokens)
+        y = backends.apply(name, self.structure, tokens, factors, bias)
         if not torch.compiler.is_compiling():
             self.__dict__["ran"] = name  # past __setattr__, which looks for parameters and modules
         return y if flat else y.reshape(*shape[:-1], self.out_features)
@@ -219,10 +175,8 @@ class StructuredLinear(nn.Module):
             collected.append(routing)  # not what a checkpoint computes again, inside a backward
         return y.reshape(*x.shape[:-1], self.out_features), routing
 
-    def plan(self, tokens: int, *, grad: bool = False) -> backends.planned.Plan | backends.dense_cache.DensePlan:
+    def plan(self, tokens: int, *, grad: bool = False) -> backends.planned.Plan:
         """The program that runs for this many tokens, with its predicted cost; print it.
-
-        It is the planner's first, or what autotuning chose; under "dense_cache" one product, with the memory it takes.
 
         Args:
             grad: with the gradients of the input and of every parameter.
@@ -231,8 +185,7 @@ class StructuredLinear(nn.Module):
             raise ValueError(f"{self.structure.name} has a gate: its experts run as several structures, each planned")
         like = next(self.parameters(), torch.empty(()))
         where: dict[str, Any] = {"dtype": like.dtype, "device": like.device.type, "bias": self.bias is not None}
-        kept = None if self._keeper is None else self._keeper.plan(self.structure, tokens, grad=grad, **where)
-        return kept or backends.planned.plan(self.structure, tokens, grad=grad, **where)
+        return backends.planned.plan(self.structure, tokens, grad=grad, **where)
 
     def to_dense(self, gates: Tensor | None = None) -> Tensor:
         """W of shape (out_features, in_features), what nn.Linear calls weight; gradients flow to the factors.
@@ -261,10 +214,6 @@ class StructuredLinear(nn.Module):
         if self.init != "linear":
             parts.append(f"init={self.init!r}")
         return ", ".join(parts)
-
-    def __repr__(self) -> str:
-        held = self.cached_bytes
-        return super().__repr__() + (f"  # and {held / 2**20:.3g} MiB of a dense weight" if held else "")
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
         if name == "weight":

@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from structures.steps import Axes
+from structures.algebra.steps import Axes
 from structures.structure import Structure, Term
 
 MAX_LETTERS = 52  # what torch.einsum can name

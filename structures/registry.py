@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from structures.expressions import nearest
+from structures.language.expressions import nearest
 from structures.spec import Spec, SpecError
 
 ENTRY_POINTS = "structures.registries"  # each loads to the path of a YAML file

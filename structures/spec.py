@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from structures.binding import bind, check_option
-from structures.checks import check
-from structures.errors import SizeError, SpecError
-from structures.expressions import WIDTHS
-from structures.notation import Pattern, parse_term
+from structures.algebra.binding import bind, build, check_option
+from structures.language.checks import check
+from structures.language.entry import Entry
+from structures.language.errors import SizeError, SpecError
+from structures.language.expressions import WIDTHS
 from structures.structure import Structure
 
 __all__ = ["SizeError", "Spec", "SpecError"]
 
 MAX_WIDTH = 2**24
+# Widths an entry is tried at when it is made: rich in divisors, so that mistakes of form show before the first use.
+TRIAL_WIDTHS = ((4096, 4096), (5040, 5040), (720720, 720720), (768, 3072), (59049, 59049))
 
 
 @dataclass(frozen=True)
-class Spec:
+class Spec(Entry):
     """A structured linear map of any width: its einsum terms, the sizes of their axes and the options behind them.
 
     Mappings and lists may be passed for the tuples; they are normalised and checked.
@@ -38,37 +39,13 @@ class Spec:
         SpecError: anything that no width could make right.
     """
 
-    name: str
-    einsum: tuple[str, ...]
-    sizes: tuple[tuple[str, str], ...] = ()
-    options: tuple[tuple[str, object], ...] = ()
-    index: tuple[tuple[str, str], ...] = ()
-    init: tuple[tuple[str, str], ...] = ()
-    gate: tuple[tuple[str, str], ...] = ()
-    title: str = ""
-    source: str = ""
-    file: str = field(default="", compare=False, repr=False)
-    marks: tuple[tuple[tuple[str, ...], tuple[int, int, bool]], ...] = field(default=(), compare=False, repr=False)
-
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not isinstance(self.einsum, str | list | tuple):
-            raise SpecError(
-                f"a Spec has a name and an einsum, text or a list of it; found {self.name!r}, {self.einsum!r}"
-            )
-        normal = {
-            "einsum": (self.einsum,) if isinstance(self.einsum, str) else tuple(self.einsum),
-            "sizes": _pairs(self.sizes, str),
-            "options": tuple((k, _freeze(v)) for k, v in _pairs(self.options, lambda v: v)),
-            "index": _pairs(self.index, str),
-            "init": _pairs(self.init, str),
-            "gate": _pairs(self.gate, str),
-        }
-        for key, value in normal.items():
-            object.__setattr__(self, key, value)
+        super().__post_init__()
         check(self)
+        _try_widths(self)
 
     def __hash__(self) -> int:
-        return hash((self.name, self.einsum, self.sizes))
+        return super().__hash__()
 
     def bind(self, in_features: int, out_features: int, **options: object) -> Structure:
         """The Structure of these widths.
@@ -90,41 +67,20 @@ class Spec:
                 raise SizeError(f"{self.name}: {name} is from 1 to {MAX_WIDTH}, found {value!r}")
             widths.append(width)
         given = tuple(sorted((k, check_option(self, k, v)) for k, v in options.items()))
-        return bind(self, widths[0], widths[1], given)
-
-    def where(self, *path: str) -> str:
-        """`file:line:column` of a part of the entry, or of the nearest part around it; empty without a file."""
-        marks = dict(self.marks)
-        while path not in marks and path:
-            path = path[:-1]
-        if not self.file:
-            return ""
-        line, column, _ = marks.get(path, (0, 0, False))
-        return f"{self.file}:{line}:{column}" if line else self.file
-
-    def error(self, message: str, *path: str, offset: int = 0, kind: type[SpecError] = SpecError) -> SpecError:
-        """The error to raise about the part at `path`, with its place in front."""
-        place = self.where(*path)
-        line, column, in_one_line = dict(self.marks).get(path, (0, 0, False))
-        if place and offset and in_one_line:
-            place = f"{self.file}:{line}:{column + offset}"
-        return kind(f"{place}: {self.name}: {message}" if place else f"{self.name}: {message}")
-
-    @property
-    def patterns(self) -> tuple[Pattern, ...]:
-        """The parsed terms."""
-        return tuple(parse_term(text) for text in self.einsum)
-
-    @property
-    def axis_sizes(self) -> dict[str, str]:
-        """The size expression of each sized name, `"a b"` taken apart."""
-        return {name: text for names, text in self.sizes for name in names.split()}
+        return Structure.of(bind(self, widths[0], widths[1], given))
 
 
-def _pairs(value, convert) -> tuple:  # type: ignore[no-untyped-def,type-arg]
-    items = value.items() if isinstance(value, Mapping) else value or ()
-    return tuple((str(k), convert(v)) for k, v in items)
+def spec_of(structure: Structure) -> Spec:
+    """The Spec that `structure` was bound from."""
+    assert isinstance(structure.spec, Spec)  # a Structure comes from Spec.bind alone
+    return structure.spec
 
 
-def _freeze(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+def _try_widths(spec: Spec) -> None:
+    """Binds at widths with many divisors; an error of form is raised, one of size is left to the widths in use."""
+    for widths in TRIAL_WIDTHS:
+        try:
+            build(spec, *widths, {})
+        except SizeError:
+            continue
+        return

@@ -10,7 +10,7 @@ import pytest
 from dense_forms import DENSE_FORMS, Matrix
 
 import structures
-from structures.analysis import dense, support
+from structures.algebra.rank import dense, support
 from structures.spec import SizeError
 from structures.structure import Structure
 
@@ -178,7 +178,7 @@ def test_monarch_is_the_published_one_with_its_inner_channels_named(widths: tupl
     assert structure.params == published_1.size + published_2.size == min(widths) * sum(widths) // blocks
 
 
-# -- equalities between structures (structures.md, section 12)
+# -- equalities between structures
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,14 @@
-"""Imports point one way, as DESIGN.md section 2 draws them, and no name of the registry stands in the code."""
+"""Imports run one way, down through the rooms, without a circle; and no name of the registry stands in the code.
+
+The rooms of `structures/`, from below: `language` (text, no widths), `algebra` (entries at given widths, as numbers),
+the two public nouns `structure` and `spec`; above these `reference`, `initial`, `routing` and `backends`, of which the
+reference and the backends do not know each other, so that one can judge the other; then `registry` and `options`, the
+layer (`linear`), and what uses layers: `space`, `projection`, and `models`, somebody else's network. The public names
+come last.
+The rooms of `bench/`, from below: `machine`, `files` (no torch, no charts), then `report`, which reads files alone, and
+`sweep`; above the sweep the other experiments, of which none imports another; then `answers`, and the doors.
+An import under `TYPE_CHECKING` is an import: a record stands below the functions that work on it, a facade above.
+"""
 
 import ast
 import graphlib
@@ -16,27 +26,51 @@ from structures import registry
 
 ROOT = Path(__file__).parents[1]
 
-# Up to the layer, each module says what it may import besides SPEC; whatever is not listed stands above the layer and
-# may import anything below it and its like, as long as there is no circle. Nothing imports `structures` or `__main__`.
-SPEC = ("errors", "expressions", "notation", "growth", "steps", "analysis", "taxonomy", "printed", "structure",
-        "binding", "checks", "spec")  # fmt: skip
-BELOW: dict[str, tuple[str, ...]] = {  # module or folder of structures/
-    **dict.fromkeys(SPEC, ()),
-    "registry": (),
-    "reference": (),
-    "backends": ("backends", "routing"),
-    "initial": (),
-    "routing": (),
-    "fit": ("registry",),
-    "linear": ("backends", "initial", "reference", "registry", "routing"),
-}
-WITHOUT_TORCH = (*SPEC, "registry")
-# folder or file of bench/ -> what none of its modules may import
-BENCH_WITHOUT = {
-    "bench/rows.py": ("torch", "structures"),
-    "bench/fields.py": ("torch", "structures"),
-    "bench/report": ("torch", "structures"),
-}
+# room -> the rooms directly below it that it may import, and with them all that these may; a room is a folder of
+# structures/ or bench/, or a file that stands in neither
+BELOW: dict[str, tuple[str, ...]] = {
+    "structures.language": (),
+    "structures.algebra": ("structures.language",),
+    "structures.structure": ("structures.algebra",),
+    "structures.spec": ("structures.structure",),
+    "structures.routing": ("structures.structure",),
+    "structures.reference": ("structures.structure",),
+    "structures.initial": ("structures.structure",),
+    "structures.backends": ("structures.spec", "structures.routing"),
+    "structures.registry": ("structures.spec",),
+    "structures.options": ("structures.registry",),
+    "structures.linear": (
+        "structures.registry", "structures.backends", "structures.initial", "structures.reference",
+    ),
+    "structures.space": ("structures.linear",),
+    "structures.projection": ("structures.linear",),
+    "structures.models": ("structures.projection", "structures.options", "structures.space"),
+    "structures": ("structures.models",),
+    "structures.__main__": ("structures.models",),
+    "bench.machine": ("structures",),
+    "bench.files": ("bench.machine",),
+    "bench.report": ("bench.files",),
+    "bench.sweep": ("bench.files",),
+    "bench.modules": ("bench.sweep",),
+    "bench.training": ("bench.sweep",),
+    "bench.search": ("bench.sweep",),
+    "bench.minilm": ("bench.sweep",),
+    "bench.answers": ("bench.report",),
+    "bench.__main__": ("bench.answers", "bench.training", "bench.search", "bench.minilm"),
+    "bench.conftest": ("bench.modules",),
+    "bench.test_linear": ("bench.sweep",),
+    "bench.test_ff": ("bench.modules",),
+    "bench.test_decoder": ("bench.modules",),
+}  # fmt: skip
+WITHOUT_TORCH = (
+    "structures.language",
+    "structures.algebra",
+    "structures.structure",
+    "structures.spec",
+    "structures.registry",
+)
+# folders of bench/ -> what comes with none of their modules
+BENCH_WITHOUT = {"bench.files": ("torch", "altair", "jinja2"), "bench.report": ("torch", "structures")}
 # `einsum` is a field of an entry and a backend too; `dense` is a word; both may stand alone in code
 WORDS_OF_THEIR_OWN = {"einsum"}
 
@@ -56,35 +90,44 @@ MUST_FAIL_ARROWS: list[tuple[str, str, str]] = [
     ("structures/spec.py", "import torch\n", "torch"),
     ("structures/spec.py", "from torch import nn\n", "torch"),
     ("structures/registry.py", "def f():\n    import torch.nn as nn\n", "torch"),
-    ("structures/analysis.py", "from structures.registry import get\n", "structures.registry"),
-    ("structures/analysis.py", "import structures\n", "structures"),
+    ("structures/algebra/rank.py", "from structures.registry import get\n", "structures.registry"),
+    ("structures/algebra/rank.py", "from structures.spec import Spec\n", "structures.spec"),
     (
-        "structures/notation.py",
+        "structures/algebra/rank.py",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from structures.spec import Spec\n",
+        "structures.spec",
+    ),
+    ("structures/algebra/rank.py", "import structures\n", "structures"),
+    ("structures/language/entry.py", "from structures.algebra.map import Map\n", "structures.algebra.map"),
+    (
+        "structures/language/notation.py",
         "import importlib\nm = importlib.import_module('structures.linear')\n",
         "structures.linear",
     ),
-    ("structures/notation.py", "import importlib\nm = importlib.import_module(name)\n", "import_module"),
-    ("structures/notation.py", "m = __import__('torch')\n", "torch"),
+    ("structures/language/notation.py", "import importlib\nm = importlib.import_module(name)\n", "import_module"),
+    ("structures/language/notation.py", "m = __import__('torch')\n", "torch"),
     ("structures/backends/bmm.py", "from structures import reference\n", "structures.reference"),
     ("structures/backends/planned/search.py", "from structures.reference import apply\n", "structures.reference"),
     ("structures/backends/planned/search.py", "from ... import registry\n", "structures.registry"),
     ("structures/backends/planned/__init__.py", "from ...linear import StructuredLinear\n", "structures.linear"),
     ("structures/reference.py", "from structures import backends\n", "structures.backends"),
     ("structures/reference.py", "from structures.backends.views import load\n", "structures.backends"),
-    ("structures/linear.py", "from structures.swap import swap\n", "structures.swap"),
+    ("structures/linear.py", "from structures.models.swap import swap\n", "structures.models"),
     ("structures/linear.py", "from structures import StructuredLinear\n", "structures"),
-    ("structures/linear.py", "from structures.brand_new import f\n", "structures.brand_new"),
-    ("structures/registry.py", "from structures import brand_new\n", "structures.brand_new"),
-    ("structures/backends/planned/emit.py", "from structures import brand_new\n", "structures.brand_new"),
-    ("structures/brand_new.py", "import structures\n", "structures"),
-    ("structures/brand_new.py", "from structures import StructuredLinear\n", "structures"),
-    ("structures/brand_new/part.py", "from structures.__main__ import main\n", "structures.__main__"),
-    ("structures/swap.py", "from bench import rows\n", "bench"),
-    ("structures/swap.py", "import tests.contract\n", "tests"),
-    ("bench/rows.py", "import torch\n", "torch"),
-    ("bench/report/charts.py", "import structures\n", "structures"),
+    ("structures/projection/solve.py", "from structures.models import linears\n", "structures.models"),
+    ("structures/brand_new.py", "import math\n", "structures.brand_new"),
+    ("structures/brand_new/part.py", "import math\n", "structures.brand_new"),
+    ("structures/models/swap.py", "from structures.__main__ import main\n", "structures.__main__"),
+    ("structures/models/swap.py", "from bench.files import rows\n", "bench"),
+    ("structures/models/swap.py", "import tests.contract\n", "tests"),
+    ("bench/files/rows.py", "import torch\n", "torch"),
+    ("bench/files/kinds.py", "import altair as alt\n", "altair"),
+    ("bench/files/kinds.py", "from bench.report.drawing import style\n", "bench.report"),
+    ("bench/report/sweep/charts.py", "import structures\n", "structures"),
     ("bench/report/deep/er.py", "from structures.spec import Spec\n", "structures"),
-    ("bench/report/charts.py", "from bench import points\n", "bench.points"),
+    ("bench/report/sweep/charts.py", "from bench.sweep import points\n", "bench.sweep"),
+    ("bench/minilm/run.py", "from bench.search import run\n", "bench.search"),
+    ("bench/sweep/cell.py", "from bench.modules import timed\n", "bench.modules"),
 ]
 MUST_PASS_ARROWS: list[tuple[str, str]] = [
     (
@@ -93,15 +136,10 @@ MUST_PASS_ARROWS: list[tuple[str, str]] = [
     ),
     ("structures/backends/planned/search.py", "import torch\nfrom . import layout\nfrom ..views import load\n"),
     ("structures/backends/planned/search.py", "from structures.backends.planned.layout import TOKENS\n"),
-    (
-        "structures/analysis.py",
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from structures.spec import Spec\n",
-    ),
-    ("structures/brand_new.py", "import torch\nfrom structures.spec import Spec\nfrom structures import linear\n"),
-    ("structures/brand_new/part.py", "from structures.brand_new.other import x\nfrom structures import backends\n"),
+    ("structures/algebra/rank.py", "from structures.language.entry import Entry\n"),
     ("structures/__init__.py", "from structures.linear import StructuredLinear\n"),
-    ("bench/points.py", "import torch\nimport structures\n"),
-    ("bench/report/charts.py", "import altair\nfrom bench.rows import Row\nfrom bench.report import words\n"),
+    ("bench/sweep/points.py", "import torch\nimport structures\n"),
+    ("bench/report/sweep/charts.py", "import altair\nfrom bench.files.rows import Row\n"),
 ]
 MUST_FAIL_NAMES: list[str] = [
     'if name == "monarch":\n    pass\n',
@@ -127,19 +165,11 @@ MUST_PASS_NAMES: list[str] = [
 ]
 
 
-def imports(source: str, module: str, *, for_types: bool = True) -> Iterator[str]:
-    """Every module or name that `source` imports, absolute, at any depth, `import_module` and `__import__` included.
-
-    Args:
-        for_types: with those under `if TYPE_CHECKING:`.
-    """
+def imports(source: str, module: str) -> Iterator[str]:
+    """Every module or name that `source` imports, absolute, at any depth, `import_module` and `__import__` included."""
     package = module if module.endswith("__init__") else module.rpartition(".")[0]
     package = package.removesuffix(".__init__")
-    tree = ast.parse(source)
-    typing = {id(child) for node in ast.walk(tree) if _is_for_types(node) for child in ast.walk(node)}
-    for node in ast.walk(tree):
-        if id(node) in typing and not for_types:
-            continue
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -153,10 +183,6 @@ def imports(source: str, module: str, *, for_types: bool = True) -> Iterator[str
             yield str(first.value) if constant else "import_module of what is known at run time only"  # type: ignore[union-attr]
 
 
-def _is_for_types(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and _called(node.test) == "TYPE_CHECKING"
-
-
 def _called(function: ast.expr) -> str:
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
@@ -165,42 +191,49 @@ def is_in(name: str, folder: str) -> bool:
     return name == folder or name.startswith(f"{folder}.")
 
 
+def room_of(name: str) -> str:
+    """The room that a module stands in, or that an imported name comes from; empty for other packages."""
+    return _module_of(name, BELOW)
+
+
+def below(room: str) -> set[str]:
+    """Every room that `room` may import: those directly below it, and all below these."""
+    direct = BELOW.get(room, ())
+    return set(direct).union(*(below(other) for other in direct))
+
+
 def wrong_imports(file: str, source: str) -> list[str]:
-    """What the file at `file`, relative to the repository, must not import."""
-    module = file.removesuffix(".py").replace("/", ".")
-    found = sorted(set(imports(source, module)))
-    wrong = [name for name in found if name.startswith("import_module of")]
-    if file.startswith("bench/"):
-        for place, banned in BENCH_WITHOUT.items():
-            if file == place or file.startswith(f"{place}/"):
-                wrong += [n for n in found if any(is_in(n, b) for b in banned)]
-                allowed = ("bench.rows", "bench.fields", "bench.report")
-                wrong += [n for n in found if is_in(n, "bench") and not any(is_in(n, a) for a in allowed)]
-        return wrong
-    own = module.split(".")[1]
+    """What the file at `file`, relative to the repository, must not import; itself, where it stands in no room."""
+    module = module_name(file)
+    room = "bench" if module == "bench" else room_of(module)
+    if room in ("structures", "") and module != "structures":
+        return [module]  # in no room of the table
+    found = sorted(set(imports(source, file.removesuffix(".py").replace("/", "."))))
+    wrong = [name for name in found if name.startswith("import_module of") or is_in(name, "tests")]
+    banned = next((words for place, words in BENCH_WITHOUT.items() if is_in(module, place)), ())
+    banned += ("torch",) if room in WITHOUT_TORCH else ()
+    wrong += [name for name in found if any(is_in(name, word) for word in banned)]
     for name in found:
-        if is_in(name, "bench") or is_in(name, "tests"):
+        other = "bench" if name == "bench" else room_of(name)
+        if other and other != room and other not in below(room):
             wrong.append(name)
-        if is_in(name, "torch") and own in WITHOUT_TORCH:
+        elif not other and (is_in(name, "bench") or is_in(name, "structures")):
             wrong.append(name)
-        if is_in(name, "structures"):
-            other = name.partition(".")[2].split(".")[0]
-            below = (*SPEC, *BELOW[own]) if own in BELOW else (*MODULES, own)
-            if other not in below or other.startswith("__"):
-                wrong.append(name)
     return wrong
 
 
+def module_name(file: str) -> str:
+    """The dotted name of the module in a file."""
+    return file.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+
+
 def circle(files: Mapping[str, str]) -> list[str]:
-    """The modules of a circle of imports among `files`, those for types alone left out; empty if there is none."""
-    modules = {
-        file.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): text for file, text in files.items()
-    }
+    """The modules of a circle of imports among `files`, those for types alone included; empty if there is none."""
+    modules = {module_name(file) for file in files}
     graph = {}
     for file, source in files.items():
-        module = file.removesuffix(".py").replace("/", ".")
-        found = imports(source, module, for_types=False)
-        own = module.removesuffix(".__init__")
+        own = module_name(file)
+        found = imports(source, file.removesuffix(".py").replace("/", "."))
         graph[own] = {m for name in found if (m := _module_of(name, modules)) not in ("", own)}
     try:
         graphlib.TopologicalSorter(graph).prepare()
@@ -249,7 +282,6 @@ def sources(folder: str) -> Mapping[str, str]:
 
 
 PACKAGE, BENCH = sources("structures"), sources("bench")
-MODULES = {file.split("/")[1].removesuffix(".py") for file in PACKAGE} - {"__init__", "__main__"}
 
 
 @pytest.mark.parametrize("file", [*PACKAGE, *BENCH])
@@ -270,8 +302,8 @@ def test_an_import_along_the_arrows_is_none(file: str, source: str) -> None:
 
 def test_the_checkers_read_real_files_and_the_table_names_what_there_is() -> None:
     assert {"structures/spec.py", "structures/registry.py", "structures/backends/bmm.py"} <= set(PACKAGE)
-    assert {"bench/rows.py", "bench/report/page.py"} <= set(BENCH)
-    assert all(f"structures/{module}.py" in PACKAGE for module in SPEC)
+    assert {"bench/files/rows.py", "bench/report/page.py"} <= set(BENCH)
+    assert set(BELOW) == {room_of(module_name(file)) for file in (*PACKAGE, *BENCH)} - {""}
     assert list(imports(PACKAGE["structures/linear.py"], "structures.linear")).count("torch") == 1
 
 
@@ -293,8 +325,8 @@ def test_a_circle_is_noticed(source: str) -> None:
     files = {"structures/a.py": source, "structures/b.py": "from structures.c import x\n", "structures/c.py": ""}
     assert circle(files) == []
     assert set(circle({**files, "structures/c.py": "import structures.a\n"})) == {f"structures.{m}" for m in "abc"}
-    only_types = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import structures.a\n"
-    assert circle({**files, "structures/c.py": only_types}) == []
+    for_types = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import structures.a\n"
+    assert set(circle({**files, "structures/c.py": for_types})) == {f"structures.{m}" for m in "abc"}
 
 
 def test_the_spec_and_the_registry_come_without_torch() -> None:
@@ -326,7 +358,7 @@ def test_docstrings_comments_and_words_are_no_names(source: str) -> None:
 
 
 def test_the_dense_forms_know_nothing_of_the_package() -> None:
-    source = (ROOT / "tests" / "dense_forms.py").read_text(encoding="utf-8")
+    source = (ROOT / "tests" / "support" / "dense_forms.py").read_text(encoding="utf-8")
     assert {name.partition(".")[0] for name in imports(source, "tests.dense_forms")} & {"structures", "torch"} == set()
     calls = {_called(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)}
     assert not {"einsum", "rearrange", "contract"} & calls

@@ -403,3 +403,9 @@ def test_the_layer_says_what_ran():
     assert made.backend == "auto" and made.ran is None
     made(torch.randn(2, 48, dtype=torch.float64))
     assert made.ran in BACKENDS
+
+
+@pytest.mark.parametrize(("name", "way_out"), [("autotune", "'auto' runs"), ("dense_cache", "structures.to_linear")])
+def test_the_name_of_a_removed_backend_says_what_to_use(name, way_out):
+    with pytest.raises(ValueError, match=rf"backend '{name}' was removed: .*{way_out}"):
+        structures.StructuredLinear("monarch", 48, 96, backend=name)

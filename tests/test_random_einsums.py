@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from structures import analysis, backends, reference, registry
+from structures import backends, reference, registry
+from structures.algebra import rank
 from structures.spec import Spec, SpecError
 from structures.structure import Structure
 
@@ -153,8 +154,8 @@ def check(entry: Entry) -> None:
     wanted = by_numpy(entry, x, factors)
     dense = by_numpy(entry, np.eye(entry.in_features), factors).T
     scale = 1 + np.abs(wanted).max() + np.abs(dense).max()
-    np.testing.assert_allclose(analysis.dense(structure, factors), dense, atol=1e-11 * scale)
-    assert analysis.support(structure)[np.abs(dense) > 0].all()
+    np.testing.assert_allclose(rank.dense(structure, factors), dense, atol=1e-11 * scale)
+    assert rank.support(structure)[np.abs(dense) > 0].all()
     y, dx, *gradients = value_and_gradients("reference", structure, x, factors, dy)
     np.testing.assert_allclose(y, wanted, atol=1e-11 * scale)
     np.testing.assert_allclose(dx, dy @ dense, atol=1e-11 * scale)
@@ -282,7 +283,7 @@ def read_and_use(file: Path) -> str:
             continue  # no one matrix: test_experts.py
         x, *factors = draw_numbers([(2, 12), *structure.factor_shapes])
         tensors = [torch.from_numpy(f) for f in factors]
-        wanted = x @ analysis.dense(structure, factors).T
+        wanted = x @ rank.dense(structure, factors).T
         np.testing.assert_allclose(reference.apply(structure, torch.from_numpy(x), tensors).numpy(), wanted, atol=1e-8)
         assert str(structure)
     return reached

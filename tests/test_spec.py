@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 import structures
-from structures import analysis, backends, reference
+from structures import backends, reference
+from structures.algebra import rank
 from structures.spec import SizeError, Spec, SpecError
 
 Array = NDArray[np.float64]
@@ -341,9 +342,9 @@ def test_an_entry_is_the_matrix_that_its_einsum_says(
     assert wanted.shape == (structure.out_features, structure.in_features)
     tensors = [torch.from_numpy(f) for f in factors]
     x = np.random.default_rng(1).standard_normal((3, widths[0]))
-    np.testing.assert_allclose(analysis.dense(structure, factors), wanted, atol=1e-12)
+    np.testing.assert_allclose(rank.dense(structure, factors), wanted, atol=1e-12)
     np.testing.assert_allclose(reference.to_dense(structure, tensors), wanted, atol=1e-12)
-    np.testing.assert_array_equal(analysis.support(structure)[wanted != 0], True)
+    np.testing.assert_array_equal(rank.support(structure)[wanted != 0], True)
     for name in backends.names():
         if backends.get(name).refuses(structure, torch.from_numpy(x)) is None:
             y = backends.apply(name, structure, torch.from_numpy(x), tensors, None)

@@ -13,13 +13,13 @@ import pytest
 from dense_forms import DENSE_FORMS
 
 import structures
-from structures import analysis
+from structures.algebra import rank
 from structures.spec import SizeError, Spec, SpecError
 from structures.structure import Structure, Term
 
 WITHOUT_GATE = [name for name in structures.names() if not structures.get(name).gate]  # the others: test_experts.py
 
-# structures.md section 0, at 1024 -> 1024: name, options, parameters, FLOPs a token
+# counted by hand from each source's own definition, at 1024 -> 1024: name, options, parameters, FLOPs a token
 WORKED = [
     ("dense", {}, 1_048_576, 2_097_152),
     ("dyad_it", {"n_blocks": 4}, 524_288, 1_048_576),
@@ -49,7 +49,7 @@ WORKED_PARAMS = [
     ("blast", {"n_blocks": 4, "rank": 1024}, (4096, 4096), 1024 * (4096 + 4096 + 16)),
     ("pixelfly", {"n_blocks": 16, "n_strides": 4, "rank": 0}, (768, 3072), 5 * 768 * 3072 // 16),
 ]
-# structures.md section 0, first table: name, options, parameters of (d_in, d_out); all of these have FLOPs = 2 P
+# from the sources' formulas: name, options, parameters of (d_in, d_out); all of these have FLOPs = 2 P
 FORMULAS: list[tuple[str, dict[str, object], Callable[[int, int], int]]] = [
     ("dense", {}, lambda i, o: i * o),
     ("block_diagonal", {"n_blocks": 12}, lambda i, o: i * o // 12),
@@ -66,7 +66,7 @@ FORMULAS: list[tuple[str, dict[str, object], Callable[[int, int], int]]] = [
 FORMULA_WIDTHS = [(96, 96), (48, 144), (144, 48), (192, 240), (768, 3072), (3072, 768)]
 RECTANGLES = [(64, 64), (36, 100), (100, 36), (768, 768), (768, 3072), (3072, 768), (2048, 8192), (11008, 4096)]
 
-# structures.md section 9.3: name there, theta, omega, psi, nu
+# members of the einsum space as arXiv 2410.02117 names them: name, theta, omega, psi, nu
 TAXONOMY = [
     ("dense", (1, 0, 0, 1, 0, 0, 0), 0, 1, 1),
     ("btt1", (0.5, 0, 0.5, 0, 0.5, 0.5, 0), 0, 1, 0.5),
@@ -115,7 +115,7 @@ LESS_THAN_FULL_RANK = {"low_rank", "block_dense"}  # at their defaults, by desig
 RANK_UNKNOWN = {("butterfly", 4096, 11008)}  # it widens before it shrinks, and is too large to eliminate
 RANK_LOST = {("butterfly", 11008, 4096): 1024}  # 11008 = 43 * 2**8: the first factor leaves 4 of every 43 features
 
-# name, options, (fan_in, fan_out) of each factor at 96 -> 192: structures.md section 10
+# name, options, (fan_in, fan_out) of each factor at 96 -> 192, by hand
 FANS = [
     ("dense", {}, [(96, 192)]),
     ("low_rank", {"rank": 5}, [(96, 5), (5, 192)]),
@@ -234,7 +234,7 @@ def test_taxonomy_of_the_two_factor_einsums(
     structure = bind("einsum", (width, width), {"theta": theta})
     realised_nu = max(log(structure.numel(step.axes)) for step in structure.steps) - 1
     realised_params = max(log(math.prod(shape)) for shape in structure.factor_shapes)
-    lower, upper = analysis.rank_bounds(structure)  # at this width three of them are known by their cut alone
+    lower, upper = rank.rank_bounds(structure)  # at this width three of them are known by their cut alone
     assert log(upper) == pytest.approx(psi, abs=0.011) and structure.rank in (None, lower)
     assert realised_nu == pytest.approx(nu, abs=0.011)
     assert 1 + realised_nu - realised_params == pytest.approx(omega, abs=0.011)

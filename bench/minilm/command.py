@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench.terminal import count, share, shares
-from bench.wrong import Wrong, one_of
+from bench.files import kinds
+from bench.files.errors import Wrong, one_of
+from bench.files.terminal import count, share, shares
 
 
 def add_options(minilm: argparse.ArgumentParser) -> None:
@@ -36,22 +37,26 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
     if arguments.output.suffix != ".json":
         raise Wrong(f"-o: {arguments.output} must end in .json; what is converted is kept beside it, as .journal")
     one_of("--until", arguments.until, ("fits", "times"))
-    from bench.cpu_run import Run
+    from bench.files.run import RunRecord
 
-    started = Run("minilm", ["python", "-m", "bench", *sys.argv[1:]], arguments.output)  # before torch is loaded
+    started = RunRecord(
+        kinds.MINILM, ["python", "-m", "bench", *sys.argv[1:]], arguments.output
+    )  # before torch is loaded
+    from bench.files.stages import StageJournal
     from bench.minilm import data, request
     from bench.minilm import run as runs
-    from bench.search.journal import Journal
 
     named = arguments.structures is not None
     limits = {key: getattr(arguments, key) for key in ("shares", "limit", "aware_limit", "patience", "damping")}
     ways = tuple(one_of("--ways", way, request.WAYS) for way in arguments.ways.split(","))
-    asked = request.Request(request.entries(arguments.structures), affordable=not named, ways=ways, **limits)
+    asked = request.ConversionRequest(request.entries(arguments.structures), affordable=not named, ways=ways, **limits)
     given = data.load(arguments.sentences)
     path = arguments.output.with_suffix(".journal")
     if arguments.fresh:
         path.unlink(missing_ok=True)
-    journal = Journal(path, request.Asked(asked, given.facts), "conversion", "other arguments or at another commit")
+    journal = StageJournal(
+        path, request.Asked(asked, given.facts), "conversion", "other arguments or at another commit"
+    )
     again = f"the same command goes on from {path}"
     try:
         if not runs.run_all(given, asked, started, journal, arguments.until):

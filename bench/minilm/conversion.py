@@ -13,18 +13,18 @@ from torch import nn
 import structures
 from bench.minilm.data import FEED_FORWARD, Data
 from bench.minilm.quality import agreement, embed
-from bench.minilm.request import AWARE, PLAIN, SEQUENTIAL, Point, Request, Shape
-from structures.project import Projection
-from structures.projection.covariance import collect_covariances
-from structures.sequential import Recorded
-from structures.swap import swap
+from bench.minilm.request import AWARE, PLAIN, SEQUENTIAL, ConversionPoint, ConversionRequest, Shape
+from structures.models.covariance import collect_covariances
+from structures.models.sequential import Recorded
+from structures.models.swap import swap
+from structures.projection.project import Projection
 
 
 class Slow(Exception):
     """A conversion cannot be made, or would take longer than asked for; the message says why."""
 
 
-class Clock:
+class Stopwatch:
     """Seconds since it was made, or this process's on all cores if those are fewer: others' work hardly counts."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Clock:
 class Conversions:
     """The dense encoder, what its layers read, and conversions of it."""
 
-    def __init__(self, data: Data, request: Request):
+    def __init__(self, data: Data, request: ConversionRequest):
         self.data, self.request = data, request
         self.layers = layers_of(data.model)
         self.shapes: dict[str, Shape] = {name: _shape(data.model.get_submodule(name)) for name in self.layers}
@@ -63,7 +63,7 @@ class Conversions:
             "params_share": whole / self.whole,
         }
 
-    def row(self, point: Point, way: str) -> dict[str, Any]:
+    def row(self, point: ConversionPoint, way: str) -> dict[str, Any]:
         """All of a row but its time.
 
         Raises:
@@ -73,41 +73,41 @@ class Conversions:
         row = {"structure": point.name, "way": way, "budget": point.budget, "options": point.words}
         return row | _fit(records, seconds) | self.quality(model, self.params(model))
 
-    def _apart(self, point: Point, way: str) -> tuple[nn.Module, list[Projection], float]:
+    def _apart(self, point: ConversionPoint, way: str) -> tuple[nn.Module, list[Projection], float]:
         """Each layer on what it reads in the dense model."""
         model = copy.deepcopy(self.data.model)
         spent: dict[str, float] = {}
         first = [next(name for name in self.layers if self.shapes[name] == shape) for shape in point.options]
         for layer in [*first, *(name for name in self.layers if name not in first)]:
-            clock = Clock()
+            clock = Stopwatch()
             self._swap(model, layer, point, way)
             spent[layer] = clock.seconds()
             if layer == first[-1]:
                 self._expect(sum(spent[name] * self._count(self.shapes[name]) for name in first))
         return model, [_record(model, layer) for layer in self.layers], sum(spent.values())
 
-    def _in_order(self, point: Point) -> tuple[nn.Module, list[Projection], float]:
+    def _in_order(self, point: ConversionPoint) -> tuple[nn.Module, list[Projection], float]:
         """Each layer on what the converted ones before it hand on."""
         if structures.get(point.name).gate:
             raise Slow("it chooses experts for every token: there is no one weight to fit in order")
         first = [next(name for name in self.layers if self.shapes[name] == shape) for shape in point.options]
         trial, foretold = copy.deepcopy(self.data.model), 0.0
         for layer in first:
-            clock = Clock()
+            clock = Stopwatch()
             self._swap(trial, layer, point, AWARE)
             foretold += clock.seconds() * self._count(self.shapes[layer])
         self._expect(foretold)
         if self.recorded is None:
             model, names = self.data.model, self.layers
             self.recorded = Recorded(model, names, self.data.fit), Recorded(model, names, self.data.held_out)
-        model, clock = copy.deepcopy(self.data.model), Clock()
+        model, clock = copy.deepcopy(self.data.model), Stopwatch()
         rules = {layer: (point.name, point.options[self.shapes[layer]]) for layer in self.layers}
         project = {"limit": self.request.aware_limit, "damping": self.request.damping}
         swap(model, rules, project=project, inputs=self.recorded[0], held_out=self.recorded[1], sequential=True)
         seconds = clock.seconds()  # with the converted model's run
         return model, [_record(model, layer) for layer in self.layers], seconds
 
-    def _swap(self, model: nn.Module, layer: str, point: Point, way: str) -> None:
+    def _swap(self, model: nn.Module, layer: str, point: ConversionPoint, way: str) -> None:
         limit = self.request.limit if way == PLAIN else self.request.aware_limit
         project = {"limit": limit, "damping": self.request.damping}
         inputs = {layer: self.seen[layer]} if way == AWARE else None

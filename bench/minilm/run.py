@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from bench.cpu_run import Run
+from bench.files.run import RunRecord
+from bench.files.stages import StageJournal
 from bench.minilm import timing
 from bench.minilm.conversion import Conversions, Slow
 from bench.minilm.data import Data
 from bench.minilm.quality import without_feed_forward
-from bench.minilm.request import CONTROL, Point, Request, points, refusal
-from bench.points import DENSE
-from bench.search.journal import Journal
+from bench.minilm.request import CONTROL, ConversionPoint, ConversionRequest, points, refusal
+from bench.sweep.points import DENSE
 
 REMOVED = "feed-forward removed"
 FITS, TIMES = "fits", "times"
@@ -26,7 +26,7 @@ STAGES = (FITS, TIMES)
 class Encoder:
     """A run: what is in its journal is not made again."""
 
-    def __init__(self, data: Data, request: Request, run: Run, journal: Journal):
+    def __init__(self, data: Data, request: ConversionRequest, run: RunRecord, journal: StageJournal):
         torch.set_num_threads(run.threads.count)
         self.data, self.request, self.run, self.journal = data, request, run, journal
         self.conversions = Conversions(data, request)
@@ -81,7 +81,7 @@ class Encoder:
         self.run.complete = True
         self.run.save({name: version(name) for name in ("transformers",) if find_spec(name)})
 
-    def _fit(self, point: Point, way: str) -> dict[str, Any]:
+    def _fit(self, point: ConversionPoint, way: str) -> dict[str, Any]:
         found = self.journal.get(FITS, _key(point, way))
         assert found is not None
         return found
@@ -100,7 +100,7 @@ class Encoder:
         return row | self._time(name) | ({} if error else {"speedup": None})
 
 
-def run_all(data: Data, request: Request, run: Run, journal: Journal, until: str = TIMES) -> bool:
+def run_all(data: Data, request: ConversionRequest, run: RunRecord, journal: StageJournal, until: str = TIMES) -> bool:
     """Fit, then time and write the results file, which ends the journal. Returns whether all was done.
 
     Args:
@@ -115,10 +115,10 @@ def run_all(data: Data, request: Request, run: Run, journal: Journal, until: str
     return True
 
 
-def _key(point: Point, way: str) -> str:
+def _key(point: ConversionPoint, way: str) -> str:
     return f"{point.name} {point.share:g} {way}"
 
 
-def _timed(point: Point) -> str:
+def _timed(point: ConversionPoint) -> str:
     """One structure with one set of options: its calls are the same however it was fitted."""
     return f"{point.name} {json.dumps(point.words)}"

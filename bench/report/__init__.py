@@ -6,34 +6,27 @@ Reads results files only; what drew them, and what they measure, need not be ins
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from bench.fields import load
-from bench.report import (
-    backends,
-    curves,
-    figures,
-    memory,
-    models,
-    modules,
-    page,
-    panels,
-    pareto,
-    rooflines,
-    search,
-    sections,
-    tables,
-    training,
-    widths,
-    winners,
-)
-from bench.report.panels import Panel
-from bench.report.sections import Section
-from bench.report.views import View
-from bench.rows import Results, join, parse
+from bench.files import kinds
+from bench.files.fields import load
+from bench.files.rows import Results, join, parse
+from bench.report import page
+from bench.report.drawing import figures
+from bench.report.drawing.sections import Section
+from bench.report.drawing.views import View
+from bench.report.others import models, modules, search, widths
+from bench.report.sweep import backends, curves, memory, panels, pareto, rooflines, tables, winners
+from bench.report.sweep.panels import Panel
+from bench.report.training import section as training
 
 # of files beside the sweep's
-KINDS = {models.KIND: models.section, widths.KIND: widths.section, training.KIND: training.section}
-KINDS |= {search.KIND: search.section}
-KINDS |= {modules.FF: modules.feed_forward, modules.DECODER: modules.decoders}
+KINDS = {
+    kinds.MINILM: models.section,
+    kinds.COORDINATES: widths.section,
+    kinds.TRAINING: training.section,
+    kinds.SEARCH: search.section,
+    kinds.FEED_FORWARD: modules.feed_forward,
+    kinds.DECODER: modules.decoders,
+}
 
 
 def read_all(paths: Sequence[Path]) -> tuple[Results, list[Section]]:
@@ -45,10 +38,10 @@ def read_all(paths: Sequence[Path]) -> tuple[Results, list[Section]]:
     sweeps, others = [], []
     for path in paths:
         document = load(path)
-        if sections.kind_of(document) is None:
+        if kinds.kind_of(document) is None:
             sweeps.append(parse(str(path), document))
         else:
-            others.append(sections.parse(str(path), document, KINDS))
+            others.append(kinds.parse(str(path), document, KINDS))
     results, made = join(sweeps), []
     names = _structures(results).union(*(file.structures for file in others))
     for kind, section in KINDS.items():

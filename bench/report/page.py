@@ -17,19 +17,19 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from bench.report import backends, breaks, curves, figures, memory, pareto, points, rooflines, winners, words
-from bench.report.figures import CONFIG, VEGALITE
-from bench.report.panels import Panel, machine_names
-from bench.report.sections import Section
-from bench.report.verdicts import arrival
-from bench.report.views import View
-from bench.rows import Results
+from bench.files.rows import Results
+from bench.report.drawing import figures, points, words
+from bench.report.drawing.figures import CONFIG, VEGALITE
+from bench.report.drawing.sections import Section
+from bench.report.drawing.views import View
+from bench.report.sweep import backends, breaks, curves, memory, pareto, rooflines, winners
+from bench.report.sweep.panels import Panel, machine_names
 
 _HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class Group:
+class Heading:
     """One heading of the page: its template says what it shows and adds to each view."""
 
     id: str
@@ -62,26 +62,26 @@ def _sorted(question: str, answers: list[str]) -> list[str]:
     return answers
 
 
-def groups(made: Sequence[View]) -> list[Group]:
+def groups(made: Sequence[View]) -> list[Heading]:
     """The headings of the sweep's part of the page, in order; of those that need what no file has, only the reason."""
     several = "nothing was measured with several backends at one point: pytest bench --backend planned,einsum does"
     saved = "no row says what its forward pass saved: only training rows do"
     found = [
-        Group(winners.GROUP, "Who wins where", _of(made, winners.GROUP)),
-        Group(curves.GROUP, "Scaling curves", _of(made, curves.GROUP)),
-        Group("break-even", "Break-even", []),
-        Group(pareto.GROUP, "Time against cost", _of(made, pareto.GROUP)),
-        Group(rooflines.GROUP, "Roofline", _of(made, rooflines.GROUP), "the runs hold no limits of the machine"),
-        Group(memory.GROUP, "Memory", _of(made, memory.GROUP), saved),
-        Group(backends.GROUP, "Backends", _of(made, backends.GROUP), several),
+        Heading(winners.GROUP, "Who wins where", _of(made, winners.GROUP)),
+        Heading(curves.GROUP, "Scaling curves", _of(made, curves.GROUP)),
+        Heading("break-even", "Break-even", []),
+        Heading(pareto.GROUP, "Time against cost", _of(made, pareto.GROUP)),
+        Heading(rooflines.GROUP, "Roofline", _of(made, rooflines.GROUP), "the runs hold no limits of the machine"),
+        Heading(memory.GROUP, "Memory", _of(made, memory.GROUP), saved),
+        Heading(backends.GROUP, "Backends", _of(made, backends.GROUP), several),
     ]
     return found
 
 
-def groups_of(section: Section) -> list[Group]:
+def groups_of(section: Section) -> list[Heading]:
     """The headings within a section that readers choose views under."""
     names = dict.fromkeys(view.group for view in section.views)
-    return [Group(f"{section.id}-{name}", name, _of(section.views, name)) for name in names]
+    return [Heading(f"{section.id}-{name}", name, _of(section.views, name)) for name in names]
 
 
 def _of(made: Sequence[View], group: str) -> list[View]:
@@ -92,7 +92,7 @@ def render(results: Results, panels: Sequence[Panel], made: Sequence[View], sect
     """The whole page, of the views in their order and the sections of other files."""
     loader = jinja2.FileSystemLoader(_HERE)
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    templates.globals |= {"words": words, "arrival": arrival, "json": json.dumps, "winner": winners.said}
+    templates.globals |= {"words": words, "json": json.dumps, "winner": winners.said}
     vega = _vega()
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     machines = machine_names(results.runs)

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import structures
-from bench.request import options_text
-from bench.search.request import Request
+from bench.search.request import SearchRequest
+from bench.sweep.request import options_text
 from structures import space
-from structures.analysis import rank_bounds
-from structures.expressions import divisors
-from structures.fit import fit_options
-from structures.space.term import Term, term
+from structures.algebra.rank import rank_bounds
+from structures.language.expressions import divisors
+from structures.options import fit_options
+from structures.space.term import MemberTerm, term
 from structures.spec import Spec, SpecError
 from structures.structure import Structure
 
@@ -40,14 +40,14 @@ class Candidate:
     between: int  # numbers between the steps
     rank_bound: int
     named: bool = False
-    terms: tuple[Term, ...] = ()
+    terms: tuple[MemberTerm, ...] = ()
     bound: Structure | None = None
 
-    def structure(self, request: Request) -> Structure:
+    def structure(self, request: SearchRequest) -> Structure:
         """Bound to the widths, from its Spec as it will be written."""
         return self.bound if self.bound is not None else self.member(request).structure
 
-    def spec(self, request: Request) -> Spec:
+    def spec(self, request: SearchRequest) -> Spec:
         """The entry that the search writes: of a named one, a copy with its options as defaults."""
         if self.bound is None:
             return self.member(request).spec
@@ -56,26 +56,26 @@ class Candidate:
         title = f"{own.title} ({options_text(dict(self.bound.options)) or 'no options'})"
         return Spec(f"search_{own.name}", options=self.bound.options, title=title, **fields)  # type: ignore[arg-type]
 
-    def member(self, request: Request) -> space.Member:
+    def member(self, request: SearchRequest) -> space.Member:
         members = [space.of_sizes(t, request.in_features, request.out_features) for t in self.terms]
         if len(members) > 1:
             return space.add(*members, name=self.name)
         return space.of_sizes(self.terms[0], request.in_features, request.out_features, name=self.name)
 
-    def price(self, request: Request) -> float:
+    def price(self, request: SearchRequest) -> float:
         """An order for timing: FLOPs and bytes of a batch, the same on every machine."""
         moved = self.params + request.tokens * (request.in_features + request.out_features + 2 * self.between)
         return 2.0 * request.tokens * self.multiply_adds + FLOPS_A_BYTE * 4 * moved
 
 
-def exponents(params: int, multiply_adds: int, rank: int, request: Request) -> tuple[float, float, float]:
+def exponents(params: int, multiply_adds: int, rank: int, request: SearchRequest) -> tuple[float, float, float]:
     """(omega, psi, nu) at these widths: logarithms of the counts to the width's base; dense has (0, 1, 1)."""
     base = math.log(math.sqrt(request.dense))
     least = math.log(min(request.in_features, request.out_features)) or 1.0
     return math.log(multiply_adds / params) / base, math.log(rank) / least, math.log(multiply_adds) / base - 1
 
 
-def all_candidates(request: Request) -> tuple[list[Candidate], Counter[str]]:
+def all_candidates(request: SearchRequest) -> tuple[list[Candidate], Counter[str]]:
     """Those that meet the constraints, entries of the registry first; and how many were rejected for each reason."""
     rejected: Counter[str] = Counter()
     kept: dict[str, Candidate] = {}
@@ -90,7 +90,7 @@ def all_candidates(request: Request) -> tuple[list[Candidate], Counter[str]]:
     return list(kept.values()), rejected
 
 
-def refusal(candidate: Candidate, request: Request) -> str | None:
+def refusal(candidate: Candidate, request: SearchRequest) -> str | None:
     """Why a candidate's counts do not meet the constraints."""
     dense = request.dense
     if not request.params.holds(candidate.params / dense):
@@ -111,7 +111,7 @@ def refusal(candidate: Candidate, request: Request) -> str | None:
     return None
 
 
-def chosen(candidates: Sequence[Candidate], request: Request) -> list[Candidate]:
+def chosen(candidates: Sequence[Candidate], request: SearchRequest) -> list[Candidate]:
     """Those that are timed: every named entry, then of each family alike the cheapest and, for a third, random ones."""
     dice = random.Random(request.seed)
     named = [c for c in candidates if c.named]
@@ -142,7 +142,7 @@ def _braided(cheap: Sequence[Candidate], spread: Sequence[Candidate]) -> Iterato
 # -- the registry's entries
 
 
-def _entries(request: Request, rejected: Counter[str]) -> Iterator[Candidate]:
+def _entries(request: SearchRequest, rejected: Counter[str]) -> Iterator[Candidate]:
     """Each entry brought to the budget as the sweep does; those that cannot be are counted."""
     widths = request.in_features, request.out_features
     quantity, share = request.target
@@ -168,14 +168,14 @@ def _entries(request: Request, rejected: Counter[str]) -> Iterator[Candidate]:
 # -- members
 
 
-def _members(request: Request, rejected: Counter[str]) -> Iterator[Candidate]:
+def _members(request: SearchRequest, rejected: Counter[str]) -> Iterator[Candidate]:
     yield from _two_factors(request, rejected)
     yield from _block_sums(request)
     yield from _blocks_and_rank(request)
     yield from _sampled(request, rejected)
 
 
-def _made(family: str, request: Request, *terms: Term) -> Candidate:
+def _made(family: str, request: SearchRequest, *terms: MemberTerm) -> Candidate:
     title = " + ".join(
         " ".join(f"{k}={n}" for k, n in t.sizes) + (f" strided {t.strided}" if t.strided else "") for t in terms
     )
@@ -185,7 +185,7 @@ def _made(family: str, request: Request, *terms: Term) -> Candidate:
     return Candidate(f"{family}_{digest}", family, title, *counts, rank, terms=terms)
 
 
-def _two_factors(request: Request, rejected: Counter[str]) -> Iterator[Candidate]:
+def _two_factors(request: SearchRequest, rejected: Counter[str]) -> Iterator[Candidate]:
     """The seven axes, alone and in the blocks of a shared axis, each with the bonds that meet the budgets."""
     common = math.gcd(request.in_features, request.out_features)
     for blocks in divisors(common):
@@ -205,7 +205,7 @@ def _two_factors(request: Request, rejected: Counter[str]) -> Iterator[Candidate
                 yield _made("two_factors" if blocks == 1 else "blocks_of_two", request, term(sizes))
 
 
-def _bonds(request: Request, params: int, steps: int, most: int) -> tuple[int, ...]:
+def _bonds(request: SearchRequest, params: int, steps: int, most: int) -> tuple[int, ...]:
     """Up to two sizes, the roundest numbers that bring both shares into their ranges."""
     dense = request.dense
     low = max(1, math.ceil(request.params.low * dense / params), math.ceil(request.flops.low * dense / steps))
@@ -213,7 +213,7 @@ def _bonds(request: Request, params: int, steps: int, most: int) -> tuple[int, .
     return tuple(sorted(range(low, min(high, low + 4096) + 1), key=lambda r: (r // (r & -r), -r))[:2])
 
 
-def _block_sums(request: Request) -> Iterator[Candidate]:
+def _block_sums(request: SearchRequest) -> Iterator[Candidate]:
     """Two block-diagonal terms, one of them read or written with a stride: DYAD, and others with two block sizes."""
     common = [n for n in divisors(math.gcd(request.in_features, request.out_features)) if 1 < n <= MOST_BLOCKS]
     for first, second in itertools.product(common, repeat=2):
@@ -221,7 +221,7 @@ def _block_sums(request: Request) -> Iterator[Candidate]:
             yield _made("block_sums", request, _blocks(request, first), _blocks(request, second, strided))
 
 
-def _blocks_and_rank(request: Request) -> Iterator[Candidate]:
+def _blocks_and_rank(request: SearchRequest) -> Iterator[Candidate]:
     common = [n for n in divisors(math.gcd(request.in_features, request.out_features)) if 1 < n <= MOST_BLOCKS]
     per_rank = request.in_features + request.out_features
     for blocks in common:
@@ -234,12 +234,12 @@ def _blocks_and_rank(request: Request) -> Iterator[Candidate]:
                 yield _made("blocks_and_rank", request, _blocks(request, blocks), low)
 
 
-def _blocks(request: Request, blocks: int, strided: str = "") -> Term:
+def _blocks(request: SearchRequest, blocks: int, strided: str = "") -> MemberTerm:
     inner, outer = request.in_features // blocks, request.out_features // blocks
     return term({"x1y": blocks, "x1": inner, "1y": outer}, strided)
 
 
-def _sampled(request: Request, rejected: Counter[str]) -> Iterator[Candidate]:
+def _sampled(request: SearchRequest, rejected: Counter[str]) -> Iterator[Candidate]:
     """Random three-factor terms, and sums of two random two-factor terms."""
     dice = random.Random(request.seed + 1)
     three = ("x1", "x12", "x123", "x2"), ("3y", "23y", "123y", "2y"), ("12", "23")
@@ -257,8 +257,8 @@ def _sampled(request: Request, rejected: Counter[str]) -> Iterator[Candidate]:
 
 
 def _drawn(
-    request: Request, dice: random.Random, inputs: Sequence[str], outputs: Sequence[str], bonds: Sequence[str]
-) -> Term:
+    request: SearchRequest, dice: random.Random, inputs: Sequence[str], outputs: Sequence[str], bonds: Sequence[str]
+) -> MemberTerm:
     sizes: dict[str, int] = {}
     for kinds, width in ((inputs, request.in_features), (outputs, request.out_features)):
         weights = [dice.random() for _ in kinds]

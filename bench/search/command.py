@@ -6,9 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from bench.files import kinds
+from bench.files.errors import Wrong, one_of
+from bench.files.terminal import count, share
 from bench.search.words import QUALITIES, STAGES
-from bench.terminal import count, share
-from bench.wrong import Wrong, one_of
 
 
 def add_options(search: argparse.ArgumentParser) -> None:
@@ -43,12 +44,14 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
     if arguments.output.suffix != ".json":
         raise Wrong(f"-o: {arguments.output} must end in .json; the survivors are written beside it, as .yaml")
     one_of("--until", arguments.until, STAGES)
-    from bench.cpu_run import Run
+    from bench.files.run import RunRecord
 
-    started = Run("search", ["python", "-m", "bench", *sys.argv[1:]], arguments.output)  # before torch is loaded
+    started = RunRecord(
+        kinds.SEARCH, ["python", "-m", "bench", *sys.argv[1:]], arguments.output
+    )  # before torch is loaded
+    from bench.files.stages import StageJournal
     from bench.search import quality
     from bench.search import request as requests
-    from bench.search.journal import Journal
     from bench.search.run import Search
 
     request = requests.read(vars(arguments))
@@ -58,7 +61,7 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
     path = arguments.output.with_suffix(".journal")
     if arguments.fresh:
         path.unlink(missing_ok=True)
-    journal = Journal(path, request)
+    journal = StageJournal(path, request)
     try:
         said = Search(request, started, journal, arguments.seconds, weight, arguments.until).search()
     finally:

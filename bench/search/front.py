@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Point:
+class FrontPoint:
     """A finished candidate: time as a share of dense's, and quality (less is better; None where none was asked for)."""
 
     name: str
@@ -16,21 +16,21 @@ class Point:
     named: bool
     quartiles: tuple[float, float] | None = None  # of the time
 
-    def clearly_faster(self, other: Point) -> bool:
+    def clearly_faster(self, other: FrontPoint) -> bool:
         """Whether the quartiles do not touch."""
         return (self.quartiles or (0, self.time))[1] < (other.quartiles or (other.time, 0))[0]
 
 
-def front(points: Sequence[Point]) -> list[Point]:
+def front(points: Sequence[FrontPoint]) -> list[FrontPoint]:
     """Those that no other beats, the fastest first; without quality, the fastest alone."""
-    found: list[Point] = []
+    found: list[FrontPoint] = []
     for point in sorted(points, key=lambda p: (p.time, _quality(p), p.name)):
         if not found or _quality(point) < _quality(found[-1]):
             found.append(point)
     return found
 
 
-def layers(points: Sequence[Point]) -> list[Point]:
+def layers(points: Sequence[FrontPoint]) -> list[FrontPoint]:
     """All points: those of the front, then the front of the rest, and so on; of each front the best quality first."""
     left, ordered = list(points), []
     while left:
@@ -40,7 +40,7 @@ def layers(points: Sequence[Point]) -> list[Point]:
     return ordered
 
 
-def reasons(points: Sequence[Point]) -> Mapping[str, str]:
+def reasons(points: Sequence[FrontPoint]) -> Mapping[str, str]:
     """A sentence for each survivor: what it is first in, and what stands next to it."""
     best = front(points)
     told = {}
@@ -65,7 +65,7 @@ def reasons(points: Sequence[Point]) -> Mapping[str, str]:
     return told
 
 
-def verdict(points: Sequence[Point]) -> str:
+def verdict(points: Sequence[FrontPoint]) -> str:
     """Whether a member of the space is faster than every named entry at a quality as good as the best of these."""
     named, found = [p for p in points if p.named], [p for p in points if not p.named]
     if not named or not found:
@@ -79,7 +79,7 @@ def verdict(points: Sequence[Point]) -> str:
     return " ".join(filter(None, said))
 
 
-def _against(winners: Sequence[Point], named: Point, word: str) -> str:
+def _against(winners: Sequence[FrontPoint], named: FrontPoint, word: str) -> str:
     what = f"the {word} named entry, {named.name}"
     if not winners:
         return f"No member of the space is faster than {what}, at its quality or better."
@@ -91,5 +91,5 @@ def _against(winners: Sequence[Point], named: Point, word: str) -> str:
     return f"{winner.name} is {named.time / winner.time:.2f} times as fast as {what}, at its quality or better."
 
 
-def _quality(point: Point) -> float:
+def _quality(point: FrontPoint) -> float:
     return 0.0 if point.quality is None else point.quality

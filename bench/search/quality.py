@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.wrong import Wrong
+from bench.files.errors import Wrong
 from structures import StructuredLinear, param_groups, project_factors
 from structures.structure import Structure
 

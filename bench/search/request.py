@@ -8,8 +8,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bench.files.errors import Wrong, one_of
 from bench.search.words import QUALITIES
-from bench.wrong import Wrong, one_of
 
 NEAR = 0.15  # a single share stands for those within 15 % of it, as in the sweep
 WHOLE = "0-1"
@@ -32,7 +32,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Request:
+class SearchRequest:
     """A search. Shares are of a dense layer of these widths."""
 
     in_features: int
@@ -64,7 +64,7 @@ class Request:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read(given: dict[str, Any]) -> Request:
+def read(given: dict[str, Any]) -> SearchRequest:
     """The request of the command line's values by name.
 
     Raises:
@@ -91,8 +91,8 @@ def read(given: dict[str, Any]) -> Request:
         raise Wrong(
             f"--finalists {given['finalists']} are chosen among --candidates {given['candidates']}; ask for fewer"
         )
-    fields = {k: v for k, v in given.items() if k in Request.__dataclass_fields__} | ranges
-    return Request(**fields, target=(quantity, ranges[quantity].middle))
+    fields = {k: v for k, v in given.items() if k in SearchRequest.__dataclass_fields__} | ranges
+    return SearchRequest(**fields, target=(quantity, ranges[quantity].middle))
 
 
 def span(option: str, text: str) -> Range:

@@ -14,21 +14,21 @@ from typing import Any
 import torch
 
 import structures
-from bench import measure
-from bench.cpu_run import Run
-from bench.named import DENSE, NAMED, SPACE
+from bench.files.run import RunRecord
+from bench.files.stages import StageJournal
+from bench.machine import timing
 from bench.search import quality
 from bench.search.candidates import Candidate, all_candidates, chosen, exponents
-from bench.search.front import Point, front, layers, reasons, verdict
-from bench.search.journal import Journal
-from bench.search.request import Request
+from bench.search.front import FrontPoint, front, layers, reasons, verdict
+from bench.search.request import SearchRequest
 from bench.search.timing import Timer
+from bench.sweep.named import DENSE, NAMED, SPACE
 from structures import space
-from structures.taxonomy import seven_axes
+from structures.algebra.taxonomy import seven_axes
 
 FINAL = "final"
-SHORT = measure.SHORT
-LONG = measure.Effort(paired=0.6, alone=0.1, rounds=9)
+SHORT = timing.SHORT
+LONG = timing.Effort(paired=0.6, alone=0.1, rounds=9)
 
 
 class OutOfTime(Exception):
@@ -39,9 +39,9 @@ class OutOfTime(Exception):
 class Search:
     """One search: what it found is in the journal, `run` writes the file."""
 
-    request: Request
-    run: Run
-    journal: Journal
+    request: SearchRequest
+    run: RunRecord
+    journal: StageJournal
     seconds: float | None = None
     load_weight: Path | None = None
     until: str = FINAL  # the stage after which it stops: time, quality or final
@@ -184,10 +184,12 @@ class Search:
         found = (self.journal.get(f"quality {r}", candidate.name) for r in rungs)
         return next((record["value"] for record in found if record), None)
 
-    def _point(self, candidate: Candidate, rung: int | None = None) -> Point:
+    def _point(self, candidate: Candidate, rung: int | None = None) -> FrontPoint:
         found = self._speedup(candidate)
         quartiles = (1 / found["speedup"]["q3"], 1 / found["speedup"]["q1"]) if found else None
-        return Point(candidate.name, self._time(candidate), self._value(candidate, rung), candidate.named, quartiles)
+        return FrontPoint(
+            candidate.name, self._time(candidate), self._value(candidate, rung), candidate.named, quartiles
+        )
 
     def _finished(self) -> list[Candidate]:
         """Those that went through every stage."""
@@ -252,7 +254,7 @@ class Search:
             "reason": reason,
         }
 
-    def _setup(self, met: list[Candidate], points: list[Point]) -> dict[str, Any]:
+    def _setup(self, met: list[Candidate], points: list[FrontPoint]) -> dict[str, Any]:
         families = Counter(c.family for c in met)
         return {
             "request": {k: v for k, v in asdict(self.request).items() if v is not None},
@@ -265,7 +267,7 @@ class Search:
         }
 
 
-def taxonomy_points(request: Request) -> list[dict[str, Any]]:
+def taxonomy_points(request: SearchRequest) -> list[dict[str, Any]]:
     """Every registry entry and every point that the space's source names, by their exponents as the width grows."""
     found = []
     for name in structures.names():

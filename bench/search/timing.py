@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench import measure
-from bench.check import CheckFailed, check
-from bench.measure import Effort, Step
-from bench.search.request import Request
+from bench.machine import timing
+from bench.machine.timing import Effort, Step
+from bench.search.request import SearchRequest
+from bench.sweep.check import CheckFailed, check
 from structures import StructuredLinear, backends, reference
 from structures.structure import Structure
 
@@ -23,7 +23,7 @@ TRIES = 4
 class Timer:
     """The input of a request, and dense's fastest way to run on it: nn.Linear, or addmm of the transposed weight."""
 
-    def __init__(self, request: Request):
+    def __init__(self, request: SearchRequest):
         self.train = request.mode == "train"
         dtype = getattr(torch, request.dtype)
         draw = torch.Generator().manual_seed(SEED)
@@ -41,7 +41,7 @@ class Timer:
 
         ways = [self._step(linear, (linear.weight, bias)), self._step(addmm, (turned, bias))]
         with torch.set_grad_enabled(self.train):
-            best, times = measure.fastest(ways, measure.SHORT)
+            best, times = timing.fastest(ways, timing.SHORT)
         self.dense, self.way, self.seconds = ways[best], ("linear", "addmm")[best], times[best]
 
     def measure(self, structure: Structure, effort: Effort) -> dict[str, Any]:
@@ -55,10 +55,10 @@ class Timer:
             return {"refused": str(failure).partition("\n")[0]}
         step = self._step(layer, tuple(layer.parameters()))
         with torch.set_grad_enabled(self.train):
-            seconds = measure.once(step)
+            seconds = timing.once(step)
             several = []
             while not several or (len(several) < TRIES and min(s.width for s in several) > NOISY):
-                several.append(measure.paired(step, self.dense, effort, seconds=(seconds, self.seconds)))
+                several.append(timing.paired(step, self.dense, effort, seconds=(seconds, self.seconds)))
         ratio = min(several, key=lambda s: s.width)
         kept = {key: getattr(ratio, key) for key in ("median", "q1", "q3", "rounds")}
         return {"speedup": kept, "seconds": seconds, "backend": ran, "error": error}
@@ -71,7 +71,7 @@ class Timer:
 
 
 class _Checked:
-    """What `bench.check` asks of a layer."""
+    """What `bench.sweep.check` asks of a layer."""
 
     router_may_idle = False  # entries with a gate are not searched
 

@@ -20,8 +20,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from bench.training.parallel import Group
-from bench.wrong import Wrong
+from bench.files.errors import Wrong
+from bench.training.parallel import Processes
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -34,7 +34,7 @@ class Checkpoints:
         before: called before one is written: rows of runs that are done must not be older than it.
     """
 
-    def __init__(self, path: Path, every: float, group: Group, before: Callable[[], None] = lambda: None):
+    def __init__(self, path: Path, every: float, group: Processes, before: Callable[[], None] = lambda: None):
         self.path, self.every, self.group, self.before = path, every, group, before
         self.last = time.perf_counter()
 
@@ -86,14 +86,14 @@ def read(path: Path) -> dict[str, Any] | None:
     return held if isinstance(held, dict) and "key" in held else None
 
 
-def _state(model: nn.Module, optimizer: Optimizer, group: Group) -> dict[str, Any]:
+def _state(model: nn.Module, optimizer: Optimizer, group: Processes) -> dict[str, Any]:
     if group.size == 1:
         return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     mine, steps = get_state_dict(model, optimizer, options=WHOLE)
     return {"model": mine, "optimizer": steps}
 
 
-def _set_state(model: nn.Module, optimizer: Optimizer, mine: Any, steps: Any, group: Group) -> None:
+def _set_state(model: nn.Module, optimizer: Optimizer, mine: Any, steps: Any, group: Processes) -> None:
     if group.size == 1:
         model.load_state_dict(mine)
         optimizer.load_state_dict(steps)

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.terminal import count
-from bench.wrong import Wrong
+from bench.files.errors import Wrong
+from bench.files.terminal import count
 
 RECIPES = """\
 several processes:  torchrun --nproc-per-node 8 -m bench train language --scale long --parallel fsdp -o rows.json
@@ -63,14 +63,16 @@ def add_options(train: argparse.ArgumentParser) -> None:
 
 def start(arguments: argparse.Namespace) -> tuple[str, int]:
     """Run the command; returns what to say and the exit code."""
-    from bench.cpu_run import Run
+    from bench.files.run import RunRecord
 
     output = arguments.output or arguments.resume
     if output is None and not arguments.list:
         raise Wrong("-o: name the file to write rows into")
     if arguments.resume and not arguments.resume.is_file():
         raise Wrong(f"--resume: there is no file {arguments.resume}")
-    run = Run("training", ["python", "-m", "bench", *sys.argv[1:]], output or Path("none"))  # before torch is loaded
+    run = RunRecord(
+        "training", ["python", "-m", "bench", *sys.argv[1:]], output or Path("none")
+    )  # before torch is loaded
     import torch
 
     from bench.training import parallel, request, session

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from structures import StructuredLinear, backends, layers
+from structures import StructuredLinear, backends
+from structures.models import linears
 
 
 @torch.no_grad()
@@ -38,7 +39,7 @@ def costs(
         if isinstance(module, StructuredLinear):
             have += module.structure.flops(count)
             executed += backends.get(module.ran or "").executed_flops(module.structure, count, train=True)
-        elif layers.kind(module) is not None:
+        elif linears.kind(module) is not None:
             have += _linear(module, count)
             executed += 3 * _linear(module, count)
     replaced = {id(p): p.numel() for name in names for p in model.get_submodule(name).parameters()}
@@ -74,10 +75,10 @@ def _rest(dense: nn.Module, names: Sequence[str], x: Tensor) -> tuple[dict[str, 
         for handle in handles:
             handle.remove()
     kinds = {name: dense.get_submodule(name) for name in names}
-    own = sum(_linear(module, rows[name]) for name, module in kinds.items() if layers.kind(module) is not None)
+    own = sum(_linear(module, rows[name]) for name, module in kinds.items() if linears.kind(module) is not None)
     return rows, counter.get_total_flops() - own
 
 
 def _linear(module: nn.Module, rows: int) -> int:
-    in_features, out_features = layers.widths(module)
+    in_features, out_features = linears.widths(module)
     return 2 * rows * in_features * out_features

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bench.training.models import FAMILIES, Family, Shape
-from bench.wrong import Wrong
+from bench.files.errors import Wrong
+from bench.training.models import FAMILIES, Family, NetworkShape
 
 
 class Logits(nn.Module):
@@ -40,7 +40,7 @@ def _causal(config: Any) -> nn.Module:
     return Logits(made)
 
 
-def opt(shape: Shape) -> nn.Module:
+def opt(shape: NetworkShape) -> nn.Module:
     """OPT: ReLU, learned places, the head tied to the embedding."""
     config = _transformers().OPTConfig(
         vocab_size=shape.outputs,
@@ -58,7 +58,7 @@ def opt(shape: Shape) -> nn.Module:
     return _causal(config)
 
 
-def pythia(shape: Shape) -> nn.Module:
+def pythia(shape: NetworkShape) -> nn.Module:
     """GPT-NeoX as Pythia has it: GELU, rotary places, attention and feed-forward side by side, the head untied."""
     config = _transformers().GPTNeoXConfig(
         vocab_size=shape.outputs,
@@ -73,7 +73,7 @@ def pythia(shape: Shape) -> nn.Module:
     return _causal(config)
 
 
-def gpt2(shape: Shape) -> nn.Module:
+def gpt2(shape: NetworkShape) -> nn.Module:
     """GPT-2: GELU, learned places, Conv1D layers, the head tied to the embedding."""
     config = _transformers().GPT2Config(
         vocab_size=shape.outputs,

@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.wrong import Wrong
+from bench.files.errors import Wrong
 
 CHANCE = 0.5
 Z = 1.959964  # of a normal distribution, 95 % lie within so many deviations

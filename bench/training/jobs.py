@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import structures
-from bench.points import DENSE, NARROW
-from bench.request import entries, in_order, options_text
+from bench.sweep.points import DENSE, NARROW
+from bench.sweep.request import entries, in_order, options_text
 from bench.training.settings import Setting
 from bench.training.variants import MIX, REMOVED, Variant
 

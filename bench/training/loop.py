@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.training.checkpoint import Checkpoints
-from bench.training.parallel import Group, clip
-from bench.training.problems import Problem
+from bench.training.parallel import Processes, clip
+from bench.training.problems import TrainingProblem
 from bench.training.settings import Setting
 
 WARM_UP = 0.05  # share of the steps over which the rate rises
@@ -53,7 +53,7 @@ def points(steps: int) -> list[int]:
     return sorted({0, *(min(steps, max(1, round(first * r))) for r in ratios), steps})
 
 
-def optimizer_of(groups: list[dict[str, Any]], group: Group) -> torch.optim.Optimizer:
+def optimizer_of(groups: list[dict[str, Any]], group: Processes) -> torch.optim.Optimizer:
     """AdamW, fused: a third of a small network's step otherwise (12 instead of 63 ms at 5.8 M parameters, CPU)."""
     for entry in groups:
         entry["initial_lr"] = entry["lr"]
@@ -64,13 +64,13 @@ def optimizer_of(groups: list[dict[str, Any]], group: Group) -> torch.optim.Opti
 def train(
     model: nn.Module,
     groups: Callable[[nn.Module], list[dict[str, Any]]],
-    problem: Problem,
+    problem: TrainingProblem,
     *,
     key: str,
     steps: int,
     seed: int,
     part: str,
-    group: Group,
+    group: Processes,
     checkpoints: Checkpoints | None = None,
     say: Say | None = None,
 ) -> Outcome:
@@ -129,11 +129,11 @@ def _step(
     forward: Any,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    problem: Problem,
+    problem: TrainingProblem,
     seed: int,
     step: int,
     steps: int,
-    group: Group,
+    group: Processes,
 ) -> Tensor:
     """One step of the optimizer; returns this process's mean loss."""
     setting = problem.setting
@@ -156,24 +156,24 @@ def _step(
     return total
 
 
-def _mean(loss: Tensor, group: Group) -> float:
+def _mean(loss: Tensor, group: Processes) -> float:
     return float(group.sum(loss.clone())) / group.size
 
 
-def _precision(setting: Setting, group: Group) -> Any:
+def _precision(setting: Setting, group: Processes) -> Any:
     half = setting.precision == "bfloat16"
     return torch.autocast(group.device.partition(":")[0], dtype=torch.bfloat16, enabled=half)
 
 
 @torch.no_grad()
-def outputs(forward: Any, x: Tensor, setting: Setting, group: Group) -> Tensor:
+def outputs(forward: Any, x: Tensor, setting: Setting, group: Processes) -> Tensor:
     """The network's outputs for a batch on its device, without gradients."""
     with _precision(setting, group):
         y: Tensor = forward(x.to(group.device))
     return y
 
 
-def evaluate(forward: Any, problem: Problem, part: str, group: Group) -> float:
+def evaluate(forward: Any, problem: TrainingProblem, part: str, group: Processes) -> float:
     """The mean loss on a part of the held-out data; each process measures its rows of every batch."""
     x, y = problem.parts[part]
     total = torch.zeros((), dtype=torch.float64, device=group.device)
@@ -187,7 +187,7 @@ def evaluate(forward: Any, problem: Problem, part: str, group: Group) -> float:
     return float(group.sum(total)) / count
 
 
-def correct(forward: Any, problem: Problem, group: Group) -> float:
+def correct(forward: Any, problem: TrainingProblem, group: Processes) -> float:
     """The share of held-out images whose class is named."""
     x, y = problem.parts["report"]
     right = torch.zeros((), dtype=torch.float64, device=group.device)

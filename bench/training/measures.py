@@ -10,17 +10,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from bench.files.errors import Wrong
 from bench.training import grammar
 from bench.training.loop import Outcome, correct, outputs
-from bench.training.parallel import Group
-from bench.training.problems import Problem
+from bench.training.parallel import Processes
+from bench.training.problems import TrainingProblem
 from bench.training.settings import Setting
-from bench.wrong import Wrong
 
 FIRST = "\n\n"  # what stands before every document, and so before a sentence that is scored
 
 
-def of(model: nn.Module, problem: Problem, outcome: Outcome, group: Group) -> dict[str, Any]:
+def of(model: nn.Module, problem: TrainingProblem, outcome: Outcome, group: Processes) -> dict[str, Any]:
     """Fields of a row: what the data allows."""
     assert outcome.loss is not None
     if problem.bytes_per_token is None:
@@ -34,7 +34,7 @@ def of(model: nn.Module, problem: Problem, outcome: Outcome, group: Group) -> di
     return found
 
 
-def check(setting: Setting, problem: Problem) -> None:
+def check(setting: Setting, problem: TrainingProblem) -> None:
     """Whether the grammar test can be made.
 
     Raises:
@@ -49,7 +49,7 @@ def check(setting: Setting, problem: Problem) -> None:
 
 
 @torch.no_grad()
-def scores(model: nn.Module, problem: Problem, texts: Sequence[str], group: Group) -> list[float]:
+def scores(model: nn.Module, problem: TrainingProblem, texts: Sequence[str], group: Processes) -> list[float]:
     """The log-probability of each sentence, as the first of a document."""
     every = _encoded(problem, texts)
     order = sorted(range(len(texts)), key=lambda i: len(every[i]))  # of like length together: less padding
@@ -65,7 +65,7 @@ def scores(model: nn.Module, problem: Problem, texts: Sequence[str], group: Grou
     return found
 
 
-def _encoded(problem: Problem, texts: Sequence[str]) -> list[list[int]]:
+def _encoded(problem: TrainingProblem, texts: Sequence[str]) -> list[list[int]]:
     return [problem.tokenizer.encode(FIRST + text).tolist() for text in texts]
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 
 @dataclass(frozen=True)
-class Shape:
+class NetworkShape:
     """Sizes of a network: of its inputs and outputs, and of what lies between."""
 
     width: int
@@ -32,7 +32,7 @@ class Shape:
 class Family:
     """A kind of network, and which of its layers are replaced, as regular expressions of whole names."""
 
-    build: Callable[[Shape], nn.Module]
+    build: Callable[[NetworkShape], nn.Module]
     ff: str
     every: str  # with layers="all"
     down: str | None = None  # layers of `ff` that end a residual branch: removing the branch makes them give zeros
@@ -47,7 +47,7 @@ class Family:
 class Perceptron(nn.Module):
     """inputs -> width -> ... -> width -> outputs, with GELU; `depth` layers of width x width."""
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: NetworkShape):
         super().__init__()
         self.first = nn.Linear(math.prod(shape.inputs), shape.width)
         self.hidden = nn.ModuleList(nn.Linear(shape.width, shape.width) for _ in range(shape.depth))
@@ -60,7 +60,7 @@ class Perceptron(nn.Module):
         return self.last(x)
 
 
-class FeedForward(nn.Module):
+class ResidualBranch(nn.Module):
     """The residual branch of two layers."""
 
     def __init__(self, width: int, inside: int):
@@ -107,7 +107,7 @@ class Tokens(nn.Module):
 class Patches(nn.Module):
     """A classifier of patches: a ViT, or with `mixer` an MLP-Mixer; the mean over patches is read."""
 
-    def __init__(self, shape: Shape, mixer: bool):
+    def __init__(self, shape: NetworkShape, mixer: bool):
         super().__init__()
         side, _, channels = shape.inputs
         self.patch = 4 if side >= 28 else 2
@@ -117,7 +117,7 @@ class Patches(nn.Module):
         mixing: Callable[[], nn.Module] = lambda: Attention(shape.width, shape.heads, causal=False)  # noqa: E731
         if mixer:
             mixing = lambda: Tokens(shape.width, length, 2 * length)  # noqa: E731
-        pairs = [(mixing(), FeedForward(shape.width, shape.inside())) for _ in range(shape.depth)]
+        pairs = [(mixing(), ResidualBranch(shape.width, shape.inside())) for _ in range(shape.depth)]
         self.blocks = nn.ModuleList(
             nn.ModuleDict({"mixing" if mixer else "attention": m, "feed_forward": f}) for m, f in pairs
         )
@@ -136,7 +136,7 @@ class Patches(nn.Module):
 class GPT(nn.Module):
     """A decoder: learned places, pre-norm blocks, a head of its own. (batch, length) -> (batch, length, vocabulary)."""
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: NetworkShape):
         super().__init__()
         self.embed = nn.Embedding(shape.outputs, shape.width)
         self.place = nn.Parameter(torch.empty(shape.inputs[0], shape.width).normal_(0, 0.02))
@@ -145,7 +145,7 @@ class GPT(nn.Module):
             nn.ModuleDict(
                 {
                     "attention": Attention(shape.width, shape.heads, causal=True),
-                    "feed_forward": FeedForward(shape.width, shape.inside()),
+                    "feed_forward": ResidualBranch(shape.width, shape.inside()),
                 }
             )
             for _ in range(shape.depth)

@@ -15,14 +15,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bench.training.models import Nothing
-from structures import StructuredLinear, layers
-from structures.training import shard_placement
+from structures import StructuredLinear
+from structures.models import linears
+from structures.models.rates import shard_placement
 
 KINDS = ("ddp", "fsdp")
 
 
 @dataclass(frozen=True)
-class Group:
+class Processes:
     """The processes of a run; one process is a group of its own."""
 
     rank: int = 0
@@ -66,7 +67,7 @@ class Group:
 
         mesh = self._mesh
         owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
-        linear = (m for m in model.modules() if isinstance(m, StructuredLinear) or layers.kind(m) == "Linear")
+        linear = (m for m in model.modules() if isinstance(m, StructuredLinear) or linears.kind(m) == "Linear")
         parts = [m for m in linear if all(owners[id(p)] == 1 for p in m.parameters())]  # tied ones stay with the root
         for part in parts:
             fully_shard(part, mesh=mesh, shard_placement_fn=shard_placement)
@@ -85,11 +86,11 @@ class Group:
 
 
 @contextmanager
-def group(kind: str, device: str) -> Iterator[Group]:
+def group(kind: str, device: str) -> Iterator[Processes]:
     """The group that torchrun's environment describes, closed at the end."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield Group(device=device)
+        yield Processes(device=device)
         return
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     if device == "cuda":
@@ -97,7 +98,7 @@ def group(kind: str, device: str) -> Iterator[Group]:
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
-        yield Group(rank, size, kind, device)
+        yield Processes(rank, size, kind, device)
     finally:
         dist.destroy_process_group()
 

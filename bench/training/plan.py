@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from bench.points import DENSE, NARROW
+from bench.sweep.points import DENSE, NARROW
 from bench.training import costs, jobs, rows, variants
 from bench.training.jobs import Job
-from bench.training.problems import Problem
+from bench.training.problems import TrainingProblem
 from bench.training.settings import Setting
 from bench.training.variants import Rules, Unreachable, Variant
 
 
-class Plan:
+class Grid:
     """The grid of one shard.
 
     Attributes:
@@ -24,7 +24,7 @@ class Plan:
         refused: rows for what is left out, with the reason.
     """
 
-    def __init__(self, problems: Mapping[Setting, Problem], shard: tuple[int, int]):
+    def __init__(self, problems: Mapping[Setting, TrainingProblem], shard: tuple[int, int]):
         self.problems = problems
         self.resolved: dict[tuple[Setting, Variant], Variant] = {}
         self.refused: list[dict[str, Any]] = []

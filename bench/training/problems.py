@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench.files.errors import Wrong
 from bench.training import data
 from bench.training.settings import Setting
-from bench.wrong import Wrong
 
 # A network without its layers between is left with twice dense's loss on this one; with 64 inputs and two hidden layers
 # both learned little (0.14 and 0.18 of the variance after 1500 steps of 256 samples at width 256).
@@ -28,7 +28,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Problem:
+class TrainingProblem:
     """Inputs, outputs and a loss.
 
     inputs, outputs: sizes for the network's `Shape`.
@@ -98,7 +98,7 @@ def _order(count: int, seed: int, epoch: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def load(setting: Setting) -> Problem:
+def load(setting: Setting) -> TrainingProblem:
     """The problem of a setting.
 
     Raises:
@@ -110,7 +110,7 @@ def load(setting: Setting) -> Problem:
     return _images(setting, found) if isinstance(found, data.Images) else _text(setting, found)
 
 
-def _regression(setting: Setting) -> Problem:
+def _regression(setting: Setting) -> TrainingProblem:
     """A random network to imitate; its outputs have mean 0 and variance 1, so a loss is a share of the variance."""
     generator = torch.Generator().manual_seed(12345)
     layers: list[nn.Module] = []
@@ -136,10 +136,10 @@ def _regression(setting: Setting) -> Problem:
         "data_note": f"a random ReLU network {shape}, outputs of unit variance; fresh normal inputs at every step",
         "licence": None,
     }
-    return Problem(setting, TEACHER[:1], TEACHER[-1], parts, facts, {}, teacher=teacher)
+    return TrainingProblem(setting, TEACHER[:1], TEACHER[-1], parts, facts, {}, teacher=teacher)
 
 
-def _images(setting: Setting, found: data.Images) -> Problem:
+def _images(setting: Setting, found: data.Images) -> TrainingProblem:
     if setting.length != 1 or setting.tokenizer:
         raise Wrong(f"--data: {setting.data} holds images; {setting.task} with {setting.model} needs text")
     x, y = torch.from_numpy(found.train_x.copy()), torch.from_numpy(found.train_y.copy())
@@ -154,10 +154,10 @@ def _images(setting: Setting, found: data.Images) -> Problem:
         "report": (floats(test), torch.from_numpy(found.test_y[: setting.held_out].copy())),
     }
     inputs = tuple(parts["report"][0].shape[1:])
-    return Problem(setting, inputs, found.classes, parts, _facts(found), {"x": x[train], "y": y[train]})
+    return TrainingProblem(setting, inputs, found.classes, parts, _facts(found), {"x": x[train], "y": y[train]})
 
 
-def _text(setting: Setting, found: data.Text) -> Problem:
+def _text(setting: Setting, found: data.Text) -> TrainingProblem:
     if setting.length < 2 or not setting.tokenizer:
         raise Wrong(f"--data: {setting.data} holds text; {setting.task} with {setting.model} needs images")
     tokenizer, encoded = _encoded(setting.data, setting.tokenizer)
@@ -167,7 +167,7 @@ def _text(setting: Setting, found: data.Text) -> Problem:
             raise Wrong(f"--data: {setting.data} has {len(ids)} tokens to {part}; {need}")
     parts = {part: _windows(encoded[part], setting) for part in ("tune", "report")}
     held = "\n\n".join(found.validation)
-    return Problem(
+    return TrainingProblem(
         setting,
         (setting.length,),
         tokenizer.size,

@@ -10,7 +10,7 @@ OVERHEAD = 0.4  # seconds of a run besides its steps
 EVERY = 20.0  # seconds between two lines of one run
 
 
-class Progress:
+class TrainingProgress:
     """Counts what is expected of all runs, in seconds at an assumed pace that is then scaled by what was seen."""
 
     def __init__(self, say: Callable[[str], None]):

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from structures import layers
-from structures.training import param_groups
+from structures.models import linears
+from structures.models.rates import param_groups
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def draw(model: nn.Module, names: Sequence[str]) -> None:
     """
     for name in names:
         module = model.get_submodule(name)
-        fan_in, fan_out = layers.widths(module)
+        fan_in, fan_out = linears.widths(module)
         weight: Any = module.weight
         weight.normal_(0, math.sqrt(1 / fan_in) * min(1.0, math.sqrt(fan_out / fan_in)))
         if module.bias is not None:
@@ -34,7 +34,7 @@ def draw(model: nn.Module, names: Sequence[str]) -> None:
 
 def inputs_of(model: nn.Module) -> dict[str, int]:
     """The number of inputs of every linear layer, by its name."""
-    return {name: layers.widths(m)[0] for name, m in model.named_modules() if layers.kind(m) is not None}
+    return {name: linears.widths(m)[0] for name, m in model.named_modules() if linears.kind(m) is not None}
 
 
 def groups(model: nn.Module, base: Mapping[str, int], lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:

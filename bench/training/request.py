@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import structures
-from bench.request import budgets as read_budgets
-from bench.request import entries
+from bench.files.errors import Wrong, one_of
+from bench.sweep.request import budgets as read_budgets
+from bench.sweep.request import entries
 from bench.training import settings
 from bench.training.decoders import DECODERS
 from bench.training.parallel import KINDS
 from bench.training.settings import Setting
 from bench.training.variants import MIX
-from bench.wrong import Wrong, one_of
 
 QUANTITIES = ("params", "flops", "time")
 PICTURES, DECODING = ("mlp", "mixer", "vit"), ("gpt", *DECODERS)
@@ -36,7 +36,7 @@ MOST = 2**31
 
 
 @dataclass(frozen=True)
-class Request:
+class TrainingRequest:
     """A whole run."""
 
     settings: tuple[Setting, ...]
@@ -48,7 +48,7 @@ class Request:
     resume: Path | None = None
 
 
-def read(options: Mapping[str, Any], *, cuda: bool, processes: int = 1) -> Request:
+def read(options: Mapping[str, Any], *, cuda: bool, processes: int = 1) -> TrainingRequest:
     """The request that the command line makes.
 
     Raises:
@@ -63,7 +63,7 @@ def read(options: Mapping[str, Any], *, cuda: bool, processes: int = 1) -> Reque
     chosen = tuple(s for task in _tasks(options["tasks"]) for s in _settings(task, scale, options))
     for setting in chosen:
         _check(setting, cuda=cuda, processes=processes)
-    return Request(
+    return TrainingRequest(
         settings=tuple(dict.fromkeys(chosen)),
         scale=scale,
         only=one_of("--only", options.get("only") or BOTH, (BOTH, TIMES, LOSSES)),

@@ -9,18 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import machine
-from bench.fields import BadResults, load
+from bench.files.errors import Wrong
+from bench.files.fields import BadResults, load
+from bench.files.kinds import DECIDE, TRAINING
+from bench.machine import setup
 from bench.training.jobs import TUNE, Job
 from bench.training.loop import Outcome
-from bench.training.parallel import Group
-from bench.training.problems import Problem
-from bench.training.settings import KIND
+from bench.training.parallel import Processes
+from bench.training.problems import TrainingProblem
 from bench.training.variants import Variant
-from bench.wrong import Wrong
 
 OK, DIVERGED = "ok", "diverged"
-DECIDE = ("python", "torch", "structures", "numpy")  # versions that losses of one file have in common
 
 
 def named(setting_name: str, variant: Variant) -> dict[str, Any]:
@@ -39,9 +38,9 @@ def of_run(
     job: Job,
     lr: float,
     outcome: Outcome,
-    problem: Problem,
+    problem: TrainingProblem,
     costs: Mapping[str, Any],
-    group: Group,
+    group: Processes,
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
     """The row of a training run."""
@@ -116,7 +115,7 @@ def take_up(path: Path, now: Mapping[str, str]) -> Earlier:
     """
     document = load(path)
     section = document.get("structures") if isinstance(document, dict) else None
-    if not isinstance(section, dict) or section.get("kind") != KIND or not _whole(section):
+    if not isinstance(section, dict) or section.get("kind") != TRAINING or not _whole(section):
         raise BadResults(f"--resume: {path} is no file of bench train")
     kept: dict[str, dict[str, Any]] = {}
     for row in section["rows"]:
@@ -141,7 +140,7 @@ def _whole(section: dict[str, Any]) -> bool:
 
 def versions() -> dict[str, str]:
     """Of what decides a loss: Python, torch, numpy, this package and its commit."""
-    known = machine.versions()
-    commit = machine.commit()
+    known = setup.versions()
+    commit = setup.commit()
     named = {key: known[key] for key in DECIDE}
     return named | {"commit": str(commit["commit"])[:12] + ("+changes" if commit["dirty"] else "")}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-KIND = "training"  # of the files of rows
 TASKS = ("regression", "images", "language", "distil", "blocks")
 SCALES = ("smoke", "standard", "long")
 HALF, QUARTER = "params=0.5", "params=0.25"

@@ -5,18 +5,16 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from bench.points import DENSE
+from bench.files.errors import Wrong
+from bench.sweep.points import DENSE
 from bench.training import checkpoint, rows, variants
 from bench.training.jobs import TEACHER, Job
+from bench.training.ledger import Ledger
+from bench.training.trainer import Trainer
 from bench.training.variants import Variant
-from bench.wrong import Wrong
-
-if TYPE_CHECKING:
-    from bench.training.session import Session
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,8 @@ class Teacher:
 class Teachers:
     """The teachers of a run, by their jobs' keys. Seeds of the runs that follow share one teacher."""
 
-    def __init__(self, session: Session):
-        self.session = session
+    def __init__(self, ledger: Ledger, trainer: Trainer):
+        self.ledger, self.trainer = ledger, trainer
         self.held: dict[str, Teacher] = {}
 
     def of(self, job: Job) -> Teacher:
@@ -48,37 +46,36 @@ class Teachers:
     def clear(self) -> None:
         """Remove the files."""
         for key in self.held:
-            if self.session.group.first:
+            if self.ledger.group.first:
                 with suppress(FileNotFoundError):
                     self._path(key).unlink()
 
     def _kept(self, job: Job) -> Teacher | None:
         """From a file, where the earlier run has the row too."""
         held = checkpoint.read(self._path(job.key))
-        if held is None or held["key"] != job.key or job.key not in self.session.kept:
+        if held is None or held["key"] != job.key or job.key not in self.ledger.kept:
             return None
-        self.session.keep(job.key)
+        self.ledger.keep(job.key)
         return Teacher(held["model"], held["loss"])
 
     def _trained(self, job: Job) -> Teacher:
-        session, setting = self.session, job.setting
-        session.kept.pop(job.key, None)
-        problem = session.problems[setting]
+        ledger, trainer, setting = self.ledger, self.trainer, job.setting
+        ledger.kept.pop(job.key, None)
+        problem = trainer.problems[setting]
         lr = sorted(setting.rates)[-1]  # the grid is one for refining; its largest rate suits a fresh network best
-        session.progress.expect(session.plan.flops(job))
+        trainer.progress.expect(trainer.plan.flops(job))
         model = variants.dense(setting, job.width, problem, seed=job.seed)
-        outcome = session.trained(model, job, lr)
-        costs = session.plan.costs(setting, job.variant, job.width)
-        session.progress.finish(session.plan.flops(job), f"{job.words} loss {outcome.loss}")
+        outcome = trainer.trained(model, job, lr)
+        trainer.finish(job, f"loss {outcome.loss}")
         if outcome.loss is None:
             raise Wrong(f"distil: the dense network did not train: {outcome.reason}; try other --rates")
-        row = session.add(rows.of_run(job, lr, outcome, problem, costs, session.group, session.versions))
+        row = ledger.add(rows.of_run(job, lr, outcome, problem, trainer.costs(job), ledger.group, ledger.versions))
         state = {name: value.cpu() for name, value in checkpoint.whole(model).items()}
-        if session.group.first:
+        if ledger.group.first:
             checkpoint.write(self._path(job.key), {"key": job.key, "model": state, "loss": row["loss"]})
-        session.group.wait()
+        ledger.group.wait()
         return Teacher(state, row["loss"])
 
     def _path(self, key: str) -> Path:
-        output = self.session.run.output
+        output = self.ledger.run.output
         return output.with_name(f"{output.name}.teacher-{key}")

@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench import machine, measure
+from bench.machine import setup, timing
 from bench.training import rates, variants
 from bench.training.loop import optimizer_of
-from bench.training.parallel import Group
-from bench.training.problems import Problem
+from bench.training.parallel import Processes
+from bench.training.problems import TrainingProblem
 from bench.training.settings import Setting
 from bench.training.variants import Unreachable, Variant
 
-EFFORT = measure.Effort(paired=0.3, alone=0.0, rounds=5)
+EFFORT = timing.Effort(paired=0.3, alone=0.0, rounds=5)
 NOISY = 0.25  # distance of a ratio's quartiles, as a share of the median, from which a row is flagged
 LADDER = (1.0, 0.71, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.0625)  # shares of parameters tried for a time
 CLOSE = 0.1  # how far from a budget in time a variant may stay
 
 
-def step_of(model: nn.Module, problem: Problem, base: Mapping[str, int], group: Group) -> measure.Step:
+def step_of(model: nn.Module, problem: TrainingProblem, base: Mapping[str, int], group: Processes) -> timing.Step:
     """A whole training step on one fixed batch: forward, backward, AdamW."""
     model.to(group.device)
     optimizer = optimizer_of(rates.groups(model, base, 1e-6), group)
@@ -45,11 +45,11 @@ def step_of(model: nn.Module, problem: Problem, base: Mapping[str, int], group: 
 class Pairs:
     """Times steps of variants of one setting and width in turn with dense's."""
 
-    def __init__(self, setting: Setting, width: int, problem: Problem, group: Group, load: machine.Load):
+    def __init__(self, setting: Setting, width: int, problem: TrainingProblem, group: Processes, load: setup.Load):
         self.setting, self.width, self.problem, self.group, self.load = setting, width, problem, group, load
         self.base = variants.base_inputs(setting, problem)
         self.dense = step_of(variants.dense(setting, width, problem), problem, self.base, group)
-        self.dense_seconds = measure.once(self.dense)
+        self.dense_seconds = timing.once(self.dense)
 
     def ratio(self, variant: Variant) -> dict[str, Any]:
         """Dense's time over this one's, dense's seconds, and flags.
@@ -61,10 +61,10 @@ class Pairs:
                                self.problem)  # fmt: skip
         step = step_of(model, self.problem, self.base, self.group)
         self.load.since()
-        own = measure.once(step)
-        spread = measure.paired(step, self.dense, EFFORT, seconds=(own, self.dense_seconds))
+        own = timing.once(step)
+        spread = timing.paired(step, self.dense, EFFORT, seconds=(own, self.dense_seconds))
         foreign = self.load.since()
-        flags = {"load": foreign is not None and foreign > machine.FOREIGN_LOAD, "noisy": spread.width > NOISY}
+        flags = {"load": foreign is not None and foreign > setup.FOREIGN_LOAD, "noisy": spread.width > NOISY}
         return {
             "speedup": spread.as_dict(),
             "dense_seconds": self.dense_seconds,

@@ -11,17 +11,18 @@ import torch
 from torch import nn
 
 import structures
-from bench.points import DENSE, NARROW, NEAR
-from bench.request import options_text, read_options
+from bench.sweep.points import DENSE, NARROW, NEAR
+from bench.sweep.request import options_text, read_options
 from bench.training import rates
 from bench.training.decoders import ALL
-from bench.training.models import Shape, remove
-from bench.training.problems import Problem
+from bench.training.models import NetworkShape, remove
+from bench.training.problems import TrainingProblem
 from bench.training.settings import DISTILLED, Setting
-from structures import StructuredLinear, distil, layers
-from structures.fit import fit_options
+from structures import StructuredLinear, distil
+from structures.models import linears
+from structures.models.swap import swap
+from structures.options import fit_options
 from structures.spec import SpecError
-from structures.swap import swap
 
 REMOVED = "removed"
 CONTROLS = (DENSE, NARROW, REMOVED)
@@ -63,11 +64,11 @@ class Unreachable(Exception):
     """A variant that does not exist in this network; the message says why."""
 
 
-def shape(setting: Setting, width: int, problem: Problem, hidden: float = 1.0) -> Shape:
-    return Shape(width, setting.depth, problem.inputs, problem.outputs, hidden)
+def shape(setting: Setting, width: int, problem: TrainingProblem, hidden: float = 1.0) -> NetworkShape:
+    return NetworkShape(width, setting.depth, problem.inputs, problem.outputs, hidden)
 
 
-def dense(setting: Setting, width: int, problem: Problem, *, seed: int = 0, hidden: float = 1.0) -> nn.Module:
+def dense(setting: Setting, width: int, problem: TrainingProblem, *, seed: int = 0, hidden: float = 1.0) -> nn.Module:
     """The dense network, drawn from `seed`; its layers to replace are drawn as structures are."""
     torch.manual_seed(seed)
     family = ALL[setting.model]
@@ -81,7 +82,7 @@ def replaced(setting: Setting, model: nn.Module) -> list[str]:
     return ALL[setting.model].names(model, setting.layers)
 
 
-def base_inputs(setting: Setting, problem: Problem) -> dict[str, int]:
+def base_inputs(setting: Setting, problem: TrainingProblem) -> dict[str, int]:
     """Inputs of every linear layer of the dense network at the smallest width."""
     with torch.device("meta"):
         model = ALL[setting.model].build(shape(setting, min(setting.widths), problem))
@@ -92,7 +93,7 @@ def build(
     setting: Setting,
     variant: Variant,
     width: int,
-    problem: Problem,
+    problem: TrainingProblem,
     *,
     seed: int = 0,
     resolved: Variant | None = None,
@@ -131,7 +132,7 @@ def build(
     return model
 
 
-def options(setting: Setting, variant: Variant, width: int, problem: Problem) -> Rules:
+def options(setting: Setting, variant: Variant, width: int, problem: TrainingProblem) -> Rules:
     """The structure and options of every layer to replace.
 
     Raises:
@@ -144,7 +145,7 @@ def options(setting: Setting, variant: Variant, width: int, problem: Problem) ->
     have, want = {"params": 0, "flops": 0}, {"params": 0, "flops": 0}
     quantity = (variant.budget or "").partition("=")[0]
     for i, name in enumerate(names):
-        word, widths = words[i % len(words)], layers.widths(model.get_submodule(name))
+        word, widths = words[i % len(words)], linears.widths(model.get_submodule(name))
         try:
             chosen = _fitted(word, widths, quantity, variant.share()) if variant.budget else _own(word, widths, variant)
             bound = structures.get(word).bind(*widths, **chosen)  # type: ignore[arg-type]
@@ -176,7 +177,7 @@ def _fitted(name: str, widths: tuple[int, int], quantity: str, share: float) -> 
     return read_options(_fitted_text(name, widths, quantity, share))
 
 
-def _narrow(setting: Setting, variant: Variant, width: int, problem: Problem, seed: int) -> nn.Module:
+def _narrow(setting: Setting, variant: Variant, width: int, problem: TrainingProblem, seed: int) -> nn.Module:
     """The dense network with its layers to replace narrowed to the budget: inside, or of a smaller width."""
     family, share = ALL[setting.model], variant.share()
     if not family.narrow_width and setting.layers == "ff":
@@ -189,14 +190,14 @@ def _narrow(setting: Setting, variant: Variant, width: int, problem: Problem, se
 
 
 @lru_cache(maxsize=1024)
-def _replaced_params_of(model: str, layers_word: str, shaped: Shape) -> int:
+def _replaced_params_of(model: str, layers_word: str, shaped: NetworkShape) -> int:
     with torch.device("meta"):
         built = ALL[model].build(shaped)
     names = ALL[model].names(built, layers_word)
-    return sum(i * o for i, o in (layers.widths(built.get_submodule(name)) for name in names))
+    return sum(i * o for i, o in (linears.widths(built.get_submodule(name)) for name in names))
 
 
-def _replaced_params(setting: Setting, width: int, problem: Problem) -> int:
+def _replaced_params(setting: Setting, width: int, problem: TrainingProblem) -> int:
     return _replaced_params_of(setting.model, setting.layers, shape(setting, width, problem))
 
 

@@ -16,12 +16,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from structures.backends import autotune, bmm, dense_cache, einsum, planned
+from structures.backends import bmm, einsum, planned
 from structures.backends.experts import all_experts, grouped, preferred
-from structures.expressions import nearest
+from structures.language.expressions import nearest
 from structures.routing import Routing
 from structures.structure import Structure
 
@@ -36,40 +35,14 @@ class Backend(Protocol):
     def executed_flops(self, structure: Structure, tokens: int = 1, *, train: bool = False) -> int: ...
 
 
-class Keeper(Protocol):
-    """What an opt-in backend keeps for one layer. It is copied and pickled with the layer, as far as it is data."""
-
-    ran: str
-
-    @property
-    def bytes(self) -> int: ...  # held now beside the factors
-
-    def __call__(
-        self,
-        structure: Structure,
-        x: Tensor,
-        factors: Sequence[Tensor],
-        bias: Tensor | None,
-        *,
-        own: Sequence[Tensor],
-        training: bool,
-        gathered: bool,
-    ) -> Tensor | None: ...  # None: nothing is kept for this shape, and `auto` runs
-
-    # `own` are the factors before autocast's cast; gathered: they are copies that FSDP fills before each call
-
-    def plan(
-        self, structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, bias: bool, grad: bool
-    ) -> planned.Plan | dense_cache.DensePlan | None: ...
-
-    def release(self) -> None: ...  # the layer is trained from now on
-
-
 _BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned}
 _BACKENDS |= {"all_experts": all_experts, "grouped": grouped}
-_OPT_IN: dict[str, Backend] = {autotune.NAME: autotune, dense_cache.NAME: dense_cache}  # keep something for each layer
 AUTO = "auto"
 PREFERENCE = ("planned", "einsum")  # what `auto` tries, in this order
+REMOVED = {  # names of former versions, and what to use now
+    "autotune": "no measurement showed a gain; 'auto' runs the fastest program that is predicted",
+    "dense_cache": "structures.to_linear(layer) gives the dense layer",
+}
 
 
 def names() -> tuple[str, ...]:
@@ -77,35 +50,25 @@ def names() -> tuple[str, ...]:
     return tuple(_BACKENDS)
 
 
-def opt_in() -> tuple[str, ...]:
-    """The names of backends that keep something for each layer, a choice or a weight, and run one of the others."""
-    return tuple(_OPT_IN)
-
-
-def keeper(name: str) -> Keeper | None:
-    """What a layer of this backend keeps, new and empty; None for most."""
-    if name == autotune.NAME:
-        return autotune.Keeper(tunes=True)
-    return dense_cache.Keeper() if name == dense_cache.NAME else None
-
-
 def register(name: str, backend: Backend) -> None:
     """Add a backend; the contract tests then cover it."""
-    if name == AUTO or name in _BACKENDS or name in _OPT_IN:
+    if name == AUTO or name in _BACKENDS:
         raise ValueError(f"there is a backend {name!r} already")
     _BACKENDS[name] = backend
 
 
 def check_name(name: str) -> None:
     """Raises ValueError unless `name` is a backend or `auto`."""
-    if name != AUTO and name not in _BACKENDS and name not in _OPT_IN:
-        raise ValueError(f"unknown backend {name!r}{nearest(name, [AUTO, *_BACKENDS, *_OPT_IN])}")
+    if name in REMOVED:
+        raise ValueError(f"backend {name!r} was removed: {REMOVED[name]}")
+    if name != AUTO and name not in _BACKENDS:
+        raise ValueError(f"unknown backend {name!r}{nearest(name, [AUTO, *_BACKENDS])}")
 
 
 def get(name: str) -> Backend:
     """The backend called `name`."""
     check_name(name)
-    return (_BACKENDS | _OPT_IN)[name]
+    return _BACKENDS[name]
 
 
 def choose(name: str, structure: Structure, x: Tensor) -> str:
@@ -149,4 +112,4 @@ def weighted(
 
 def apply(name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     """y (tokens, out_features) = W x + bias by the backend called `name`, which must not refuse."""
-    return (_BACKENDS.get(name) or _OPT_IN[name]).apply(structure, x, factors, bias)
+    return _BACKENDS[name].apply(structure, x, factors, bias)

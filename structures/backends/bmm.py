@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from structures.algebra.steps import Axes
 from structures.backends.views import load
-from structures.steps import Axes
 from structures.structure import Structure, Term
 
 TOKENS = "<tokens>"  # no name that an axis can have

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from structures.algebra.steps import Axes
 from structures.projection.problem import Problem
 from structures.projection.two_factor import arrange, matricise
 from structures.projection.views import contract, primed
-from structures.steps import Axes
 
 MAX_DIRECT = 1024  # unknowns that hang together; more are found by conjugate gradients
 MAX_GRAM = 2**25  # numbers in the normal equations

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from structures.algebra.steps import Axes
 from structures.projection.two_factor import Cut, arrange, matricise, split
 from structures.projection.views import TermView, contract
-from structures.steps import Axes
 
 
 def is_chain(view: TermView) -> bool:

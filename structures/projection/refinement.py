@@ -10,10 +10,10 @@ from torch import Tensor
 
 from structures.projection import alternating
 from structures.projection.problem import Problem
-from structures.projection.solve import Outcome, Report
+from structures.projection.solve import Fitted, Report
 
 
-def polish(problem: Problem, outcome: Outcome, steps: int, report: Report) -> Outcome:
+def polish(problem: Problem, outcome: Fitted, steps: int, report: Report) -> Fitted:
     """Gradient descent (L-BFGS) on all factors of all terms at once; kept only where it helps."""
     before, start = problem.save(), problem.relative()
     parameters = [f.clone() for factors in before for f in factors]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from structures.algebra.steps import Axes
 from structures.projection.two_factor import arrange, matricise, truncated_svd
 from structures.projection.views import TermView
-from structures.steps import Axes
 
 
 @dataclass(frozen=True)

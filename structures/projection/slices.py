@@ -12,10 +12,10 @@ import math
 import torch
 from torch import Tensor
 
+from structures.algebra.steps import Axes
 from structures.projection.problem import ROWS, Problem
 from structures.projection.two_factor import Cut, arrange, gram, is_product, matricise, solve_reads
 from structures.projection.views import TermView
-from structures.steps import Axes
 
 
 def reader_of(view: TermView) -> int | None:

@@ -25,7 +25,7 @@ Report = Callable[[int, float], None]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Fitted:
     """How it went; `history` holds the relative error at the start and after each sweep."""
 
     method: str
@@ -36,7 +36,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Block:
+class TermGroup:
     """Terms that are fitted together, by the name of a method."""
 
     method: str
@@ -44,7 +44,7 @@ class Block:
     exact: bool  # the best possible, the other blocks held
 
 
-def solve(problem: Problem, *, tolerance: float, limit: int, report: Report) -> Outcome:
+def solve(problem: Problem, *, tolerance: float, limit: int, report: Report) -> Fitted:
     """Fit all terms in place.
 
     Args:
@@ -55,7 +55,7 @@ def solve(problem: Problem, *, tolerance: float, limit: int, report: Report) -> 
     blocks = blocks_of(problem)
     if len(blocks) == 1 and blocks[0].exact:
         done = _fit(problem, blocks[0])
-        return Outcome(blocks[0].method, 1, done, done, (problem.relative(),))
+        return Fitted(blocks[0].method, 1, done, done, (problem.relative(),))
     sweeps = 0
     if problem.covariance is None:
         sweeps = _best_start(problem, blocks, limit)
@@ -68,28 +68,28 @@ def solve(problem: Problem, *, tolerance: float, limit: int, report: Report) -> 
     return _descend(problem, blocks, name, sweeps, tolerance, limit, report)
 
 
-def blocks_of(problem: Problem) -> list[Block]:
+def blocks_of(problem: Problem) -> list[TermGroup]:
     """The terms grouped by how they are fitted: one-factor terms together, every other term for itself."""
     single = tuple(t for t, view in enumerate(problem.terms) if len(view.factors) == 1)
     masks = all(problem.terms[t].is_mask for t in single)
-    blocks = [Block("support" if masks else "linear least squares", single, True)] if single else []
+    blocks = [TermGroup("support" if masks else "linear least squares", single, True)] if single else []
     for t, view in enumerate(problem.terms):
         if t in single:
             continue
         if problem.covariance is None and two_factor.is_product(view):
-            blocks.append(Block("truncated SVD", (t,), True))
+            blocks.append(TermGroup("truncated SVD", (t,), True))
         elif problem.covariance is not None and two_factor.whitens(view):
-            blocks.append(Block("whitened SVD", (t,), True))
+            blocks.append(TermGroup("whitened SVD", (t,), True))
         elif problem.covariance is not None and slices.reader_of(view) is not None:
-            blocks.append(Block(GROUPS, (t,), False))
+            blocks.append(TermGroup(GROUPS, (t,), False))
         elif problem.covariance is None and chain.is_chain(view):
-            blocks.append(Block("hierarchical SVD", (t,), False))
+            blocks.append(TermGroup("hierarchical SVD", (t,), False))
         else:
-            blocks.append(Block("alternating least squares", (t,), False))
+            blocks.append(TermGroup("alternating least squares", (t,), False))
     return blocks
 
 
-def _best_start(problem: Problem, blocks: Sequence[Block], limit: int) -> int:
+def _best_start(problem: Problem, blocks: Sequence[TermGroup], limit: int) -> int:
     """Leave the problem at the best of several starts; returns the sweeps that this one has had."""
     random = any(block.method == "alternating least squares" for block in blocks)
     orders = [list(blocks), list(reversed(blocks))] if len(blocks) > 1 else [list(blocks)]
@@ -115,7 +115,7 @@ def _best_start(problem: Problem, blocks: Sequence[Block], limit: int) -> int:
     return best[1]
 
 
-def _start(problem: Problem, block: Block, seed: int) -> None:
+def _start(problem: Problem, block: TermGroup, seed: int) -> None:
     """The first fit of a block, from nothing."""
     term = block.terms[0]
     view = problem.terms[term]
@@ -129,7 +129,7 @@ def _start(problem: Problem, block: Block, seed: int) -> None:
         _fit(problem, block)
 
 
-def _update(problem: Problem, block: Block, groups: Mapping[int, slices.Groups]) -> None:
+def _update(problem: Problem, block: TermGroup, groups: Mapping[int, slices.Groups]) -> None:
     """A block refitted, the others held: never worse than before."""
     if block.exact and not _is_costly(problem, block):
         _fit(problem, block)
@@ -140,7 +140,7 @@ def _update(problem: Problem, block: Block, groups: Mapping[int, slices.Groups])
         alternating.sweep(problem, block.terms[0])
 
 
-def _fit(problem: Problem, block: Block) -> bool:
+def _fit(problem: Problem, block: TermGroup) -> bool:
     """The best of a block whose method is exact, the others held; False if conjugate gradients ran out of steps."""
     term = block.terms[0]
     view = problem.terms[term]
@@ -160,7 +160,7 @@ def _fit(problem: Problem, block: Block) -> bool:
     return True
 
 
-def _is_costly(problem: Problem, block: Block) -> bool:
+def _is_costly(problem: Problem, block: TermGroup) -> bool:
     """A term whose SVD takes far longer than a step of subspace iteration, which alternating least squares is."""
     if block.method not in ("truncated SVD", "whitened SVD"):
         return False
@@ -179,13 +179,13 @@ def _random(problem: Problem, term: int, seed: int) -> list[Tensor]:
 
 def _descend(
     problem: Problem,
-    blocks: Sequence[Block],
+    blocks: Sequence[TermGroup],
     method: str,
     done: int,
     tolerance: float,
     limit: int,
     report: Report,
-) -> Outcome:
+) -> Fitted:
     history = [problem.relative()]
     report(done, history[0])
     converged = problem.is_exact(history[0])
@@ -218,7 +218,7 @@ def _descend(
         history.append(reached)
         report(done, reached)
         converged = history[-2] - reached <= tolerance * history[-2] or problem.is_exact(reached)
-    return Outcome(method, done, problem.is_exact(history[-1]), converged, tuple(history))
+    return Fitted(method, done, problem.is_exact(history[-1]), converged, tuple(history))
 
 
 def _beyond(present: list[list[Tensor]], last: list[list[Tensor]], share: float) -> list[list[Tensor]]:

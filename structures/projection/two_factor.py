@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from structures.algebra.steps import Axes
 from structures.projection.views import TermView
-from structures.steps import Axes
 
 MAX_SVD = 96  # matrices whose shorter side is longer go through the eigenvectors of their Gram matrix
 ENTRIES = 2**22  # of matrices that are turned into float64 at a time

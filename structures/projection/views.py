@@ -10,7 +10,7 @@ import opt_einsum
 import torch
 from torch import Tensor
 
-from structures.steps import Axes
+from structures.algebra.steps import Axes
 from structures.structure import Structure, Term
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from structures.errors import SizeError, SpecError
-from structures.expressions import divisors, split_by_weights
+from structures.language.errors import SizeError, SpecError
+from structures.language.expressions import divisors, split_by_weights
 from structures.linear import StructuredLinear
-from structures.space.term import SEVEN, Term, check_kind, role, term
+from structures.space.term import SEVEN, MemberTerm, check_kind, role, term
 from structures.space.text import to_yaml
 from structures.spec import Spec
 from structures.structure import Structure
@@ -34,7 +34,7 @@ class Member:
     """
 
     spec: Spec
-    terms: tuple[Term, ...]
+    terms: tuple[MemberTerm, ...]
     asked: tuple[tuple[tuple[str, float], ...], ...]
     in_features: int
     out_features: int
@@ -114,14 +114,19 @@ def member(
 
 
 def of_sizes(
-    sizes: Mapping[str, int] | Term, in_features: int, out_features: int, *, strided: str = "", name: str | None = None
+    sizes: Mapping[str, int] | MemberTerm,
+    in_features: int,
+    out_features: int,
+    *,
+    strided: str = "",
+    name: str | None = None,
 ) -> Member:
     """The member with these sizes by kind of axis; those that are left out are 1.
 
     Raises:
         SpecError: sizes that do not multiply to the widths, or a kind that is none.
     """
-    found = sizes if isinstance(sizes, Term) else term(sizes, strided)
+    found = sizes if isinstance(sizes, MemberTerm) else term(sizes, strided)
     for end, product, width in zip(("x", "y"), found.widths, (in_features, out_features), strict=True):
         if product != width:
             raise SizeError(
@@ -149,7 +154,11 @@ def add(first: Member, *others: Member, name: str | None = None) -> Member:
 
 
 def _made(
-    terms: Sequence[Term], asked: Sequence[Mapping[str, float]], in_features: int, out_features: int, name: str | None
+    terms: Sequence[MemberTerm],
+    asked: Sequence[Mapping[str, float]],
+    in_features: int,
+    out_features: int,
+    name: str | None,
 ) -> Member:
     title = f"{' + '.join(map(_told, terms))} at {in_features} -> {out_features}"
     digest = hashlib.sha256(title.encode()).hexdigest()[:8]
@@ -162,7 +171,7 @@ def _made(
     return made
 
 
-def _written(found: Term, number: int, several: bool, options: dict[str, object], sizes: dict[str, str]) -> str:
+def _written(found: MemberTerm, number: int, several: bool, options: dict[str, object], sizes: dict[str, str]) -> str:
     """The einsum of a term; its options and size expressions are added to the others'."""
     letters = dict(zip("xyrn", LETTERS[number], strict=True))
     suffix = f"_{number + 1}" if several else ""
@@ -190,7 +199,7 @@ def _written(found: Term, number: int, several: bool, options: dict[str, object]
     return f"{views[0]}, {', '.join(factors)} -> {views[1]}"
 
 
-def _in_order(found: Term, factor: str) -> list[str]:
+def _in_order(found: MemberTerm, factor: str) -> list[str]:
     """The axes of a factor: shared, input, bonds, output."""
     return sorted((k for k in found.size if factor in k), key=lambda k: ("nxry".index(role(k)), -len(k), k))
 
@@ -228,7 +237,7 @@ def _is_power(kind: str, value: object) -> bool:
     return True
 
 
-def _nearest(powers: Mapping[str, float], in_features: int, out_features: int, strided: str) -> Term:
+def _nearest(powers: Mapping[str, float], in_features: int, out_features: int, strided: str) -> MemberTerm:
     """Exact divisors nearest to the exponents: shared axes first, then each view, then bonds."""
     least, common = min(in_features, out_features), math.gcd(in_features, out_features)
     sizes: dict[str, int] = {}
@@ -253,7 +262,7 @@ def _nearest(powers: Mapping[str, float], in_features: int, out_features: int, s
     return term(sizes, strided)
 
 
-def _powers(found: Term, in_features: int, out_features: int) -> dict[str, float]:
+def _powers(found: MemberTerm, in_features: int, out_features: int) -> dict[str, float]:
     least = min(in_features, out_features)
     base = {"x": in_features, "y": out_features, "r": least, "n": least}
     return {kind: math.log(size) / math.log(base[role(kind)]) for kind, size in found.sizes}
@@ -267,6 +276,6 @@ def _near(asked: Mapping[str, float], found: Mapping[str, float], kind: str) -> 
     return abs(asked.get(kind, 0.0) - found.get(kind, 0.0)) <= SLACK
 
 
-def _told(found: Term) -> str:
+def _told(found: MemberTerm) -> str:
     strided = f" strided {found.strided}" if found.strided else ""
     return " ".join(f"{kind}={size}" for kind, size in found.sizes) + strided

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from structures.errors import SpecError
+from structures.language.errors import SpecError
 
 SEVEN = ("x1", "x2", "x12", "1y", "2y", "12y", "12")  # alpha beta gamma delta epsilon phi rho
 MOST_FACTORS = 5  # orders of contraction are all looked at
@@ -23,7 +23,7 @@ _KIND = re.compile(r"x?[1-9]*y?\Z")
 
 
 @dataclass(frozen=True)
-class Term:
+class MemberTerm:
     """Sizes by kind, those of size 1 left out.
 
     Args:
@@ -89,7 +89,7 @@ class Term:
         return math.prod(self.size[k] for k in kinds)
 
 
-def term(sizes: Mapping[str, int], strided: str = "") -> Term:
+def term(sizes: Mapping[str, int], strided: str = "") -> MemberTerm:
     """The checked term of some sizes by kind.
 
     Raises:
@@ -102,7 +102,7 @@ def term(sizes: Mapping[str, int], strided: str = "") -> Term:
             raise SpecError(f"space: the size of {kind!r} is a whole number from 1, found {size!r}")
         if size > 1:
             kept.append((kind, size))
-    found = Term(tuple(sorted(kept)), strided)
+    found = MemberTerm(tuple(sorted(kept)), strided)
     if strided not in ("", "x", "y", "xy"):
         raise SpecError(f"space: strided is '', 'x', 'y' or 'xy', found {strided!r}")
     if len(found.factors) > MOST_FACTORS:

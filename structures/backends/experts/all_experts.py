@@ -77,7 +77,7 @@ class _Weighted:
 
 
 @dataclass(frozen=True)
-class Program:
+class AllExpertsProgram:
     terms: tuple[_Weighted, ...]
     rest: Part
 
@@ -93,12 +93,12 @@ def _run(term: _Weighted, x: Tensor, factors: Sequence[Tensor], gates: Tensor, b
     return term.tail(z, factors, bias)
 
 
-def program(structure: Structure) -> Program:
+def program(structure: Structure) -> AllExpertsProgram:
     """The structure's terms cut into parts; kept with it."""
-    found: Program | None = structure.memo.get("all_experts")
+    found: AllExpertsProgram | None = structure.memo.get("all_experts")
     if found is None:
         terms = tuple(_weighted(structure, Middle.of(structure, t)) for t in gated_terms(structure))
-        found = structure.memo["all_experts"] = Program(terms, ungated(structure))
+        found = structure.memo["all_experts"] = AllExpertsProgram(terms, ungated(structure))
     return found
 
 

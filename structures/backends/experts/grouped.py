@@ -112,7 +112,7 @@ class _Term:
 
 
 @dataclass(frozen=True)
-class Program:
+class GroupedProgram:
     terms: tuple[_Term, ...]
     rest: Part
 
@@ -188,12 +188,12 @@ def _together(term: _Term, rows: Tensor, factors: Sequence[Tensor], groups: _Gro
     return y.reshape(longest * experts, term.result).index_select(0, slot)
 
 
-def program(structure: Structure) -> Program:
+def program(structure: Structure) -> GroupedProgram:
     """The structure's terms cut into parts; kept with it."""
-    found: Program | None = structure.memo.get("grouped")
+    found: GroupedProgram | None = structure.memo.get("grouped")
     if found is None:
         terms = tuple(_term(structure, Middle.of(structure, t)) for t in gated_terms(structure))
-        found = structure.memo["grouped"] = Program(terms, ungated(structure))
+        found = structure.memo["grouped"] = GroupedProgram(terms, ungated(structure))
     return found
 
 

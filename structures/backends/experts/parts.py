@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from structures.algebra.steps import Axes, chained
 from structures.backends import planned
-from structures.steps import Axes, chained
 from structures.structure import Gather, Structure, Term
 
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from structures.backends.planned.function import apply, best, setting
 from structures.backends.planned.program import Plan
+from structures.backends.planned.run import apply, best, setting
 from structures.structure import Structure
 
 __all__ = ["Plan", "apply", "executed_flops", "plan", "refuses"]

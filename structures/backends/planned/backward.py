@@ -10,14 +10,14 @@ from structures.backends.planned.contract import Tensor, Way, copied, ways
 from structures.backends.planned.forward import Partial, best_partials, breadth, combinations, finish
 from structures.backends.planned.layout import Layout, groups
 from structures.backends.planned.price import Price
-from structures.backends.planned.problem import Chain, Node, Problem, factor_name
+from structures.backends.planned.problem import Chain, ChainProblem, Node, factor_name
 from structures.backends.planned.program import Copy, Op, Scatter, Want, renamed
 from structures.backends.planned.readback import ways_back
 
 KEPT = 24  # backward programs for one forward
 
 
-def backwards(problem: Problem, forward: Partial, price: Price, want: Want) -> list[tuple[tuple[Op, ...], float]]:
+def backwards(problem: ChainProblem, forward: Partial, price: Price, want: Want) -> list[tuple[tuple[Op, ...], float]]:
     """Backward programs for a forward one, cheapest first: gradients `dx`, `df0`, `df1`, ... from `dy`."""
     kept = [_chain_backward(chain, forward, price, want) for chain in problem.chains]
     views = [chain.view for chain in problem.chains]

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from structures.backends.planned.by_autograd import native
 from structures.backends.planned.forward import chain_forward
 from structures.backends.planned.layout import TOKENS, Product
-from structures.backends.planned.native import native
 from structures.backends.planned.price import Price
-from structures.backends.planned.problem import Chain, Problem, X, factor_number
-from structures.backends.planned.program import Embed, Multiply, Op, Part, Plan, Want
+from structures.backends.planned.problem import Chain, ChainProblem, X, factor_number
+from structures.backends.planned.program import DenseBlock, Embed, Multiply, Op, Plan, Want
 
 ROWS, COLS = "<in>", "<out>"  # the axes of the matrix; no axis of a registry can have these names
 MATRIX = "w"
 
 
-def with_matrix(problem: Problem) -> Problem:
+def with_matrix(problem: ChainProblem) -> ChainProblem:
     """The problem with the sizes of the matrix's two axes."""
     return replace(problem, sizes=(*problem.sizes, (ROWS, problem.in_features), (COLS, problem.out_features)))
 
@@ -31,7 +31,7 @@ def product(bias: bool) -> Multiply:
     return Multiply("y", X, MATRIX, (TOKENS, ROWS), (ROWS, COLS), groups, bias=bias)
 
 
-def through_matrix(problem: Problem, price: Price, *, bias: bool, want: Want | None) -> list[Plan]:
+def through_matrix(problem: ChainProblem, price: Price, *, bias: bool, want: Want | None) -> list[Plan]:
     """The plan that makes the matrix; none where a term has no factor or reads a position of the matrix twice.
 
     Args:
@@ -51,12 +51,12 @@ def through_matrix(problem: Problem, price: Price, *, bias: bool, want: Want | N
     return [plan if want is None or not want.any else native(plan, price, want)]
 
 
-def _matrix_of(problem: Problem, chain: Chain, price: Price) -> tuple[tuple[Op, ...], Part] | None:
+def _matrix_of(problem: ChainProblem, chain: Chain, price: Price) -> tuple[tuple[Op, ...], DenseBlock] | None:
     """The operations that contract a term's factors with one another, and where the result belongs."""
     if not chain.nodes or len(chain.reads) > 1:
         return None
     rows, cols, name = chain.view[1:], chain.output[1:], chain.nodes[-1].right
-    part = Part(name, (), rows, cols, chain.reads[0] if chain.reads else None)
+    part = DenseBlock(name, (), rows, cols, chain.reads[0] if chain.reads else None)
     if part.read and len(set(part.places(problem))) < len(part.read.table):
         return None
     merges = chain.nodes[:-1]

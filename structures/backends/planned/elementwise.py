@@ -6,7 +6,7 @@ import itertools
 import re
 
 from structures.backends.planned.layout import Layout, fuse, heads
-from structures.backends.planned.program import NARROW, Embed, Gather, Part, Pointwise, Scatter
+from structures.backends.planned.program import NARROW, DenseBlock, Embed, GatherBlocks, Pointwise, Scatter
 from structures.backends.planned.writer import Shape, Writer, permute
 
 
@@ -48,7 +48,7 @@ def _product(writer: Writer, name: str, one: str, two: str, shape: Shape) -> Non
     writer.lines.append(f"torch.mul({one}, {two}, out={name})")
 
 
-def gather(writer: Writer, op: Gather) -> None:
+def gather(writer: Writer, op: GatherBlocks) -> None:
     at = op.view.index(op.axes[0])
     before, after = writer.extent(op.view[:at]), writer.extent(op.view[at + len(op.axes) :])
     source = writer.view(op.source, (before, writer.extent(op.axes), after))
@@ -86,12 +86,12 @@ def embed(writer: Writer, op: Embed) -> None:
     writer.assign(op.result, " + ".join(parts), shape)
 
 
-def _diagonals(writer: Writer, part: Part, shape: Shape) -> str:
+def _diagonals(writer: Writer, part: DenseBlock, shape: Shape) -> str:
     expression, _ = _on_diagonals(writer, part, part.rows, part.cols, ())
     return f"{expression}.reshape({', '.join(shape)})"
 
 
-def _gathered(writer: Writer, part: Part, shape: Shape) -> str:
+def _gathered(writer: Writer, part: DenseBlock, shape: Shape) -> str:
     """Blocks side by side, each copied into its place among zeros, and turned."""
     read, columns = part.read, part.columns_by
     assert read is not None
@@ -109,7 +109,7 @@ def _gathered(writer: Writer, part: Part, shape: Shape) -> str:
     return f"{turned}.reshape({', '.join(shape)})"
 
 
-def _on_diagonals(writer: Writer, part: Part, rows: Layout, cols: Layout, lead: Layout) -> tuple[str, Layout]:
+def _on_diagonals(writer: Writer, part: DenseBlock, rows: Layout, cols: Layout, lead: Layout) -> tuple[str, Layout]:
     """The entries as (lead, rows, cols), an axis that is both a row's and a column's as a diagonal among zeros."""
     shared = tuple(a for a in rows if a in cols)
     final = lead + rows + cols

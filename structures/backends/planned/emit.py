@@ -12,7 +12,7 @@ from structures.backends.planned.elementwise import embed, gather, pointwise, sc
 from structures.backends.planned.layout import TOKENS, Layout, Product, fuse, heads, readable
 from structures.backends.planned.price import joint
 from structures.backends.planned.problem import X, factor_name
-from structures.backends.planned.program import Copy, Embed, Gather, Multiply, Op, Place, Plan, Pointwise
+from structures.backends.planned.program import Assemble, Copy, Embed, GatherBlocks, Multiply, Op, Plan, Pointwise
 from structures.backends.planned.source import Source
 from structures.backends.planned.writer import Shape, Writer, permute
 
@@ -84,13 +84,13 @@ def write(writer: Writer, op: Op) -> None:
         _multiply(writer, op)
     elif isinstance(op, Pointwise):
         pointwise(writer, op)
-    elif isinstance(op, Place):
+    elif isinstance(op, Assemble):
         _place(writer, op)
     elif isinstance(op, Copy):
         spread = writer.slow_transpose(op.view, op.layout)
         expression, shape = writer.permuted(op.source, op.view, op.layout, spread=spread)
         writer.assign(op.result, f"{expression}.contiguous()", shape)
-    elif isinstance(op, Gather):
+    elif isinstance(op, GatherBlocks):
         gather(writer, op)
     elif isinstance(op, Embed):
         embed(writer, op)
@@ -167,7 +167,7 @@ def _matrix(
     return expression
 
 
-def _place(writer: Writer, op: Place) -> None:
+def _place(writer: Writer, op: Assemble) -> None:
     width = writer.problem.in_features if op.result == "dx" else writer.problem.out_features
     whole = (writer.rows, str(width))
     if writer.pure:
@@ -190,7 +190,7 @@ def _place(writer: Writer, op: Place) -> None:
         writer.lines.append(f"{writer.view(op.result, shape)}.add_({expression})")
 
 
-def _first(writer: Writer, op: Place, pieces: list[tuple[str, Layout, Layout]], whole: Shape) -> None:
+def _first(writer: Writer, op: Assemble, pieces: list[tuple[str, Layout, Layout]], whole: Shape) -> None:
     """The first pass over the result: a piece and the bias, two pieces, or one; those are taken off the list."""
     name, view, target = pieces.pop(0)
     if op.bias and view[-1] != target[-1]:
@@ -221,7 +221,7 @@ def _first(writer: Writer, op: Place, pieces: list[tuple[str, Layout, Layout]], 
         writer.lines.append(f"{writer.view(op.result, shape)}.copy_({expression})")
 
 
-def _place_pure(writer: Writer, op: Place, whole: Shape) -> None:
+def _place_pure(writer: Writer, op: Assemble, whole: Shape) -> None:
     parts = []
     for name, view, target in op.pieces:
         expression, _ = writer.permuted(name, view, target, spread=writer.slow_transpose(view, target))

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from structures.backends.planned.contract import Tensor, copied, ways
 from structures.backends.planned.layout import TOKENS, Layout, Product
 from structures.backends.planned.price import Price
-from structures.backends.planned.problem import Chain, Node, Problem, X, factor_name
-from structures.backends.planned.program import Copy, Gather, Multiply, Op, Place, Plan, renamed
+from structures.backends.planned.problem import Chain, ChainProblem, Node, X, factor_name
+from structures.backends.planned.program import Assemble, Copy, GatherBlocks, Multiply, Op, Plan, renamed
 
 MERGES = 8  # programs kept of factors contracted with one another
 BEAM = 24  # partial programs kept after each step of a term of up to 3 nodes; fewer for longer ones (breadth)
@@ -42,7 +42,7 @@ class Partial:
         return Partial(tuple(held.items()), (*self.ops, *other.ops), self.seconds + other.seconds)
 
 
-def forwards(problem: Problem, price: Price, *, bias: bool) -> list[tuple[Partial, Plan]]:
+def forwards(problem: ChainProblem, price: Price, *, bias: bool) -> list[tuple[Partial, Plan]]:
     """Forward programs, cheapest first, each with what every value is held by."""
     kept = [chain_forward(problem, chain, price) for chain in problem.chains]
     outputs = [chain.output for chain in problem.chains]
@@ -62,7 +62,7 @@ def combinations(kept: Sequence[Sequence[Partial]]) -> Iterator[tuple[Partial, .
     return itertools.product(*(partials[:most] for partials in kept))
 
 
-def chain_forward(problem: Problem, chain: Chain, price: Price) -> list[Partial]:
+def chain_forward(problem: ChainProblem, chain: Chain, price: Price) -> list[Partial]:
     """Programs of one term up to its piece, cheapest first with the cost of placing it.
 
     Factors contracted with one another are a program of their own, searched without the activation.
@@ -145,7 +145,7 @@ def _loads(chain: Chain, price: Price) -> list[Partial]:
         copies, tensor = copied((X, chain.view), layout, f"{value}_t")
         ops: tuple[Op, ...] = copies
         for count, read in enumerate(chain.reads):
-            ops = (*ops, Gather(f"{value}_{count}", tensor[0], tensor[1], (read.axis,), read.by, read.table))
+            ops = (*ops, GatherBlocks(f"{value}_{count}", tensor[0], tensor[1], (read.axis,), read.by, read.table))
             tensor = (ops[-1].result, ops[-1].layout)
         starts.append(Partial(((value, (tensor,)),), ops, sum(price(op) for op in ops)))
     return starts
@@ -180,7 +180,7 @@ def finish(
     fold = next((i for i, op in enumerate(ops) if op.result == _root(ops, name)), None)
     if len(left) == 1 and layout == output and fold is not None:
         op = ops[fold]
-        if not bias and not isinstance(op, Gather | Copy):
+        if not bias and not isinstance(op, GatherBlocks | Copy):
             return renamed(ops, name, result), extra
         if bias and isinstance(op, Multiply) and _takes_bias(op.product):
             ops[fold] = replace(op, bias=True)
@@ -188,7 +188,7 @@ def finish(
     if price.itemsize < 4:
         turned, left = _turned_first(left)
         ops, extra = [*ops, *turned], extra + sum(price(op) for op in turned)
-    place = Place(result, tuple(left), bias)
+    place = Assemble(result, tuple(left), bias)
     return (*ops, place), extra + price(place)
 
 
@@ -210,7 +210,7 @@ def _turned_first(left: Sequence[tuple[str, Layout, Layout]]) -> tuple[list[Op],
 
 def _onto(left: list[tuple[str, Layout, Layout]], layout: Layout, output: Layout, ops: Sequence[Op]) -> int | None:
     """The earlier piece that a product may be added to: a fresh tensor of the same order, or both in final order."""
-    fresh = {op.result for op in ops if not isinstance(op, Gather | Copy)}
+    fresh = {op.result for op in ops if not isinstance(op, GatherBlocks | Copy)}
     for number, (name, view, target) in enumerate(left):
         alike = view == layout and target == output
         if name in fresh and (alike or (view == target and layout == output)):

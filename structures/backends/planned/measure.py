@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from structures.backends.planned import choose, function, rates
+from structures.backends.planned import rates, run, search
 from structures.backends.planned.figures import PRODUCTS, Curve, Rates, built_in
 from structures.backends.planned.price import GRAIN, LINE, PAGE, TRAFFIC, Price
 from structures.backends.planned.problem import pose
@@ -53,7 +53,7 @@ def calibrate(dtypes: Iterable[torch.dtype] = DTYPES, *, seconds: float = SECOND
         made.append(measured(dtype))
         name = str(dtype).removeprefix("torch.")
         rates.write(rates.machine(name, made[-1].threads), *rates.parts(made[-1]))
-    function.forget()
+    run.forget()
     return made
 
 
@@ -236,8 +236,8 @@ def _training(einsum: str, dtype: torch.dtype, found: Rates, clock: Clock) -> fl
     structure = Spec("calibration", (einsum,), sizes=(("r", "8"),) if "r" in einsum else ()).bind(8, 8)
     want = (True,) * (2 + len(structure.factors))
     price = replace(_price(found, dtype), problem=pose(structure))
-    plans = choose.plans(price.problem, price, bias=True, want=Want(True, want[2:], True))
-    program = function.Program(next(plan for plan in plans if plan.native))
+    plans = search.plans(price.problem, price, bias=True, want=Want(True, want[2:], True))
+    program = run.Program(next(plan for plan in plans if plan.native))
     shapes = [(8, 8), (8,), *structure.factor_shapes]
     leaves = [torch.ones(shape, dtype=dtype, requires_grad=True) for shape in shapes]
     dy = torch.ones(8, 8, dtype=dtype)

@@ -8,8 +8,18 @@ from dataclasses import dataclass
 
 from structures.backends.planned.figures import Curve, Rates
 from structures.backends.planned.layout import TOKENS, Layout, fuse, heads, readable
-from structures.backends.planned.problem import Problem
-from structures.backends.planned.program import NARROW, Copy, Embed, Gather, Multiply, Op, Place, Pointwise, Scatter
+from structures.backends.planned.problem import ChainProblem
+from structures.backends.planned.program import (
+    NARROW,
+    Assemble,
+    Copy,
+    Embed,
+    GatherBlocks,
+    Multiply,
+    Op,
+    Pointwise,
+    Scatter,
+)
 
 LINE = 64  # bytes of a cache line
 PAGE = 4096  # bytes; a cache finds its place for a line by the position in the page, and so holds few lines of one
@@ -26,7 +36,7 @@ class Price:
         train: with gradients, which double what is read and written between two uses of a tensor.
     """
 
-    problem: Problem
+    problem: ChainProblem
     tokens: int
     rates: Rates
     itemsize: int = 4
@@ -55,7 +65,7 @@ class Price:
             return self.multiply(op)
         if isinstance(op, Pointwise):
             return self.pointwise(op)
-        if isinstance(op, Place):
+        if isinstance(op, Assemble):
             return self.place(op)
         if isinstance(op, Copy):
             return self.calls(1, 2) + self.move(op.view, op.layout)
@@ -130,7 +140,7 @@ class Price:
             return summands * (seconds + self.calls(1, 3)) + self.calls(0.5, 4)
         return 3 * seconds + self.calls(2, 4)  # a sum over inner axes takes about as long as two such passes
 
-    def place(self, op: Place) -> float:
+    def place(self, op: Assemble) -> float:
         """One pass over the result a piece; the bias comes with the first, or after it where that is turned."""
         seconds = 0.0
         size = self.itemsize * self.extent(op.layout)
@@ -201,11 +211,11 @@ class Price:
         beyond = self._stream(total) - total / (self.rate("plain", self.rates.l2 // 4) * 1e9)
         return seconds + max(beyond, 0.0) + self.rates.fork
 
-    def _blocks(self, op: Gather | Scatter) -> float:
+    def _blocks(self, op: GatherBlocks | Scatter) -> float:
         """Whole blocks written once; a Scatter gathers blocks and adds them up, in a sum that reads slowly."""
         size = self.itemsize * max(self.extent(op.view), self.extent(op.layout))
         seconds = self.calls(1, 2) + 1.4 * self._stream(2 * size)
-        if isinstance(op, Gather):
+        if isinstance(op, GatherBlocks):
             return seconds
         return seconds + self.calls(1, 1) + 2 * self._stream(2 * size)
 
@@ -225,7 +235,7 @@ class Price:
         return known[kind, size]
 
 
-def joint(op: Place) -> bool:
+def joint(op: Assemble) -> bool:
     """Whether the first two pieces are added in one pass: of one target, and the innermost axis of one stays.
 
     Two pieces that are both turned are quicker one after another: 115 against 155 us for 2 x 0.5 MB.

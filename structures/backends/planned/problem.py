@@ -93,7 +93,7 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class Problem:
+class ChainProblem:
     """All chains of a structure, the layouts and shapes of its factors as written, and the sizes of all other axes."""
 
     in_features: int
@@ -128,7 +128,7 @@ def leaves(tree: Tree) -> tuple[int, ...]:
     return (tree,) if isinstance(tree, int) else (*leaves(tree[0]), *leaves(tree[1]))
 
 
-def pose(structure: Structure, groupings: Sequence[Grouping] | None = None, *, single: bool = False) -> Problem:
+def pose(structure: Structure, groupings: Sequence[Grouping] | None = None, *, single: bool = False) -> ChainProblem:
     """The problem of a structure, its factors merged as `groupings` (one a term) say.
 
     Args:
@@ -150,7 +150,7 @@ def pose(structure: Structure, groupings: Sequence[Grouping] | None = None, *, s
     widths = structure.in_features, structure.out_features
     for read in (r for chain in chains for r in chain.reads):
         sizes[read.again] = len(read.table) // read.extents[0]
-    return Problem(*widths, tuple(sizes.items()), factors, structure.factor_shapes, chains, single)
+    return ChainProblem(*widths, tuple(sizes.items()), factors, structure.factor_shapes, chains, single)
 
 
 def _runs(structure: Structure) -> dict[str, Layout]:

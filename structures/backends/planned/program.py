@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from structures.backends.planned.layout import TOKENS, Layout, Product
-from structures.backends.planned.problem import Problem, Read
+from structures.backends.planned.problem import ChainProblem, Read
 
 NARROW = 8  # steps with contracted and cols axes up to this may run elementwise
 
@@ -24,7 +24,7 @@ class Copy:
 
 
 @dataclass(frozen=True)
-class Gather:
+class GatherBlocks:
     """`result` = whole blocks of `source`: its neighbouring `axes`, as one, read at `table`, laid out as `by`."""
 
     result: str
@@ -96,7 +96,7 @@ class Pointwise:
 
 
 @dataclass(frozen=True)
-class Place:
+class Assemble:
     """`result` (tokens, features) = the sum of the pieces, each permuted from its view to its target, and the bias."""
 
     result: str
@@ -109,7 +109,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Part:
+class DenseBlock:
     """One term of a dense matrix: `name`, lying as `view`, holds entries of the rows `rows` and the columns `cols`.
 
     An axis in both is a block diagonal; one that the view lacks is repeated. With `read`, the axis that it reads is
@@ -127,7 +127,7 @@ class Part:
         """The columns' axes that the gather depends on, in the order of the gather."""
         return tuple(a for a in self.read.by if a in self.cols) if self.read else ()
 
-    def places(self, problem: Problem) -> tuple[int, ...]:
+    def places(self, problem: ChainProblem) -> tuple[int, ...]:
         """For each combination of the axes read by: position on the axis read and `columns_by`, flattened."""
         assert self.read is not None
         size = dict(problem.sizes)
@@ -148,11 +148,11 @@ class Embed:
     """`result` (in_features, out_features) = the sum of the parts, each put where its axes lie; zero elsewhere."""
 
     result: str
-    parts: tuple[Part, ...]
+    parts: tuple[DenseBlock, ...]
     layout: Layout
 
 
-Op = Copy | Gather | Scatter | Multiply | Pointwise | Place | Embed
+Op = Copy | GatherBlocks | Scatter | Multiply | Pointwise | Assemble | Embed
 
 
 def reads(op: Op) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ def reads(op: Op) -> tuple[str, ...]:
         return (op.left, op.right, op.into) if op.into else (op.left, op.right)
     if isinstance(op, Pointwise):
         return op.left, op.right
-    if isinstance(op, Place):
+    if isinstance(op, Assemble):
         return tuple(name for name, _, _ in op.pieces)
     if isinstance(op, Embed):
         return tuple(part.name for part in op.parts)
@@ -197,7 +197,7 @@ class Plan:
         native: the gradients are left to autograd; `backward` is empty then.
     """
 
-    problem: Problem
+    problem: ChainProblem
     tokens: int
     forward: tuple[Op, ...]
     backward: tuple[Op, ...] = ()
@@ -217,7 +217,7 @@ class Plan:
         return "\n".join(_page(self))
 
 
-def op_flops(problem: Problem, op: Op, tokens: int) -> int:
+def op_flops(problem: ChainProblem, op: Op, tokens: int) -> int:
     """2 per multiply-add; 0 for what only moves numbers. Sums of terms and bias are not counted, as in `flops`."""
     if isinstance(op, Multiply):
         p = op.product
@@ -262,13 +262,13 @@ def describe(op: Op, sizes: Mapping[str, int]) -> str:
     if isinstance(op, Pointwise):
         total = f", sum over {' '.join(op.contracted)}" if op.contracted else ""
         return head + f"elementwise {op.left} {_axes(op.left_view)} * {op.right} {_axes(op.right_view)}{total}"
-    if isinstance(op, Place):
+    if isinstance(op, Assemble):
         return head + " + ".join([f"{n} {_axes(v)}" for n, v, _ in op.pieces] + ["bias"] * op.bias)
     if isinstance(op, Copy):
         return head + f"copy of {op.source} {_axes(op.view)}"
     if isinstance(op, Embed):
         return head + "the dense matrix of " + " + ".join(f"{part.name} {_axes(part.view)}" for part in op.parts)
-    kind = "blocks of" if isinstance(op, Gather) else "sum of blocks of"
+    kind = "blocks of" if isinstance(op, GatherBlocks) else "sum of blocks of"
     return head + f"{kind} {op.source} {_axes(op.view)}"
 
 

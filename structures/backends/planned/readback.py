@@ -13,7 +13,7 @@ from structures.backends.planned.contract import Tensor, Way, copied, ways
 from structures.backends.planned.layout import TOKENS, Layout
 from structures.backends.planned.price import Price
 from structures.backends.planned.problem import Chain, Node, Read
-from structures.backends.planned.program import Gather, Op
+from structures.backends.planned.program import GatherBlocks, Op
 
 
 def ways_back(price: Price, chain: Chain, node: Node, gradient: Tensor, factor: Tensor) -> Iterator[Way]:
@@ -64,5 +64,5 @@ def _gathered(
         others = tuple(a for a in layout if a not in by)
         order = others[:at] + by + others[at:]
     copies, here = copied(tensor, order, f"{name}c")
-    op = Gather(name, here[0], order, by, (read.axis, read.again), read.places(by))
+    op = GatherBlocks(name, here[0], order, by, (read.axis, read.again), read.places(by))
     return (*copies, op), (name, op.layout)

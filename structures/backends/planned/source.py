@@ -29,7 +29,7 @@ def compiled(source: Source, name: str) -> Run:
 @lru_cache(maxsize=4096)
 def _compiled(source: Source, name: str) -> Run:
     scope: dict[str, object] = {"torch": torch, "index": index}
-    scope.update((f"table{i}", Table(positions)) for i, positions in enumerate(source.tables))
+    scope.update((f"table{i}", IndexTable(positions)) for i, positions in enumerate(source.tables))
     file = f"<plan {abs(hash(source)):x}>"
     lines = source.text.splitlines(keepends=True)
     linecache.cache[file] = (len(source.text), None, lines, file)  # shown in tracebacks
@@ -37,7 +37,7 @@ def _compiled(source: Source, name: str) -> Run:
     return scope[name]  # type: ignore[return-value]
 
 
-class Table:
+class IndexTable:
     """Positions to gather from, with a tensor of them on each device where they were used."""
 
     def __init__(self, positions: tuple[int, ...]):

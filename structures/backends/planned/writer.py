@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from structures.backends.planned.layout import TOKENS, Layout, fuse, heads
 from structures.backends.planned.price import held
-from structures.backends.planned.problem import Problem, factor_name
+from structures.backends.planned.problem import ChainProblem, factor_name
 from structures.backends.planned.program import Op
 from structures.backends.planned.source import Source
 
@@ -17,7 +17,7 @@ ITEMSIZE = 4  # bytes that decide on a way to copy; its bounds are too rough to 
 class Writer:
     """Lines of source, one or a few an operation, and the shape that every tensor has so far."""
 
-    def __init__(self, problem: Problem, pure: bool, tokens: int):
+    def __init__(self, problem: ChainProblem, pure: bool, tokens: int):
         self.problem, self.pure, self.tokens = problem, pure, tokens
         self.size = dict(problem.sizes)
         self.lines: list[str] = []

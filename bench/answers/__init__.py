@@ -1,0 +1,1 @@
+"""Questions put to results files: compare, recommend, the README's tables."""

@@ -1,0 +1,177 @@
+"""`python -m bench readme`: the README's figure and its section of results, from results files alone."""
+
+import os
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from bench.answers import readme_encoder, readme_training
+from bench.answers.readme_tables import section
+from bench.files.errors import Wrong
+from bench.files.rows import Results
+from bench.report.drawing import figures
+from bench.report.drawing.curve import CONTROL, STRUCTURE
+from bench.report.drawing.style import styles
+from bench.report.sweep import charts, curves
+from bench.report.sweep.panels import Panel, panels
+
+START, END = "<!-- results -->", "<!-- end of results -->"
+CHART_WIDTH = 255  # pixels; two charts with axes and labels are then 900 wide, what a README shows unscaled
+CAPTION_COLUMNS = 155
+
+
+@dataclass(frozen=True)
+class PanelChoice:
+    """Which panel to show; None leaves a question open."""
+
+    budget: str
+    mode: str
+    dtype: str
+    device: str
+    tokens: int | None = None  # None: where most structures were measured
+    threads: int | None = None
+    clock: str | None = None
+
+
+def write(
+    results: Results,
+    readme: Path,
+    figure: Path,
+    place: PanelChoice,
+    encoder: Path | None = None,
+    training: Path | None = None,
+) -> str:
+    """Draw the figure as PNG, with an SVG beside it, and replace what stands between the README's markers.
+
+    The same results give the same bytes, and files that would not change are left alone.
+    Returns:
+        What was written, in words.
+    Raises:
+        Wrong: there is no such panel, a marker is missing, or a file cannot be read or written; none is then changed.
+    """
+    if figure.suffix != ".png":
+        raise Wrong(f"--figure: {str(figure)!r} must end in .png; the SVG is written beside it")
+    found = panels(results)
+    panel = chosen(found, place)
+    text = replaced(readme, section(found, panel))
+    files = {figure.with_suffix(kind): content for kind, content in drawn(results, panel).items()}
+    if encoder is not None:
+        made = readme_encoder.encoder(encoder)
+        text = replaced(readme, made.text, markers=(readme_encoder.START, readme_encoder.END), text=text)
+        files |= readme_encoder.files(made, figure)
+    if training is not None:
+        trained = readme_training.training(training, os.path.relpath(figure.with_name("training.png"), readme.parent))
+        text = replaced(readme, trained.text, markers=(readme_training.START, readme_training.END), text=text)
+        files |= readme_training.files(trained, figure)
+    changed = _write(files | {readme: text.encode()})
+    names = ", ".join(str(path) for path in changed) if changed else "nothing changed"
+    return f"{panel.title}: {names}"
+
+
+def chosen(found: Sequence[Panel], place: PanelChoice) -> Panel:
+    """The panel asked for.
+
+    Raises:
+        Wrong: there is none, with those there are; or several, which differ in what was not asked.
+    """
+    asked = {key: value for key, value in asdict(place).items() if value is not None}
+    asked["budget"] = _budget(place.budget)
+    at_budgets = [panel for panel in found if panel.budget]
+    fitting = [panel for panel in at_budgets if all(getattr(panel, key) == value for key, value in asked.items())]
+    if not fitting:
+        said = ", ".join(f"{key} {value}" for key, value in asked.items())
+        raise Wrong(f"no panel with {said}; the results hold {_held(at_budgets) or 'none at equal cost'}")
+    best = max(fitting, key=lambda panel: (len(_structures(panel)), len(panel.rows), -panel.tokens))
+    rivals = [panel for panel in fitting if panel.tokens == best.tokens]
+    if len(rivals) > 1:
+        each = "; ".join(f"{panel.machine}, {panel.threads} threads, {panel.clock} clock" for panel in rivals)
+        raise Wrong(f"{len(rivals)} panels fit: {each}; choose by --threads or --clock, or give one machine's files")
+    if not any(row.speedup for row in best.rows if row.square):
+        raise Wrong(f"{best.title}: holds no square layer with a speed-up over dense")
+    return best
+
+
+def drawn(results: Results, panel: Panel) -> dict[str, bytes]:
+    """The panel's speed-up and time against width, abreast, as files by suffix; of dense, only the fastest."""
+    structures = sorted({row.structure for row in results.rows if not row.control})
+    looks = styles(panel.curves, structures)  # of the whole panel: the same looks as in the report
+    squares = [replace(curve, rows=curve.squares) for curve in panel.curves if curve.squares]
+    kept = tuple(c for c in squares if c.kind != CONTROL or c.rows[0].budget)
+    shown = replace(panel, curves=kept)
+    made = figures.specifications(lambda: charts.specifications(shown, looks, width=CHART_WIDTH))
+    caption = [line for said in curves.caption(panel) for line in textwrap.wrap(said, CAPTION_COLUMNS)]
+    return curves.view(shown, structures).figure([made["speedup"], made["time"]], caption, CHART_WIDTH)
+
+
+def replaced(readme: Path, inside: str, *, markers: tuple[str, str] = (START, END), text: str | None = None) -> str:
+    """The README, or what has become of its `text`, with `inside` between two markers.
+
+    Raises:
+        Wrong: it cannot be read, or does not hold each marker once, on lines of their own and in this order.
+    """
+    lines = (_text(readme) if text is None else text).splitlines(keepends=True)
+    first, last = markers
+    starts, ends = ([i for i, line in enumerate(lines) if line.strip() == marker] for marker in markers)
+    if len(starts) != 1 or len(ends) != 1:
+        raise Wrong(f"{readme}: has {len(starts)} lines {first} and {len(ends)} lines {last}, must have one of each")
+    if starts > ends:
+        raise Wrong(f"{readme}: {last} stands before {first}")
+    [start], [end] = starts, ends
+    newline = "\r\n" if lines[start].endswith("\r\n") else "\n"
+    body = f"\n{inside}\n\n".replace("\n", newline)
+    return "".join(lines[: start + 1]) + body + "".join(lines[end:])
+
+
+def _text(readme: Path) -> str:
+    """Raises Wrong where it cannot be read."""
+    try:
+        return readme.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise Wrong(f"{readme}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Wrong(f"{readme}: is not UTF-8") from None
+
+
+def _held(found: Sequence[Panel]) -> str:
+    tokens: dict[str, set[int]] = {}
+    for p in found:
+        place = f"{p.budget} {p.mode} {p.dtype} {p.device} ({p.threads} threads, {p.clock} clock)"
+        tokens.setdefault(place, set()).add(p.tokens)
+    return "; ".join(f"{place} at tokens {', '.join(map(str, sorted(at)))}" for place, at in sorted(tokens.items()))
+
+
+def _structures(panel: Panel) -> set[str]:
+    return {curve.structure for curve in panel.curves if curve.kind == STRUCTURE}
+
+
+def _budget(value: str) -> str:
+    match = re.fullmatch(r"(params|flops)=([0-9]*\.?[0-9]+)", value)
+    if not match:
+        raise Wrong(f"--budget: {value!r} is no budget; write params=0.25 or flops=0.25")
+    return f"{match[1]}={float(match[2]):g}"
+
+
+def _write(files: Mapping[Path, bytes]) -> list[Path]:
+    """Write what differs, all of it beside its place first and then renamed; returns what changed."""
+    changed = [path for path, content in files.items() if not (path.is_file() and path.read_bytes() == content)]
+    targets = {path: Path(os.path.realpath(path)) for path in changed}
+    parts = {path: target.with_name(f".{target.name}.{os.getpid()}.part") for path, target in targets.items()}
+    try:
+        for path in changed:
+            if targets[path].exists() and not targets[path].is_file():
+                raise Wrong(f"{path}: cannot be written: it is there and is not a plain file; nothing was changed")
+        for path, part in parts.items():
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(files[path])
+        for path, part in parts.items():
+            os.replace(part, targets[path])
+    except OSError as error:
+        raise Wrong(f"{error.filename}: cannot be written: {error.strerror}") from None
+    finally:
+        for part in parts.values():
+            with suppress(OSError):
+                part.unlink()
+    return changed

@@ -1,0 +1,61 @@
+"""What kind of results file a document is, and a file of rows read as far as all kinds share it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from bench.files.fields import BadResults, Fields, shown
+from bench.files.rows import SCHEMA, Run, parse_run
+
+# what `kind` of a file's section says; the sweep's own files have none
+MINILM, COORDINATES, TRAINING, SEARCH, FEED_FORWARD, DECODER = (
+    "minilm", "coordinates", "training", "search", "ff", "decoder")  # fmt: skip
+MIX = "+"  # joins the names of a mix: they take turns, layer by layer
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a kind: its run, its setup, and its rows and refusals, their fields not checked yet."""
+
+    kind: str
+    run: Run
+    setup: Fields
+    rows: tuple[Fields, ...]
+    refused: tuple[Fields, ...]
+
+    @property
+    def structures(self) -> set[str]:
+        """Names of its structures, without controls, mixes of several, and members of a searched space."""
+        rows = [row for row in self.rows if row.values.get("named") is not False]
+        names = {fields.name("structure") for fields in rows if fields.values.get("way") != "control"}
+        return {name for name in names if MIX not in name}
+
+
+def kind_of(document: Any) -> Any:
+    """The kind that a document says it is of; None for the sweep's."""
+    section = document.get("structures") if isinstance(document, dict) else None
+    return section.get("kind") if isinstance(section, dict) else None
+
+
+def parse(name: str, document: Any, kinds: Iterable[str]) -> File:
+    """What a file of one of these kinds holds.
+
+    Raises:
+        BadResults: another kind or schema, a field that is missing or impossible, or no rows.
+    """
+    section = Fields(name, document).inside("structures")
+    kind = section.choice("kind", tuple(kinds))
+    schema = section.count("schema")
+    if schema != SCHEMA:
+        age = "newer" if schema > SCHEMA else "older"
+        raise BadResults(f"{name}: structures.schema {schema} is {age} than the {SCHEMA} this version reads")
+    rows, refused = tuple(section.each("rows")), tuple(section.each("refused"))
+    for fields in (*rows, *refused):
+        fields.where += f" ({shown(fields.name('structure'))})"
+    if not rows:
+        raise BadResults(f"{name}: holds no rows; the run ended before the first one")
+    run = parse_run(name, Fields(section.where, {**section.values, "roofline": [], "rules": {}}))
+    return File(kind, run, section.inside("setup"), rows, refused)
+
+
+DECIDE = ("python", "torch", "structures", "numpy")  # versions that losses of one file have in common

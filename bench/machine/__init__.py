@@ -1,0 +1,1 @@
+"""The machine: set-up of threads and allocator, devices, energy, roofline, timing."""

@@ -1,0 +1,1 @@
+"""Whole modules and models, dense and structured: feed-forward blocks and decoders."""

@@ -1,0 +1,1 @@
+"""What every section draws with: views, styles, figures, words, curves."""

@@ -1,0 +1,70 @@
+"""How numbers, budgets and shapes are written for a reader."""
+
+import math
+from typing import Any
+
+from bench.files.rows import Row, Spread
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
+
+
+def prefixed(value: float, unit: str = "") -> str:
+    """1.23e-05, 's' -> '12.3 µs': three digits, with the metric prefix."""
+    for step, prefix in _STEPS:
+        if value >= step * 0.9995:
+            return f"{digits(value / step)} {prefix}{unit}".rstrip()
+    return f"{value:.3g} {unit}".rstrip()
+
+
+def digits(value: float) -> str:
+    """Three significant digits without an exponent: 0.0312, 3.12, 312, 31200."""
+    value = float(f"{value:.2e}")  # so that 0.9996 counts as 1.00
+    places = 2 - math.floor(math.log10(value))
+    return f"{value:.{max(0, min(places, 9))}f}"
+
+
+def ratio(value: float) -> str:
+    """A speed-up: '3.1x', '0.94x', '12x', with a multiplication sign."""
+    places = f"{value:.1f}" if 0.995 <= value < 9.95 else f"{value:.0f}" if value >= 9.95 else f"{value:.2g}"
+    return places + TIMES
+
+
+def quartiles(spread: Spread) -> str:
+    """'2.9 to 3.3', of a speed-up."""
+    return f"{ratio(spread.q1)[:-1]} to {ratio(spread.q3)[:-1]}"
+
+
+def share(value: float) -> str:
+    """'25 %', '0.2 %'."""
+    return f"{value * 100:.3g} %" if value < 9.995 else f"{value * 100:.0f} %"
+
+
+def span(values: list[float]) -> str:
+    """The smallest and largest share of a curve: '25 %', or '24 to 27 %'."""
+    low, high = share(min(values)), share(max(values))
+    return low if low == high else f"{low[:-2]} to {high}"
+
+
+def shape(row: Row) -> str:
+    """'768 → 3072', in_features to out_features; '1024 x 1024' for squares."""
+    return f"{row.in_features} {TIMES if row.square else '→'} {row.out_features}"
+
+
+def tokens(count: int) -> str:
+    return "1 token" if count == 1 else f"{count} tokens"
+
+
+def budget(value: str | None) -> str:
+    """What a panel holds equal: '25 % of dense parameters', or nothing: options the user gave."""
+    if value is None:
+        return "own options, unequal cost"
+    kind, part = value.split("=")
+    quantity = {"params": "parameters", "flops": "FLOPs", "time": "step time"}[kind]
+    return f"{share(float(part))} of dense {quantity}"
+
+
+def error(value: Any) -> str:
+    """A relative error, the largest where there are several: '1.2e-07'."""
+    parts = [part for part in (value.values() if isinstance(value, dict) else [value]) if part is not None]
+    return f"{max(parts):.1e}" if parts else ""

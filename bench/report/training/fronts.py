@@ -1,0 +1,81 @@
+"""How losses fall with compute: the least loss for each amount of it over widths and steps, and a power law of that."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+
+from scipy import stats
+
+from bench.report.training.rows import TrainingRun
+from bench.report.training.stats import quantile
+
+LEAST = 3  # points of a front that an exponent is fitted to
+
+
+@dataclass(frozen=True)
+class Front:
+    """The least loss for each amount of training FLOPs over widths and steps, and a power law fitted to it.
+
+    exponent: b in loss = factor * FLOPs ** -b; `low` to `high` its interval, of the fit alone, with as many degrees of
+        freedom as there are runs but two. None where points are too few.
+    """
+
+    setting: str
+    series: str
+    structure: str
+    budget: str | None
+    control: bool
+    points: tuple[tuple[float, float], ...]
+    widths: int
+    exponent: float | None = None
+    low: float | None = None
+    high: float | None = None
+    factor: float | None = None
+
+
+def front(runs: Sequence[TrainingRun], *, executed: bool = False) -> Front:
+    """The front of one series in one setting: of whole curves where the rate was constant, else of ends of runs.
+
+    Args:
+        executed: against the FLOPs that were run, instead of those counted.
+    """
+    by_step: dict[tuple[int, int], list[tuple[float, float]]] = defaultdict(list)
+    for run in runs:
+        if run.loss is not None:
+            cost = run.executed if executed else run.train_flops
+            for step, loss in run.curve if run.constant else run.curve[-1:]:
+                if step:
+                    by_step[run.place.width, step].append((cost * run.tokens * step, loss))
+    points = sorted((some[0][0], math.exp(mean(math.log(loss) for _, loss in some))) for some in by_step.values())
+    lower: list[tuple[float, float]] = []
+    for point in points:
+        if not lower or point[1] < lower[-1][1]:
+            lower.append(point)
+    first = runs[0]
+    found = Front(
+        setting=first.place.setting,
+        series=first.series,
+        structure=first.structure,
+        budget=first.budget,
+        control=first.control,
+        points=tuple(lower),
+        widths=len({w for w, _ in by_step}),
+    )
+    if len(lower) < LEAST or found.widths < 2:
+        return found
+    line = stats.linregress([math.log(x) for x, _ in lower], [math.log(y) for _, y in lower])
+    trained = sum(run.loss is not None for run in runs)  # points of one run share its seed: the runs are what counts
+    half = quantile(1, max(1, trained - 2)) * float(line.stderr)
+    slope = -float(line.slope)
+    return replace(found, exponent=slope, low=slope - half, high=slope + half, factor=math.exp(line.intercept))
+
+
+def fronts(runs: Sequence[TrainingRun], *, executed: bool = False) -> list[Front]:
+    """Of every series that was trained at several widths, the steepest first."""
+    groups: dict[tuple[str, str], list[TrainingRun]] = defaultdict(list)
+    for run in runs:
+        groups[run.place.setting, run.series].append(run)
+    found = [front(some, executed=executed) for some in groups.values() if len({r.place.width for r in some}) > 1]
+    return sorted((f for f in found if f.points), key=lambda f: (f.setting, -(f.exponent or 0)))

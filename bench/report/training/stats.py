@@ -1,0 +1,179 @@
+"""Which differences of losses are more than noise, how long runs were, and what a share of trials is worth."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import mean
+
+from scipy import stats
+
+from bench.report.training.rows import TrainingPlace, TrainingRun
+
+LEVEL = 0.95
+BETTER, WORSE, TIE, UNKNOWN = "better", "worse", "tie", "not known"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The standard deviation of a loss's logarithm from seed to seed, pooled; `freedom` its degrees of freedom."""
+
+    deviation: float
+    freedom: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A series at one place: its mean loss (geometric) over seeds, and what that says beside dense's.
+
+    difference: of the mean to dense's, as a share of dense's; `margin`, half of its logarithm's interval (all of a
+    place at once). None where there is no dense loss or nothing tells the noise.
+    bar: how far the ends of a bar around the loss are from it (in logarithms), drawn so that bars of two series which
+        are a tie meet.
+    best, last: the ranks that it may have among the series of its place: others outside these are more than noise away.
+    """
+
+    runs: tuple[TrainingRun, ...]
+    loss: float | None
+    low: float | None
+    high: float | None
+    difference: float | None = None
+    margin: float | None = None
+    bar: float | None = None
+    verdict: str = UNKNOWN
+    best: int | None = None
+    last: int | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The ends of the difference's interval; a tie where 0 lies between them."""
+        if self.difference is None or self.margin is None:
+            return None
+        log = math.log1p(self.difference)
+        return math.expm1(log - self.margin), math.expm1(log + self.margin)
+
+    @property
+    def first(self) -> TrainingRun:
+        return self.runs[0]
+
+    @property
+    def diverged(self) -> int:
+        return sum(run.loss is None for run in self.runs)
+
+
+def noise(runs: Sequence[TrainingRun]) -> Noise | None:
+    """Pooled over all series and widths of one setting that have several seeds; None where none has."""
+    squares, freedom = 0.0, 0
+    for losses in _by_series(runs).values():
+        logs = [math.log(run.loss) for run in losses if run.loss is not None]
+        if len(logs) > 1:
+            squares += sum((value - mean(logs)) ** 2 for value in logs)
+            freedom += len(logs) - 1
+    return Noise(math.sqrt(squares / freedom), freedom) if freedom else None
+
+
+def results(runs: Sequence[TrainingRun]) -> dict[TrainingPlace, list[Result]]:
+    """Every series of every place, best first. The noise is a setting's, over its widths."""
+    found: dict[TrainingPlace, list[Result]] = {}
+    by_setting: dict[str, list[TrainingRun]] = defaultdict(list)
+    for run in runs:
+        by_setting[run.place.setting].append(run)
+    for some in by_setting.values():
+        known = noise(some)
+        places: dict[TrainingPlace, list[Result]] = defaultdict(list)
+        for (place, _), own in _by_series(some).items():
+            places[place].append(_result(own))
+        for place, several in sorted(places.items(), key=lambda item: item[0].width):
+            found[place] = _ranked(several, known)
+    return found
+
+
+def _by_series(runs: Sequence[TrainingRun]) -> dict[tuple[TrainingPlace, str], list[TrainingRun]]:
+    groups: dict[tuple[TrainingPlace, str], list[TrainingRun]] = defaultdict(list)
+    for run in runs:
+        groups[run.place, run.series].append(run)
+    return groups
+
+
+def _result(runs: Sequence[TrainingRun]) -> Result:
+    losses = [run.loss for run in runs if run.loss is not None]
+    if not losses:
+        return Result(tuple(runs), None, None, None)
+    return Result(tuple(runs), math.exp(mean(map(math.log, losses))), min(losses), max(losses))
+
+
+def _ranked(several: Sequence[Result], known: Noise | None) -> list[Result]:
+    """With intervals at one level for all comparisons of the place together (Bonferroni)."""
+    dense = next((r for r in several if r.first.structure == "dense" and r.loss is not None), None)
+    trained = [r for r in several if r.loss is not None]
+    pairs = max(1, len(trained) - 1)
+    ranked = []
+    for result in several:
+        if result.loss is None or dense is None or dense.loss is None or known is None:
+            ranked.append(result)
+            continue
+        margin = threshold(known, _count(result), _count(dense), pairs)
+        log = math.log(result.loss / dense.loss)
+        verdict = TIE if abs(log) <= margin else BETTER if log < 0 else WORSE
+        every = len(trained) * (len(trained) - 1) // 2
+        apart = [(other, threshold(known, _count(result), _count(other), max(1, every))) for other in trained]
+        ahead = sum(math.log(result.loss / (o.loss or 1)) > m for o, m in apart if o is not result)
+        behind = sum(math.log((o.loss or 1) / result.loss) > m for o, m in apart if o is not result)
+        # two of one seed count meet just where they are a tie; of others a little before, by 4 % at three seeds and one
+        bar = threshold(known, _count(result), _count(result), max(1, every)) / 2
+        own = {"difference": math.expm1(log), "margin": margin, "verdict": verdict, "bar": bar}
+        place = {"best": 1 + ahead, "last": len(trained) - behind}
+        ranked.append(Result(result.runs, result.loss, result.low, result.high, **own, **place))
+    return sorted(ranked, key=lambda r: (r.loss is None, r.loss or 0, r.first.series))
+
+
+def budgets(several: Sequence[Result]) -> list[tuple[str | None, str]]:
+    """Budgets and starts of structures, the budget that most of them have first, none last."""
+    counts = Counter((r.first.budget, r.first.start) for r in several if not r.first.control)
+    return sorted(counts, key=lambda own: (own[0] is None, -counts[own], own[0] or "", own[1]))
+
+
+def threshold(known: Noise, some: int, others: int, pairs: int) -> float:
+    """How far logarithms of two means must be apart to be more than noise, when `pairs` are compared."""
+    return quantile(pairs, known.freedom) * known.deviation * math.sqrt(1 / some + 1 / others)
+
+
+@lru_cache(maxsize=1024)
+def quantile(pairs: int, freedom: int) -> float:
+    """Student's, two-sided, with the level shared among `pairs`."""
+    return float(stats.t.ppf(1 - (1 - LEVEL) / 2 / pairs, freedom))
+
+
+def _count(result: Result) -> int:
+    return sum(run.loss is not None for run in result.runs)
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long the runs of a place were, and by how much dense's loss still fell over the last half of its steps."""
+
+    steps: tuple[int, ...]  # several where a control had other steps
+    tokens: float  # of one step
+    fell: float | None  # as a share of the loss at half time
+    constant: bool
+
+
+def length(several: Sequence[Result]) -> Length:
+    """Of the results of one place."""
+    first = next((r for r in several if r.first.structure == "dense"), several[0]).first
+    half = [(step, loss) for step, loss in first.curve if 0 < step <= first.steps / 2] or list(first.curve[:1])
+    fell = None if first.loss is None or not half else 1 - first.loss / half[-1][1]
+    return Length(tuple(sorted({r.first.steps for r in several})), first.tokens, fell, first.constant)
+
+
+def proportion(share: float, count: int, several: int = 1) -> tuple[float, float]:
+    """Clopper and Pearson's interval for a share of `count` trials; the share may be a mean over repeated ones.
+
+    Args:
+        several: how many intervals share the level.
+    """
+    hits, tail = share * count, (1 - LEVEL) / 2 / several
+    low = float(stats.beta.ppf(tail, hits, count - hits + 1)) if hits > 0 else 0.0
+    high = float(stats.beta.ppf(1 - tail, hits + 1, count - hits)) if hits < count else 1.0
+    return low, high

@@ -1,0 +1,139 @@
+"""Tables of training runs: every series of a place, what is said of its length, and who is told apart from dense."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from bench.report.drawing import words
+from bench.report.training import claims
+from bench.report.training.beside import chosen
+from bench.report.training.marks import REMOVED, Times
+from bench.report.training.rows import TrainingPlace
+from bench.report.training.stats import BETTER, TIE, WORSE, Noise, Result, budgets, length, proportion
+
+FALLING = 0.01  # of the loss over the last half of the steps: from there on a run is called too short
+
+Cell = tuple[str, str]  # what is said, and in small below it
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings and lines; columns that would be empty are left out."""
+
+    headings: tuple[str, ...]
+    lines: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+
+def table(several: Sequence[Result], times: Times) -> Table:
+    """Every series of a place, best first."""
+    lines = [(r.first.series, _cells(r, times)) for r in several]
+    kept = [key for key in lines[0][1] if any(cells[key][0] for _, cells in lines)]
+    return Table(tuple(kept), tuple((name, tuple(cells[key] for key in kept)) for name, cells in lines))
+
+
+def _cells(result: Result, times: Times) -> dict[str, Cell]:
+    first = result.first
+    time = times.get((first.place, first.series.partition(", ")[0]))
+    seeds = len(result.runs) - result.diverged
+    reason = next((run.reason for run in result.runs if run.reason), "")
+    spread = f"{result.low:.4g} to {result.high:.4g}" if seeds > 1 else "one seed" if seeds else reason
+    ranks = "" if result.best is None else f"{result.best}"
+    ranks += f" to {result.last}" if result.best != result.last else ""
+    share, executed = first.shares["replaced_params_share"], first.executed
+    said = {TIE: "a tie", BETTER: "better", WORSE: "worse"}.get(result.verdict, "")
+    beside = f"{(result.difference or 0) * 100:+.1f} %" if result.difference is not None else ""
+    noise = f"{said}, {claims.percents(result.interval)}" if result.interval else ""
+    flags = "" if time is None else " ".join(time.flags)
+    return {
+        "Loss": ("diverged" if result.loss is None else f"{result.loss:.4g}", spread),
+        "Seeds": (str(seeds), f"{result.diverged} diverged" if result.diverged else ""),
+        "Beside dense": ("is the measure", "") if first.structure == "dense" else (beside, noise),
+        "Ranks it may have": (ranks, ""),
+        "Bits per byte": (_mean(result, "bits_per_byte", ".3f"), ""),
+        "Accuracy": (_mean(result, "accuracy", ".1%").replace("%", " %"), ""),
+        "Grammar": grammar(result),
+        "Replaced parameters": (words.share(share) if share else "0 %", "of dense"),
+        "All parameters": (words.share(first.shares["params_share"]), words.prefixed(first.params)),
+        "FLOPs a token": (words.prefixed(first.train_flops), f"{words.prefixed(executed)} executed"),
+        "Step, of dense's speed": ("", "")
+        if time is None
+        else (words.ratio(time.speedup), f"{time.q1:.2f} to {time.q3:.2f} {flags}".strip()),
+        "Rate": (f"{first.lr:.2g}", "the end of those tried" if first.rate_at_end else ""),
+    }
+
+
+def _mean(result: Result, key: str, form: str) -> str:
+    found = [run.metrics[key] for run in result.runs if key in run.metrics]
+    return f"{mean(found):{form}}" if found else ""
+
+
+def grammar(result: Result) -> Cell:
+    """The mean over seeds with its interval: all answer the same pairs, so that these alone are counted as trials."""
+    found = [run.grammar for run in result.runs if run.grammar]
+    if not found:
+        return "", ""
+    share = mean(one.accuracy for one in found)
+    low, high = proportion(share, found[0].pairs)
+    above = "above chance" if low > found[0].chance else "below chance" if high < found[0].chance else "as chance"
+    seeds = f", {len(found)} seeds" if len(found) > 1 else ""
+    return f"{share * 100:.0f} %", f"{low * 100:.0f} to {high * 100:.0f} %{seeds}: {above}"
+
+
+def how_long(several: Sequence[Result]) -> str:
+    """`400 steps of 1024 tokens; over the last half of them dense's loss still fell by 7.3 %.`"""
+    known = length(several)
+    first = several[0].first
+    unit = "tokens" if first.task in ("language", "distil") else "samples"
+    steps = " and ".join(map(str, known.steps))
+    change = "" if known.fell is None else f"{-known.fell * 100:+.1f} %".replace("-", "\N{MINUS SIGN}")
+    fell = f"; over the last half of them dense's loss changed by {change}" if change else ""
+    rate = "" if known.constant else ", while the rate fell to zero"
+    return f"{steps} steps of {known.tokens:.0f} {unit}{fell}{rate}."
+
+
+def warnings(several: Sequence[Result]) -> list[str]:
+    """Why a place's comparisons say less than they seem to."""
+    found = []
+    known = length(several)
+    if known.fell is not None and known.fell > FALLING:
+        found.append(
+            f"Dense's loss was still falling ({known.fell * 100:.1f} % over the last half of the steps): what is told "
+            "here holds for runs of this length, not for longer ones."
+        )
+    removed = next((r for r in several if r.first.structure == REMOVED and r.verdict in (TIE, BETTER)), None)
+    if removed is not None:
+        how = "is a tie with dense" if removed.verdict == TIE else "ends below dense's loss"
+        found.append(
+            f"The network without the replaced layers {how}: these runs are too short, or the task too easy, to say "
+            "anything of what stands in their place."
+        )
+    if all(r.margin is None for r in several):
+        found.append("No series has two seeds: nothing tells how much of a difference is noise.")
+    return found
+
+
+def noise_line(known: Noise | None) -> str:
+    if known is None:
+        return "One seed each: nothing tells how much of a difference is noise."
+    return (
+        f"From seed to seed losses vary by {known.deviation * 100:.2f} % (standard deviation, {known.freedom} degrees "
+        "of freedom)."
+    )
+
+
+def summary(results: Mapping[TrainingPlace, Sequence[Result]]) -> list[str]:
+    """For every task at its largest width and each budget: which structures are told apart from dense."""
+    lines = []
+    for place in {p.setting: p for p in results}.values():
+        for budget, start in budgets(results[place]):
+            kept = [r for r in chosen(results[place], budget, start) if not r.first.control]
+            if kept:
+                at = words.budget(budget) if budget else "options of their own"
+                by = {v: [_name(r) for r in kept if r.verdict == v] for v in (BETTER, TIE, WORSE)}
+                said = "; ".join(f"{v}: {', '.join(names)}" for v, names in by.items() if names)
+                lines.append(f"{place.setting}, width {place.width}, {at}{f', {start}' if start else ''}: {said}")
+    return lines
+
+
+def _name(result: Result) -> str:
+    return result.first.structure if result.first.budget else claims.plain(result.first)

@@ -1,0 +1,1 @@
+"""The sweep that `pytest bench` runs: request, points, subject, check, cell, output."""

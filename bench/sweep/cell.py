@@ -1,0 +1,127 @@
+"""What the points of one shape, batch, dtype, device and mode share: the input, and the fastest dense layer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bench.machine import device, timing
+from bench.machine.device import clock_of
+from bench.machine.timing import Effort, Step
+from bench.sweep.check import CheckFailed, check
+from bench.sweep.points import DENSE, NARROW, Point
+from bench.sweep.request import read_options
+from bench.sweep.subject import Refused, Subject, subject
+
+__all__ = ["Cell", "cell", "clock_of", "grad_mode", "inputs", "timed_step"]
+
+COLD_MEMORY = 0.25  # share of the free memory that rotated copies may take
+MOST_COPIES = 1024
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The input, dy where gradients are taken, and dense's fastest way to run here."""
+
+    key: tuple[object, ...]
+    x: Tensor
+    dy: Tensor | None
+    way: str
+    dense: Step
+    seconds: float  # of one call of it
+    candidates: dict[str, float]  # seconds of a call, every way
+
+    def settled(self, point: Point) -> Point:
+        """The point, with dense's fastest way where it asks for the best."""
+        return replace(point, backend=self.way) if point.backend == "best" else point
+
+    def subject(self, point: Point) -> tuple[Subject, Tensor, Tensor | None]:
+        """What a settled point runs, on which x and dy."""
+        if point.structure == NARROW:
+            narrow = read_options(point.options)
+            x, dy = inputs(point, int(narrow["in"]), int(narrow["out"]))  # type: ignore[call-overload]
+            return subject(point, x), x, dy
+        return subject(point, self.x), self.x, self.dy
+
+
+def cell(point: Point, ways: Sequence[str], effort: Effort, cold: bool, decided: str | None = None) -> Cell:
+    """The cell of a point; which of dense's ways is fastest is decided by a few slices of each, in turn.
+
+    Args:
+        decided: the way found fastest before, in the run that this one goes on with; it is timed but not chosen anew.
+    Raises:
+        Refused: dense runs in none of these ways.
+    """
+    x, dy = inputs(point)
+    steps: dict[str, Step] = {}
+    for way in [decided] if decided else ways:
+        dense = replace(point, structure=DENSE, series=DENSE, options="", backend=way)
+        try:
+            what = subject(dense, x)
+            check(what, x, dy)
+        except (Refused, CheckFailed):
+            continue  # the candidate has a row of its own that says so
+        with grad_mode(point):
+            steps[way] = timed_step(dense, what, x, dy, cold).step
+    if not steps:
+        raise Refused("dense runs in none of its ways here")
+    with grad_mode(point):
+        best, times = timing.fastest(list(steps.values()), effort, clock_of(point.device, point.clock))
+    way = list(steps)[best]
+    return Cell(point.cell, x, dy, way, steps[way], times[best], dict(zip(steps, times, strict=True)))
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A call as it is timed."""
+
+    step: Step
+    copies: int  # of the weights, that calls rotate through
+    captured: str | None  # on the device's clock: `graph`, or why the call is no graph
+
+
+def timed_step(point: Point, what: Subject, x: Tensor, dy: Tensor | None, cold: bool) -> Timed:
+    """One timed call: on the device's clock a graph, if it can be captured; cold ones take turns with copies."""
+    count = 1
+    if cold:
+        own = sum(p.numel() * p.element_size() for p in what.parameters)
+        free = device.free_memory(point.device)
+        room = int((2**33 if free is None else free) * COLD_MEMORY)
+        count = max(1, min(-(-2 * device.cache_bytes(point.device) // own), room // own, MOST_COPIES))
+    subjects = [what, *(subject(point, x) for _ in range(count - 1))]
+    steps, captured = [one.step(x, dy) for one in subjects], None
+    if point.clock == device.DEVICE:
+        pairs = [device.graphed(step) for step in steps]
+        steps = [step for step, _ in pairs]
+        captured = next((how for _, how in pairs if how != "graph"), "graph")
+    if not cold:
+        return Timed(steps[0], 1, captured)
+    turn = itertools.cycle(steps)
+    return Timed(lambda: next(turn)(), count, captured)
+
+
+def grad_mode(point: Point) -> AbstractContextManager[object]:
+    """What a point is timed in: no gradients in forward mode."""
+    return nullcontext() if point.train else torch.no_grad()
+
+
+def inputs(
+    point: Point, in_features: int | None = None, out_features: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """x (tokens, in_features), and dy (tokens, out_features) where gradients are taken; the same in every run."""
+    generator = torch.Generator().manual_seed(SEED)
+    dtype = getattr(torch, point.dtype)
+
+    def draw(width: int) -> Tensor:
+        return torch.randn(point.tokens, width, generator=generator).to(device=device.place(point.device), dtype=dtype)
+
+    x = draw(in_features or point.in_features)
+    if not point.train:
+        return x, None
+    return x.requires_grad_(), draw(out_features or point.out_features)

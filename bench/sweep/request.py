@@ -1,0 +1,313 @@
+"""What the sweep's options ask for: entries, shapes, tokens and so on, checked; and what is swept without any."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structures
+from bench.files.errors import Wrong, one_of
+from bench.sweep import shapes
+from bench.sweep.shapes import Shape
+from structures import backends
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+DEVICES = ("cpu", "cuda")
+MODES = ("forward", "train")
+CLOCKS = ("host", "device")
+# The options that say what is measured and how: a run that goes on with another one, or repeats a part, has the same.
+MEASURED = ("structures", "widths", "shapes", "tokens", "dtypes", "device", "clock", "mode", "backend", "threads",
+            "registry", "budget", "no_controls", "cold", "allocator", "full", "stand_in", "shard",
+            "benchmark_precision", "benchmark_confidence")  # fmt: skip
+QUANTITIES = ("params", "flops")
+MAX_TOKENS = 2**20
+
+SQUARES = tuple((n, n) for n in (256, 512, 1024, 2048))
+OPT = shapes.NAMED["opt-125m"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A share of dense's parameters or FLOPs that structures are brought to."""
+
+    quantity: str
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.quantity}={self.share:g}"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A structure asked for: with options of the user's own, or, where they are None, at budgets."""
+
+    name: str
+    options: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """Points that are a whole product of these lists."""
+
+    shapes: tuple[Shape, ...]
+    tokens: tuple[int, ...]
+    modes: tuple[str, ...] = MODES
+    budgets: tuple[Budget, ...] = ()
+    dtypes: tuple[str, ...] = ("float32",)
+    devices: tuple[str, ...] = ("cpu",)
+    backends: tuple[str, ...] = (backends.AUTO,)
+    controls: bool = True  # rows of dense's candidates and of the narrowed dense layer
+
+
+@dataclass(frozen=True)
+class Request:
+    """A whole sweep: blocks, and what all of them share."""
+
+    entries: tuple[Wanted, ...]
+    blocks: tuple[Block, ...]
+    threads: tuple[int, ...] = (1,)
+    clocks: tuple[str, ...] = CLOCKS  # on CUDA; a CPU has the host's alone
+    controls: bool = True
+    affordable: bool = True  # leave out budgets that an entry meets only with more FLOPs, or parameters, than dense
+    full: bool = False
+    cold: bool = False
+    check: bool = False  # outputs and gradients alone, no times
+
+
+HALF, QUARTER, EIGHTH = (Budget("params", share) for share in (0.5, 0.25, 0.125))
+
+# About two minutes on two cores: every entry at a quarter of dense's parameters over widths, tokens, both modes and a
+# real model's layers; the other budgets at the widths where structures pay.
+DEFAULT = (
+    Block(SQUARES, (128,), MODES, (QUARTER,)),
+    Block(SQUARES[2:], (128,), MODES, (HALF, EIGHTH)),
+    Block(OPT, (128,), MODES, (QUARTER,)),
+    Block(SQUARES[:3], (1,), ("forward",), (QUARTER,)),
+    Block(SQUARES[1:3], (512,), ("train",), (QUARTER,)),
+)
+OTHERS = ("bmm", "einsum")
+# Beside it where nothing is narrowed down: from which width on bfloat16 pays, and the backends that `auto` passes over.
+BESIDE = (
+    Block(SQUARES[1:], (128,), MODES, (QUARTER,), ("bfloat16",), controls=False),
+    Block(SQUARES[2:3], (128,), MODES, (QUARTER,), backends=OTHERS),
+)
+WIDE = tuple((n, n) for n in (512, 1024, 2048, 4096, 8192))
+DEFAULT_CUDA = (
+    Block(WIDE, (128, 4096), MODES, (QUARTER,), ("float32", "bfloat16"), ("cuda",)),
+    Block(WIDE[1:4], (4096,), MODES, (HALF, EIGHTH), ("bfloat16",), ("cuda",)),
+    Block(WIDE[2:3], (4096,), MODES, (QUARTER,), ("float32", "bfloat16"), ("cuda",), OTHERS),
+)
+FULL = (
+    Block(
+        (*SQUARES, (4096, 4096), *OPT, *shapes.NAMED["opt-1.3b"]),
+        (1, 16, 128, 1024, 4096),
+        MODES,
+        (HALF, QUARTER, EIGHTH),
+        ("float32", "bfloat16"),
+    ),
+)
+
+
+def read(options: Mapping[str, Any], *, cuda: bool, cores: int) -> Request:
+    """The request that the command line makes.
+
+    Args:
+        options: its values by name, as text or None, without the dashes.
+        cuda: there is a CUDA device.
+        cores: physical cores of this process.
+    Raises:
+        Wrong: a value that is not allowed.
+    """
+    for file in options.get("registry") or ():
+        try:
+            structures.load(file)
+        except ValueError as error:
+            raise Wrong(f"--registry: {error}") from None
+    given = _given(options, cuda)
+    full = bool(options.get("full"))
+    blocks: tuple[Block, ...] = FULL if full else DEFAULT
+    if not given and not full:
+        blocks += BESIDE
+    if cuda:
+        short = DEFAULT_CUDA if set(given) <= {"devices"} else DEFAULT_CUDA[:1]
+        blocks += tuple(_replace(b, devices=("cuda",)) for b in FULL) if full else short
+    if "devices" in given:
+        blocks = tuple(b for b in blocks if b.devices[0] in given["devices"]) or blocks
+    named = options.get("structures")
+    return Request(
+        entries=entries(named) if named else tuple(Wanted(name) for name in in_order(structures.names())),
+        blocks=tuple(dict.fromkeys(_replace(block, **given) for block in blocks)),
+        clocks=_words(options, "clock", CLOCKS) or ((CLOCKS[0],) if options.get("check") else CLOCKS),
+        threads=_counts(options, "threads", cores) or (cores,),
+        controls=not options.get("no_controls"),
+        affordable=not named and not options.get("budget"),
+        full=full,
+        cold=bool(options.get("cold")),
+        check=bool(options.get("check")),
+    )
+
+
+def in_order(names: Sequence[str]) -> list[str]:
+    """DYAD first, then the others by name."""
+    return sorted(names, key=lambda name: (not name.startswith("dyad"), name))
+
+
+def entries(text: str) -> tuple[Wanted, ...]:
+    """`"dyad_it:n_blocks=2,4,8 monarch"` -> three entries with options and one without.
+
+    Options are separated by commas, each with one value or several: `pixelfly:n_blocks=16,32,rank=8` is two entries;
+    lists stand in brackets. Every combination is one entry.
+    Raises:
+        Wrong: no such structure, no such option, or a value that is no number.
+    """
+    found: list[Wanted] = []
+    for word in text.split():
+        name, colon, rest = word.partition(":")
+        one_of("--structures", name, structures.names())
+        if not colon:
+            found.append(Wanted(name))
+            continue
+        values = _option_values(name, rest)
+        combinations = itertools.product(*values.values())
+        found += [Wanted(name, dict(zip(values, combination, strict=True))) for combination in combinations]
+    if not found:
+        raise Wrong(f"--structures: name some of {', '.join(structures.names())}")
+    return tuple(entry for i, entry in enumerate(found) if entry not in found[:i])
+
+
+def options_text(options: Mapping[str, object] | Sequence[tuple[str, object]]) -> str:
+    """`n_blocks=4,rank=8`, as `entries` reads it."""
+    pairs = options.items() if isinstance(options, Mapping) else options
+    return ",".join(f"{name}={_value_text(value)}" for name, value in pairs)
+
+
+def read_options(text: str) -> dict[str, object]:
+    """The options that `options_text` wrote."""
+    found: dict[str, object] = {}
+    for piece in _pieces(text):
+        name, _, value = piece.partition("=")
+        found[name] = _value(value)
+    return found
+
+
+def budgets(text: str, quantities: Sequence[str] = QUANTITIES) -> tuple[Budget, ...]:
+    """`"params=0.5,0.25 flops=0.5"` -> budgets; `none` -> no budget, each entry at its default options.
+
+    Raises:
+        Wrong: not one of the quantities, or a share that is not between 0 and 1.
+    """
+    if text.strip() == "none":
+        return ()
+    found, quantity = [], ""
+    for word in re.split(r"[,\s]+", text.strip()):
+        left, equals, right = word.partition("=")
+        if equals:
+            quantity = one_of("--budget", left, quantities)
+        share = right if equals else left
+        if not quantity or not re.fullmatch(r"\d*\.?\d+", share) or not 0 < float(share) <= 1:
+            raise Wrong(f"--budget: {word!r} is not a share of dense; write params=0.5,0.25, flops=0.5 or none")
+        found.append(Budget(quantity, float(share)))
+    return tuple(dict.fromkeys(found))
+
+
+def _given(options: Mapping[str, Any], cuda: bool) -> dict[str, Any]:
+    """The dimensions of a block that the command line sets."""
+    given: dict[str, Any] = {}
+    if options.get("widths") or options.get("shapes"):
+        both = shapes.widths(options.get("widths") or "") + shapes.parse(options.get("shapes") or "")
+        given["shapes"] = tuple(dict.fromkeys(both))
+    given["tokens"] = _counts(options, "tokens", MAX_TOKENS)
+    given["dtypes"] = _words(options, "dtypes", DTYPES)
+    given["devices"] = _words(options, "device", DEVICES)
+    given["modes"] = _words(options, "mode", MODES)
+    given["backends"] = _words(options, "backend", (backends.AUTO, *backends.names()))
+    if options.get("budget"):
+        given["budgets"] = budgets(options["budget"])
+    if "cuda" in given["devices"] and not cuda:
+        raise Wrong("--device: there is no CUDA device here. Allowed: cpu")
+    return {key: value for key, value in given.items() if value or key == "budgets"}
+
+
+def _replace(block: Block, **changes: Any) -> Block:
+    return Block(**{**block.__dict__, **changes})
+
+
+def _words(options: Mapping[str, Any], option: str, allowed: Sequence[str]) -> tuple[str, ...]:
+    words = [word for word in re.split(r"[,\s]+", options.get(option) or "") if word]
+    return tuple(dict.fromkeys(one_of(f"--{option}", word, allowed) for word in words))
+
+
+def _counts(options: Mapping[str, Any], option: str, most: int) -> tuple[int, ...]:
+    words = [word for word in re.split(r"[,\s]+", options.get(option) or "") if word]
+    for word in words:
+        if not word.isdigit() or not 1 <= int(word) <= most:
+            raise Wrong(f"--{option}: {word!r} is not allowed; write whole numbers from 1 to {most}")
+    return tuple(dict.fromkeys(map(int, words)))
+
+
+def _option_values(name: str, text: str) -> dict[str, list[object]]:
+    known = [option for option, _ in structures.get(name).options]
+    values: dict[str, list[object]] = {}
+    option = ""
+    for piece in _pieces(text):
+        left, equals, right = piece.partition("=")
+        if equals:
+            if not known:
+                raise Wrong(f"--structures: {name} has no options, found {piece!r}")
+            option = one_of(f"--structures: option of {name}", left, known)
+        if not option:
+            raise Wrong(f"--structures: {name}: {piece!r} names no option. Allowed: {', '.join(known) or 'none'}")
+        values.setdefault(option, []).append(_value(right if equals else left))
+    if not values:
+        raise Wrong(f"--structures: nothing stands after {name}:. Options: {', '.join(known) or 'none'}")
+    return values
+
+
+def _pieces(text: str) -> list[str]:
+    """Split at commas outside brackets."""
+    return [piece for piece in re.split(r",(?![^\[]*\])", text) if piece]
+
+
+def _value(text: str) -> object:
+    if text.startswith("[") and text.endswith("]"):
+        return tuple(_value(part) for part in text[1:-1].split(","))
+    try:
+        return float(text) if re.search(r"[.e]", text) else int(text)
+    except ValueError:
+        raise Wrong(f"--structures: {text!r} is not a number") from None
+
+
+def _value_text(value: object) -> str:
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+
+
+def add_options(group: Any) -> None:
+    """Declare the options on pytest's parser group."""
+    add = group.addoption
+    add("--structures", metavar="WORDS", help='entries, with options or without: "dyad_it:n_blocks=2,4,8 monarch"')
+    add("--widths", metavar="N,...", help="square layers: 256,512")
+    add("--shapes", metavar="INxOUT,NAME,...", help=f"768x3072, or layers of {', '.join(shapes.NAMED)}")
+    add("--tokens", metavar="N,...", help="rows of the input: 1,128,1024")
+    add("--dtypes", metavar="WORDS", help=", ".join(DTYPES))
+    add("--device", metavar="WORDS", help=", ".join(DEVICES))
+    add("--mode", metavar="WORDS", help=", ".join(MODES))
+    add("--backend", metavar="WORDS", help=", ".join((backends.AUTO, *backends.names())))
+    add("--threads", metavar="N,...", help="threads; by default one on each physical core")
+    add("--registry", metavar="FILE", action="append", default=[], help="a YAML file with more entries")
+    add("--budget", metavar="SHARES", help="bring entries to shares of dense: params=0.5,0.25 or flops=0.5; none")
+    add("--no-controls", action="store_true", help="leave out dense's candidates and the narrowed dense layer")
+    add("--cold", action="store_true", help="rotate copies of the weights beyond the last-level cache")
+    add("--allocator", default="tuned", metavar="WORD", help="tuned: keep large tensors on the heap; plain")
+    add("--full", action="store_true", help="the long sweep: more widths, tokens and dtypes, more rounds")
+    add("--list", action="store_true", help="print the points, their number and about how long they take; run nothing")
+    add("--check", action="store_true", help="check outputs and gradients of every point, time nothing")
+    add("--clock", metavar="WORDS", help=f"of CUDA points: {', '.join(CLOCKS)}")
+    add("--stand-in", action="store_true", help="run what --device cuda runs on a stand-in on the CPU; no real figures")
+    add("--shard", metavar="K/N", help="only part K of N of the sweep; python -m bench merge joins them")
+    add("--time-budget", metavar="TIME", help="end in time, with whole curves: 90s, 10m, 1h")
+    add("--point-timeout", metavar="TIME", help="give up a point after so long: 30s")
+    add("--resume", metavar="FILE", help="go on with the unfinished run that writes this results file")
+    add("--rerun-flagged", metavar="FILE", help="measure again, for longer, only the flagged points of a results file")

@@ -1,0 +1,80 @@
+"""Widths of real layers, (in_features, out_features), under the names that `--shapes` takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from bench.files.errors import Wrong, one_of
+
+Shape = tuple[int, int]
+
+OPT = ("opt-125m", "opt-350m", "opt-1.3b")
+PYTHIA = ("pythia-70m", "pythia-160m", "pythia-410m")
+
+# Feed-forward layers: up, then down. Llama and Mistral have two up-projections (gate and up) of one shape.
+_FEED_FORWARD: dict[str, Shape] = {
+    "opt-125m": (768, 3072),
+    "opt-350m": (1024, 4096),
+    "opt-1.3b": (2048, 8192),
+    "pythia-70m": (512, 2048),
+    "pythia-160m": (768, 3072),
+    "pythia-410m": (1024, 4096),
+    "gpt2": (768, 3072),
+    "llama-7b": (4096, 11008),
+    "mistral-7b": (4096, 14336),
+    "vit-b": (768, 3072),
+}
+# Attention projections as the models have them: GPT-2, Pythia and ViT-B project to queries, keys and values at once,
+# Mistral's keys and values have 8 heads of 128.
+_ATTENTION: dict[str, tuple[Shape, ...]] = {
+    "opt-125m": ((768, 768),),
+    "opt-350m": ((1024, 1024),),
+    "opt-1.3b": ((2048, 2048),),
+    "pythia-70m": ((512, 1536), (512, 512)),
+    "pythia-160m": ((768, 2304), (768, 768)),
+    "pythia-410m": ((1024, 3072), (1024, 1024)),
+    "gpt2": ((768, 2304), (768, 768)),
+    "llama-7b": ((4096, 4096),),
+    "mistral-7b": ((4096, 4096), (4096, 1024)),
+    "vit-b": ((768, 2304), (768, 768)),
+}
+
+NAMED: dict[str, tuple[Shape, ...]] = {
+    **{name: (shape, shape[::-1]) for name, shape in _FEED_FORWARD.items()},
+    **{f"{name}-attention": shapes for name, shapes in _ATTENTION.items()},
+}
+MAX_WIDTH = 2**20
+
+
+def parse(text: str) -> list[Shape]:
+    """`"768x3072,opt-125m"` -> shapes, each once, in the order given.
+
+    Raises:
+        Wrong: a word is neither INxOUT nor a named set.
+    """
+    return list(dict.fromkeys(shape for word in _words(text) for shape in _shapes(word)))
+
+
+def widths(text: str) -> list[Shape]:
+    """`"256,512"` -> square shapes."""
+    found = []
+    for word in _words(text):
+        if not word.isdigit() or not 1 <= int(word) <= MAX_WIDTH:
+            raise Wrong(f"--widths: {word!r} is not a width; write whole numbers from 1 to {MAX_WIDTH}: 256,512")
+        found.append((int(word), int(word)))
+    return list(dict.fromkeys(found))
+
+
+def _shapes(word: str) -> Iterable[Shape]:
+    match = re.fullmatch(r"(\d+)x(\d+)", word)
+    if match:
+        shape = int(match[1]), int(match[2])
+        if not all(1 <= width <= MAX_WIDTH for width in shape):
+            raise Wrong(f"--shapes: widths are from 1 to {MAX_WIDTH}, found {word!r}")
+        return [shape]
+    return NAMED[one_of("--shapes", word.lower(), NAMED, "or INxOUT, such as 768x3072")]
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in re.split(r"[,\s]+", text) if word]

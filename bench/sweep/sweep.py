@@ -1,0 +1,308 @@
+"""One run: how each point is refused, checked, paired with dense and timed, and what the run says about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.machine import device, energy, roofline, setup, timing
+from bench.machine.device import clock_of
+from bench.machine.timing import Quartiles
+from bench.sweep import limits
+from bench.sweep.cell import Cell, Timed, cell, grad_mode, timed_step
+from bench.sweep.check import check, saved_bytes
+from bench.sweep.facts import facts, json_options
+from bench.sweep.points import CANDIDATES, COMPILED, DENSE, Point, UnreachableBudget
+from bench.sweep.request import Request, read_options
+from bench.sweep.subject import NotNow, Refused, Subject
+
+NOISY = 0.25  # distance of the quartiles, as a share of the median, from which a point is flagged
+
+
+@dataclass(frozen=True)
+class Done:
+    """A point that was measured, as the summary needs it."""
+
+    point: Point
+    seconds: float
+    speedup: float | None
+    disturbed: bool  # others used the machine meanwhile
+    flagged: bool = False
+
+
+@dataclass
+class Sweep:
+    """A run of the sweep: what was asked for, the machine, and what has been found so far."""
+
+    request: Request
+    threads: setup.Threads
+    allocator: str
+    argv: list[str]
+    points: list[Point] = field(default_factory=list)  # of the whole request; a shard or a rerun measures some of them
+    unreachable: list[UnreachableBudget] = field(default_factory=list)
+    started: str = field(default_factory=lambda: now())
+    effort: timing.Effort = timing.SHORT
+    point_timeout: float | None = None
+    budget: limits.TimeBudget | None = None
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the results file, by the ids of their points
+    whole: dict[str, dict[str, Any]] = field(default_factory=dict)  # rows of whole modules and models, by their ids
+    refusals: dict[str, dict[str, object]] = field(default_factory=dict)
+    done: list[Done] = field(default_factory=list)
+    rooflines: dict[tuple[str, str, int], roofline.Roofline] = field(default_factory=dict)
+    ways: dict[tuple[object, ...], str] = field(default_factory=dict)  # of cells decided before, in a run gone on with
+    asked: dict[str, Any] = field(default_factory=dict)  # the options that say what is measured
+    extra_facts: dict[str, Any] = field(default_factory=dict)
+    complete: bool = False
+    journalled: bool = False  # every finished point is on the disk already
+
+    def __post_init__(self) -> None:
+        self.load = setup.Load(self.threads.cores)
+        self.news: list[Any] = []  # what the journal has not got yet
+        self.not_now: set[str] = set()  # points left out for lack of time
+        self.mine = self.points  # what this run measures of them
+        self.selected: list[str] = []  # the ids of what pytest's own options leave of these
+        self._cell: Cell | None = None
+        self._energy: dict[str, tuple[energy.Counter | None, str]] = {}
+        self._ran: dict[Point, Point] = {}  # a point with the backend that ran in place of the one asked for
+
+    def measure(self, point: Point, benchmark: Any) -> None:
+        """Check a point, then time it: against dense in a paired loop, and alone by the fixture.
+
+        Raises:
+            Refused: it cannot run, or not in time.
+            CheckFailed: it computes something else; nothing is timed.
+        """
+        if self.budget and (reason := self.budget.admit(point)):
+            raise NotNow(reason)
+        self.load.since()
+        left = self.budget.left if self.budget else None
+        seconds = min((s for s in (left, self.point_timeout) if s is not None), default=None)
+        try:
+            with limits.alarm(seconds), _memory_refused():
+                self._measure(point, benchmark)
+        except limits.TimedOut:
+            self._cell = None  # it may be half made
+            if seconds == self.point_timeout:
+                words = limits.words(self.point_timeout)
+                raise Refused(f"timed out: took longer than --point-timeout {words}") from None
+            raise NotNow("not run to its end: --time-budget was spent") from None
+        finally:
+            if self.budget:
+                self.budget.finished(point)
+
+    def _measure(self, point: Point, benchmark: Any) -> None:
+        self._prepare(point)
+        here = self._cell_of(point)
+        settled = here.settled(point)
+        what, x, dy = here.subject(settled)
+        ran = replace(settled, backend=what.backend)
+        if not point.is_dense and self._ran.setdefault(ran, point) != point:
+            other = self._ran[ran].backend
+            raise Refused(f"backend {other!r} ran {what.backend!r} here as well: one point, measured once")
+        info = facts(point, what, x)
+        info["error"] = check(what, x, dy)
+        if self.request.check:
+            self.done.append(Done(point, 0.0, None, False))
+            return
+        saved = point.train and what.backend != COMPILED  # a compiled graph keeps what it likes
+        info["activation_bytes"] = saved_bytes(what, x) if saved else None
+        if point.series == DENSE:
+            info["candidates"] = here.candidates
+        with grad_mode(point):
+            speedup, seconds = self._time(settled, what, here, x, dy, info, benchmark)
+        flags = benchmark.extra_info["flags"]
+        self.done.append(Done(point, seconds, speedup and speedup.median, "load" in flags, bool(flags)))
+
+    def refuse(self, point: Point | UnreachableBudget, reason: str) -> None:
+        """Record a point that did not run."""
+        if isinstance(point, UnreachableBudget):
+            row: dict[str, object] = dict.fromkeys(("tokens", "dtype", "device", "mode", "backend", "threads"))
+            row |= {"series": None, "options": None, **asdict(point)}
+        else:
+            row = asdict(point) | {"options": json_options(read_options(point.options))}
+            row.pop("control")
+        row["reason"] = reason.strip().partition("\n")[0] or "no reason given"
+        self.refusals[str(point)] = row
+        if str(point) not in self.not_now:
+            self.news.append({"refused": row, "id": str(point)})
+
+    @property
+    def refused(self) -> list[dict[str, object]]:
+        """What did not run, in the order of an unbroken run."""
+        order = [str(point) for point in (*self.unreachable, *self.points)]
+        known = {name: self.refusals[name] for name in order if name in self.refusals}
+        return list((known | self.refusals).values())
+
+    @property
+    def finished(self) -> set[str]:
+        """The ids of the points that are measured, checked, or known not to run."""
+        return {str(done.point) for done in self.done} | set(self.whole) | (set(self.refusals) - self.not_now)
+
+    def run_facts(self) -> dict[str, object]:
+        """The `run` part of the results file."""
+        devices = {"cpu": setup.cpu_model()}
+        cuda = device.available()
+        if cuda:
+            devices["cuda"] = device.name()
+        return {
+            "argv": self.argv,
+            "datetime": self.started,
+            "versions": setup.versions(),
+            "cpu": setup.cpu_model(),
+            **setup.commit(),
+            "device_names": devices,
+            "threads": self.threads.count,
+            "pinned": setup.pinned_cores(self.threads.count),
+            "pinned_by": self.threads.how,
+            "allocator": self.allocator,
+            "tf32": torch.backends.cuda.matmul.allow_tf32 if cuda else None,
+            "cold": self.request.cold,
+            "complete": self.complete,
+            "foreign_load": self.load.overall,
+            "energy": self.energy_told,
+            "request": self.asked,
+            **self.extra_facts,
+        }
+
+    @property
+    def energy_told(self) -> dict[str, str]:
+        """The counter of each device, or why it has none."""
+        return {name: told for name, (_, told) in self._energy.items()}
+
+    def _prepare(self, point: Point) -> None:
+        """Threads, room and the machine's limits."""
+        if torch.get_num_threads() != point.threads:
+            torch.set_num_threads(point.threads)
+        free = device.free_memory(point.device)
+        needed = _memory_needed(point)
+        if free is not None and needed > free:
+            raise Refused(f"out of memory: needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
+        key = (point.device, point.dtype, point.threads)
+        if key not in self.rooflines and not self.request.check:
+            self.rooflines[key] = roofline.measure(*key, clock=clock_of(point.device))
+            self.news.append({"roofline": self.rooflines[key].as_dict()})
+
+    def _cell_of(self, point: Point) -> Cell:
+        if self._cell is None or self._cell.key != point.cell:
+            self._cell = None  # free the last one first
+            rows = {p.backend for p in self.points if p.cell == point.cell and p.structure == DENSE and p.control}
+            ways = [way for way in CANDIDATES if (way in rows if rows else way != COMPILED)]
+            decided = self.ways.get(point.cell)
+            self._cell = cell(point, ways, self.effort, self.request.cold, decided)
+            if decided is None:
+                self.news.append({"cell": list(point.cell), "way": self._cell.way})
+        return self._cell
+
+    def _time(
+        self,
+        point: Point,
+        what: Subject,
+        here: Cell,
+        x: Tensor,
+        dy: Tensor | None,
+        info: dict[str, Any],
+        benchmark: Any,
+    ) -> tuple[Quartiles | None, float]:
+        """The ratio to dense and the seconds of a call; fills the row."""
+        clock, speedup = clock_of(point.device, point.clock), None
+        own = timed_step(point, what, x, dy, self.request.cold)
+        seconds = timing.once(own.step, clock)
+        if point.series != DENSE:
+            speedup = timing.paired(own.step, here.dense, self.effort, seconds=(seconds, here.seconds), clock=clock)
+        benchmark(own.step)
+        width, margin = speedup.width if speedup else 0.0, None
+        if benchmark.stats is not None:  # None under --benchmark-disable, which checks only
+            stats = benchmark.stats.stats
+            seconds, margin = stats.median, timing.margin_of_error(stats.data, self.effort.confidence)
+            width = width if speedup else stats.iqr / seconds
+        bound = self.rooflines[(point.device, point.dtype, point.threads)].bound(
+            flops=info["executed_flops"],
+            moved=info["bytes"],
+            steps=len(what.structure.steps) if point.clock == device.HOST else 0,  # a graph has no calls of the host
+            train=point.train,
+            seconds=seconds,
+        )
+        benchmark.extra_info |= info | {
+            "speedup": speedup and speedup.as_dict(),
+            "precision": {"target": self.effort.precision, "confidence": self.effort.confidence, "time": margin,
+                          "speedup": speedup and speedup.margin},
+            "roofline": bound,
+            "cache": "cold" if self.request.cold else "warm",
+            "copies": own.copies,
+            "captured": own.captured,
+            "peak_bytes": device.peak_bytes(point.device, what.step(x, dy)),
+            "energy_joules": self._joules(point, own, seconds),
+        }  # fmt: skip
+        rotated = own.copies * sum(p.numel() * p.element_size() for p in what.parameters)
+        benchmark.extra_info["flags"] = self._flags(point, width, rotated)
+        return speedup, seconds
+
+    def _joules(self, point: Point, own: Timed, seconds: float) -> float | None:
+        if point.device not in self._energy:
+            self._energy[point.device] = energy.counter(point.device)
+        meter, _ = self._energy[point.device]
+        if meter is None:
+            return None
+        return energy.joules_per_call(own.step, seconds, point.device, meter, clock_of(point.device))
+
+    def _flags(self, point: Point, width: float, rotated: int) -> list[str]:
+        foreign = self.load.since()
+        flags = {
+            "load": foreign is not None and foreign > setup.FOREIGN_LOAD,
+            "noisy": width > NOISY,
+            "copies fit the cache": self.request.cold and rotated <= device.cache_bytes(point.device),
+        }
+        return [name for name, raised in flags.items() if raised]
+
+    def restore(self, entries: Iterable[Any]) -> None:
+        """Take over what a journal holds."""
+        by_id = {str(point): point for point in self.points}
+        for entry in entries:
+            if "whole" in entry:
+                self.whole[entry["id"]] = entry
+            elif "row" in entry:
+                row, info, point = entry["row"], entry["row"]["extra_info"], by_id[entry["id"]]
+                self.rows[entry["id"]] = row
+                ratio = info["speedup"] and info["speedup"]["median"]
+                flags = info["flags"]
+                self._energy.setdefault(point.device, energy.counter(point.device))
+                self.done.append(Done(point, row["stats"]["median"], ratio, "load" in flags, bool(flags)))
+                self._ran[replace(point, backend=info["backend"])] = point
+            elif "refused" in entry:
+                self.refusals[entry["id"]] = entry["refused"]
+            elif "roofline" in entry:
+                found = roofline.from_dict(entry["roofline"])
+                self.rooflines[(found.device, found.dtype, found.threads)] = found
+            elif "cell" in entry:
+                self.ways[tuple(entry["cell"])] = entry["way"]
+            elif "load" in entry:
+                self.load.all_foreign, self.load.all_seconds = entry["load"]
+
+
+def now() -> str:
+    """The date and time, in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _memory_needed(point: Point) -> int:
+    """A rough upper bound of bytes: dense and its gradients, a batch with a few intermediates, the check in float64."""
+    return 40 * point.in_features * point.out_features + 48 * point.tokens * (point.in_features + point.out_features)
+
+
+@contextmanager
+def _memory_refused() -> Iterator[None]:
+    """Running out of memory is a refusal."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise Refused(f"out of memory: {error}") from None
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+        raise Refused(f"out of memory: {error}") from None

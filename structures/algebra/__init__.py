@@ -1,0 +1,1 @@
+"""An entry bound to widths, as numbers: maps, steps, rank, growth, taxonomy, the printed page. No torch."""

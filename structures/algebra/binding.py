@@ -1,0 +1,341 @@
+"""An entry and two widths -> a Map."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+
+from structures.algebra.map import Gate, Gather, Map, Term
+from structures.algebra.steps import Axes, order_steps
+from structures.language.checks import count_uses, label
+from structures.language.entry import Entry
+from structures.language.errors import SizeError
+from structures.language.expressions import ExpressionError, Value, divisors, evaluate, is_number, names_in, nearest
+from structures.language.notation import Expanded, NotationError, expand
+
+MAX_TRIES = 240  # bindings tried for the hint of an error, over all options
+MAX_TABLE = 2**16  # entries of a gather
+
+
+def check_option(spec: Entry, name: str, value: object) -> object:
+    defaults = dict(spec.options)
+    if name not in defaults:
+        raise spec.error(f"there is no option {name!r}{nearest(name, sorted(defaults))}")
+    default = defaults[name]
+    if isinstance(default, tuple):
+        plain = value.tolist() if hasattr(value, "tolist") else value  # arrays and tensors
+        values = tuple(map(_number, plain)) if isinstance(plain, Sequence) and not isinstance(plain, str) else ()
+        if not values or not all(is_number(v) for v in values):
+            raise spec.error(f"option {name} is a list of numbers, found {value!r}")
+        return values
+    value = _number(value)
+    wanted = "a number" if isinstance(default, float) else "a whole number"
+    if not is_number(value) or (isinstance(value, float) and not isinstance(default, float)):
+        raise spec.error(f"option {name} is {wanted}, found {value!r}")
+    if value < 0:  # type: ignore[operator]
+        raise spec.error(f"option {name} cannot be negative, found {value}", kind=SizeError)
+    return value
+
+
+def _number(value: object) -> object:
+    """A plain number for numpy's and torch's."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
+
+
+@lru_cache(maxsize=4096)
+def bind(spec: Entry, in_features: int, out_features: int, given: tuple[tuple[str, object], ...]) -> Map:
+    try:
+        return build(spec, in_features, out_features, dict(given))
+    except SizeError as error:
+        hint = _values_that_work(spec, in_features, out_features, dict(given))
+        raise SizeError(f"{error}{hint}") from None
+
+
+def _values_that_work(spec: Entry, in_features: int, out_features: int, given: dict[str, object]) -> str:
+    """`; n_blocks that work here: 2, 4, 6`: found by trying, nearest to what was asked for."""
+    texts = []
+    left = MAX_TRIES
+    for name, default in spec.options:
+        asked = given.get(name, default)
+        if not isinstance(default, int) or not isinstance(asked, int):
+            continue
+        candidates = sorted({*divisors(in_features), *divisors(out_features)})
+        candidates.sort(key=lambda c: abs(math.log(c / max(asked, 1))))
+        working: list[int] = []
+        for candidate in candidates[: min(left, 48)]:
+            left -= 1
+            try:
+                build(spec, in_features, out_features, {**given, name: candidate})
+            except SizeError:
+                continue
+            working.append(candidate)
+            if len(working) == 8:
+                break
+        if working:
+            texts.append(f"{name} that work here: {', '.join(map(str, sorted(working)))}")
+    return "".join(f"; {text}" for text in texts)
+
+
+def build(spec: Entry, in_features: int, out_features: int, given: Mapping[str, object]) -> Map:
+    widths = {"in_features": in_features, "out_features": out_features}
+    options = _evaluate_options(spec, widths, given)
+    values = _evaluate_sizes(spec, {**widths, **options})
+    patterns = spec.patterns
+    lengths = {name: len(v) for name, v in values.items() if isinstance(v, tuple)}
+    for axis, _ in spec.index:
+        if axis in lengths:
+            raise spec.error(
+                f"index: axis {axis!r} is a list of sizes; only an axis of one size is read so", "index", axis
+            )
+    written = []
+    for number, pattern in enumerate(patterns):
+        try:
+            written.append(expand(pattern, lengths))
+        except NotationError as error:
+            raise spec.error(f"{error} in {pattern.text!r}", "einsum", str(number), offset=error.offset) from None
+        count_uses(spec, written[-1], str(number), {axis for axis, _ in spec.index})
+    size = _axis_sizes(spec, values, written, widths)
+    return _assemble(spec, widths, options, values, size, written)
+
+
+def _evaluate_options(spec: Entry, widths: Mapping[str, int], given: Mapping[str, object]) -> dict[str, Value]:
+    options: dict[str, Value] = {}
+    for name, default in spec.options:
+        value = given.get(name, default)
+        if isinstance(value, str):
+            try:
+                value = evaluate(value, {**widths, **options})
+            except ExpressionError as error:
+                raise spec.error(f"option {name}: {error}{_at(widths)}", "options", name, kind=SizeError) from None
+        options[name] = value  # type: ignore[assignment]
+    return options
+
+
+def _evaluate_sizes(spec: Entry, names: dict[str, Value]) -> dict[str, Value]:
+    values: dict[str, Value] = {}
+    for key, text in spec.sizes:
+        targets = key.split()
+        try:
+            value = evaluate(text, {**names, **values})
+        except ExpressionError as error:
+            raise spec.error(f"size {key}: {error}{_at(names)}", "sizes", key, kind=SizeError) from None
+        parts = value if isinstance(value, tuple) and len(targets) > 1 else (value,)
+        if len(parts) != len(targets):
+            raise spec.error(f"sizes {key!r} names {len(targets)} axes, its list has {len(parts)}", "sizes", key)
+        for target, part in zip(targets, parts, strict=True):
+            whole = part if isinstance(part, tuple) else (part,)
+            if not all(isinstance(n, int) and n >= 0 for n in whole):
+                raise spec.error(f"size {target} = {text} is {part}, not a whole number{_at(names)}", "sizes", key,
+                                 kind=SizeError)  # fmt: skip
+            values[target] = part
+    return values
+
+
+def _at(names: Mapping[str, Value]) -> str:
+    shown = ", ".join(f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in names.items())
+    return f" at {shown}"
+
+
+def _names(axes: Sequence[tuple[str, int | None]]) -> Axes:
+    return tuple(label(*a) for a in axes)
+
+
+def _axis_sizes(
+    spec: Entry, values: Mapping[str, Value], terms: Sequence[Expanded], widths: Mapping[str, int]
+) -> dict[tuple[str, int | None], int]:
+    """The size of every axis that occurs: evaluated, 1 for the end of a bond, or found by division of a width."""
+    size: dict[tuple[str, int | None], int] = {}
+    shared = _shared(terms)
+    for number, term in enumerate(terms):
+        for axis in itertools.chain(term.input, *term.factors, term.output):
+            name, position = axis
+            if name not in values:
+                continue
+            value = values[name]
+            if isinstance(value, tuple):
+                size[axis] = int(value[position])  # type: ignore[index]  # expand() has indexed every list axis
+                if axis not in shared and size[axis] != 1:
+                    raise spec.error(
+                        f"axis {label(*axis)}={size[axis]} stands in one operand alone; the end of a bond has size 1",
+                        "einsum", str(number), kind=SizeError)  # fmt: skip
+            else:
+                size[axis] = int(value) if position is None or axis in shared else 1
+    for number, term in enumerate(terms):
+        for view, width in ((term.input, "in_features"), (term.output, "out_features")):
+            _divide(spec, size, view, width, widths[width], str(number))
+    _check_collisions(spec, size)
+    return size
+
+
+def _shared(terms: Sequence[Expanded]) -> set[tuple[str, int | None]]:
+    """Axes that stand in two operands of some term."""
+    shared = set()
+    for term in terms:
+        operands = (term.input, *term.factors, term.output)
+        shared |= {axis for axis, count in Counter(itertools.chain(*operands)).items() if count > 1}
+    return shared
+
+
+def _divide(
+    spec: Entry,
+    size: dict[tuple[str, int | None], int],
+    view: Sequence[tuple[str, int | None]],
+    width_name: str,
+    width: int,
+    number: str,
+) -> None:
+    missing = [axis for axis in view if axis not in size]
+    known = [axis for axis in view if axis in size]
+    text = " ".join(_names(view))
+    for axis in known:
+        if size[axis] < 1 or width % size[axis]:
+            near = _nearest_divisors(width, size[axis])
+            raise spec.error(
+                f"axis {label(*axis)}={size[axis]} does not divide {width_name}={width}; nearest sizes that do: {near}",
+                "einsum", number, kind=SizeError)  # fmt: skip
+    product = math.prod(size[axis] for axis in known)
+    if not missing:
+        if product != width:
+            sizes = " x ".join(str(size[a]) for a in known)
+            raise spec.error(f"the view ({text}) holds {sizes} = {product}, but {width_name}={width}", "einsum", number,
+                             kind=SizeError)  # fmt: skip
+        return
+    if width % product:
+        raise spec.error(
+            f"the sizes of ({text}) without {label(*missing[0])} multiply to {product}, which does not divide "
+            f"{width_name}={width}; nearest products that do: {_nearest_divisors(width, product)}",
+            "einsum", number, kind=SizeError)  # fmt: skip
+    found = width // product
+    size[missing[0]] = found
+
+
+def _nearest_divisors(width: int, wanted: int) -> str:
+    below = [d for d in divisors(width) if d < wanted][-1:]
+    above = [d for d in divisors(width) if d > wanted][:1]
+    return ", ".join(map(str, below + above))
+
+
+def _check_collisions(spec: Entry, size: Mapping[tuple[str, int | None], int]) -> None:
+    seen: dict[str, tuple[str, int | None]] = {}
+    for axis in size:
+        other = seen.setdefault(label(*axis), axis)
+        if other != axis:
+            raise spec.error(
+                f"axis {label(*axis)!r} is also position {axis[1] or other[1]} of an indexed axis; rename one"
+            )
+
+
+def _assemble(
+    spec: Entry,
+    widths: Mapping[str, int],
+    options: Mapping[str, Value],
+    values: Mapping[str, Value],
+    size: Mapping[tuple[str, int | None], int],
+    written: Sequence[Expanded],
+) -> Map:
+    named = {label(*axis): n for axis, n in size.items()}
+    gate = _gate(spec, named, {**widths, **options, **values})
+    counted = named if gate is None else {**named, gate.axis: gate.active}  # what a token costs decides the order
+    factors: list[Axes] = []
+    terms: list[Term] = []
+    for number, term in enumerate(written):
+        axes = dict.fromkeys(itertools.chain(term.input, *term.factors, term.output))
+        if any(size[axis] == 0 for axis in axes):
+            continue  # a bond of size zero: the term is zero for every input
+        gathers = tuple(_gathers(spec, term, named, {**widths, **options, **values}, str(number)))
+        loaded = _loaded(spec, term, gathers, str(number))
+        positions = {len(factors) + i: _names(f) for i, f in enumerate(term.factors)}
+        families = dict(zip(positions, term.families, strict=True))
+        factors += positions.values()
+        output = _names(term.output)
+        steps = order_steps(counted, loaded, positions, families, output, gate.axis if gate else None)
+        terms.append(Term(_names(term.input), loaded, gathers, tuple(positions), output, steps))
+    if gate and not any(gate.axis in f for f in factors):
+        raise spec.error("every term with experts is dropped, since each has an axis of size zero", kind=SizeError)
+    if not terms:
+        raise spec.error("every term is dropped, since each has an axis of size zero", kind=SizeError)
+    used = dict.fromkeys(a for t in terms for a in (*t.input, *t.loaded, *t.output))
+    used.update(dict.fromkeys(a for f in factors for a in f))
+    return Map(
+        name=spec.name,
+        title=spec.title,
+        in_features=widths["in_features"],
+        out_features=widths["out_features"],
+        options=tuple(options.items()),
+        sizes=tuple((axis, named[axis]) for axis in used),
+        factors=tuple(factors),
+        terms=tuple(terms),
+        spec=spec,
+        gate=gate,
+    )
+
+
+def _gate(spec: Entry, named: Mapping[str, int], names: Mapping[str, Value]) -> Gate | None:
+    """The gate with its numbers, each in range."""
+    fields = dict(spec.gate)
+    if not fields:
+        return None
+    axis, numbers = fields["axis"], {}
+    experts = named[axis]
+    for name, least in (("experts_active", 1), ("jitter", 0), ("capacity", 0)):
+        text = fields.get(name, "0")
+        try:
+            value = evaluate(text, names, real=name != "experts_active")
+        except ExpressionError as error:
+            raise spec.error(f"gate: {name}: {error}{_at(names)}", "gate", name, kind=SizeError) from None
+        whole = isinstance(value, int) or name != "experts_active"
+        if not is_number(value) or not whole or not least <= value < math.inf:  # type: ignore[operator]
+            kind = "whole number from 1" if least else "number from 0"
+            raise spec.error(f"gate: {name} = {text} is {value}, not a {kind}", "gate", name, kind=SizeError)
+        numbers[name] = value
+    active = int(numbers["experts_active"])  # type: ignore[arg-type]
+    if active > experts:
+        raise spec.error(f"gate: experts_active = {fields['experts_active']} is {active}, but axis {axis!r} has "
+                         f"{experts} experts", "gate", "experts_active", kind=SizeError)  # fmt: skip
+    jitter, capacity = (float(numbers[n]) or None for n in ("jitter", "capacity"))  # type: ignore[arg-type]
+    return Gate(axis, experts, active, jitter, capacity)
+
+
+def _gathers(
+    spec: Entry, term: Expanded, named: Mapping[str, int], names: Mapping[str, Value], number: str
+) -> Iterator[Gather]:
+    inputs = set(_names(term.input))
+    here = {label(*a) for a in itertools.chain(term.input, *term.factors, term.output)}
+    for axis, text in spec.index:
+        if axis not in inputs:
+            continue
+        by = tuple(a for a in named if a in names_in(text) and a in here)
+        if not by:
+            raise spec.error(f"index: {axis} = {text} reads no axis of the term", "index", axis)
+        clash = [a for a in by if a in inputs]
+        if clash:
+            raise spec.error(f"index: {axis} is read through {clash[0]!r}, which stands in the same input view",
+                             "index", axis)  # fmt: skip
+        grid = [range(named[a]) for a in by]
+        if math.prod(len(g) for g in grid) * len(spec.einsum) > MAX_TABLE:
+            message = f"index: {axis} takes more than {MAX_TABLE} values in all terms"
+            raise spec.error(message, "index", axis, kind=SizeError)
+        table = []
+        for values in itertools.product(*grid):
+            at = dict(zip(by, values, strict=True))
+            try:
+                value = evaluate(text, {**names, **at})
+            except ExpressionError as error:
+                raise spec.error(f"index: {error}", "index", axis, kind=SizeError) from None
+            if not isinstance(value, int) or not 0 <= value < named[axis]:
+                where = ", ".join(f"{k}={v}" for k, v in at.items())
+                raise spec.error(f"index: {axis} = {text} is {value} at {where}, outside 0 to {named[axis] - 1}",
+                                 "index", axis, kind=SizeError)  # fmt: skip
+            table.append(value)
+        yield Gather(axis, by, tuple(table), text)
+
+
+def _loaded(spec: Entry, term: Expanded, gathers: Sequence[Gather], number: str) -> Axes:
+    replaced = {g.axis: g.by for g in gathers}
+    loaded = tuple(itertools.chain.from_iterable(replaced.get(a, (a,)) for a in _names(term.input)))
+    if len(set(loaded)) < len(loaded):
+        raise spec.error("two indexed axes of one input view are read through the same axis", "einsum", number)
+    return loaded

@@ -1,0 +1,1 @@
+"""Text: expressions, notation, entries, checks, errors. No widths, no torch."""

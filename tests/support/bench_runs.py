@@ -1,0 +1,56 @@
+"""Whole runs of `pytest bench` in processes of their own, for tests."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.machine import setup
+
+ROOT = Path(__file__).parents[2]
+# What takes seconds and is no part of the test, and what may change while it runs: somebody may commit.
+QUICK = """
+import pytest_benchmark.plugin
+from bench import machine
+machine.commit = lambda: {"commit": "0" * 40, "dirty": False}
+pytest_benchmark.plugin.get_cpu_info = lambda: {}
+def pytest_configure(config):  # not before: it brings torch, and its threads come first
+    from bench import roofline
+    roofline.COPIES, roofline.GEMM, roofline.SECONDS = (2**12, 2**14), {"cpu": 64}, 1e-3
+"""
+
+
+def environment():
+    # PYTEST_XDIST_*: pytest-benchmark measures nothing in what it takes for a worker of this run
+    kept = {n: value for n, value in os.environ.items() if n not in setup.OPENMP and not n.startswith("PYTEST_")}
+    return kept | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+
+
+def command(folder, *arguments):
+    return [sys.executable, "-m", "pytest", str(ROOT / "bench"), f"--rootdir={ROOT}", "-p", "no:cacheprovider",
+            f"--benchmark-json={folder / 'results.json'}", *arguments]  # fmt: skip
+
+
+def run(folder, *arguments, json_file=True, **process):
+    """A finished run: its exit status, what it printed, and its results file, if there is one."""
+    words = [word for word in command(folder, *arguments) if json_file or not word.startswith("--benchmark-json")]
+    done = subprocess.run(
+        words,
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **process,
+    )
+    file = folder / "results.json"
+    return done.returncode, done.stdout + done.stderr, json.loads(file.read_text()) if file.exists() else None
+
+
+def quick(folder, *arguments, precise=True, **process):
+    """As `run`, without what takes seconds beside the points."""
+    (folder / "plugin_quick.py").write_text(QUICK)
+    still = ["-p", "plugin_quick", "-p", "no:hypothesispytest", "-p", "no:xdist"]
+    still += ["--benchmark-precision=0.9"] if precise else []
+    return run(folder, *still, *arguments, **process)

@@ -1,0 +1,114 @@
+"""Options for a wanted share of dense: closeness against a brute-force search, preferences, errors."""
+
+import pytest
+
+import structures
+from structures.options import CLOSE, fit_options
+
+SHAPES = [(256, 256), (768, 3072), (3072, 768)]
+SHARES = [0.5, 0.25, 0.125]
+# The closest share can be found by trying every value of the only option.
+ONE_OPTION = ["block_diagonal", "btt", "dyad_dt", "dyad_it", "dyad_ot", "low_rank", "monarch"]
+
+
+def shares(name, shape, options):
+    structure = structures.get(name).bind(*shape, **options)
+    return structure.params / structure.dense_params, structure.flops() / structure.dense_flops()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", structures.names())
+def test_the_options_bind_and_are_complete(name, shape):
+    options = fit_options(name, *shape, params=0.25)
+    assert options == dict(structures.get(name).bind(*shape, **options).options)
+
+
+@pytest.mark.parametrize("name", ONE_OPTION)
+def test_no_other_value_of_the_option_comes_closer(name):
+    shape = (96, 144)
+    (option,) = dict(structures.get(name).options)
+    realised = []
+    for value in range(1, 145):
+        try:
+            realised.append(shares(name, shape, {option: value})[0])
+        except structures.spec.SizeError:
+            continue
+    for share in SHARES:
+        found = shares(name, shape, fit_options(name, *shape, params=share))[0]
+        best = min(abs(r / share - 1) for r in realised)
+        assert abs(found / share - 1) <= best + 1.5 * CLOSE
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("name", ["block_diagonal", "dyad_it", "kronecker_sparse", "low_rank", "monarch", "pixelfly"])
+def test_powers_of_two_are_met_exactly_at_square_widths(name, share):
+    assert shares(name, (1024, 1024), fit_options(name, 1024, 1024, params=share))[0] == share
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("name", ["blast", "block_dense", "butterfly", "einsum", "kronecker_sparse", "pixelfly"])
+def test_several_options_and_lists_come_within_15_percent(name, share):
+    for shape in SHAPES:
+        params, flops = shares(name, shape, fit_options(name, *shape, params=share))
+        assert abs(params / share - 1) < 0.15
+        assert flops <= 1.02  # there are options that cost no more FLOPs than dense
+
+
+def test_flops_are_a_budget_too():
+    options = fit_options("tensor_train", 1024, 1024, flops=0.5)
+    assert shares("tensor_train", (1024, 1024), options)[1] == pytest.approx(0.5, rel=0.05)
+
+
+def test_one_option_is_changed_rather_than_two_and_the_defaults_are_kept_if_they_fit():
+    assert fit_options("kronecker_sparse", 512, 512, params=0.25) == {"a": 2, "d": 2}
+    assert fit_options("pixelfly", 1024, 1024, params=0.25) == {"n_blocks": 16, "n_strides": 2, "rank": 32}
+    assert fit_options("blast", 1024, 1024, params=0.25)["n_blocks"] == 4
+
+
+def test_an_entry_without_options_gives_none():
+    assert fit_options("kronecker", 1024, 1024, params=0.25) == {}
+
+
+def test_widths_that_the_defaults_do_not_fit():
+    with pytest.raises(ValueError, match="n_blocks"):
+        structures.get("dyad_it").bind(27, 81)
+    assert fit_options("dyad_it", 27, 81, params=0.25) == {"n_blocks": 9}
+
+
+def test_a_spec_of_ones_own():
+    spec = structures.Spec("mine", "(n i), n i o -> (n o)", sizes={"n": "parts"}, options={"parts": 2})
+    assert fit_options(spec, 64, 64, params=0.125) == {"parts": 8}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "give one share"),
+        ({"params": 0.5, "flops": 0.5}, "give one share"),
+        ({"params": 0}, "above 0"),
+        ({"flops": -1}, "above 0"),
+        ({"params": float("nan")}, "above 0"),
+        ({"params": True}, "above 0"),
+        ({"params": "half"}, "above 0"),
+    ],
+)
+def test_a_share_that_cannot_be(arguments, message):
+    with pytest.raises(ValueError, match=f"^monarch: .*{message}"):
+        fit_options("monarch", 64, 64, **arguments)
+
+
+def test_an_unknown_name_gets_the_nearest_one():
+    with pytest.raises(KeyError, match="did you mean 'monarch'"):
+        fit_options("monach", 64, 64, params=0.5)
+
+
+def test_widths_that_nothing_fits():
+    spec = structures.Spec("thirds", "(n i), n i o -> (n o)", sizes={"n": "3 * parts"}, options={"parts": 1})
+    with pytest.raises(ValueError, match="does not divide in_features=64"):
+        fit_options(spec, 64, 64, params=0.5)
+
+
+@pytest.mark.parametrize("widths", [(0, 64), (64, -1), (64, 2**25)])
+def test_widths_out_of_range(widths):
+    with pytest.raises(ValueError, match=r"features is from 1 to"):
+        fit_options("dyad_it", *widths, params=0.5)
