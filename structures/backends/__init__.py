@@ -18,7 +18,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from structures.backends import bmm, einsum, planned
+from structures.backends import bmm, einsum, planned, triton
 from structures.backends.experts import all_experts, grouped, preferred
 from structures.language.expressions import nearest
 from structures.routing import Routing
@@ -35,7 +35,7 @@ class Backend(Protocol):
     def executed_flops(self, structure: Structure, tokens: int = 1, *, train: bool = False) -> int: ...
 
 
-_BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned}
+_BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned, "triton": triton}
 _BACKENDS |= {"all_experts": all_experts, "grouped": grouped}
 AUTO = "auto"
 PREFERENCE = ("planned", "einsum")  # what `auto` tries, in this order
