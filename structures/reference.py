@@ -32,7 +32,7 @@ def apply(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tens
     """
     tokens = x.reshape(-1, structure.in_features)
     if structure.gate is not None:
-        y = _mixed(structure, tokens, factors[:-1], gates(structure, tokens, factors[-1]))
+        y = mixture(structure, tokens, factors[:-1], gates(structure, tokens, factors[-1]))
         return (y if bias is None else y + bias).reshape(*x.shape[:-1], structure.out_features)
     y = torch.stack([_term(structure, term, tokens, factors) for term in structure.terms]).sum(0)
     y = y if bias is None else y + bias
@@ -48,7 +48,7 @@ def to_dense(structure: Structure, factors: Sequence[Tensor], weights: Tensor | 
     like = factors[0] if factors else torch.empty(())
     identity = torch.eye(structure.in_features, dtype=like.dtype, device=like.device)
     if weights is not None:
-        return _mixed(structure, identity, factors, weights.to(like).expand(len(identity), -1)).t().contiguous()
+        return mixture(structure, identity, factors, weights.to(like).expand(len(identity), -1)).t().contiguous()
     return apply(structure, identity, factors).t().contiguous()
 
 
@@ -68,7 +68,7 @@ def gates(structure: Structure, x: Tensor, router: Tensor) -> Tensor:
     return torch.where(place < gate.active, logits, -torch.inf).softmax(1)
 
 
-def _mixed(structure: Structure, x: Tensor, factors: Sequence[Tensor], weights: Tensor) -> Tensor:
+def mixture(structure: Structure, x: Tensor, factors: Sequence[Tensor], weights: Tensor) -> Tensor:
     """The terms of every expert times its weight (tokens, experts), and the terms that hold no expert once."""
     gate = structure.gate
     assert gate is not None

@@ -7,6 +7,7 @@ from dataclasses import replace
 import dense_forms
 import numpy as np
 import pytest
+from contract import ROUNDING
 from dense_forms import DENSE_FORMS, Matrix
 
 import structures
@@ -61,8 +62,8 @@ def factors_of(structure: Structure, seed: int = 0) -> list[Matrix]:
 
 
 def close(a: Matrix, b: Matrix) -> bool:
-    """Equal up to rounding: entries are sums of well under 1000 products of up to 6 Gaussians, in float64."""
-    return a.shape == b.shape and bool(np.abs(a - b).max() <= 1e-12 * max(1.0, float(np.abs(b).max())))
+    """Equal up to rounding."""
+    return a.shape == b.shape and bool(np.abs(a - b).max() <= ROUNDING * max(1.0, float(np.abs(b).max())))
 
 
 def bindings(name: str) -> list[Structure]:
@@ -144,7 +145,7 @@ def test_dyad_concatenated_on_the_reduction_axis_is_dyad_it() -> None:
     x = np.random.default_rng(1).standard_normal(24)
     parts = np.concatenate([x.reshape(4, 6), x.reshape(6, 4).T], axis=1)  # (n, 2i)
     y = np.concatenate([parts[j] @ both[j] for j in range(4)])
-    assert np.allclose(y, dense(structure, [w1, w2]) @ x, rtol=0, atol=1e-12)
+    assert close(y, dense(structure, [w1, w2]) @ x)
 
 
 @pytest.mark.parametrize("n, i, o", [(4, 6, 10), (8, 4, 4), (3, 5, 2)])

@@ -3,7 +3,7 @@
 import pytest
 
 import structures
-from structures.options import CLOSE, fit_options
+from structures.options import CLOSE, closest_options, fit_options
 
 SHAPES = [(256, 256), (768, 3072), (3072, 768)]
 SHARES = [0.5, 0.25, 0.125]
@@ -19,7 +19,7 @@ def shares(name, shape, options):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", structures.names())
 def test_the_options_bind_and_are_complete(name, shape):
-    options = fit_options(name, *shape, params=0.25)
+    options = dict(closest_options(name, *shape, params=0.25).options)
     assert options == dict(structures.get(name).bind(*shape, **options).options)
 
 
@@ -34,7 +34,7 @@ def test_no_other_value_of_the_option_comes_closer(name):
         except structures.spec.SizeError:
             continue
     for share in SHARES:
-        found = shares(name, shape, fit_options(name, *shape, params=share))[0]
+        found = shares(name, shape, dict(closest_options(name, *shape, params=share).options))[0]
         best = min(abs(r / share - 1) for r in realised)
         assert abs(found / share - 1) <= best + 1.5 * CLOSE
 
@@ -49,9 +49,41 @@ def test_powers_of_two_are_met_exactly_at_square_widths(name, share):
 @pytest.mark.parametrize("name", ["blast", "block_dense", "butterfly", "einsum", "kronecker_sparse", "pixelfly"])
 def test_several_options_and_lists_come_within_15_percent(name, share):
     for shape in SHAPES:
-        params, flops = shares(name, shape, fit_options(name, *shape, params=share))
+        params, flops = shares(name, shape, dict(closest_options(name, *shape, params=share).options))
         assert abs(params / share - 1) < 0.15
         assert flops <= 1.02  # there are options that cost no more FLOPs than dense
+
+
+TWO_TERMS = {
+    "einsum": ["(n i), n i o -> (n o)", "x, x r, r y -> y"],
+    "sizes": {"n": "n_blocks", "r": "rank"},
+    "options": {"n_blocks": 8, "rank": 16},
+}
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_one_option_grows_with_the_width_while_the_others_stay(share):
+    spec = structures.Spec("two_terms", **TWO_TERMS)
+    widths = (256, 384, 512, 768, 1024, 2048, 4096)
+    for one in (spec, *map(structures.get, ("blast", "block_dense", "pixelfly", "low_rank_moe"))):
+        found = [dict(closest_options(one, width, width, params=0.25).options) for width in widths]
+        earlier = {tuple(options.items())[:-1] for options in found}
+        last = [list(options.values())[-1] for options in found]
+        assert len(earlier) == 1 and last == sorted(last), one.name
+    found = [closest_options(spec, width, width, params=share) for width in widths]
+    assert {fit.terms for fit in found} == {2} and all(dict(fit.options)["rank"] > 0 for fit in found)
+
+
+def test_a_part_is_dropped_only_where_nothing_else_is_near_and_said_to_be():
+    spec = structures.Spec("two_terms", **TWO_TERMS | {"sizes": {"n": "8", "r": "rank"}, "options": {"rank": 16}})
+    with pytest.warns(UserWarning, match=r"two_terms: 64 -> 64: options {'rank': 0} leave 1 of 2 terms"):
+        assert fit_options(spec, 64, 64, params=0.125) == {"rank": 0}
+    assert dict(closest_options(spec, 512, 512, params=0.13).options) == {"rank": 1}
+
+
+def test_a_share_that_nothing_meets_is_said_with_what_was_reached():
+    with pytest.warns(UserWarning, match=r"monarch: 768 -> 3072: .*'n_blocks': 4.* reach 0.312 of .*params.*to 0.25"):
+        fit_options("monarch", 768, 3072, params=0.25)
 
 
 def test_flops_are_a_budget_too():

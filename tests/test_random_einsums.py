@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from structures import backends, reference, registry
+from structures import backends, exactness, reference, registry
 from structures.algebra import rank
 from structures.spec import Spec, SpecError
 from structures.structure import Structure
@@ -144,6 +144,27 @@ def value_and_gradients(name: str, structure: Structure, x: Array, factors: Sequ
     return [y.detach().numpy(), *(g.numpy() for g in gradients)]
 
 
+def limits(
+    structure: Structure, x: Array, factors: Sequence[Array], dy: Array | None, exact: Sequence[Array]
+) -> list[float]:
+    """How far y, and with `dy` the gradients of x and of every factor, may be off, by the error rule; in its norm."""
+    operands = [torch.from_numpy(f) for f in factors]
+    results = [torch.from_numpy(np.ascontiguousarray(e)) for e in exact]
+    bias = torch.zeros(structure.out_features, dtype=torch.float64)
+    over = None if dy is None else torch.from_numpy(dy)
+    results += [] if over is None else [over.sum(0)]
+    found = exactness.deviations(structure, torch.from_numpy(x), [*operands, bias], over, results, torch.float64)
+    return [float(d.norm()) for d in found[: len(exact)]]
+
+
+def apart(found: Array, wanted: Array) -> float:
+    return norm(found - wanted)
+
+
+def norm(array: Array) -> float:
+    return float(np.linalg.norm(array))
+
+
 def check(entry: Entry) -> None:
     structure = entry.spec().bind(entry.in_features, entry.out_features)
     size = dict(entry.size)
@@ -153,24 +174,23 @@ def check(entry: Entry) -> None:
     x, dy, *factors = draw_numbers([(TOKENS, entry.in_features), (TOKENS, entry.out_features), *wanted_shapes])
     wanted = by_numpy(entry, x, factors)
     dense = by_numpy(entry, np.eye(entry.in_features), factors).T
-    scale = 1 + np.abs(wanted).max() + np.abs(dense).max()
-    np.testing.assert_allclose(rank.dense(structure, factors), dense, atol=1e-11 * scale)
+    (most_of_dense,) = limits(structure, np.eye(entry.in_features), factors, None, [dense.T])
+    assert apart(rank.dense(structure, factors), dense) <= most_of_dense
     assert rank.support(structure)[np.abs(dense) > 0].all()
     y, dx, *gradients = value_and_gradients("reference", structure, x, factors, dy)
-    np.testing.assert_allclose(y, wanted, atol=1e-11 * scale)
-    np.testing.assert_allclose(dx, dy @ dense, atol=1e-11 * scale)
-    for position, gradient in enumerate(
-        gradients
-    ):  # y is linear in each factor: <gradient, factor> = <dy, its terms' y>
-        moved = [f * 2 if i == position else f for i, f in enumerate(factors)]
-        change = by_numpy(entry, x, moved) - wanted
-        np.testing.assert_allclose(np.sum(gradient * factors[position]), np.sum(dy * change), atol=1e-9 * scale)
+    most = limits(structure, x, factors, dy, [y, dx, *gradients])
+    assert apart(y, wanted) <= most[0]
+    assert apart(dx, dy @ dense) <= most[1] + norm(dy) * most_of_dense
+    for gradient, factor, limit, position in zip(gradients, factors, most[2:], range(len(factors)), strict=True):
+        # y is linear in each factor: <gradient, factor> = <dy, its terms' y>, and errors are at most the norms' product
+        moved = by_numpy(entry, x, [f * 2 if i == position else f for i, f in enumerate(factors)])
+        change = norm(dy) * most[0] * (2 + 1)  # of y at twice the factor, and of y
+        assert abs(np.sum(gradient * factor) - np.sum(dy * (moved - wanted))) <= limit * norm(factor) + change
     for name in backends.names():
         if backends.get(name).refuses(structure, torch.from_numpy(x)) is None:
-            for ours, theirs in zip(
-                value_and_gradients(name, structure, x, factors, dy), (y, dx, *gradients), strict=True
-            ):
-                np.testing.assert_allclose(ours, theirs, atol=1e-10 * scale, err_msg=f"{name}: {entry.einsum}")
+            found = value_and_gradients(name, structure, x, factors, dy)
+            for ours, theirs, limit in zip(found, (y, dx, *gradients), most, strict=True):
+                assert ours.shape == theirs.shape and apart(ours, theirs) <= limit, f"{name}: {entry.einsum}"
 
 
 @settings(COMMON, max_examples=70)  # the planner takes 0.2 s for an entry it has not seen
@@ -284,7 +304,8 @@ def read_and_use(file: Path) -> str:
         x, *factors = draw_numbers([(2, 12), *structure.factor_shapes])
         tensors = [torch.from_numpy(f) for f in factors]
         wanted = x @ rank.dense(structure, factors).T
-        np.testing.assert_allclose(reference.apply(structure, torch.from_numpy(x), tensors).numpy(), wanted, atol=1e-8)
+        (most,) = limits(structure, x, factors, None, [wanted])
+        assert apart(reference.apply(structure, torch.from_numpy(x), tensors).numpy(), wanted) <= most
         assert str(structure)
     return reached
 

@@ -136,7 +136,9 @@ def _compare_replay(graph: Any, found: list[Tensor], expected: list[Tensor]) -> 
     graph.replay()
     runtime.synchronize()
     for a, b in zip(found, expected, strict=True):
-        allowed = 64 * torch.finfo(b.dtype).eps * float(b.detach().abs().max()) if b.numel() else 0.0
+        # the same kernels on the same numbers: half of the digits tell it from one that reads other memory, and leave
+        # room for atomic additions, which come in any order
+        allowed = torch.finfo(b.dtype).eps ** 0.5 * float(b.detach().abs().max()) if b.numel() else 0.0
         if not torch.allclose(a, b, rtol=0, atol=allowed):
             raise NoGraph("a replay of the captured graph gives another result than the call")
 

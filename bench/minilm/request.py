@@ -13,7 +13,7 @@ from bench.files.errors import one_of
 from bench.machine import setup
 from bench.sweep.points import DENSE, NEAR
 from bench.sweep.request import in_order
-from structures.options import fit_options
+from structures.options import closest_options
 from structures.projection.project import DAMPING
 from structures.spec import SpecError
 
@@ -100,7 +100,7 @@ def _point(name: str, share: float, shapes: Iterable[Shape], affordable: bool) -
     options: Options = {}
     near = True
     for shape in shapes:
-        options[shape] = fit_options(name, *shape, params=share)
+        options[shape] = dict(closest_options(name, *shape, params=share).options)
         structure = structures.get(name).bind(*shape, **options[shape])  # type: ignore[arg-type]
         near &= abs(structure.params / structure.dense_params / share - 1) <= NEAR
         flops = structure.flops() / structure.dense_flops()

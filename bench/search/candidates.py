@@ -16,7 +16,7 @@ from bench.sweep.request import options_text
 from structures import space
 from structures.algebra.rank import rank_bounds
 from structures.language.expressions import divisors
-from structures.options import fit_options
+from structures.options import closest_options
 from structures.space.term import MemberTerm, term
 from structures.spec import Spec, SpecError
 from structures.structure import Structure
@@ -150,7 +150,7 @@ def _entries(request: SearchRequest, rejected: Counter[str]) -> Iterator[Candida
         if name == DENSE:
             continue
         try:
-            options = fit_options(name, *widths, **{quantity: share})  # type: ignore[arg-type]
+            options = dict(closest_options(name, *widths, **{quantity: share}).options)  # type: ignore[arg-type]
             bound = structures.get(name).bind(*widths, **options)  # type: ignore[arg-type]
         except SpecError:
             rejected["named entry that does not fit the widths"] += 1

@@ -74,10 +74,11 @@ class _Checked:
     """What `bench.sweep.check` asks of a layer."""
 
     router_may_idle = False  # entries with a gate are not searched
+    sums = None
 
     def __init__(self, structure: Structure, layer: StructuredLinear):
         assert layer.bias is not None
-        self.forward = layer
+        self.structure, self.forward = structure, layer
         self.parameters = (*layer.factors, layer.bias)
         self.meaning = lambda x, p: reference.apply(structure, x, p[:-1], p[-1])
         self.plain = lambda x, p: backends.apply(PLAIN, structure, x, p[:-1], p[-1])

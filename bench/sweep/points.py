@@ -10,7 +10,7 @@ from functools import lru_cache
 import structures
 from bench.sweep.request import Block, Budget, Request, Wanted, options_text, read_options
 from bench.sweep.shapes import Shape
-from structures.options import fit_options
+from structures.options import closest_options
 from structures.spec import SpecError
 from structures.structure import Structure
 
@@ -207,7 +207,7 @@ def _of_entry(
 def _fitted(name: str, shape: Shape, budget: Budget, affordable: bool) -> tuple[str, str | None]:
     """Options for a budget and None, or a reason why not."""
     try:
-        options = fit_options(name, *shape, **{budget.quantity: budget.share})  # type: ignore[arg-type]
+        options = dict(closest_options(name, *shape, **{budget.quantity: budget.share}).options)  # type: ignore[arg-type]
         structure = structures.get(name).bind(*shape, **options)  # type: ignore[arg-type]
     except SpecError as error:
         return "", str(error)

@@ -17,6 +17,7 @@ from bench.sweep.points import CANDIDATES, DENSE, Point, bound
 from bench.sweep.request import read_options
 from structures import StructuredLinear, backends, reference
 from structures.backends.experts import grouped
+from structures.exactness import Sums
 from structures.spec import SpecError
 from structures.structure import Structure
 
@@ -46,6 +47,7 @@ class Subject:
     plain: Callable[[Tensor, Sequence[Tensor]], Tensor]
     executed_flops: Callable[[int, bool], int]
     state: Callable[[], dict[str, Tensor]]  # what a checkpoint holds
+    sums: Callable[[int], Sequence[Sums]] | None = None  # of so many tokens, where it is more than one linear map
 
     def step(self, x: Tensor, dy: Tensor | None) -> Callable[[], object]:
         """One call as it is timed: forward, or with `dy` forward and the gradients of x and all parameters."""

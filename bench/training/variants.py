@@ -21,7 +21,7 @@ from bench.training.settings import DISTILLED, Setting
 from structures import StructuredLinear, distil
 from structures.models import linears
 from structures.models.swap import swap
-from structures.options import fit_options
+from structures.options import closest_options
 from structures.spec import SpecError
 
 REMOVED = "removed"
@@ -170,7 +170,7 @@ def _own(name: str, widths: tuple[int, int], variant: Variant) -> dict[str, obje
 
 @lru_cache(maxsize=4096)
 def _fitted_text(name: str, widths: tuple[int, int], quantity: str, share: float) -> str:
-    return options_text(fit_options(name, *widths, **{quantity: share}))  # type: ignore[arg-type]
+    return options_text(dict(closest_options(name, *widths, **{quantity: share}).options))  # type: ignore[arg-type]
 
 
 def _fitted(name: str, widths: tuple[int, int], quantity: str, share: float) -> dict[str, object]:

@@ -36,7 +36,7 @@ def save_swapped(model: nn.Module, folder: Folder) -> None:
         OSError: the folder cannot be made or written into; of the kind that the system raised, and names the folder.
 
     >>> from tempfile import TemporaryDirectory
-    >>> from structures.swap import swap
+    >>> from structures import swap
     >>> model = nn.Sequential(nn.Linear(64, 32))
     >>> rows = swap(model, {"*": "dyad_it"}).rows
     >>> with TemporaryDirectory() as folder:

@@ -181,7 +181,7 @@ def test_a_counter_that_stands_still_gives_no_figure():
 
 FAKE_NVML = """
 import itertools, sys, types
-from bench import energy
+from bench.machine import energy
 energy.SECONDS = {"cpu": 1e-3, "cuda": 1e-3}
 readings = itertools.count(1000, 500)
 sys.modules["pynvml"] = types.SimpleNamespace(NVMLError=OSError, nvmlInit=lambda: None,

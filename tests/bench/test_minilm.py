@@ -22,7 +22,8 @@ from bench.files.run import RunRecord
 from bench.files.stages import StageJournal
 from bench.machine import setup
 from bench.report import page
-from bench.report.drawing import sections
+from bench.report.drawing import curve as curves
+from bench.report.drawing import sections, style
 from bench.report.others import models, widths
 from bench.training import width_check
 
@@ -149,7 +150,7 @@ def test_dyad_keeps_its_colour_and_the_fill_tells_plain_from_aware(tmp_path: Pat
     for (structure, way, _), look in looks.items():
         if way != "control":
             assert look.hollow == (way == "plain")
-            assert (look.colour == report.style.DYAD) == structure.startswith("dyad")
+            assert (look.colour == style.DYAD) == structure.startswith("dyad")
 
 
 def test_a_structure_looks_alike_in_every_section_and_panel(tmp_path: Path) -> None:
@@ -159,8 +160,8 @@ def test_a_structure_looks_alike_in_every_section_and_panel(tmp_path: Path) -> N
     own = sections.looks(names)
     for panel in report.panels.panels(results):
         for curve in panel.curves:
-            if curve.kind == report.panels.STRUCTURE:
-                assert report.style.styles(panel.curves, names)[curve.id] == own[curve.structure]
+            if curve.kind == curves.STRUCTURE:
+                assert style.styles(panel.curves, names)[curve.id] == own[curve.structure]
     drawn = {row.structure: look.marker for row, look in beside[0].content["rows"] if row.way == "aware"}
     assert drawn == {name: own[name].marker for name in drawn}
 

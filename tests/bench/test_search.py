@@ -348,7 +348,8 @@ def test_the_output_is_json_in_a_folder_that_exists(no_setup: None, capsys: pyte
 def test_a_timer_checks_and_pairs_with_dense() -> None:
     timer = Timer(asked(mode="train"))
     found = timer.measure(structures.get("low_rank").bind(32, 64, rank=4), request_effort())
-    assert set(found) == {"speedup", "seconds", "backend", "error"} and found["error"] < 1e-4
+    assert set(found) == {"speedup", "seconds", "backend", "error"}
+    assert 0 <= found["error"] < torch.finfo(torch.float32).eps ** 0.5  # half of the digits: no rounding takes more
     assert found["speedup"]["q1"] <= found["speedup"]["median"] <= found["speedup"]["q3"]
     assert timer.way in ("linear", "addmm") and timer.seconds > 0
 

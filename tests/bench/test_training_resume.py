@@ -21,6 +21,9 @@ import torch.multiprocessing as mp  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 SHORT = "train regression --scale smoke --structures dyad_it --widths 64 --rates 0.004 --tune-steps 4 --only losses"
+# Rows have five digits, so that two losses of a pair are up to 1e-4 apart by being written. As much again for three
+# steps in which gradients are summed in another order: each rounds by 6e-8, and may multiply what came before tenfold.
+CLOSE = 2e-4
 AS_RUN = ("seconds_as_run", "processes", "versions")
 
 
@@ -135,4 +138,4 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         assert theirs.keys() == ours.keys()
         for which, curve in ours.items():
             assert [step for step, _ in theirs[which]] == [step for step, _ in curve]
-            assert [loss for _, loss in theirs[which]] == pytest.approx([loss for _, loss in curve], rel=2e-4), which
+            assert [loss for _, loss in theirs[which]] == pytest.approx([loss for _, loss in curve], rel=CLOSE), which
