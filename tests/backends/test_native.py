@@ -525,6 +525,10 @@ def smooth(structure, tokens: int):
     return [t.requires_grad_() for t in made], dy
 
 
+# What torch itself warns of on first use of its transforms and compilers; none of it concerns what they do here.
+quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*torch.jit.*")
+
+
 @pytest.mark.parametrize("name", ["dyad_it", "monarch", "pixelfly"])
 def test_it_is_differentiable_twice(name):
     structure = structures.get(name).bind(48, 96, **({"rank": 2} if name == "pixelfly" else {}))
@@ -539,6 +543,7 @@ def test_it_is_differentiable_twice(name):
         torch.testing.assert_close(f, w, rtol=1e-3, atol=1e-4)
 
 
+@quiet
 def test_function_transforms_agree_with_torch_s_own_products():
     structure = structure_of("monarch", (48, 96))
     made, _ = operands(structure, 6)
@@ -561,6 +566,7 @@ def test_function_transforms_agree_with_torch_s_own_products():
         torch.testing.assert_close(f, w, rtol=1e-4, atol=1e-4)
 
 
+@quiet
 def test_forward_mode_derivatives_agree():
     import torch.autograd.forward_ad as forward_ad
 
@@ -574,6 +580,7 @@ def test_forward_mode_derivatives_agree():
     torch.testing.assert_close(*tangents, rtol=1e-4, atol=1e-5)
 
 
+@quiet
 def test_several_output_gradients_at_once():
     structure = structure_of("monarch", (48, 96))
     made, _ = smooth(structure, 6)
@@ -673,6 +680,7 @@ def test_what_a_counter_of_flops_sees_is_what_is_executed():
     assert counted.get_total_flops() == native.executed_flops(structure, 20, train=True)
 
 
+@quiet
 def test_a_trace_holds_the_operator_and_no_constant():
     structure = structure_of("monarch", (48, 96))
     made, _ = operands(structure, 20)
@@ -685,12 +693,14 @@ def test_a_trace_holds_the_operator_and_no_constant():
 def test_a_structure_written_as_text_is_bound_again(name):
     structure = structures.get(name).bind(144, 48)
     again = operators.bound(operators.name(structure))
-    assert again == structure and again is not structure
+    assert again is not structure
+    for field in ("terms", "factors", "sizes", "in_features", "out_features"):
+        assert getattr(again, field) == getattr(structure, field)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"entry": {}, "widths": [1], "options": {}}', "[" * 2000])
 def test_a_text_that_is_no_structure_is_an_error(text):
-    with pytest.raises(ValueError, match=r"no structure|Expecting"):
+    with pytest.raises(ValueError, match="is no structure"):
         operators.bound(text)
 
 
@@ -717,8 +727,6 @@ class Product(torch.nn.Module):
 
 
 COMPILERS = pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
-# What the compiler itself warns of; none of it concerns the graph.
-quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*torch.jit.*")
 
 
 @quiet
@@ -754,11 +762,11 @@ def test_an_exported_graph_holds_one_operator_for_any_number_of_tokens(tmp_path)
     more = torch.randn(100, 48)
     torch.save((more, made(more).detach()), tmp_path / "pair.pt")
     done = python(
-        "import torch, structures, sys\n"
+        "import torch, structures\n"
+        "from structures.backends import native  # whose operators the graph names\n"
         f"x, wanted = torch.load({str(tmp_path / 'pair.pt')!r})\n"
         f"y = torch.export.load({str(tmp_path / 'model.pt2')!r}).module()(x)\n"
         "torch.testing.assert_close(y, wanted)\n"
-        "from structures.backends import native; assert native\n"
     )
     assert done.returncode == 0, done.stderr
 

@@ -51,8 +51,8 @@ def bound(text: str) -> Structure:
         found = json.loads(text)
         entry, (in_features, out_features), options = found["entry"], found["widths"], found["options"]
         return Spec(**entry).bind(in_features, out_features, **options)
-    except (KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"operator {NAMESPACE}::native: no structure is written in {text[:80]!r}: {error}") from None
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"operator {NAMESPACE}::native: {text[:80]!r} is no structure: {error}") from None
 
 
 def traced(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:

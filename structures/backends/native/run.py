@@ -16,6 +16,8 @@ from structures.backends.native.lower import Lowered, lower
 from structures.structure import Structure
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_functorch_active = torch._C._are_functorch_transforms_active
+_batched = torch._C._functorch.is_legacy_batchedtensor  # type: ignore[attr-defined]  # is_grads_batched=True
 MOST = 1024  # plans and arrays of pointers that a program remembers; beyond it forgets them all
 
 
@@ -227,7 +229,7 @@ class _Native(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, *factors = ctx.saved_tensors
         graph = torch.is_grad_enabled()
-        if graph or torch._C._are_functorch_transforms_active():
+        if graph or _functorch_active() or _batched(dy):
             found = differentiable(ctx.structure, ctx.want, x, factors, dy, graph=graph)
         else:
             found = ctx.program.backward(x, factors, dy, ctx.want, ctx.copies)
