@@ -70,7 +70,10 @@ class AffineStep:
         """The same step over a copy of its factor in the order batch, contracted, cols."""
         block = self.contracted * self.cols
         return replace(
-            self, w_batch=_row(self.batch, block), w_contracted=_row(self.contracted, self.cols), w_cols=_row(self.cols, 1)
+            self,
+            w_batch=_row(self.batch, block),
+            w_contracted=_row(self.contracted, self.cols),
+            w_cols=_row(self.cols, 1),
         )
 
     @property
@@ -86,7 +89,9 @@ class AffineStep:
     @property
     def read_run(self) -> int:
         """How many features lie side by side along what is contracted, or along the rows."""
-        along = self.a_runs.length if self.a_runs and self.a_runs.stride == 1 else run(self.a_contracted, self.contracted)
+        along = (
+            self.a_runs.length if self.a_runs and self.a_runs.stride == 1 else run(self.a_contracted, self.contracted)
+        )
         return max(along, run(self.a_rows, self.rows))
 
     @property
@@ -145,7 +150,11 @@ def _step(step: Product, *, covers: bool = True) -> AffineStep:
     rows = step.entries // step.blocks
     w_batch, w_contracted, w_cols = (
         _all(step, "factor", table)
-        for table in (step.w_base.numbers.reshape(step.blocks, rows)[:, 0], step.w_contracted.numbers, step.w_cols.numbers)
+        for table in (
+            step.w_base.numbers.reshape(step.blocks, rows)[:, 0],
+            step.w_contracted.numbers,
+            step.w_cols.numbers,
+        )
     )
     c_batch, c_rows = _separate(step, step.c.base.numbers.reshape(step.blocks, rows))
     made = AffineStep(
@@ -203,7 +212,9 @@ def _back(step: Product, features: int) -> AffineStep:
 def _positions(side: Side, entries: int) -> _Numbers:
     """Every offset of a side: (entries, length)."""
     offsets = side.offsets.numbers.reshape(-1, side.length).astype(np.int64)
-    return np.ascontiguousarray(side.base.numbers.astype(np.int64)[:, None] + np.broadcast_to(offsets, (entries, side.length)))
+    return np.ascontiguousarray(
+        side.base.numbers.astype(np.int64)[:, None] + np.broadcast_to(offsets, (entries, side.length))
+    )
 
 
 def _separate(step: Product, base: npt.NDArray[np.int32]) -> tuple[Digits, Digits]:

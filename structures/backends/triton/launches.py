@@ -118,7 +118,7 @@ def ways(launch: Launch, tokens: int, itemsize: int, on: Card) -> list[Way]:
     steps = tuple(s.canonical if c else s for s, c in zip(launch.steps, canonical, strict=True))
     narrow = tuple(s.read_run < VECTOR and s.a_runs is None and s.rows == 1 and s.contracted > 1 for s in steps)
     as_they_lie = (False,) * len(steps)
-    found += _tiled(STRIDED, steps, as_they_lie, as_they_lie, tokens, itemsize, on)
+    found += _tiled(STRIDED, launch.steps, as_they_lie, as_they_lie, tokens, itemsize, on)
     if any(canonical):
         found += _tiled(STRIDED, steps, as_they_lie, canonical, tokens, itemsize, on)
     if any(narrow):
@@ -147,7 +147,9 @@ def _turns(steps: Sequence[AffineStep]) -> bool:
     first = steps[0]
     if first.batch not in (2, 4) or any(s.rows > 1 or s.a_runs for s in steps):
         return False
-    if any((s.batch, s.cols, s.c_batch, s.c_cols) != (first.batch, first.cols, first.c_batch, first.c_cols) for s in steps):
+    if any(
+        (s.batch, s.cols, s.c_batch, s.c_cols) != (first.batch, first.cols, first.c_batch, first.c_cols) for s in steps
+    ):
         return False
     read = [_interleaved(s.a_batch, s.a_contracted, s.batch, s.contracted) for s in steps]
     written = _interleaved(first.c_batch, first.c_cols, first.batch, first.cols)
@@ -164,7 +166,9 @@ def _blocks(form: str, steps: Sequence[AffineStep], tokens: int, itemsize: int, 
     return [block for block in every if _whole(steps, *block[1:])] or every
 
 
-def _fitting(form: str, steps: Sequence[AffineStep], tokens: int, itemsize: int, on: Card) -> Iterator[tuple[int, int, int]]:
+def _fitting(
+    form: str, steps: Sequence[AffineStep], tokens: int, itemsize: int, on: Card
+) -> Iterator[tuple[int, int, int]]:
     rows, cols = tokens * steps[0].rows, steps[0].cols
     contracted = min(s.contracted for s in steps)
     wide = 256 if on.capability >= 90 and itemsize == 2 else 128
@@ -193,7 +197,7 @@ def _whole(steps: Sequence[AffineStep], bm: int, bk: int) -> bool:
 def _keeps(of: Digits, n: int) -> bool:
     """Whether a tile's edge of n divides the fastest digit, so that offsets are one number and one stride."""
     size = of[0][1]
-    return size < 16 and size > 0 or size % n == 0
+    return (size < 16 and size > 0) or size % n == 0
 
 
 def _above(n: int) -> int:
@@ -284,4 +288,3 @@ def gradient_block(step: AffineStep, itemsize: int) -> tuple[int, int, int]:
     cols = edge(step.cols, most, step.w_cols, step.c_cols)
     contracted = edge(step.contracted, most, step.w_contracted, step.a_contracted)
     return (64 if itemsize == 2 else 32, cols, contracted)
-

@@ -146,7 +146,9 @@ class _Triton(torch.autograd.Function):
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             found = differentiable(ctx.structure, ctx.want, x, factors, dy, graph=torch.is_grad_enabled())
         else:
-            found = backward(ctx.structure, [x if x.stride(1) == 1 else x.contiguous(), *between, dy], factors, dy, ctx.want)
+            found = backward(
+                ctx.structure, [x if x.stride(1) == 1 else x.contiguous(), *between, dy], factors, dy, ctx.want
+            )
         return None, None, *found
 
 
@@ -174,7 +176,11 @@ def explain(structure: Structure, tokens: int, itemsize: int, on: Card) -> str:
 
 
 def _run(
-    made: TritonProgram, order: Sequence[Launch], buffers: Sequence[Tensor], factors: Sequence[Tensor], bias: Tensor | None
+    made: TritonProgram,
+    order: Sequence[Launch],
+    buffers: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    bias: Tensor | None,
 ) -> None:
     x = buffers[0]
     last = len(buffers) - 1
@@ -187,7 +193,12 @@ def _run(
 
 
 def _launch(
-    made: TritonProgram, way: Way, launch: Launch, buffers: Sequence[Tensor], factors: Sequence[Tensor], bias: Tensor | None
+    made: TritonProgram,
+    way: Way,
+    launch: Launch,
+    buffers: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    bias: Tensor | None,
 ) -> None:
     from structures.backends.triton import kernels  # triton is imported where it runs
 
@@ -208,8 +219,8 @@ def _launch(
     tiles_p, tiles_m = -(-rows // bp), -(-way.steps[0].cols // bm)
     if way.form == plans.TURNED:
         kernels.turned[tiles_p, tiles_m](
-            c, given, a0, w0, a1, w1, tokens, c.stride(0), a0.stride(0), a1.stride(0), d0, d1, len(operands), bp, bm, bk,
-            bias is not None, launch.add, precision, **options,
+            c, given, a0, w0, a1, w1, tokens, c.stride(0), a0.stride(0), a1.stride(0), d0, d1,
+            len(operands), bp, bm, bk, bias is not None, launch.add, precision, **options,
         )  # fmt: skip
         return
     tiles = tiles_p * tiles_m * way.steps[0].batch
@@ -232,8 +243,8 @@ def _gradient(made: TritonProgram, step: AffineStep, target: Tensor, a: Tensor, 
     table = made.table(step, g.device)
     work, count = _workspace(g, tiles, split, bk * bm)
     kernels.gradient[tiles, split](
-        target, a, g, g if table is None else table, work, count, tokens, a.stride(0), g.stride(0), step.constants, length,
-        bp, bm, bk, split, add, _precision(g), num_warps=8 if bk * bm >= 128 * 128 else 4, num_stages=3,
+        target, a, g, g if table is None else table, work, count, tokens, a.stride(0), g.stride(0), step.constants,
+        length, bp, bm, bk, split, add, _precision(g), num_warps=8 if bk * bm >= 128 * 128 else 4, num_stages=3,
     )  # fmt: skip
 
 
@@ -278,9 +289,10 @@ def _copied(buffer: Tensor, step: AffineStep, tokens: int) -> Tensor:
     return _strided(buffer, (tokens,), (buffer.stride(0),), groups).view(tokens, -1)
 
 
-def _strided(of: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...], groups: Sequence[tuple[Digits, int]]) -> Tensor:
+def _strided(
+    of: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...], groups: Sequence[tuple[Digits, int]]
+) -> Tensor:
     for digits, length in groups:
         more, apart = dims(digits, length)
         sizes, strides = (*sizes, *more), (*strides, *apart)
     return torch.as_strided(of, sizes, strides, of.storage_offset()).contiguous()
-
