@@ -163,6 +163,10 @@ def finish(
     A product is added onto an earlier piece that lies alike; the bias is folded into a first piece that is the result
     already; what is left is placed by permuting additions.
     """
+    if price.rates.placed:
+        placed = _into_blocks(price, result, chains, pieces, outputs, bias=bias)
+        if placed is not None:
+            return placed
     ops: list[Op] = []
     left: list[tuple[str, Layout, Layout]] = []
     extra = 0.0
@@ -190,6 +194,31 @@ def finish(
         ops, extra = [*ops, *turned], extra + sum(price(op) for op in turned)
     place = Assemble(result, tuple(left), bias)
     return (*ops, place), extra + price(place)
+
+
+def _into_blocks(
+    price: Price, result: str, chains: Sequence[tuple[Op, ...]], pieces: Sequence[Tensor], outputs: Sequence[Layout],
+    *, bias: bool,
+) -> tuple[tuple[Op, ...], float] | None:  # fmt: skip
+    """The last product of every term written where its blocks lie in the flat result, each added onto the one before.
+
+    None where a term ends otherwise, or its blocks lie with the cols outside.
+    """
+    ops: list[Op] = []
+    extra, into = 0.0, ""
+    for number, (chain, (name, _), output) in enumerate(zip(chains, pieces, outputs, strict=True)):
+        last = chain[-1] if chain else None
+        if not isinstance(last, Multiply) or last.result != name or last.into:
+            return None
+        p = last.product
+        whole = (*p.rows, *p.batch, *p.cols)
+        if p.reduced or p.rows != (TOKENS,) or not p.batch or not p.cols or output != whole:
+            return None
+        target = result if number == len(chains) - 1 else f"{result}_{number}"
+        op = replace(last, result=target, into=into, bias=bias and not number, apart=False, placed=True)
+        ops += [*chain[:-1], op]
+        extra, into = extra + price(op) - price(last), target
+    return tuple(ops), extra
 
 
 def _turned_first(left: Sequence[tuple[str, Layout, Layout]]) -> tuple[list[Op], list[tuple[str, Layout, Layout]]]:
