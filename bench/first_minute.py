@@ -2,8 +2,8 @@
 
     python -m bench.first_minute FILE           a line of JSON for each comparison, written at once
 
-1. a dense layer of 4096 x 4096 for 4096 tokens by the step kernel and by the vendor's library: its rate is the ceiling of
-   every other launch;
+1. a dense layer of 4096 x 4096 for 4096 tokens by the step kernel and by the vendor's library: its rate is the ceiling
+   of every other launch;
 2. DYAD with 4 blocks at 128, 512 and 4096 tokens: strided, copied, turned, and the planner's programs;
 3. DYAD's products by `baddbmm` straight into y's blocks, against the planner's programs.
 

@@ -80,7 +80,7 @@ class Run:
         print(f"{time.monotonic() - self.begun:6.1f} s  {text}", flush=True)
 
     def check(self) -> bool:
-        """Outputs and gradients of every structure by every backend, in as many processes as there are cores to spare."""
+        """Outputs and gradients of every structure by every backend, in half as many processes as there are cores."""
         count = max(1, min(8, (os.cpu_count() or 1) // 2))
         options = {"dtypes": "float32,bfloat16", "mode": "forward,train", "shapes": "256x384", "tokens": "19"}
         options |= {"backend": BACKENDS, "time-budget": f"{int(CHECK - SPARE)}s", "point-timeout": "40s"}

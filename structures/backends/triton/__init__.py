@@ -29,7 +29,7 @@ OLDEST = (8, 0)  # compute capability: what has cp.async and bfloat16
 
 
 def refuses(structure: Structure, x: Tensor) -> str | None:
-    """The kernels run float32, bfloat16 and float16 on CUDA, where triton is installed; on the CPU in its interpreter."""
+    """The kernels run float32, bfloat16 and float16 on CUDA, where triton is installed; interpreted on the CPU."""
     if x.dtype not in DTYPES:
         return f"it runs float32, bfloat16 and float16, x is {str(x.dtype).removeprefix('torch.')}"
     if not x.is_cuda and not x.is_meta:

@@ -159,8 +159,8 @@ def _step(step: Product, *, covers: bool = True) -> AffineStep:
     c_batch, c_rows = _separate(step, step.c.base.numbers.reshape(step.blocks, rows))
     made = AffineStep(
         step.factor, step.source, step.target, step.blocks, rows, step.contracted, step.cols,
-        STILL, STILL, STILL, w_batch, w_contracted, w_cols, c_batch, c_rows, _all(step, "result", step.c.offsets.numbers),
-        covers=covers,
+        STILL, STILL, STILL, w_batch, w_contracted, w_cols, c_batch, c_rows,
+        _all(step, "result", step.c.offsets.numbers), covers=covers,
     )  # fmt: skip
     base = digits(step.a.base.numbers.reshape(step.blocks, rows)[:, 0])
     offsets = digits(step.a.offsets.numbers) if not step.a.stride else None

@@ -4,8 +4,8 @@ A table is affine in its digits where
 
     table[i] - table[0] = sum over digits (divisor, size, stride) of (i // divisor) % size * stride
 
-The tables of views, permutations, strides and interleaved batches are all of this kind; only a gather's is not, and what
-is left of it is one number for each run of neighbours (`Runs`).
+The tables of views, permutations, strides and interleaved batches are all of this kind; only a gather's is not, and
+what is left of it is one number for each run of neighbours (`Runs`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def dims(of: Digits, length: int) -> tuple[list[int], list[int]]:
 
 @dataclass(frozen=True)
 class Runs:
-    """Rows of a table that is not affine: where each run of `length` neighbours starts, in units, and how it goes on."""
+    """A table that is not affine, row by row: where each run of `length` neighbours starts, and how it goes on."""
 
     length: int
     stride: int

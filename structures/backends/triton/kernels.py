@@ -1,5 +1,5 @@
-"""The Triton kernels: one product over digits for every step of every structure, its form for blocks that lie interleaved,
-and a factor's gradient.
+"""The Triton kernels: one product over digits for every step of every structure, its form for interleaved blocks, and a
+factor's gradient.
 
 `D`, a constant, is `AffineStep.constants`: sizes, then where in it each list of digits begins. Nothing here knows a
 structure, and every offset but a gather's is arithmetic of constants.
@@ -180,8 +180,8 @@ def step(
         f0 = b * D0[M] + m0
         LENGTH1: tl.constexpr = ((D1[K] + SPLIT - 1) // SPLIT + BK - 1) // BK * BK
         acc = product(
-            acc, A1, W1, T1, a1_stride, rows, D1, f0 // D1[M], f0 % D1[M], part * LENGTH1, LENGTH1, BP, BM, BK, p0, EVEN,
-            PRECISION,
+            acc, A1, W1, T1, a1_stride, rows, D1, f0 // D1[M], f0 % D1[M], part * LENGTH1, LENGTH1, BP, BM, BK, p0,
+            EVEN, PRECISION,
         )  # fmt: skip
     p = p0 + tl.arange(0, BP)
     m = m0 + tl.arange(0, BM)
