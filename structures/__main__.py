@@ -1,4 +1,4 @@
-"""`python -m structures list | show NAME IN OUT [--option value] | table | plan CONFIG --rule KEY STRUCTURE`."""
+"""`python -m structures list | show NAME IN OUT [--option value] | table | plan CONFIG --rule KEY NAME | build`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from structures import registry
+from structures.models.config import SwapConfig
+from structures.models.rules import SKIP
 from structures.models.shapes import plan_lines
 from structures.spec import Spec, SpecError
 from structures.structure import Structure
@@ -37,16 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--rule",
         action="append",
         nargs="+",
-        required=True,
         metavar=("KEY", "STRUCTURE"),
         help="KEY STRUCTURE [option=value ...]; STRUCTURE may be none",
     )
+    plan.add_argument("--rules", metavar="FILE", help="a swap's config as JSON, in place of --rule and --skip")
     plan.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the config")
-    plan.add_argument("--skip", action="append", metavar="KEY", help="what stays, in place of heads and tied")
+    plan.add_argument("--skip", action="append", metavar="KEY", help=f"what stays, in place of {', '.join(SKIP)}")
     plan.add_argument("--each", action="store_true", help="a line for every layer")
     calibrated = commands.add_parser("calibrate", help="measure this machine once, alone on it: the planner's prices")
     calibrated.add_argument("--dtype", action="append", metavar="NAME", help="float32 and bfloat16 unless given")
     calibrated.add_argument("--threads", type=int, metavar="N", help="torch's own number unless given")
+    commands.add_parser("build", help="compile the native kernel now, not at the first call")
     parsed = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -61,9 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.command == "calibrate":
             print("\n".join(_calibrated(parsed.dtype, parsed.threads)))
             return 0
+        if parsed.command == "build":
+            print(_built())
+            return 0
         if parsed.command == "plan":
-            skip = parsed.skip or ("heads", "tied")
-            print("\n".join(plan_lines(parsed.config, parsed.rule, overrides=parsed.set, skip=skip, each=parsed.each)))
+            rules = _rules(parsed.rule, parsed.rules)
+            lines = plan_lines(parsed.config, rules, overrides=parsed.set, skip=parsed.skip, each=parsed.each)
+            print("\n".join(lines))
         elif parsed.command == "table" and parsed.into:
             print(_write_table(Path(parsed.into)))
         else:
@@ -72,6 +79,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error.args[0], file=sys.stderr)
         return 2
     return 0
+
+
+def _rules(words: Sequence[Sequence[str]] | None, file: str | None) -> Sequence[Sequence[str]] | SwapConfig:
+    """The rules of a plan, from the command line or from a file."""
+    if (words is None) == (file is None):
+        raise ValueError("plan takes rules by --rule KEY STRUCTURE [option=value ...], or a file of them by --rules")
+    if words is not None:
+        return words
+    try:
+        return SwapConfig.from_json(Path(str(file)).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def table() -> list[str]:
@@ -108,6 +129,19 @@ def _write_table(file: Path) -> str:
 def _placed(structure: Structure) -> str:
     found = structure.taxonomy
     return "" if found is None else ", ".join(f"{round(n, 2):g}" for n in (found.omega, found.psi, found.nu))
+
+
+def _built() -> str:
+    """Compile the native kernel, or try again what failed before; what is there now, in a line."""
+    from structures.backends.native import kernel
+    from structures.backends.native.objects import Unavailable
+
+    try:
+        library = kernel.load(again=True)
+    except Unavailable as error:
+        raise ValueError(f"the native kernel is not there: {error}") from None
+    threads = "torch's own threads" if library.threaded else "one thread: torch has loaded no OpenMP runtime it knows"
+    return f"{library.path}: vectors of {library.vector()} numbers, {threads}"
 
 
 def _calibrated(names: Sequence[str] | None, threads: int | None) -> list[str]:

@@ -39,13 +39,16 @@ def apply(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tens
     return y.reshape(*x.shape[:-1], structure.out_features)
 
 
-def to_dense(structure: Structure, factors: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
+def to_dense(
+    structure: Structure, factors: Sequence[Tensor], weights: Tensor | None = None, like: Tensor | None = None
+) -> Tensor:
     """W of shape (out_features, in_features), in the dtype of the factors.
 
     Args:
         weights: of a structure with a gate, each expert's weight (experts,); `factors` are then without the router.
+        like: a tensor of the dtype and device wanted where there is no factor that has them.
     """
-    like = factors[0] if factors else torch.empty(())
+    like = factors[0] if factors else torch.empty(()) if like is None else like
     identity = torch.eye(structure.in_features, dtype=like.dtype, device=like.device)
     if weights is not None:
         return mixture(structure, identity, factors, weights.to(like).expand(len(identity), -1)).t().contiguous()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from structures.exporting import exporting
 from structures.structure import Gate
 
 
@@ -82,14 +83,23 @@ def route(gate: Gate, x: Tensor, router: Tensor, *, training: bool = False) -> R
         logits = x.to(wide) @ router.to(wide).t()
     if training and gate.jitter is not None:
         logits = logits + gate.jitter * torch.randn_like(logits)
-    # a stable sort, so that equal logits keep the order of the experts; topk promises no order for them
-    ordered = logits.detach().sort(dim=1, descending=True, stable=True).indices
-    experts = ordered[:, : gate.active]
+    experts = _largest(logits.detach(), gate.active)
     weights = logits.gather(1, experts).softmax(1)
     if not training or gate.capacity is None:
         return Routing(logits, experts, weights)
     kept = _kept(gate, experts)
     return Routing(logits, experts, weights * kept, kept)
+
+
+def _largest(logits: Tensor, count: int) -> Tensor:
+    """(tokens, count): the places of the largest logits, the first of equal ones; topk promises no order for them."""
+    if not exporting():
+        return logits.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    found = [logits.argmax(1, keepdim=True)]  # ONNX has no stable sort; the first of equal ones is argmax's
+    while len(found) < count:
+        logits = logits.scatter(1, found[-1], -torch.inf)
+        found.append(logits.argmax(1, keepdim=True))
+    return torch.cat(found, 1)
 
 
 def room(gate: Gate, tokens: int) -> int:

@@ -32,7 +32,10 @@ class Spec(Entry):
         index: axes of the input view that are read through an integer expression of other axes.
         gate: makes an axis that no view holds an expert axis: `{"axis": name, "experts_active": expression}`, and
             optionally "jitter" and "capacity" (`structures.structure.Gate`).
-        init: the source's own initialisation: `{"uniform" or "normal": expression, "source": text}`.
+        init: the source's own initialisation: `{"uniform" (its bound), "normal" (its standard deviation) or
+            "spectral" (a multiple of that rule): expression, "bias": its bound, 0 for none, "source": text}`. Beside
+            the entry's names an expression knows the factor's fan_in and fan_out, the factors of its term, as they are
+            written, and the terms of the sum.
         file: where the entry stands, with `marks` giving line and column of each part, and whether it stands in one
             line, so that columns can be counted on.
     Raises:

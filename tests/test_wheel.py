@@ -83,7 +83,10 @@ def installed(wheel: Path) -> Path:
 
 
 def modules_of_the_checkout() -> list[str]:
-    return [str(file.relative_to(ROOT)) for file in (ROOT / "structures").rglob("*.py")]
+    """What the package needs to run: its modules, and the source that the native kernel is compiled from."""
+    package = ROOT / "structures"
+    files = [file for kind in ("*.py", "*.cpp", "*.h") for file in package.rglob(kind)]
+    return [str(file.relative_to(ROOT)) for file in files]
 
 
 def test_the_wheel_holds_the_package_its_registry_and_nothing_else(wheel: Path) -> None:

@@ -66,8 +66,7 @@ def seven_axes(theta: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _closed(structure: Map, powers: Mapping[str, float], psi: float, bound: bool, how: str) -> Taxonomy:
-    written = any(factor.repeated for pattern in structure.spec.patterns for factor in pattern.factors)
-    steps = max((_largest_step(structure, term, powers, written) for term in structure.terms), default=0.0)
+    steps = max((_largest_step(structure, term, powers) for term in structure.terms), default=0.0)
     factors = max((sum(powers[a] for a in factor) for factor in structure.factors), default=0.0)
     omega, nu = steps - factors, steps - 1
     return Taxonomy(_clean(omega), _clean(psi), _clean(nu), how, bound)
@@ -77,10 +76,10 @@ def _clean(value: float) -> float:
     return round(value, 9) + 0.0
 
 
-def _largest_step(structure: Map, term: Term, powers: Mapping[str, float], written: bool) -> float:
+def _largest_step(structure: Map, term: Term, powers: Mapping[str, float]) -> float:
     """The power of the costliest step, in the order of contraction where it is least."""
     order = tuple(structure.factors[step.factor] for step in term.steps)
-    several = itertools.permutations(order) if len(order) <= MAX_ORDERED and not written else [order]
+    several = itertools.permutations(order) if len(order) <= MAX_ORDERED else [order]
     return min(_cost(term, factors, powers) for factors in several)
 
 

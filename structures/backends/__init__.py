@@ -4,6 +4,7 @@
     apply(structure, x, factors, bias) -> y                x: (tokens, in_features), y: (tokens, out_features)
     executed_flops(structure, tokens, train) -> int        what it really computes, 2 per multiply-add
     prepare(structure) -> None                             optional: what can be worked out when a layer is made
+    release(factors) -> None                               optional: free what is kept of these factors
     GATED = True                                           optional: it runs structures with a gate, and no others
 
 For a structure with a gate the router is the last of `factors`; `weighted` of such a backend takes a routing instead.
@@ -16,10 +17,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from structures.backends import bmm, einsum, planned, triton
+from structures.backends import bmm, einsum, native, planned, triton
 from structures.backends.experts import all_experts, grouped, preferred
+from structures.exporting import exporting
 from structures.language.expressions import nearest
 from structures.routing import Routing
 from structures.structure import Structure
@@ -35,10 +38,11 @@ class Backend(Protocol):
     def executed_flops(self, structure: Structure, tokens: int = 1, *, train: bool = False) -> int: ...
 
 
-_BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned, "triton": triton}
+_BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned, "native": native, "triton": triton}
 _BACKENDS |= {"all_experts": all_experts, "grouped": grouped}
 AUTO = "auto"
-PREFERENCE = ("planned", "einsum")  # what `auto` tries, in this order
+OTHERWISE = ("planned", "einsum")  # what `auto` tries, in this order, where the native kernel is not preferred
+EXPORTED = ("bmm", "einsum")  # the same in an export, whose file is to hold the factors and no matrix made of them
 REMOVED = {  # names of former versions, and what to use now
     "autotune": "no measurement showed a gain; 'auto' runs the fastest program that is predicted",
     "dense_cache": "structures.to_linear(layer) gives the dense layer",
@@ -72,13 +76,15 @@ def get(name: str) -> Backend:
 
 
 def choose(name: str, structure: Structure, x: Tensor) -> str:
-    """The backend that runs: the one asked for, or for `auto` the first of PREFERENCE that does not refuse.
+    """The backend that runs: the one asked for, or for `auto` the one predicted to be fastest that does not refuse.
 
     Raises:
         ValueError: the backend asked for refuses; its reason is the message.
     """
+    if name == AUTO and structure.gate is None and native.preferred(structure, x):
+        return "native"
     reason = None
-    automatic = PREFERENCE if structure.gate is None else preferred(structure, x)
+    automatic = (EXPORTED if exporting() else OTHERWISE) if structure.gate is None else preferred(structure, x)
     for candidate in automatic if name == AUTO else (name,):
         reason = refusal(candidate, structure, x)
         if reason is None:
@@ -100,6 +106,27 @@ def prepare(structure: Structure) -> None:
     for backend in _BACKENDS.values():
         if getattr(backend, "GATED", False) == (structure.gate is not None):
             getattr(backend, "prepare", lambda structure: None)(structure)
+
+
+def release(factors: Sequence[Tensor]) -> None:
+    """Let every backend free what it keeps of these factors between calls."""
+    for backend in _BACKENDS.values():
+        getattr(backend, "release", lambda factors: None)(factors)
+
+
+def plan(
+    name: str, structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, bias: bool, grad: bool
+) -> planned.Plan | native.CallPlan:
+    """What the backend called `name` runs for so many tokens, with its predicted cost; print it.
+
+    Raises:
+        ValueError: the native kernel is asked for by name and refuses.
+    """
+    if name in (AUTO, "native"):
+        found = native.plan(structure, tokens, dtype=dtype, device=device, grad=grad, asked=name != AUTO)
+        if found is not None:
+            return found
+    return planned.plan(structure, tokens, dtype=dtype, device=device, bias=bias, grad=grad)
 
 
 def weighted(

@@ -12,6 +12,8 @@ from structures.language.notation import POSITION, Expanded, NotationError, Oper
 RESERVED_OPTIONS = frozenset({*WIDTHS, "bias", "device", "dtype", "backend", "init"})
 MAX_TERMS = 64
 GATE = ("axis", "experts_active", "jitter", "capacity")
+INITS = ("uniform", "normal", "spectral")  # what a source's own initialisation gives
+OF_A_FACTOR = ("fan_in", "fan_out", "factors", "terms")  # names it may use: of the factor's product, term and sum
 
 
 def check(spec: Entry) -> None:
@@ -153,11 +155,20 @@ def _check_gate(spec: Entry, axes: set[str], known: set[str]) -> None:
 def _check_init(spec: Entry) -> None:
     if not spec.init:
         return
-    kinds = [key for key, _ in spec.init if key != "source"]
-    if len(kinds) != 1 or kinds[0] not in ("uniform", "normal"):
-        raise spec.error("init has one of 'uniform' (its bound) or 'normal' (its standard deviation)", "init")
-    known = {n for n, _ in spec.options} | set(spec.axis_sizes) | {*WIDTHS, "fan_in", "fan_out"}
-    _parse_known(spec, dict(spec.init)[kinds[0]], known, "init", kinds[0])
+    rules = dict(spec.init)
+    kinds = [key for key in rules if key not in ("source", "bias")]
+    if len(kinds) != 1 or kinds[0] not in INITS:
+        raise spec.error(
+            "init has one of 'uniform' (its bound), 'normal' (its standard deviation) or 'spectral' (a multiple of "
+            "that rule's), and may have 'bias' (its bound; 0 for none) and 'source'", "init")  # fmt: skip
+    known = {n for n, _ in spec.options} | set(spec.axis_sizes) | set(WIDTHS)
+    _parse_known(spec, rules[kinds[0]], known | set(OF_A_FACTOR), "init", kinds[0])
+    for name in OF_A_FACTOR:
+        if name in known and name in names_in(rules[kinds[0]]):
+            message = f"{name!r} is the factor's own in an init, and an option or axis too; rename that"
+            raise spec.error(message, "init", kinds[0])
+    if "bias" in rules:
+        _parse_known(spec, rules["bias"], known, "init", "bias")
 
 
 def count_uses(

@@ -4,6 +4,7 @@ lower      steps as offset tables
 build      the library compiled by the machine's own compiler;  objects: where it is kept and what may be loaded
 library    the library by ctypes;  kernel: the one of this process
 run        calls, and the gradients;  kept: copies of factors that are kept;  operators: the same in graphs
+choosing   whether `auto` runs it
 """
 
 from __future__ import annotations
@@ -15,26 +16,18 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from structures.backends import planned
-from structures.backends.native import kept, kernel
+from structures.backends.native import kept
+from structures.backends.native.choosing import CallPlan, plan, preferred, refuses
 from structures.backends.native.operators import traced
-from structures.backends.native.run import DTYPES, eager, executed_flops, programs
+from structures.backends.native.run import eager, executed_flops
 from structures.structure import Structure
 
-__all__ = ["apply", "executed_flops", "refuses", "release"]
+__all__ = ["CallPlan", "apply", "executed_flops", "plan", "preferred", "refuses", "release"]
 
 PLAIN = (Tensor, torch.nn.Parameter)  # what has its numbers where data_ptr() says
 
 _functorch_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
-
-
-def refuses(structure: Structure, x: Tensor) -> str | None:
-    """The kernel runs float32 and bfloat16 on the CPU, where it can be compiled."""
-    if x.dtype not in DTYPES:
-        return f"it runs float32 and bfloat16, x is {str(x.dtype).removeprefix('torch.')}"
-    if not x.is_cpu and not x.is_meta:
-        return f"it runs on the CPU, x is on {x.device}"
-    return _refusal(structure)
 
 
 def apply(
@@ -57,10 +50,3 @@ def apply(
 def release(factors: Sequence[Tensor]) -> None:
     """Forget what is kept of these factors."""
     kept.release(factors)
-
-
-def _refusal(structure: Structure) -> str | None:
-    return programs(structure).refusal or kernel.reason()
-
-
-_refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a trace goes on with the answer

@@ -252,7 +252,7 @@ class Bound:
         self._closer = weakref.finalize(self, library._library.structures_close, address)
         self.pointers = _Pointer * len(numbers)  # the type of `factors` in calls
 
-    def _array(self, kind: type, values: Sequence[int]) -> int:
+    def _array(self, kind: type[ctypes._SimpleCData[int]], values: Sequence[int]) -> int:
         array = (kind * len(values))(*values)
         self._kept.append(array)
         return ctypes.addressof(array)

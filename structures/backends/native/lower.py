@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from structures.steps import Axes, Step
-    from structures.structure import Structure, Term
+    from structures.algebra.map import Term
+    from structures.algebra.steps import Axes, Step
+    from structures.structure import Structure
 
 LIMIT = 2**31  # tables hold offsets in 32 bits
 Offsets = npt.NDArray[np.int64]

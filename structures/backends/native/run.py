@@ -17,7 +17,7 @@ from structures.structure import Structure
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _functorch_active = torch._C._are_functorch_transforms_active
-_batched = torch._C._functorch.is_legacy_batchedtensor  # type: ignore[attr-defined]  # is_grads_batched=True
+_batched = torch._C._functorch.is_legacy_batchedtensor  # is_grads_batched=True
 MOST = 1024  # plans and arrays of pointers that a program remembers; beyond it forgets them all
 
 

@@ -172,10 +172,11 @@ _traced_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _traced(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-    """The pure form: under a transform differentiated as it stands, in a graph with the planned backward."""
+    """The pure form: under a transform and in torch.jit.trace, which checks itself without gradients, differentiated as
+    it stands; in a compiled graph with the planned backward."""
     want = None
-    dual = not torch.compiler.is_compiling() and forward_ad._current_level >= 0
-    if torch.is_grad_enabled() and not _functorch_active() and not dual:
+    as_it_stands = not torch.compiler.is_compiling() and (forward_ad._current_level >= 0 or torch._C._is_tracing())
+    if torch.is_grad_enabled() and not _functorch_active() and not as_it_stands:
         want = (x.requires_grad, bias is not None and bias.requires_grad, *[f.requires_grad for f in factors])
         if True not in want:
             want = None

@@ -1,0 +1,82 @@
+"""Whether the native kernel can run a call, and whether `auto` lets it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from structures.backends.native import kernel
+from structures.backends.native.library import Plan
+from structures.backends.native.run import DTYPES, executed_flops, programs
+from structures.exporting import exporting
+from structures.structure import Structure
+
+
+def refuses(structure: Structure, x: Tensor) -> str | None:
+    """The kernel runs float32 and bfloat16 on the CPU, where it can be compiled."""
+    if x.dtype not in DTYPES:
+        return f"it runs float32 and bfloat16, x is {str(x.dtype).removeprefix('torch.')}"
+    if not x.is_cpu and not x.is_meta:
+        return f"it runs on the CPU, x is on {x.device}"
+    return _refusal(structure)
+
+
+def preferred(structure: Structure, x: Tensor) -> bool:
+    """Whether `auto` runs the kernel: it can, nobody exports or traces, and it is predicted to be fastest.
+
+    An exported or traced model holds torch's own operations instead, so that it needs nothing of this package.
+    """
+    if not x.is_cpu or refuses(structure, x) is not None:
+        return False
+    return torch._C._get_tracing_state() is None and not exporting()
+
+
+@dataclass(frozen=True)
+class CallPlan:
+    """How the kernel runs a call of so many tokens; print it."""
+
+    structure: Structure
+    tokens: int
+    grad: bool
+    way: Plan
+
+    def flops(self, tokens: int) -> int:
+        """Floating-point operations, 2 per multiply-add, without the bias."""
+        return executed_flops(self.structure, tokens, train=self.grad)
+
+    def __str__(self) -> str:
+        s = self.structure
+        what = "forward and backward" if self.grad else "forward"
+        steps = ", ".join(str(tuple(s.numel(g) for g in (x.batch, x.rows, x.contracted, x.cols))) for x in s.steps)
+        return (
+            f"{s.in_features} -> {s.out_features}, {self.tokens} tokens, {what}: the native kernel, {self.way}\n"
+            f"steps (batch, rows, contracted, cols): {steps}"
+        )
+
+
+def plan(
+    structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, grad: bool, asked: bool
+) -> CallPlan | None:
+    """What the kernel runs, where it is what runs: it is asked for by name, or `auto` prefers it.
+
+    Raises:
+        ValueError: it is asked for and refuses.
+    """
+    x = torch.empty(0, structure.in_features, dtype=dtype, device=device)
+    reason = refuses(structure, x)
+    if asked and reason is not None:
+        raise ValueError(f"backend 'native': {reason}")
+    if reason is not None or not (asked or preferred(structure, x)):
+        return None
+    program = programs(structure).of(dtype)
+    keeps = 0 if grad else program.keeps
+    return CallPlan(structure, tokens, grad, program.plan(tokens, torch.get_num_threads(), keeps, training=grad))
+
+
+def _refusal(structure: Structure) -> str | None:
+    return programs(structure).refusal or kernel.reason()
+
+
+_refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a trace goes on with the answer
