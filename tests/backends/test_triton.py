@@ -193,7 +193,8 @@ def test_the_interpreter_runs_one_entry_of_each_pattern_of_steps():
 @needs_triton
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="a process that interprets cannot compile")
 def test_the_machine_code_moves_whole_vectors_and_spills_nothing():
-    """Hopper's, from ptxas: 16 bytes an access but where noted, no spilled register, warp groups for whole tiles."""
+    """Hopper's, from ptxas: 16 bytes an access but where x is read with a stride, nothing spilled, wgmma for tiles of 64
+    rows or more."""
     done = subprocess.run(
         [sys.executable, "tests/support/machine_code.py"],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
@@ -204,17 +205,25 @@ def test_the_machine_code_moves_whole_vectors_and_spills_nothing():
     assert not wrong, "\n".join(wrong)
 
 
+BIAS = 16  # narrow loads of a thread for the bias, a split's counter and a gather's starts
+
+
 def _faults(row):
     if row["spilled"]:
         yield f"{row['spilled']} bytes spilled"
-    if set(row["async"]) != {"16"}:
+    if set(row["async"]) - {"16"}:
         yield f"copied into shared memory {row['async']}"
-    if set(row["stores"]) - {"16", "4"} or "16" not in row["stores"]:
+    if sum(n for width, n in row["loads"].items() if int(width) < 16) > BIAS and not row["strided"]:
+        yield f"loaded {row['loads']}"
+    if sum(n for width, n in row["stores"].items() if int(width) < 16) > 1 or "16" not in row["stores"]:
         yield f"stored {row['stores']}"
-    if not row["wgmma"] and " 1 tokens" not in row["row"]:
+    if row["tile"][0] >= 64 and not row["wgmma"]:
         yield "no wgmma"
 
 
 def test_the_reading_of_machine_code_can_fail():
-    bad = {"row": "r, 4096 tokens", "spilled": 8, "async": {"2": 1}, "stores": {"2": 1}, "wgmma": 0}
-    assert len(list(_faults(bad))) == 4
+    bad = {
+        "spilled": 8, "async": {"2": 1}, "loads": {"2": 33}, "strided": False, "stores": {"2": 4}, "tile": [64, 64, 64],
+        "wgmma": 0,
+    }  # fmt: skip
+    assert len(list(_faults(bad))) == 5

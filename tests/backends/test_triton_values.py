@@ -13,6 +13,7 @@ from contract import assert_right, layer, limits, of_backend, plain, tensors, tr
 
 import structures
 from structures import backends
+from structures.backends import operators
 from structures.backends.triton import run
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -104,7 +105,7 @@ def test_the_operator_in_a_graph_gives_what_the_call_gives():
     x, _ = tensors(made, 3, torch.float32)
     x = x.to(DEVICE).requires_grad_()
     called = made(x)
-    text = structures.backends.triton.operators.name(made.structure)
+    text = operators.name(made.structure)
     written = torch.ops.structures.triton(x, list(made.factors), made.bias, text)
     assert torch.equal(called, written)
     parameters = [x, *made.factors, made.bias]

@@ -82,7 +82,8 @@ def compiled(row: Row, capability: int = 90) -> dict[str, Any]:
         step = program.forward[row.launch]
         bp, bm, bk = plans.gradient_block(step, 2)
         constants = {"D": step.constants, "BP": bp, "BM": bm, "BK": bk, "SPLIT": 1, "ADD": False, "PRECISION": "tf32"}
-        return _read(kernels.gradient, constants, 8 if bk * bm >= 128 * 128 else 4, 3, capability)
+        found = _read(kernels.gradient, constants, 8 if bk * bm >= 128 * 128 else 4, 3, capability)
+        return {"tile": (bk, bm, bp), "strided": step.read_run < plans.VECTOR, **found}
     launch = plans.launches(program.backward if row.backward else program.forward)[row.launch]
     way = next(w for w in plans.ways(launch, row.tokens, 2, on) if w.form == row.form)
     bp, bm, bk = way.block
@@ -96,7 +97,13 @@ def compiled(row: Row, capability: int = 90) -> dict[str, Any]:
         kernel = kernels.step
         constants |= {"SPLIT": way.split, "EVEN": way.even, "GROUP": 8}
     tables = {name for name, s in (("T0", way.steps[0]), ("T1", way.steps[-1])) if s.a_runs}
-    return {"way": str(way), **_read(kernel, constants, way.warps, way.stages, capability, tables)}
+    strided = way.form == plans.STRIDED and any(s.read_run < plans.VECTOR for s in way.steps)
+    return {
+        "way": str(way),
+        "tile": way.block,
+        "strided": strided,
+        **_read(kernel, constants, way.warps, way.stages, capability, tables),
+    }
 
 
 def _read(

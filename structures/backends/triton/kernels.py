@@ -177,10 +177,15 @@ def step(
     acc = tl.zeros((BP, BM), dtype=tl.float32)
     acc = product(acc, A0, W0, T0, a0_stride, rows, D0, b, m0, part * LENGTH0, LENGTH0, BP, BM, BK, p0, EVEN, PRECISION)
     if TERMS > 1:  # its blocks are as wide or wider: the same tile is in another entry, at another col
-        f0 = b * D0[M] + m0
+        if D0[M] == D1[M]:
+            b1 = b
+            m1 = m0
+        else:
+            b1 = (b * D0[M] + m0) // D1[M]
+            m1 = tl.multiple_of((b * D0[M] + m0) % D1[M], BM)  # BM divides both blocks: `launches` sees to it
         LENGTH1: tl.constexpr = ((D1[K] + SPLIT - 1) // SPLIT + BK - 1) // BK * BK
         acc = product(
-            acc, A1, W1, T1, a1_stride, rows, D1, f0 // D1[M], f0 % D1[M], part * LENGTH1, LENGTH1, BP, BM, BK, p0,
+            acc, A1, W1, T1, a1_stride, rows, D1, b1, m1, part * LENGTH1, LENGTH1, BP, BM, BK, p0,
             EVEN, PRECISION,
         )  # fmt: skip
     p = p0 + tl.arange(0, BP)
