@@ -205,13 +205,14 @@ def test_the_machine_code_moves_whole_vectors_and_spills_nothing():
     assert not wrong, "\n".join(wrong)
 
 
-BIAS = 16  # narrow loads of a thread for the bias, a split's counter and a gather's starts
+BIAS = 16  # narrow loads of a thread for the bias and a split's counter
+STARTS = 8  # and of where a gather's runs start, copied ahead for some turns
 
 
 def _faults(row):
     if row["spilled"]:
         yield f"{row['spilled']} bytes spilled"
-    if set(row["async"]) - {"16"}:
+    if sum(n for width, n in row["async"].items() if int(width) < 16) > STARTS:
         yield f"copied into shared memory {row['async']}"
     if sum(n for width, n in row["loads"].items() if int(width) < 16) > BIAS and not row["strided"]:
         yield f"loaded {row['loads']}"
@@ -223,7 +224,7 @@ def _faults(row):
 
 def test_the_reading_of_machine_code_can_fail():
     bad = {
-        "spilled": 8, "async": {"2": 1}, "loads": {"2": 33}, "strided": False, "stores": {"2": 4}, "tile": [64, 64, 64],
-        "wgmma": 0,
+        "spilled": 8, "async": {"2": 9}, "loads": {"2": 33}, "strided": False, "stores": {"2": 4},
+        "tile": [64, 64, 64], "wgmma": 0,
     }  # fmt: skip
     assert len(list(_faults(bad))) == 5

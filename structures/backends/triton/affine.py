@@ -84,7 +84,10 @@ class AffineStep:
     @property
     def factor_run(self) -> int:
         """How many numbers of the factor lie side by side along an edge of a block."""
-        return max(run(self.w_contracted, self.contracted), run(self.w_cols, self.cols))
+        along = run(self.w_contracted, self.contracted)
+        if self.w_runs is not None:
+            along = self.w_runs.length if self.w_runs.stride == 1 else 1
+        return max(along, run(self.w_cols, self.cols))
 
     @property
     def read_run(self) -> int:
