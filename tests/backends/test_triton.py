@@ -193,8 +193,7 @@ def test_the_interpreter_runs_one_entry_of_each_pattern_of_steps():
 @needs_triton
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="a process that interprets cannot compile")
 def test_the_machine_code_moves_whole_vectors_and_spills_nothing():
-    """Hopper's, from ptxas: 16 bytes an access but where x is read with a stride, nothing spilled, wgmma for tiles of 64
-    rows or more."""
+    """Hopper's: 16 bytes an access but where x is read with a stride, no spills, wgmma for tiles of 64 rows or more."""
     done = subprocess.run(
         [sys.executable, "tests/support/machine_code.py"],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
