@@ -1,6 +1,7 @@
 """The Triton kernels compiled ahead of time for a card that is not there, and what their machine code says.
 
     python tests/support/machine_code.py            a line of JSON for each launch of `ROWS`
+    python tests/support/machine_code.py --calls    and for each launch of real calls, with the arguments that they pass
 
 Runs in a process of its own: one with TRITON_INTERPRET=1 cannot compile. What is compiled is what would run: tile, form
 and number of warps are those that the backend chooses.
@@ -12,6 +13,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -164,6 +166,56 @@ def lines() -> Iterator[str]:
         yield json.dumps({"row": str(row), **compiled(row)})
 
 
+class Absent:
+    """A driver of a card that is not there: kernels are compiled for it, and never run."""
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def called(name: str, tokens: int, **options: object) -> Iterator[str]:
+    """What a forward call and its gradients launch in bfloat16, each compiled from the very arguments of its launch."""
+    import torch
+    from triton.runtime import driver
+
+    from structures.backends.triton import kernels, run
+
+    driver.set_active(Absent())
+    found: list[dict[str, object]] = []
+
+    class Compiling:
+        def __init__(self, kernel: Any):
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            def compile_it(*arguments: object, **settings: object) -> None:
+                made = self.kernel.warmup(*arguments, grid=grid, **settings)
+                found.append({"kernel": self.kernel.__name__, "grid": grid, "shared": made.metadata.shared})
+
+            return compile_it
+
+    for kernel in ("step", "turned", "gradient"):
+        setattr(kernels, kernel, Compiling(getattr(kernels, kernel)))
+    structure = structures.get(name).bind(256, 256, **options)
+    x, dy = (torch.zeros(tokens, 256, dtype=torch.bfloat16) for _ in range(2))
+    factors = [torch.zeros(shape, dtype=torch.bfloat16) for shape in structure.factor_shapes]
+    buffers = run.forward(structure, x, factors, x.new_zeros(256))
+    run.backward(structure, buffers, factors, dy, [True] * (2 + len(factors)))
+    yield from map(json.dumps, found)
+
+
 if __name__ == "__main__":
-    for line in lines():
-        print(line, flush=True)
+    if sys.argv[1:] == ["--calls"]:
+        for line in called("pixelfly", 1, n_blocks=16, rank=32):
+            print(line, flush=True)
+    else:
+        for line in lines():
+            print(line, flush=True)

@@ -145,7 +145,7 @@ def product(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # one compilation, however many there are
 def step(
     C, BIAS, A0, W0, T0, A1, W1, T1, WORK, COUNT, tokens, c_stride, a0_stride, a1_stride,
     D0: tl.constexpr, D1: tl.constexpr, TERMS: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
@@ -267,7 +267,7 @@ def turned_product(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def turned(
     C, BIAS, A0, W0, A1, W1, tokens, c_stride, a0_stride, a1_stride, D0: tl.constexpr, D1: tl.constexpr,
     TERMS: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BIASED: tl.constexpr, ADD: tl.constexpr,
@@ -307,7 +307,7 @@ def turned(
             tl.store(C + c_row + c[None, :], out.to(C.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "LENGTH"])
 def gradient(
     DW, A, G, TABLE, WORK, COUNT, tokens, a_stride, g_stride, D: tl.constexpr, LENGTH, BP: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
