@@ -10,12 +10,14 @@ The report is written elsewhere: `python -m bench report FOLDER/*.json`.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +25,9 @@ CHECK, FIRST = 90.0, 75.0  # seconds at most
 LEAST = 25.0  # a portion of the sweep that has less is not begun
 SPARE = 15.0  # seconds in which a process that is told to end does so
 BACKENDS = "planned,bmm,triton"
+MODULES = {"torch": "torch", "numpy": "numpy", "einops": "einops", "opt_einsum": "opt_einsum", "yaml": "pyyaml",
+           "scipy": "scipy", "pytest": "pytest", "pytest_benchmark": "pytest-benchmark"}  # fmt: skip
+BENCHMARK = (5, 3, 1)  # the least version of pytest-benchmark: before it there was no --benchmark-precision
 MAIN = "dyad_it:n_blocks=4,8 monarch:n_blocks=4,64"
 OTHERS = "blast:n_blocks=16 btt low_rank block_diagonal:n_blocks=4 pixelfly butterfly dense"
 LLAMA, OPT = "4096x11008,11008x4096,4096x4096", "768x3072,3072x768,768x768"
@@ -162,6 +167,18 @@ def facts() -> str:
     return ", ".join(names)
 
 
+def missing() -> list[str]:
+    """Packages that this machine lacks, by the names that pip knows; a wheel of each in bench/wheels/ is enough."""
+    found = [name for module, name in MODULES.items() if importlib.util.find_spec(module) is None]
+    try:
+        has = version("pytest-benchmark")
+    except PackageNotFoundError:
+        return found
+    if tuple(int(part) for part in has.split(".")[:3] if part.isdigit()) < BENCHMARK:
+        found.append(f"pytest-benchmark>={'.'.join(map(str, BENCHMARK))} (here is {has})")
+    return found
+
+
 def main(argv: Sequence[str]) -> int:
     """The whole run; 1 where a check failed, after which nothing is timed."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.partition("\n")[0])
@@ -173,6 +190,9 @@ def main(argv: Sequence[str]) -> int:
     if given.only_first_minute:
         _first_minute(given.folder, given.rehearse)
         return 0
+    if lacks := missing():
+        print(f"python -m bench.gpu: this machine lacks {', '.join(lacks)}: put wheels into bench/wheels/")
+        return 2
     run = Run(given.folder.resolve(), 60 * given.minutes, Rehearsal() if given.rehearse else None)
     run.say(facts())
     if not run.check():
