@@ -1,4 +1,4 @@
-"""The GPU run of ten minutes, as far as a machine without a GPU shows it: what it asks for, its clock, its comparisons."""
+"""The GPU run of ten minutes, as far as it shows without a GPU: what it asks for, its clock, its comparisons."""
 
 import subprocess
 import sys

@@ -36,6 +36,7 @@ W_UNIT = tl.constexpr(19)  # 0: the factor is read by digits
 
 @triton.jit
 def digit(i, D: tl.constexpr, J: tl.constexpr, j: tl.constexpr):
+    """Digit j of i, times its stride."""
     at: tl.constexpr = D[J] + 1 + 3 * j
     q = i
     if D[at] > 1:
@@ -92,6 +93,7 @@ def start(TABLE, b, j, D: tl.constexpr):
 
 @triton.jit
 def factor_start(TABLE, b, j, D: tl.constexpr):
+    """Where the factor's run j of entry b starts, in units; any for a pad, which reads nothing."""
     return tl.maximum(tl.load(TABLE + D[NB] * D[RUNS] + b * D[RUNS] + j) - 1, 0)
 
 
