@@ -48,7 +48,7 @@ class Rival:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class FirstComparison:
     """Rivals on one input; the first is what the others are compared to."""
 
     name: str
@@ -56,18 +56,18 @@ class Comparison:
     rivals: tuple[Rival, ...]
 
 
-def comparisons(width: int, out: int, tokens: Sequence[int]) -> Iterator[Comparison]:
+def comparisons(width: int, out: int, tokens: Sequence[int]) -> Iterator[FirstComparison]:
     """All comparisons, at these sizes."""
     square, wide = (structures.get("dense").bind(width, o) for o in (width, out))
     most = tokens[-1]
-    yield Comparison("dense by the step kernel", most, (_library(square), _by("triton", square)))
+    yield FirstComparison("dense by the step kernel", most, (_library(square), _by("triton", square)))
     dyad = structures.get("dyad_it").bind(width, out, n_blocks=4)
     for count in tokens:
         forms = tuple(_by("triton", dyad, form) for form in ("strided", "copied", "turned"))
         rivals = (_library(wide), _by("planned", dyad), _by("bmm", dyad), *forms)
         if count == most:
             rivals += (Rival("baddbmm into y's blocks", dyad, _into_blocks),)
-        yield Comparison("DYAD-IT, 4 blocks", count, rivals)
+        yield FirstComparison("DYAD-IT, 4 blocks", count, rivals)
 
 
 def run(path: Path, *, width: int = 4096, out: int = 11008, tokens: Sequence[int] = (128, 512, 4096)) -> None:
@@ -80,7 +80,7 @@ def run(path: Path, *, width: int = 4096, out: int = 11008, tokens: Sequence[int
                 print(_line(row), flush=True)
 
 
-def measured(comparison: Comparison) -> Iterator[dict[str, object]]:
+def measured(comparison: FirstComparison) -> Iterator[dict[str, object]]:
     """A row for each rival: its time and the first one's time over it; or why it has none."""
     first: Step | None = None
     for rival in comparison.rivals:

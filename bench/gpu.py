@@ -69,7 +69,7 @@ class Rehearsal:
     tokens: str = "1,8"
 
 
-class Run:
+class RentedRun:
     """The stages of a run, which share one clock."""
 
     def __init__(self, folder: Path, seconds: float, rehearsal: Rehearsal | None):
@@ -193,7 +193,7 @@ def main(argv: Sequence[str]) -> int:
     if lacks := missing():
         print(f"python -m bench.gpu: this machine lacks {', '.join(lacks)}: put wheels into bench/wheels/")
         return 2
-    run = Run(given.folder.resolve(), 60 * given.minutes, Rehearsal() if given.rehearse else None)
+    run = RentedRun(given.folder.resolve(), 60 * given.minutes, Rehearsal() if given.rehearse else None)
     run.say(facts())
     if not run.check():
         run.say("a check failed: what is wrong is not timed; see check-*.log")

@@ -116,12 +116,14 @@ def release(factors: Sequence[Tensor]) -> None:
 
 def plan(
     name: str, structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, bias: bool, grad: bool
-) -> planned.Plan | native.CallPlan:
+) -> planned.Plan | native.CallPlan | triton.LaunchPlan:
     """What the backend called `name` runs for so many tokens, with its predicted cost; print it.
 
     Raises:
-        ValueError: the native kernel is asked for by name and refuses.
+        ValueError: the native or the Triton kernel is asked for by name and refuses.
     """
+    if name == "triton":
+        return triton.plan(structure, tokens, dtype=dtype, device=device, grad=grad)
     if name in (AUTO, "native"):
         found = native.plan(structure, tokens, dtype=dtype, device=device, grad=grad, asked=name != AUTO)
         if found is not None:

@@ -141,6 +141,13 @@ def test_the_price_copies_for_many_tokens_and_not_for_few():
     assert _launch("dyad_it", 4096, n_blocks=4)[1][0].form == "copied"
 
 
+def test_the_plan_of_a_layer_says_what_is_launched_and_that_its_times_are_predictions():
+    layer = structures.StructuredLinear("dyad_it", 4096, 4096, backend="triton", dtype=torch.bfloat16, device="meta")
+    said = str(layer.plan(tokens=4096, grad=True))
+    assert "copied 4 x (1024 -> 1024) + 4 x (1024 -> 1024)" in said and "copy of buffer 0" in said
+    assert "predicted on paper" in said and "H200" in said
+
+
 def test_few_tokens_split_what_is_contracted_and_many_do_not():
     assert _launch("dense", 1)[1][0].split > 1
     assert _launch("dense", 4096)[1][0].split == 1

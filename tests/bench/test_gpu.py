@@ -34,7 +34,7 @@ def test_the_stages_fit_into_ten_minutes_with_the_time_to_begin_and_end():
 
 def test_a_process_that_is_late_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "SPARE", 2.0)
-    run = gpu.Run(tmp_path, 60, None)
+    run = gpu.RentedRun(tmp_path, 60, None)
     begun = run._begin(["-c", "import time; time.sleep(60)"], "late.log")
     assert run._finish(begun, 0.2) != 0
     assert begun.poll() is not None

@@ -30,7 +30,7 @@ STRIDES = ("c_stride", "a0_stride", "a1_stride", "a_stride", "g_stride")
 
 
 @dataclass(frozen=True)
-class Row:
+class CompiledLaunch:
     """A layer at a number of tokens, and which form of a launch is compiled."""
 
     name: str
@@ -50,30 +50,30 @@ class Row:
 
 
 ROWS = (
-    Row("dense", {}, 4096, 0, "strided"),
-    Row("dense", {}, 1, 0, "strided"),
-    Row("dense", {}, 4096, 0, "strided", gradient=True),
-    Row("dense", {}, 4096, 0, "strided", backward=True),
-    Row("block_diagonal", {"n_blocks": 4}, 4096, 0, "strided"),
-    Row("low_rank", {"rank": 512}, 4096, 0, "strided"),
-    Row("low_rank", {"rank": 512}, 4096, 1, "strided"),
-    Row("dyad_it", {"n_blocks": 4}, 1, 0, "strided"),
-    Row("dyad_it", {"n_blocks": 4}, 4096, 0, "copied"),
-    Row("dyad_it", {"n_blocks": 4}, 256, 0, "turned"),
-    Row("dyad_it", {"n_blocks": 8}, 4096, 0, "copied"),
-    Row("monarch", {"n_blocks": 4}, 4096, 0, "strided"),
-    Row("monarch", {"n_blocks": 4}, 256, 1, "turned"),
-    Row("btt", {"rank": 1}, 4096, 1, "strided"),
-    Row("blast", {"n_blocks": 16, "rank": 1024}, 4096, 2, "strided"),
-    Row("kronecker", {}, 4096, 0, "strided"),
-    Row("kronecker", {}, 4096, 1, "strided"),
-    Row("butterfly", {"radix": 8, "block_size": 64}, 4096, 0, "strided"),
-    Row("pixelfly", {"n_blocks": 64, "n_strides": 6, "rank": 0}, 4096, 0, "strided"),
-    Row("pixelfly", {"n_blocks": 64, "n_strides": 6, "rank": 0}, 4096, 0, "strided", backward=True),
+    CompiledLaunch("dense", {}, 4096, 0, "strided"),
+    CompiledLaunch("dense", {}, 1, 0, "strided"),
+    CompiledLaunch("dense", {}, 4096, 0, "strided", gradient=True),
+    CompiledLaunch("dense", {}, 4096, 0, "strided", backward=True),
+    CompiledLaunch("block_diagonal", {"n_blocks": 4}, 4096, 0, "strided"),
+    CompiledLaunch("low_rank", {"rank": 512}, 4096, 0, "strided"),
+    CompiledLaunch("low_rank", {"rank": 512}, 4096, 1, "strided"),
+    CompiledLaunch("dyad_it", {"n_blocks": 4}, 1, 0, "strided"),
+    CompiledLaunch("dyad_it", {"n_blocks": 4}, 4096, 0, "copied"),
+    CompiledLaunch("dyad_it", {"n_blocks": 4}, 256, 0, "turned"),
+    CompiledLaunch("dyad_it", {"n_blocks": 8}, 4096, 0, "copied"),
+    CompiledLaunch("monarch", {"n_blocks": 4}, 4096, 0, "strided"),
+    CompiledLaunch("monarch", {"n_blocks": 4}, 256, 1, "turned"),
+    CompiledLaunch("btt", {"rank": 1}, 4096, 1, "strided"),
+    CompiledLaunch("blast", {"n_blocks": 16, "rank": 1024}, 4096, 2, "strided"),
+    CompiledLaunch("kronecker", {}, 4096, 0, "strided"),
+    CompiledLaunch("kronecker", {}, 4096, 1, "strided"),
+    CompiledLaunch("butterfly", {"radix": 8, "block_size": 64}, 4096, 0, "strided"),
+    CompiledLaunch("pixelfly", {"n_blocks": 64, "n_strides": 6, "rank": 0}, 4096, 0, "strided"),
+    CompiledLaunch("pixelfly", {"n_blocks": 64, "n_strides": 6, "rank": 0}, 4096, 0, "strided", backward=True),
 )
 
 
-def compiled(row: Row, capability: int = 90) -> dict[str, Any]:
+def compiled(row: CompiledLaunch, capability: int = 90) -> dict[str, Any]:
     """What the machine code of a row says: registers, spilled bytes, tensor cores' instructions, widths of accesses."""
     from structures.backends.triton import kernels
 

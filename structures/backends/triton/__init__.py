@@ -19,10 +19,10 @@ from torch.autograd import forward_ad
 from structures.backends import planned
 from structures.backends.triton import run
 from structures.backends.triton.operators import traced
-from structures.backends.triton.run import executed_flops
+from structures.backends.triton.run import LaunchPlan, executed_flops, plan
 from structures.structure import Structure
 
-__all__ = ["apply", "executed_flops", "refuses"]
+__all__ = ["LaunchPlan", "apply", "executed_flops", "plan", "refuses"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST = (8, 0)  # compute capability: what has cp.async and bfloat16

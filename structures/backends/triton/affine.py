@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from structures.backends.native.lower import Lowered, Product, Side
-from structures.backends.triton.digits import PAD, STILL, Digits, Runs, digits, flat, run, runs
+from structures.backends.triton.digits import PAD, STILL, Digits, RunTable, digits, flat, run, runs
 
 _Numbers = npt.NDArray[np.int64]
 
@@ -42,8 +42,8 @@ class AffineStep:
     c_batch: Digits
     c_rows: Digits
     c_cols: Digits
-    a_runs: Runs | None = None  # of (batch, contracted), where a gather reads
-    w_runs: Runs | None = None  # the same of the factor, where a gather is taken back
+    a_runs: RunTable | None = None  # of (batch, contracted), where a gather reads
+    w_runs: RunTable | None = None  # the same of the factor, where a gather is taken back
     covers: bool = True  # every feature of the target is written
 
     @cached_property

@@ -5,7 +5,7 @@ A table is affine in its digits where
     table[i] - table[0] = sum over digits (divisor, size, stride) of (i // divisor) % size * stride
 
 The tables of views, permutations, strides and interleaved batches are all of this kind; only a gather's is not, and
-what is left of it is one number for each run of neighbours (`Runs`).
+what is left of it is one number for each run of neighbours (`RunTable`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def dims(of: Digits, length: int) -> tuple[list[int], list[int]]:
 
 
 @dataclass(frozen=True)
-class Runs:
+class RunTable:
     """A table that is not affine, row by row: where each run of `length` neighbours starts, and how it goes on."""
 
     length: int
@@ -70,7 +70,7 @@ class Runs:
     padded: bool
 
 
-def runs(*tables: _Numbers) -> list[Runs]:
+def runs(*tables: _Numbers) -> list[RunTable]:
     """Tables of one shape (rows, positions) as runs of one length, the longest in which all of them are affine."""
     rows, positions = tables[0].shape
     for length in _divisors(positions):
@@ -118,7 +118,7 @@ def _stride(cut: _Numbers) -> int | None:
     return stride if _affine(kept, stride) else None
 
 
-def _runs(starts: _Numbers, length: int, stride: int) -> Runs:
+def _runs(starts: _Numbers, length: int, stride: int) -> RunTable:
     pads = starts == PAD
     unit = int(np.gcd.reduce(starts[~pads])) or 1
-    return Runs(length, stride, unit, Table(np.where(pads, 0, starts // unit + 1)), bool(pads.any()))
+    return RunTable(length, stride, unit, Table(np.where(pads, 0, starts // unit + 1)), bool(pads.any()))

@@ -63,7 +63,7 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Way:
+class TiledLaunch:
     """How a launch runs. `steps` are those of the launch, over copies where the form or the factor wants one."""
 
     form: str
@@ -111,7 +111,7 @@ def launches(steps: Sequence[AffineStep]) -> list[Launch]:
     return found
 
 
-def ways(launch: Launch, tokens: int, itemsize: int, on: Card) -> list[Way]:
+def ways(launch: Launch, tokens: int, itemsize: int, on: Card) -> list[TiledLaunch]:
     """The forms in which a launch can run, each with its best tile."""
     found = []
     canonical = tuple(s.factor >= 0 and s.w_runs is None and s.factor_run < VECTOR for s in launch.steps)
@@ -211,7 +211,7 @@ def _stages(bp: int, entries: int) -> int:
 def _tiled(
     form: str, steps: tuple[AffineStep, ...], copied: tuple[bool, ...], canonical: tuple[bool, ...], tokens: int,
     itemsize: int, on: Card,
-) -> Iterable[Way]:  # fmt: skip
+) -> Iterable[TiledLaunch]:  # fmt: skip
     best = None
     entries = steps[0].batch if form == TURNED else 1
     for block in _blocks(form, steps, tokens, itemsize, on):
@@ -225,12 +225,13 @@ def _tiled(
         seconds = copies + _seconds(steps, block, split, entries, tiles, tokens, itemsize, on)
         warps = 8 if bp * bm * entries >= 128 * 128 else 4
         if best is None or seconds < best.predicted:
-            best = Way(form, steps, copied, canonical, block, split, warps, _stages(bp, entries), seconds)
+            best = TiledLaunch(form, steps, copied, canonical, block, split, warps, _stages(bp, entries), seconds)
     return [] if best is None else [best]
 
 
 LAUNCH = 2e-6  # seconds of a launch inside a graph
 AREA = {32768: 1.0, 16384: 0.85, 8192: 0.65, 4096: 0.5, 2048: 0.35, 1024: 0.2, 512: 0.12, 256: 0.07}
+APART = 0.1  # of the shorter of computing and of moving is not hidden behind the longer
 TENSOR_SHARE = 0.8  # of the arithmetic rate, for a tile of full area
 
 
@@ -272,7 +273,8 @@ def _seconds(
     y = itemsize * tokens * first.rows * first.batch * first.cols
     narrow = first.written_run < VECTOR and entries == 1
     moved = (memory + y) / on.bandwidth + (3 * y / _rate(y, on) if narrow else 0.0)
-    return LAUNCH + max(waves * max(work, read * on.processors / on.cache_bandwidth), moved)
+    inside = waves * max(work, read * on.processors / on.cache_bandwidth)
+    return LAUNCH + max(inside, moved) + APART * min(inside, moved)
 
 
 def gradient_block(step: AffineStep, itemsize: int) -> tuple[int, int, int]:

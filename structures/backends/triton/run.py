@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from structures.backends.native.run import differentiable
 from structures.backends.triton import launches as plans
 from structures.backends.triton.affine import AffineProgram, AffineStep, NotAffine, affine
 from structures.backends.triton.digits import Digits, dims
-from structures.backends.triton.launches import Card, Launch, Way
+from structures.backends.triton.launches import Card, Launch, TiledLaunch
 from structures.structure import Structure
 
 CLASSES = (1, 16, 64, 256, 1024, 4096, 16384)  # a call runs the way of the first of these that holds its tokens
@@ -40,10 +40,10 @@ class TritonProgram:
         if self.zeroed:
             self.backward = [replace(launch, add=launch.add or launch.target == 0) for launch in self.backward]
         self.forced: str | None = None  # a form to run in wherever it can, for comparisons
-        self._ways: dict[tuple[Any, ...], Way] = {}
+        self._ways: dict[tuple[Any, ...], TiledLaunch] = {}
         self._tables: dict[tuple[AffineStep, torch.device], Tensor] = {}
 
-    def way(self, launch: Launch, tokens: int, itemsize: int, on: Card) -> Way:
+    def way(self, launch: Launch, tokens: int, itemsize: int, on: Card) -> TiledLaunch:
         """How a launch runs for this many tokens."""
         most = next((c for c in CLASSES if tokens <= c), CLASSES[-1])
         key = (id(launch), most, itemsize, on.name, self.forced)  # launches live as long as this
@@ -167,12 +167,45 @@ def executed_flops(structure: Structure, tokens: int = 1, *, train: bool = False
     return structure.flops(tokens, train=train)
 
 
-def explain(structure: Structure, tokens: int, itemsize: int, on: Card) -> str:
-    """The launches of a forward call, one a line, with their predicted times."""
+@dataclass(frozen=True)
+class LaunchPlan:
+    """The launches of a call of so many tokens, with predicted times; print it. No launch was timed on a card."""
+
+    structure: Structure
+    tokens: int
+    grad: bool
+    card: Card
+    ways: tuple[TiledLaunch, ...]  # forward, then the launches that take the gradient of y to that of x
+
+    @property
+    def seconds(self) -> float:
+        """Predicted, without the factors' gradients."""
+        return sum(way.predicted for way in self.ways)
+
+    def flops(self, tokens: int) -> int:
+        """Floating-point operations, 2 per multiply-add, without the bias."""
+        return executed_flops(self.structure, tokens, train=self.grad)
+
+    def __str__(self) -> str:
+        s = self.structure
+        head = f"{s.in_features} -> {s.out_features}, {self.tokens} tokens on {self.card.name}: Triton launches"
+        return "\n".join([f"{head}, times predicted on paper", *(f"  {way}" for way in self.ways)])
+
+
+def plan(structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, grad: bool) -> LaunchPlan:
+    """What a call launches; where there is no card, on the first of `launches.CARDS`.
+
+    Raises:
+        ValueError: the structure has steps that the kernels do not take.
+    """
     made = program(structure)
     if made.refusal is not None:
-        return made.refusal
-    return "\n".join(str(made.way(launch, tokens, itemsize, on)) for launch in made.forward)
+        raise ValueError(f"backend 'triton': {made.refusal}")
+    on = card(torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device("cpu"))
+    found = [*made.forward, *(made.backward if grad else ())]
+    return LaunchPlan(
+        structure, tokens, grad, on, tuple(made.way(launch, tokens, dtype.itemsize, on) for launch in found)
+    )
 
 
 def _run(
@@ -194,7 +227,7 @@ def _run(
 
 def _launch(
     made: TritonProgram,
-    way: Way,
+    way: TiledLaunch,
     launch: Launch,
     buffers: Sequence[Tensor],
     factors: Sequence[Tensor],
