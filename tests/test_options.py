@@ -8,7 +8,7 @@ from structures.options import CLOSE, closest_options, fit_options
 SHAPES = [(256, 256), (768, 3072), (3072, 768)]
 SHARES = [0.5, 0.25, 0.125]
 # The closest share can be found by trying every value of the only option.
-ONE_OPTION = ["block_diagonal", "btt", "dyad_dt", "dyad_it", "dyad_ot", "low_rank", "monarch"]
+ONE_OPTION = ["block_diagonal", "dyad_dt", "dyad_it", "dyad_ot", "low_rank", "monarch"]
 
 
 def shares(name, shape, options):

@@ -2,16 +2,17 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import altair as alt
 
+from bench.files import declared
 from bench.files.fields import Fields, printable
 from bench.files.kinds import File
 from bench.files.rows import Spread
 from bench.report.drawing import layout, style, words
-from bench.report.drawing.figures import Width
-from bench.report.drawing.sections import LABEL_GAP, RECORDS, Charts, Section, encodings, looks, measured
+from bench.report.drawing.figures import Width, encodings
+from bench.report.drawing.sections import LABEL_GAP, RECORDS, Charts, Section, looks, measured
 from bench.report.drawing.style import GREY, Style
 
 HEIGHT = 400
@@ -29,19 +30,25 @@ SHOWN = 3  # names in the label of a place of the taxonomy
 class CandidateRow:
     """A candidate that was timed; shares are of dense."""
 
-    name: str
-    family: str
-    named: bool
-    title: str
-    einsum: str
-    params: float
-    flops: float
-    exponents: tuple[float, float, float]  # omega, psi, nu at these widths
+    name: Annotated[str, declared.Reader(Fields.name), declared.Key("structure")]
+    family: declared.Name
+    named: declared.Flag
+    title: declared.Words
+    einsum: Annotated[str, declared.Reader(lambda fields, key: " + ".join(fields.names(key)))]
+    params: Annotated[float, declared.Reader(Fields.number), declared.Key("params_share")]
+    flops: Annotated[float, declared.Reader(Fields.number), declared.Key("flops_share")]
+    omega: Annotated[float, declared.within(-9, 9)]  # at these widths, as psi and nu
+    psi: Annotated[float, declared.within(0, 9)]
+    nu: Annotated[float, declared.within(-9, 9)]
     speedup: Spread
-    backend: str
-    quality: float | None
-    finished: bool
-    reason: str | None  # why it survived
+    backend: declared.Name
+    finished: declared.Flag
+    quality: Annotated[float, declared.within(0, 1e9)] | None = None
+    reason: declared.Words | None = None  # why it survived
+
+    @property
+    def exponents(self) -> tuple[float, float, float]:
+        return self.omega, self.psi, self.nu
 
     @property
     def time(self) -> float:
@@ -65,7 +72,7 @@ def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Se
     Raises:
         BadResults: a field is missing or impossible.
     """
-    rows = sorted(map(_row, file.rows), key=lambda row: row.time)
+    rows = sorted((declared.read(CandidateRow, fields) for fields in file.rows), key=lambda row: row.time)
     request = file.setup.inside("request")
     own = looks({*structures, *(row.name for row in rows if row.named)})
     styles = {_id(i): own[r.name] if r.named else MEMBER if r.reason else OTHER for i, r in enumerate(rows)}
@@ -268,26 +275,6 @@ def _id(i: int) -> str:
 
 
 # -- reading
-
-
-def _row(fields: Fields) -> CandidateRow:
-    einsum = fields.names("einsum")
-    spread = fields.inside("speedup")
-    return CandidateRow(
-        name=fields.name("structure"),
-        family=fields.name("family"),
-        named=fields.flag("named"),
-        title=fields.words("title"),
-        einsum=" + ".join(einsum),
-        params=fields.number("params_share"),
-        flops=fields.number("flops_share"),
-        exponents=(fields.within("omega", -9, 9), fields.within("psi", 0, 9), fields.within("nu", -9, 9)),
-        speedup=Spread(spread.number("median"), spread.number("q1"), spread.number("q3"), spread.count("rounds")),
-        backend=fields.name("backend"),
-        quality=fields.within("quality", 0, 1e9) if "quality" in fields else None,
-        finished=fields.flag("finished"),
-        reason=fields.words("reason") if "reason" in fields else None,
-    )
 
 
 def _asked(request: Fields) -> str:

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import altair as alt
 
-from bench.files.kinds import MIX
+from bench.files.vocabulary import MIX
 from bench.report.drawing import layout
 from bench.report.drawing.figures import Width
 from bench.report.drawing.style import GREY
@@ -14,10 +15,10 @@ from bench.report.drawing.views import View
 from bench.report.training.marks import (
     HEIGHT,
     Looks,
-    Times,
+    Trained,
     at_end,
+    choices,
     labels,
-    legend,
     looks_of,
     reach,
     records,
@@ -38,16 +39,14 @@ QUANTITIES = {
 TRADE = {"share": "Loss against parameters, as blocks grow", "time": "Loss against time of a step, as blocks grow"}
 
 
-def made(
-    results: Mapping[TrainingPlace, Sequence[Result]], times: Times, look: Looks, caption: Sequence[str], stem: str
-) -> list[View]:
+def made(of: Trained) -> list[View]:
     """A view for each place where one structure was trained with several numbers of blocks."""
-    found = []
-    for place, several in results.items():
+    found: list[View] = []
+    for place, several in of.results.items():
         own = [(r, _blocks(r)) for r in several if r.loss is not None and r.first.budget is None]
         counts = {(r.first.structure, n) for r, n in own if n}
         if any(sum(name == other for name, _ in counts) > 1 for other, _ in counts):
-            found.append(_view(place, own, times, look, caption, f"{stem}-blocks-{len(found) + 1}"))
+            found.append(_view(of, place, own, f"blocks-{len(found) + 1}"))
     return found
 
 
@@ -57,45 +56,23 @@ def _blocks(result: Result) -> int | None:
     return int(match[1]) if match and not result.first.control else None
 
 
-def _view(
-    place: TrainingPlace,
-    own: Sequence[tuple[Result, int | None]],
-    times: Times,
-    look: Looks,
-    caption: Sequence[str],
-    slug: str,
-) -> View:
+def _view(of: Trained, place: TrainingPlace, own: Sequence[tuple[Result, int | None]], slug: str) -> View:
     values = []
     for result, blocks in own:
-        record = at_end(result, times, look)
-        time = times.get((place, result.first.series))
-        record |= {"blocks": blocks, "mix": MIX in result.first.structure, "label": result.first.structure}
-        record |= {"speed": time.speedup if time else None, "speed_low": time.q1 if time else None,
-                   "speed_high": time.q3 if time else None, "time": 1 / time.speedup if time else None}  # fmt: skip
-        values.append(record)
-    structures = [r.first.structure for r, _ in own]
+        time = of.times.get((place, result.first.series))
+        record = at_end(result, of) | {"blocks": blocks, "mix": MIX in result.first.structure}
+        record |= {"label": result.first.structure, "speed": time and time.speedup}
+        record |= {"speed_low": time and time.ratio.q1, "speed_high": time and time.ratio.q3}
+        values.append(record | {"time": time and 1 / time.speedup})
     have = {key: name for key, name in QUANTITIES.items() if any(r["blocks"] and r[key] is not None for r in values)}
     trades = {key: name for key, name in TRADE.items() if sum(r[key] is not None and r["blocks"] is not None
                                                               for r in values) > 1}  # fmt: skip
-
-    def draw(width: Width) -> Mapping[str, Any]:
-        charts = {name: _against(key, name, values, look, width) for key, name in have.items()}
-        return charts | {name: _trade(key, name, values, look, width) for key, name in trades.items()}
-
-    told = "Lines join one variant's numbers of blocks, mixes of two variants (they take turns by layer) stand alone. "
-    told += "Bars of losses: two that meet are a tie; of speed-ups: quartiles. The grey line is dense."
-    return View(
-        group=GROUP,
-        slug=slug,
-        title=title(place),
-        choices={"Task": place.setting, "Width": str(place.width)},
-        caption=[told, *caption],
-        draw=draw,
-        rows=(),
-        records=values,
-        figures={slug: [*have.values(), *trades.values()]},
-        legend=legend(look, structures),
-    )
+    charts = {name: partial(_against, key, name, values, of.look) for key, name in have.items()}
+    charts |= {name: partial(_trade, key, name, values, of.look) for key, name in trades.items()}
+    said = "Lines join one variant's numbers of blocks, mixes of two variants (they take turns by layer) stand alone. "
+    said += "Bars of losses: two that meet are a tie; of speed-ups: quartiles. The grey line is dense."
+    structures = [r.first.structure for r, _ in own]
+    return of.view(GROUP, slug, title(place), choices(place), [said], charts, values, structures)
 
 
 def _against(key: str, name: str, values: Sequence[Mapping[str, Any]], look: Looks, width: Width) -> alt.LayerChart:
