@@ -14,6 +14,7 @@ import torch
 
 import structures
 from structures import backends, reference
+from structures.backends import stages
 from structures.backends.native.lower import lower
 from structures.backends.triton import launches as plans
 from structures.backends.triton.affine import affine
@@ -23,6 +24,11 @@ ROOT = Path(__file__).parents[2]
 H100 = plans.card("NVIDIA H100", 90)
 UNGATED = [n for n in structures.names() if structures.get(n).bind(48, 96).gate is None]
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: pip install triton")
+
+
+def _stages(name, *shape, **options):
+    """What the backend is given of an entry: one structure, or where its links cannot be joined several."""
+    return list(stages.every(structures.get(name).bind(*shape, **options)))
 
 
 def _numbers(of, length):
@@ -94,10 +100,14 @@ def _run(steps, buffers, factors):
 @pytest.mark.parametrize("shape", [(48, 96), (240, 240)])
 @pytest.mark.parametrize("name", UNGATED)
 def test_the_digits_of_every_entry_multiply_as_the_reference_and_back(name, shape):
-    structure = structures.get(name).bind(*shape)
+    for structure in _stages(name, *shape):
+        _multiplies_and_back(structure)
+
+
+def _multiplies_and_back(structure):
     program = affine(lower(structure))
     torch.manual_seed(0)
-    x = torch.randn(2, shape[0], dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, structure.in_features, dtype=torch.float64, requires_grad=True)
     factors = [torch.randn(s, dtype=torch.float64) for s in structure.factor_shapes]
     y = reference.apply(structure, x, factors, None)
     dy = torch.randn_like(y)
@@ -110,7 +120,7 @@ def test_the_digits_of_every_entry_multiply_as_the_reference_and_back(name, shap
 
 
 def test_the_multiplication_by_digits_can_fail():
-    program = affine(lower(structures.get("dyad_it").bind(48, 96)))
+    program = affine(lower(*_stages("dyad_it", 48, 96)))
     step = program.forward[1]
     x, w = np.random.default_rng(0).normal(size=(2, 48)), np.ones(step.batch * step.contracted * step.cols)
     _, right = _multiply(step, x, w)
@@ -119,7 +129,7 @@ def test_the_multiplication_by_digits_can_fail():
 
 
 def _launch(name, tokens, number=0, width=4096, **options):
-    program = affine(lower(structures.get(name).bind(width, width, **options)))
+    program = affine(lower(*_stages(name, width, width, **options)))
     found = plans.launches(program.forward)
     return found, plans.ways(found[number], tokens, 2, H100)
 
@@ -157,11 +167,11 @@ def test_few_tokens_split_what_is_contracted_and_many_do_not():
 def test_every_launch_of_every_entry_has_a_way(name):
     for width in (96, 250, 4096):
         try:
-            structure = structures.get(name).bind(width, width)
+            found = _stages(name, width, width)
         except ValueError:
             continue  # the entry has no such width
-        program = affine(lower(structure))
-        for steps in (program.forward, program.backward):
+        programs = [affine(lower(structure)) for structure in found]
+        for steps in (steps for program in programs for steps in (program.forward, program.backward)):
             for launch in plans.launches(steps):
                 for tokens in (1, 64, 4096):
                     found = plans.ways(launch, tokens, 2, H100)

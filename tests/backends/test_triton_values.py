@@ -13,7 +13,7 @@ from contract import assert_right, layer, limits, of_backend, plain, tensors, tr
 
 import structures
 from structures import backends
-from structures.backends import operators
+from structures.backends import operators, stages
 from structures.backends.triton import run
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -62,16 +62,18 @@ def _let_scalars_be_bounds(monkeypatch):
 
 def _check(name, shape, options, dtype, tokens, form=None):
     made = layer(name, shape, dtype=dtype, **options)
-    program = run.program(made.structure)
-    program.forced = form
-    program._ways.clear()
+    programs = [run.program(stage) for stage in stages.every(made.structure)]
+    for program in programs:
+        program.forced = form
+        program._ways.clear()
     x, dy = tensors(made, tokens, dtype)
     made, x, dy = made.to(DEVICE), x.to(DEVICE), dy.to(DEVICE)
     wanted = truth(made, x, dy)
     most = limits(made, x, dy, wanted, plain(made, x, dy))
     assert_right(of_backend(made, "triton", x, dy), wanted, most, f"{name} {shape} {form}")
-    used = {way.form for way in program._ways.values()}
-    program.forced = None
+    used = {way.form for program in programs for way in program._ways.values()}
+    for program in programs:
+        program.forced = None
     return used
 
 
@@ -101,7 +103,7 @@ def test_a_sum_in_parts_is_added_in_their_order(tokens, monkeypatch):
 
 
 def test_the_operator_in_a_graph_gives_what_the_call_gives():
-    made = layer("monarch", (64, 64), dtype=torch.float32, n_blocks=4, backend="triton").to(DEVICE)
+    made = layer("dyad_ot", (64, 64), dtype=torch.float32, n_blocks=4, backend="triton").to(DEVICE)
     x, _ = tensors(made, 3, torch.float32)
     x = x.to(DEVICE).requires_grad_()
     called = made(x)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structures
+from structures.backends import stages
 from structures.backends.native.lower import lower
 from structures.backends.triton import launches as plans
 from structures.backends.triton.affine import affine
@@ -77,7 +78,7 @@ def compiled(row: CompiledLaunch, capability: int = 90) -> dict[str, Any]:
     """What the machine code of a row says: registers, spilled bytes, tensor cores' instructions, widths of accesses."""
     from structures.backends.triton import kernels
 
-    structure = structures.get(row.name).bind(row.in_features, row.out_features, **row.options)
+    structure = stages.one(structures.get(row.name).bind(row.in_features, row.out_features, **row.options))
     program = affine(lower(structure))
     on = plans.card("", capability)
     if row.gradient:
