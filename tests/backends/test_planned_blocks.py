@@ -14,7 +14,7 @@ from structures.backends.planned import emit, figures, search, source
 from structures.backends.planned.program import Assemble, Multiply, Want
 
 RATES = figures.built_in("float32", 1, "cuda")
-BLOCKS = ["dyad_it", "block_diagonal", "blast", "btt", "block_dense"]  # the batch is outermost in y
+BLOCKS = ["dyad_it", "block_diagonal", "blast", "btt"]  # the batch is outermost in y
 
 
 def _operands(structure, tokens):
@@ -47,7 +47,7 @@ def test_on_a_cpu_it_is_not():
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("tokens", [1, 7])
-@pytest.mark.parametrize("name", [*BLOCKS, "dyad_dt", "monarch", "pixelfly"])
+@pytest.mark.parametrize("name", [*BLOCKS, "dyad_dt", "block_dense", "pixelfly"])
 def test_every_forward_program_with_cudas_prices_agrees_with_the_reference(name, tokens, bias):
     structure = structures.get(name).bind(48, 96)
     x, factors, b = _operands(structure, tokens)
@@ -69,7 +69,7 @@ def test_gradients_with_cudas_prices_agree_with_the_reference(name):
     truth = value_and_gradients(lambda x, p: reference.apply(structure, x, p[:-1], p[-1]), x, [*factors, b], dy)
     most = limits_of(structure, x, [*factors, b], dy, truth)
     plans = [p for p in _plans(structure, 7, want=Want(True, (True,) * len(factors), True)) if not p.native]
-    assert any(op.result.startswith("dx") for plan in plans for op in _placed(plan)) or name not in BLOCKS[:2]
+    assert any(op.result == "dx" for plan in plans for op in _placed(plan)) or name != "block_diagonal"
     for plan in plans:
         forward = source.compiled(emit.forward_source(plan, pure=False), "forward")
         backward = source.compiled(emit.backward_source(plan, pure=False), "backward")

@@ -10,7 +10,7 @@ from structures.backends.planned.contract import Tensor, copied, ways
 from structures.backends.planned.layout import TOKENS, Layout, Product
 from structures.backends.planned.price import Price
 from structures.backends.planned.problem import Chain, ChainProblem, Node, X, factor_name
-from structures.backends.planned.program import Assemble, Copy, GatherBlocks, Multiply, Op, Plan, renamed
+from structures.backends.planned.program import Assemble, Copy, GatherBlocks, Multiply, Op, Plan, reads, renamed
 
 MERGES = 8  # programs kept of factors contracted with one another
 BEAM = 24  # partial programs kept after each step of a term of up to 3 nodes; fewer for longer ones (breadth)
@@ -207,8 +207,9 @@ def _into_blocks(
     ops: list[Op] = []
     extra, into = 0.0, ""
     for number, (chain, (name, _), output) in enumerate(zip(chains, pieces, outputs, strict=True)):
-        last = chain[-1] if chain else None
-        if not isinstance(last, Multiply) or last.result != name or last.into:
+        at = next((i for i, op in enumerate(chain) if op.result == name), None)
+        last = None if at is None else chain[at]
+        if not isinstance(last, Multiply) or last.into or any(name in reads(op) for op in chain):
             return None
         p = last.product
         whole = (*p.rows, *p.batch, *p.cols)
@@ -216,7 +217,7 @@ def _into_blocks(
             return None
         target = result if number == len(chains) - 1 else f"{result}_{number}"
         op = replace(last, result=target, into=into, bias=bias and not number, apart=False, placed=True)
-        ops += [*chain[:-1], op]
+        ops += [op if other is last else other for other in chain]
         extra, into = extra + price(op) - price(last), target
     return tuple(ops), extra
 
