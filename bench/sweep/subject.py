@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import structures
 from bench.files.vocabulary import DENSE
-from bench.sweep.points import CANDIDATES, Point, bound
+from bench.sweep.points import CANDIDATES, ONEDNN, Point, bound
 from bench.sweep.request import read_options
 from structures import StructuredLinear, backends, reference
 from structures.backends.experts import grouped
@@ -130,6 +130,10 @@ def _dense(structure: Structure, way: str, x: Tensor, dtype: torch.dtype) -> Sub
     forward: Callable[[Tensor], Tensor] = linear
     if transposed:
         forward = lambda x: torch.addmm(bias, x, weight)  # noqa: E731
+    elif way == ONEDNN:
+        if x.device.type != "cpu" or x.requires_grad or not torch.backends.mkldnn.is_available():
+            raise Refused("oneDNN's own product runs on the CPU, without gradients, where torch has oneDNN")
+        forward = lambda x: torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: E731
     elif way == "compiled":
         compiled = _compiled(x, dtype)
         forward = lambda x: compiled(x, weight, bias)  # noqa: E731

@@ -329,7 +329,7 @@ def test_cheap_points_come_first_and_structures_side_by_side_dense_before_dyad(d
 def test_controls_are_denses_own_candidates_and_a_narrowed_layer(default):
     ran, _ = default
     controls = {p.backend for p in ran if p.control and p.structure == DENSE}
-    assert controls == {"linear", "addmm", "entry", "compiled"}
+    assert controls == {"linear", "addmm", "entry", "onednn", "compiled"}
     for point in ran:
         if point.structure == NARROW:
             share = float(point.budget.partition("=")[2])
@@ -471,6 +471,25 @@ def test_denses_ways_pass_the_check(backend, mode):
     point = replace(POINT, structure=DENSE, options="", backend=backend, mode=mode)
     x, dy = cell.inputs(point)
     assert check(subject(point, x), x, dy) < HALF
+
+
+def test_onednns_own_product_is_a_way_without_gradients_alone():
+    point = replace(POINT, structure=DENSE, options="", backend="onednn")
+    x, dy = cell.inputs(point)
+    assert check(subject(point, x), x, dy) < 1e-5
+    train = replace(point, mode="train")
+    with pytest.raises(Refused, match="without gradients"):
+        subject(train, cell.inputs(train)[0])
+    asked = {"device": "cpu", "dtype": "float32", "mode": "forward"}
+    assert points.runs_onednn(asked)
+    for other in ({"device": "cuda"}, {"dtype": "bfloat16"}, {"mode": "train"}):
+        assert not points.runs_onednn(asked | other)
+
+
+def test_a_row_holds_the_ratio_to_the_best_dense_layer_and_to_nn_linear():
+    slow = cell.Cell((), torch.empty(0), None, "entry", lambda: None, 2.0, {"linear": 3.0, "entry": 2.0})
+    assert slow.over_linear == 1.5
+    assert replace(slow, candidates={"entry": 2.0}).over_linear is None
 
 
 def spoiled(what, change):
