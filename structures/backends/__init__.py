@@ -135,6 +135,13 @@ def weighted(
     return y
 
 
+def plain(name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor | None:
+    """y (..., out_features) of a call with nothing to choose or to check, the native kernel's; None for others."""
+    if name == AUTO or name == "native":
+        return native.plain(structure, x, factors, bias, asked=name != AUTO)
+    return None
+
+
 def apply(name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     """y (tokens, out_features) = W x + bias by the backend called `name`, which must not refuse."""
     return _BACKENDS[name].apply(structure, x, factors, bias)
