@@ -2,16 +2,13 @@
 
 import pytest
 
-from bench.sweep.points import Point, UnreachableBudget
+from bench.sweep.points import SCALARS, Point, UnreachableBudget
 from bench.sweep.subject import NotNow, Refused
 
 
 @pytest.fixture
-def point(structure, series, options, budget, in_features, out_features, tokens, dtype, device, mode, backend, threads,
-          control, clock):  # fmt: skip
-    what = (structure, series, options, budget)
-    where = (in_features, out_features, tokens, dtype, device, mode, backend, threads)
-    return Point(*what, *where, control, clock)
+def point(request):
+    return Point(**{name: request.node.callspec.params[name] for name in SCALARS})
 
 
 def test_budget_is_out_of_reach(sweep, structure, budget, in_features, out_features, reason):
@@ -19,6 +16,7 @@ def test_budget_is_out_of_reach(sweep, structure, budget, in_features, out_featu
     pytest.skip(reason)
 
 
+@pytest.mark.usefixtures(*SCALARS)  # plain values: a point is chosen and shown by them
 def test_linear(sweep, point, benchmark):
     try:
         sweep.measure(point, benchmark)

@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Part:
+class TableFile:
     """One file: as it stands, and as far as all kinds of tables share it."""
 
     document: Mapping[str, Any]
@@ -41,11 +41,11 @@ class Part:
 class TableRules:
     """How files of a kind are joined."""
 
-    points: Callable[[Part], list[tuple[str, Row, Any]]]  # key, row, and pytest-benchmark's row or None
-    check: Callable[[Sequence[Part]], None]  # raises BadResults where files must not be mixed
-    agree: Callable[[tuple[Part, Row], tuple[Part, Row]], None]  # the same, of two rows of one key
+    points: Callable[[TableFile], list[tuple[str, Row, Any]]]  # key, row, and pytest-benchmark's row or None
+    check: Callable[[Sequence[TableFile]], None]  # raises BadResults where files must not be mixed
+    agree: Callable[[tuple[TableFile, Row], tuple[TableFile, Row]], None]  # the same, of two rows of one key
     called: Callable[[str, Row], str]  # a row, in messages
-    joined: Callable[[Sequence[Part], Callable[[str], None]], dict[str, Any]]  # the section, without its rows
+    joined: Callable[[Sequence[TableFile], Callable[[str], None]], dict[str, Any]]  # the section, without its rows
     text: Callable[[Any], str] | None  # makes the JSON
 
 
@@ -62,13 +62,15 @@ def merge(paths: Sequence[Path], output: Path) -> list[str]:
     if kind not in RULES:
         raise BadResults(f"{paths[0]}: a file of kind {shown(kind)} is made by one run, so there is nothing to merge")
     rules = RULES[kind]
-    parts = [Part(document, parse(str(path), document, RULES)) for path, document in zip(paths, documents, strict=True)]
+    parts = [
+        TableFile(document, parse(str(path), document, RULES)) for path, document in zip(paths, documents, strict=True)
+    ]
     for part in parts[1:]:
         if part.file.kind != kind:
             raise BadResults(f"{parts[0].name} and {part.name} must not be mixed: another kind")
     rules.check(parts)
     said: list[str] = []
-    kept: dict[str, tuple[Part, Row, Any]] = {}
+    kept: dict[str, tuple[TableFile, Row, Any]] = {}
     for part in parts:
         for key, row, benchmark in rules.points(part):
             here = part, row, benchmark
@@ -98,7 +100,7 @@ def _once(values: Sequence[Any]) -> list[Any]:
 # -- whole modules and models
 
 
-def _benchmarked(part: Part) -> list[tuple[str, Row, Any]]:
+def _benchmarked(part: TableFile) -> list[tuple[str, Row, Any]]:
     """Rows by the names of pytest-benchmark's rows, which stand in the same order."""
     benchmarks = Fields(part.name, part.document).each("benchmarks")
     if len(benchmarks) != len(part.file.rows):
@@ -108,14 +110,14 @@ def _benchmarked(part: Part) -> list[tuple[str, Row, Any]]:
     return [(b.words("name"), row.values, b.values) for b, row in zip(benchmarks, part.file.rows, strict=True)]
 
 
-def _same_setup(parts: Sequence[Part]) -> None:
+def _same_setup(parts: Sequence[TableFile]) -> None:
     for part in parts[1:]:
         if part.file.setup.values != parts[0].file.setup.values:
             raise BadResults(f"{parts[0].name} and {part.name} must not be mixed: another setup")
     check_conditions([part.file.run for part in parts])
 
 
-def _joined_shards(parts: Sequence[Part], say: Callable[[str], None]) -> dict[str, Any]:
+def _joined_shards(parts: Sequence[TableFile], say: Callable[[str], None]) -> dict[str, Any]:
     shards = [part.shard for part in parts]
     return {**shards[0].section, "run": merged_run(shards, say)}
 
@@ -123,11 +125,11 @@ def _joined_shards(parts: Sequence[Part], say: Callable[[str], None]) -> dict[st
 # -- training
 
 
-def _keyed(part: Part) -> list[tuple[str, Row, Any]]:
+def _keyed(part: TableFile) -> list[tuple[str, Row, Any]]:
     return [(row.name("key"), row.values, None) for row in part.file.rows]
 
 
-def _same_versions(parts: Sequence[Part]) -> None:
+def _same_versions(parts: Sequence[TableFile]) -> None:
     """Losses depend on versions alone, so that files of several machines can be joined."""
     rows = [(part, row.inside("versions").values) for part in parts for row in part.file.rows]
     for part, found in rows:
@@ -139,14 +141,14 @@ def _same_versions(parts: Sequence[Part]) -> None:
                 )
 
 
-def _same_loss(one: tuple[Part, Row], other: tuple[Part, Row]) -> None:
+def _same_loss(one: tuple[TableFile, Row], other: tuple[TableFile, Row]) -> None:
     (part, row), (second, again) = one, other
     if row.get("loss") != again.get("loss"):
         series, loss = shown(str(row.get("series"))), again.get("loss")
         raise BadResults(f"{second.name}: {series} has the loss {loss}, in {part.name} {row.get('loss')}")
 
 
-def _joined_runs(parts: Sequence[Part], say: Callable[[str], None]) -> dict[str, Any]:
+def _joined_runs(parts: Sequence[TableFile], say: Callable[[str], None]) -> dict[str, Any]:
     """The first file's section, with the settings and data of all of them."""
     first = parts[0].shard.section
     setup = dict(first["setup"])

@@ -69,7 +69,7 @@ class Stats:
 
 
 @dataclass(frozen=True)
-class Bound:
+class LimitReached:
     """The limit of the machine that a point runs into, and how much of it is reached."""
 
     bound: Annotated[str, declared.choice(*BOUNDS)] | None
@@ -295,7 +295,7 @@ def _row(run: Run, benchmark: Fields) -> Row:
     name = benchmark.words("name")
     benchmark.where += f" ({shown(name)})"
     info = benchmark.inside("extra_info")
-    bound = declared.read(Bound, info.inside("roofline")) if "roofline" in info else Bound(None, None)
+    bound = declared.read(LimitReached, info.inside("roofline")) if "roofline" in info else LimitReached(None, None)
     known = {field.name for field in dataclass_fields(Row)} | {"roofline"}
     return declared.read(
         Row,

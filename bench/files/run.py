@@ -22,7 +22,7 @@ from bench.files.vocabulary import SCHEMA
 from bench.machine import setup
 
 
-class Recorded(Protocol):
+class DescribedRun(Protocol):
     """A run that can be described."""
 
     argv: list[str]
@@ -38,7 +38,7 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def facts(of: Recorded, *, gpu: str | None = None, tf32: bool | None = None, cold: bool = False) -> dict[str, Any]:
+def facts(of: DescribedRun, *, gpu: str | None = None, tf32: bool | None = None, cold: bool = False) -> dict[str, Any]:
     """The `run` part of a results file: how, when and with what it was measured.
 
     Args:

@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+import structures
+from bench.files.vocabulary import DENSE
 from bench.machine import timing
-from bench.machine.timing import NOISY, Effort, Step
+from bench.machine.timing import NOISY, Effort
 from bench.search.request import SearchRequest
+from bench.sweep import subject
 from bench.sweep.check import CheckFailed, check
-from structures import StructuredLinear, backends, reference
+from bench.sweep.subject import Refused
+from structures import backends
 from structures.structure import Structure
 
-PLAIN = "einsum"  # the backend whose error others are measured against
 SEED = 0
 TRIES = 4
+WAYS = ("linear", "addmm")  # of dense; the faster one is what is compared to
 
 
 class Timer:
@@ -31,28 +34,20 @@ class Timer:
         if self.train:
             self.x.requires_grad_()
             self.dy = torch.randn(request.tokens, request.out_features, generator=draw).to(dtype)
-        linear = nn.Linear(request.in_features, request.out_features, dtype=dtype)
-        turned = linear.weight.detach().t().contiguous().requires_grad_()
-        bias = linear.bias
-
-        def addmm(x: Tensor) -> Tensor:
-            return torch.addmm(bias, x, turned)
-
-        ways = [self._step(linear, (linear.weight, bias)), self._step(addmm, (turned, bias))]
+        dense = structures.get(DENSE).bind(request.in_features, request.out_features)
+        steps = [subject.dense(dense, way, self.x).step(self.x, self.dy) for way in WAYS]
         with torch.set_grad_enabled(self.train):
-            best, times = timing.fastest(ways, timing.SHORT)
-        self.dense, self.way, self.seconds = ways[best], ("linear", "addmm")[best], times[best]
+            best, times = timing.fastest(steps, timing.SHORT)
+        self.dense, self.way, self.seconds = steps[best], WAYS[best], times[best]
 
     def measure(self, structure: Structure, effort: Effort) -> dict[str, Any]:
         """The ratio to dense with its quartiles, the seconds of a call and the backend; or why there is none."""
         try:
-            ran = backends.choose(backends.AUTO, structure, self.x)
-            widths, options = structure.widths, dict(structure.options)
-            layer = StructuredLinear(structure.spec, *widths, dtype=self.x.dtype, **options)  # type: ignore[arg-type]
-            error = check(_Checked(structure, layer), self.x, self.dy)  # type: ignore[arg-type]
-        except (ValueError, CheckFailed) as failure:
+            what = subject.structured(structure, dict(structure.options), backends.AUTO, self.x)
+            error = check(what, self.x, self.dy)
+        except (Refused, CheckFailed) as failure:
             return {"refused": str(failure).partition("\n")[0]}
-        step = self._step(layer, tuple(layer.parameters()))
+        step = what.step(self.x, self.dy)
         with torch.set_grad_enabled(self.train):
             seconds = timing.once(step)
             several = []
@@ -60,24 +55,4 @@ class Timer:
                 several.append(timing.paired(step, self.dense, effort, seconds=(seconds, self.seconds)))
         ratio = min(several, key=lambda s: s.width)
         kept = {key: getattr(ratio, key) for key in ("median", "q1", "q3", "rounds")}
-        return {"speedup": kept, "seconds": seconds, "backend": ran, "error": error}
-
-    def _step(self, forward: Any, parameters: tuple[Tensor, ...]) -> Step:
-        if self.dy is None:
-            return lambda: forward(self.x)
-        wanted = (self.x, *parameters)
-        return lambda: torch.autograd.grad(forward(self.x), wanted, self.dy)
-
-
-class _Checked:
-    """What `bench.sweep.check` asks of a layer."""
-
-    router_may_idle = False  # entries with a gate are not searched
-    sums = None
-
-    def __init__(self, structure: Structure, layer: StructuredLinear):
-        assert layer.bias is not None
-        self.structure, self.forward = structure, layer
-        self.parameters = (*layer.factors, layer.bias)
-        self.meaning = lambda x, p: reference.apply(structure, x, p[:-1], p[-1])
-        self.plain = lambda x, p: backends.apply(PLAIN, structure, x, p[:-1], p[-1])
+        return {"speedup": kept, "seconds": seconds, "backend": what.backend, "error": error}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import structures
-from bench.files.vocabulary import DENSE
 from bench.sweep.points import CANDIDATES, ONEDNN, Point, bound
 from bench.sweep.request import read_options
 from structures import StructuredLinear, backends, reference
@@ -73,15 +71,19 @@ def subject(point: Point, x: Tensor) -> Subject:
         structure = bound(point)
     except SpecError as error:
         raise Refused(str(error)) from None
-    dtype = getattr(torch, point.dtype)
     if not point.is_dense:
-        return _structured(structure, point.structure, read_options(point.options), point.backend, x)
+        return structured(structure, read_options(point.options), point.backend, x)
     if point.backend == "entry":
-        return _structured(structure, DENSE, {}, backends.AUTO, x)
-    return _dense(structure, point.backend, x, dtype)
+        return structured(structure, {}, backends.AUTO, x)
+    return dense(structure, point.backend, x)
 
 
-def _structured(structure: Structure, name: str, options: dict[str, object], backend: str, x: Tensor) -> Subject:
+def structured(structure: Structure, options: Mapping[str, object], backend: str, x: Tensor) -> Subject:
+    """The subject of a structure with these options.
+
+    Raises:
+        Refused: the backend does not run it.
+    """
     try:
         with torch.set_grad_enabled(x.requires_grad):  # as it is timed: experts are priced with or without gradients
             ran = backends.choose(backend, structure, x)
@@ -89,7 +91,7 @@ def _structured(structure: Structure, name: str, options: dict[str, object], bac
         raise Refused(str(error)) from None
     widths = structure.widths
     layer = StructuredLinear(
-        structures.get(name), *widths, device=x.device, dtype=x.dtype, backend=backend, **options  # type: ignore[arg-type]
+        structure.spec, *widths, device=x.device, dtype=x.dtype, backend=backend, **options  # type: ignore[arg-type]
     )  # fmt: skip
     layer.train(x.requires_grad)  # a kept dense weight runs in evaluation alone
     assert layer.bias is not None
@@ -120,9 +122,14 @@ def _plain(structure: Structure) -> Callable[[Tensor, Sequence[Tensor]], Tensor]
     return lambda x, p: backends.apply(PLAIN, structure, x, p[:-1], p[-1])
 
 
-def _dense(structure: Structure, way: str, x: Tensor, dtype: torch.dtype) -> Subject:
+def dense(structure: Structure, way: str, x: Tensor) -> Subject:
+    """The subject of a dense layer, run in one of the ways of `CANDIDATES`.
+
+    Raises:
+        Refused: it does not run here in this way.
+    """
     assert way in CANDIDATES
-    linear = nn.Linear(structure.in_features, structure.out_features, device=x.device, dtype=dtype)
+    linear = nn.Linear(structure.in_features, structure.out_features, device=x.device, dtype=x.dtype)
     weight, bias = linear.weight, linear.bias
     transposed = way == "addmm"  # kept as (in_features, out_features), so that no operand is transposed
     if transposed:
@@ -135,7 +142,7 @@ def _dense(structure: Structure, way: str, x: Tensor, dtype: torch.dtype) -> Sub
             raise Refused("oneDNN's own product runs on the CPU, without gradients, where torch has oneDNN")
         forward = lambda x: torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: E731
     elif way == "compiled":
-        compiled = _compiled(x, dtype)
+        compiled = _compiled(x, x.dtype)
         forward = lambda x: compiled(x, weight, bias)  # noqa: E731
 
     def product(x: Tensor, p: Sequence[Tensor]) -> Tensor:

@@ -128,7 +128,7 @@ def test_exponents_are_those_the_losses_were_made_with(tmp_path: Path) -> None:
 def test_claims_say_what_was_measured_and_no_more(tmp_path: Path) -> None:
     runs = read(comparison(), tmp_path)
     results = stats.results(runs)
-    times = [training_rows._time(Fields("made up", time_row("dyad_it", 1.07)))]
+    _, times = training_rows.read([Fields("made up", time_row("dyad_it", 1.07))])
     found = claims.claims(results, times, [])
     lines = [line for claim in found for line in claim.measured]
     assert any("dyad_it @ params=0.25: loss" in line and "a tie" in line for line in lines)

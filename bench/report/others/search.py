@@ -135,7 +135,7 @@ def _front(rows: Sequence[CandidateRow], styles: Mapping[str, Style], width: Wid
     steps = alt.Chart(alt.InlineData([{"time": row.time, "quality": row.quality} for row in survivors]))
     line = steps.mark_line(interpolate="step-after", color=GREY, strokeWidth=1.3, opacity=0.7, aria=False)
     named = {row.name: row for row in [*survivors, *(row for row in kept if row.named)]}
-    plot = _Plot("Quality against time", "quality", "datum.quality !== null", x, y, y_scale, named)
+    plot = CandidatePlot("Quality against time", "quality", "datum.quality !== null", x, y, y_scale, named)
     return _layered(plot, [line.encode(x=x, y=y)], styles, width)
 
 
@@ -151,11 +151,13 @@ def _times(rows: Sequence[CandidateRow], styles: Mapping[str, Style], width: Wid
     line = equal.mark_line(color=GREY, strokeDash=[3, 3], strokeWidth=1, clip=True, aria=False).encode(x=x, y=y)
     dense = alt.Chart(alt.InlineData([{"time": 1.0}])).mark_rule(strokeWidth=1.4, aria=False).encode(y=y)
     named = {row.name: row for row in rows if row.named or row.reason}
-    return _layered(_Plot("Time against FLOPs", "time", "true", x, y, y_scale, named), [line, dense], styles, width)
+    return _layered(
+        CandidatePlot("Time against FLOPs", "time", "true", x, y, y_scale, named), [line, dense], styles, width
+    )
 
 
 @dataclass(frozen=True)
-class _Plot:
+class CandidatePlot:
     """A chart of candidates: of those that `kept` keeps, `field` against x; `named` have their names beside it."""
 
     name: str
@@ -167,7 +169,7 @@ class _Plot:
     named: Mapping[str, CandidateRow]
 
 
-def _layered(plot: _Plot, below: list[Any], styles: Mapping[str, Style], width: Width) -> alt.LayerChart:
+def _layered(plot: CandidatePlot, below: list[Any], styles: Mapping[str, Style], width: Width) -> alt.LayerChart:
     """Points over `below`, and beside the plot the names of some, at the heights of their points or near them."""
     look, x, y, name = encodings(styles), plot.x, plot.y, plot.name
     base = alt.Chart(RECORDS).transform_filter(plot.kept)

@@ -86,7 +86,7 @@ def _against(key: str, name: str, values: Sequence[Mapping[str, Any]], look: Loo
     limits = room(ends + [v["y"] for v in level])
     scale, axis = y_axis(limits, ".2~%" if key == "share" else "~g")
     x = _blocks_axis(have)
-    return _layers(_Plot(key, low, high, "blocks", level, x, scale, axis, have), name, look, width)
+    return _layers(BlocksPlot(key, low, high, "blocks", level, x, scale, axis, have), name, look, width)
 
 
 def _trade(key: str, name: str, values: Sequence[Mapping[str, Any]], look: Looks, width: Width) -> alt.LayerChart:
@@ -95,7 +95,7 @@ def _trade(key: str, name: str, values: Sequence[Mapping[str, Any]], look: Looks
     scale, axis = y_axis(room(reach(have) + [v["y"] for v in level]))
     text = "parameters, of dense" if key == "share" else "time of a step, of dense (paired)"
     x = x_axis([r[key] for r in have], text, share=True)
-    return _layers(_Plot("loss", "low", "high", key, level, x, scale, axis, have), name, look, width)
+    return _layers(BlocksPlot("loss", "low", "high", key, level, x, scale, axis, have), name, look, width)
 
 
 def _blocks_axis(have: Sequence[Mapping[str, Any]]) -> alt.X:
@@ -105,7 +105,7 @@ def _blocks_axis(have: Sequence[Mapping[str, Any]]) -> alt.X:
 
 
 @dataclass(frozen=True)
-class _Plot:
+class BlocksPlot:
     """What one chart draws: `key`, with bars from `low` to `high`, against `across`, and dense's level."""
 
     key: str
@@ -122,7 +122,7 @@ class _Plot:
         return alt.Y(f"{field}:Q", scale=self.scale, axis=self.axis)
 
 
-def _layers(plot: _Plot, name: str, look: Looks, width: Width) -> alt.LayerChart:
+def _layers(plot: BlocksPlot, name: str, look: Looks, width: Width) -> alt.LayerChart:
     own, x, y, across = looks_of(look), plot.x, plot.y(plot.key), plot.across
     base = records(across).transform_filter("isValid(datum.blocks)").transform_filter(f"isValid(datum.{plot.key})")
     flat = alt.Chart(alt.InlineData(list(plot.level))).mark_rule(color=GREY, strokeWidth=1.2, aria=False)
