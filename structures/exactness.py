@@ -48,7 +48,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from structures import reference
+from structures import constants, reference
 from structures.structure import Structure, Term
 
 TWICE = 2.0  # errors of plain PyTorch in the same dtype
@@ -103,11 +103,12 @@ def sums(structure: Structure, tokens: int) -> list[Sums]:
     active = 0 if structure.gate is None else structure.gate.active
     experts = Sums(active, active)  # the others are zeros, which round nothing
     factors = []
-    for factor, axes in enumerate(structure.factors):
+    for factor, axes in enumerate(structure.factors[: structure.trainable]):
         term = structure.term_of(factor)
-        step = next(step for step in term.steps if step.factor == factor)
+        link = next(link for link in term.chain if factor in link.factors)
+        step = next(step for step in link.steps if step.factor == factor)
         rows = max(
-            structure.numel(tuple(a for a in view if a not in axes)) for view in (step.rows, term.loaded, term.output)
+            structure.numel(tuple(a for a in view if a not in axes)) for view in (step.rows, link.loaded, link.output)
         )
         own = Sums(tokens * rows)
         factors.append(_value(structure, term) + _input(structure, term) + own + experts)
@@ -137,17 +138,18 @@ def _longest(several: Iterable[Sums]) -> Sums:
 
 
 def _value(structure: Structure, term: Term) -> Sums:
-    """In the order of its steps, or over the input at once."""
-    return Sums(
-        sum(structure.numel(step.contracted) for step in term.steps) + structure.in_features, 1 + len(term.steps)
-    )
+    """In the order of its steps, or over the input of each link at once."""
+    widths = sum(structure.numel(link.input) for link in term.chain)
+    return Sums(sum(structure.numel(step.contracted) for step in term.steps) + widths, 1 + len(term.steps))
 
 
 def _input(structure: Structure, term: Term) -> Sums:
     """The gradient of a term's input; what is read several times through an index is added one by one."""
-    reads = math.prod(max(Counter(gather.table).values(), default=1) for gather in term.gathers)
+    gathers = [gather for link in term.chain for gather in link.gathers]
+    reads = math.prod(max(Counter(gather.table).values(), default=1) for gather in gathers)
     columns = sum(structure.numel(step.cols) for step in term.steps)
-    return Sums(columns + structure.out_features + reads, len(term.steps) + reads)
+    widths = sum(structure.numel(link.output) for link in term.chain)
+    return Sums(columns + widths + reads, len(term.steps) + reads)
 
 
 def deviations(
@@ -173,14 +175,19 @@ def deviations(
     with torch.no_grad():
         x, parameters = x.detach(), [p.detach() for p in parameters]
     if structure.gate is None:
-        found = _linear(structure, x, parameters, dy, exact, dtype, meaning or _reference(structure))
+        found = _linear(structure, x, parameters, dy, exact, dtype, meaning or _squares(structure))
     else:
         found = _Gated(structure, x, parameters, dtype).variances(dy, exact)
     return [variance.sqrt_().mul_(DEVIATIONS) for variance in found]
 
 
-def _reference(structure: Structure) -> Meaning:
-    return lambda x, p: reference.apply(structure, x, p[:-1], p[-1])
+def _squares(structure: Structure) -> Meaning:
+    """The reference at squared operands: the constants among them are squared too."""
+    return lambda x, p: reference.apply(structure, x, p[:-1], p[-1], _squared(structure, x))
+
+
+def _squared(structure: Structure, like: Tensor) -> list[Tensor]:
+    return [constant.square() for constant in constants.tensors(structure, like)]
 
 
 def _linear(
@@ -221,7 +228,7 @@ class _Gated:
         wide = torch.promote_types(self.dtype, torch.float32)
         logits = self.x @ self.router.t()
         spread = self.x.square() @ self.router.square().t() + logits.square()
-        own = Sums(self.structure.in_features).variance(wide) * spread * (self.weights > 0)
+        own = Sums(self.structure.widths[0]).variance(wide) * spread * (self.weights > 0)
         others = self.weights.square() * own
         rounded = Sums(self.weights.shape[1], 2).variance(self.dtype)  # the exponential, and its share of their sum
         return (1 - self.weights).square() * own + others.sum(1, keepdim=True) - others + rounded
@@ -250,7 +257,8 @@ class _Gated:
         y = reference.mixture(self.structure, self.x, self.factors, weights)
         (gain,) = torch.autograd.grad(y, weights, dy)
         own = self.weights.square().requires_grad_()
-        y = reference.mixture(self.structure, self.x.square(), [f.square() for f in self.factors], own)
+        squared = [f.square() for f in self.factors], own, _squared(self.structure, self.x)
+        y = reference.mixture(self.structure, self.x.square(), *squared)
         (spread,) = torch.autograd.grad(y, own, dy.square())
         square, spread = self.weights.square(), spread + gain.square()
         output = _longest(_value(self.structure, term) for term in self.structure.terms)
@@ -261,10 +269,12 @@ class _Gated:
         return error, self.weights * (gain - (self.weights * gain).sum(1, keepdim=True))
 
     def _mixture(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        return reference.mixture(self.structure, x, parameters[:-1], self.weights.square()) + parameters[-1]
+        squared = self.weights.square(), _squared(self.structure, x)
+        return reference.mixture(self.structure, x, parameters[:-1], *squared) + parameters[-1]
 
     def _moved(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """What an error of the weights moves: neither the bias nor the terms that hold no expert."""
         without = torch.zeros_like(self.moved)
-        both = (reference.mixture(self.structure, x, parameters[:-1], w) for w in (self.moved, without))
+        fixed = _squared(self.structure, x)
+        both = (reference.mixture(self.structure, x, parameters[:-1], w, fixed) for w in (self.moved, without))
         return next(both) - next(both)

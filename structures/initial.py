@@ -13,7 +13,7 @@ from torch import Tensor
 
 from structures.algebra.identity import identity
 from structures.algebra.steps import chained
-from structures.language.expressions import evaluate
+from structures.language.expressions import WIDTHS, evaluate
 from structures.structure import Structure
 
 INITS = ("linear", "spectral", "paper", "zero", "identity")
@@ -64,7 +64,7 @@ def draws(structure: Structure, init: str) -> tuple[Draw, ...]:
     if init == "identity":
         return _identity(structure)
     rule = {"linear": _as_linear, "spectral": _spectral, "paper": _paper, "zero": _zero_last}[init]
-    return tuple(rule(structure, factor) for factor in range(len(structure.factors)))
+    return tuple(rule(structure, factor) for factor in range(structure.trainable))
 
 
 def bias_draw(structure: Structure, init: str) -> Draw:
@@ -76,12 +76,12 @@ def bias_draw(structure: Structure, init: str) -> Draw:
     if init in ("zero", "identity"):
         return ZERO
     rule = dict(structure.spec.init).get("bias") if init == "paper" else None
-    return Draw("uniform", 1 / math.sqrt(structure.in_features) if rule is None else _value(structure, rule, {}))
+    return Draw("uniform", 1 / math.sqrt(structure.widths[0]) if rule is None else _value(structure, rule, {}))
 
 
 def _summed(structure: Structure) -> int:
     """Terms with factors: a sum divides the variance among them."""
-    return sum(bool(term.factors) for term in structure.terms)
+    return sum(any(f < structure.trainable for f in term.factors) for term in structure.terms)
 
 
 def _as_linear(structure: Structure, factor: int) -> Draw:
@@ -90,7 +90,7 @@ def _as_linear(structure: Structure, factor: int) -> Draw:
     term, gate = structure.term_of(factor), structure.gate
     gated = gate is not None and any(gate.axis in structure.factors[f] for f in term.factors)
     wanted = (gate.active if gate and gated else 1) / (3 * _summed(structure))
-    gain = wanted ** (1 / len(term.factors))
+    gain = wanted ** (1 / sum(f < structure.trainable for f in term.factors))  # constants keep the variance
     fan_in, _ = structure.fan(factor)
     return Draw("uniform", math.sqrt(3 * gain / fan_in))
 
@@ -104,7 +104,8 @@ def _spectral_std(structure: Structure, fan_in: int, fan_out: int) -> float:
 
 
 def _zero_last(structure: Structure, factor: int) -> Draw:
-    return ZERO if factor == structure.term_of(factor).factors[-1] else _as_linear(structure, factor)
+    last = max(f for f in structure.term_of(factor).factors if f < structure.trainable)
+    return ZERO if factor == last else _as_linear(structure, factor)
 
 
 def _identity(structure: Structure) -> tuple[Draw, ...]:
@@ -125,7 +126,7 @@ def _paper(structure: Structure, factor: int) -> Draw:
     if kind is None:
         raise ValueError(f"{structure.name}: the entry gives no initialisation of its own; use 'linear' or 'spectral'")
     fan_in, fan_out = _written_fan(structure, factor)
-    factors = len(structure.term_of(factor).factors)
+    factors = sum(f < structure.trainable for f in structure.term_of(factor).factors)
     known = {"fan_in": fan_in, "fan_out": fan_out, "terms": len(structure.terms), "factors": factors}
     scale = _value(structure, rule[kind], known)
     if kind == "spectral":
@@ -134,7 +135,7 @@ def _paper(structure: Structure, factor: int) -> Draw:
 
 
 def _value(structure: Structure, text: str, known: Mapping[str, int]) -> float:
-    widths = {"in_features": structure.in_features, "out_features": structure.out_features}
+    widths = dict(zip(WIDTHS, structure.widths, strict=True))
     names = {**widths, **dict(structure.sizes), **dict(structure.options), **known}
     return float(evaluate(text, names, real=True))  # type: ignore[arg-type]
 
@@ -144,7 +145,8 @@ def _written_fan(structure: Structure, factor: int) -> tuple[int, int]:
 
     The cheapest order, which `Structure.fan` is of, changes with the widths; a source's does not.
     """
-    term, gate = structure.term_of(factor), structure.gate
+    term = next(link for link in structure.term_of(factor).chain if factor in link.factors)
+    gate = structure.gate
     held = {f: structure.factors[f] for f in term.factors}
     steps = chained(term.loaded, term.factors, held, term.output, gate.axis if gate else None)
     step = next(step for step in steps if step.factor == factor)

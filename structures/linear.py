@@ -33,7 +33,8 @@ class StructuredLinear(nn.Module):
         init: how fresh parameters are drawn: "linear" (output variance and bias of a fresh nn.Linear), "spectral"
             (muP), "paper" (the entry's source's own), "zero" (the output is 0, for the end of a residual branch) or
             "identity" (where the entry can be it); `structures.initial.draws` says it in full.
-        options: the entry's options, such as `n_blocks=4`.
+        options: the entry's options, such as `n_blocks=4`, and `pad=True`, which runs widths that do not fit as larger
+            ones, the input zero-filled and the output cut.
     Shape:
         (..., in_features) -> (..., out_features), any number of leading dimensions.
     Raises:
@@ -65,7 +66,7 @@ class StructuredLinear(nn.Module):
         super().__init__()
         spec = registry.get(structure) if isinstance(structure, str) else structure
         self.structure: Structure = spec.bind(in_features, out_features, **options)
-        self.in_features, self.out_features = self.structure.in_features, self.structure.out_features
+        self.in_features, self.out_features = self.structure.widths
         self.backend = backend
         self.ran: str | None = None  # the backend of the last eager forward
         self.init = init
@@ -84,6 +85,18 @@ class StructuredLinear(nn.Module):
             self.register_buffer("like", torch.empty(0, device=device, dtype=dtype), persistent=False)
         self.reset_parameters()
         self._prepare()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        errors: list[str] = more[-1]
+        for name, shape in zip(self.structure.factor_names, self.structure.factor_shapes, strict=True):
+            found = state_dict.get(prefix + name)
+            if isinstance(found, Tensor) and tuple(found.shape) != shape:
+                errors.append(
+                    f"{prefix}{name} has shape {tuple(found.shape)}, the entry {self.structure.name} has {shape} here: "
+                    "it was saved with other options, or by a version of the entry that was defined otherwise; project "
+                    "the dense weight of that version anew"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *more)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -127,7 +140,7 @@ class StructuredLinear(nn.Module):
     @property
     def factors(self) -> tuple[Tensor, ...]:
         """The trainable factors in written order."""
-        return self.operands[: len(self.structure.factors)]
+        return self.operands[: self.structure.trainable]
 
     @property
     def operands(self) -> tuple[Tensor, ...]:

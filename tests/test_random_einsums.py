@@ -1,5 +1,6 @@
 """Random sums of einsum terms against numpy, on the reference and on every backend; random damage to the registry."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from structures import backends, exactness, reference, registry
 from structures.algebra import rank
+from structures.algebra.links import joined
 from structures.spec import Spec, SpecError
 from structures.structure import Structure
 
@@ -73,8 +75,8 @@ def factorisations(n: int) -> list[tuple[int, ...]]:
 
 
 @st.composite
-def entries(draw: st.DrawFn) -> Entry:
-    widths = draw(st.sampled_from(WIDTHS)), draw(st.sampled_from(WIDTHS))
+def entries(draw: st.DrawFn, widths: tuple[int, int] | None = None, most: int = 3) -> Entry:
+    widths = widths or (draw(st.sampled_from(WIDTHS)), draw(st.sampled_from(WIDTHS)))
     size: dict[str, int] = {}
 
     def letter(n: int, taken: Sequence[str]) -> str:
@@ -87,7 +89,7 @@ def entries(draw: st.DrawFn) -> Entry:
         return new
 
     terms = []
-    for _ in range(draw(st.integers(1, 3))):
+    for _ in range(draw(st.integers(1, most))):
         views = []
         for width in widths:
             axes: list[str] = []
@@ -199,6 +201,87 @@ def check(entry: Entry) -> None:
 @example(Entry((("ab", ("ab", "ab"), "ba"), ("c", (), "c")), (("a", 2), ("b", 3), ("c", 6)), "c", 6, 6))
 def test_any_sum_of_einsum_terms_is_what_numpy_says(entry: Entry) -> None:
     check(entry)
+
+
+# -- chains of links
+
+
+@dataclass(frozen=True)
+class RandomChain:
+    """Links of one term each, joined by `;`; a link's letters are those of its Entry with its number behind."""
+
+    links: tuple[Entry, ...]
+
+    def spec(self) -> Spec:
+        """The widths between links are known before `;`, so that the view after it may leave one size open."""
+        texts, sizes = [], {}
+        for number, link in enumerate(self.links):
+            (text,) = link.einsum
+            texts.append(re.sub(r"[a-z]", lambda letter, n=number: f"{letter[0]}{n}x", text))
+            open_letter = link.inferred if link.inferred in (link.terms[0][0] if number else "") else ""
+            sizes |= {f"{a}{number}x": str(n) for a, n in link.size if a not in open_letter or not open_letter}
+        return Spec("chain", einsum="; ".join(texts), sizes=sizes)  # type: ignore[arg-type]
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> RandomChain:
+    widths = draw(st.lists(st.sampled_from(WIDTHS), min_size=3, max_size=4))
+    return RandomChain(tuple(draw(entries(pair, most=1)) for pair in itertools.pairwise(widths)))
+
+
+def check_chain(chain: RandomChain) -> None:
+    links = chain.links
+    structure = chain.spec().bind(links[0].in_features, links[-1].out_features)
+    shapes = [tuple(dict(link.size)[a] for a in f) for link in links for _, factors, _ in link.terms for f in factors]
+    assert structure.factor_shapes == tuple(shapes)
+    alone = [link.spec().bind(link.in_features, link.out_features) for link in links]
+    assert structure.flops() == sum(link.flops() for link in alone)
+    x, dy, *factors = draw_numbers([(TOKENS, structure.in_features), (TOKENS, structure.out_features), *shapes])
+
+    def by_links(rows: Array, held: Sequence[Array]) -> Array:
+        rest = list(held)
+        for link in links:
+            count = sum(len(f) for _, f, _ in link.terms)
+            rows, rest = by_numpy(link, rows, rest[:count]), rest[count:]
+        return rows
+
+    wanted, dense = by_links(x, factors), by_links(np.eye(structure.in_features), factors).T
+    scale = 1 + np.abs(wanted).max() + np.abs(dense).max()
+    np.testing.assert_allclose(rank.dense(structure, factors), dense, atol=1e-10 * scale)
+    assert rank.support(structure)[np.abs(dense) > 0].all()
+    lower, upper = rank.rank_bounds(structure)
+    assert lower <= rank.generic_rank(structure) <= upper  # type: ignore[operator]
+    shorter = joined(structure)
+    held = [f.reshape(s) for f, s in zip(factors, shorter.factor_shapes, strict=True)]
+    np.testing.assert_allclose(rank.dense(shorter, held), dense, atol=1e-10 * scale)
+    y, dx, *gradients = value_and_gradients("reference", structure, x, factors, dy)
+    np.testing.assert_allclose(y, wanted, atol=1e-10 * scale)
+    np.testing.assert_allclose(dx, dy @ dense, atol=1e-10 * scale)
+    for name in backends.names():
+        if backends.refusal(name, structure, torch.from_numpy(x)) is None:
+            ours = value_and_gradients(name, structure, x, factors, dy)
+            for mine, theirs in zip(ours, (y, dx, *gradients), strict=True):
+                np.testing.assert_allclose(mine, theirs, atol=1e-9 * scale, err_msg=f"{name}: {structure.spec.einsum}")
+    assert str(structure).count("\n    ;") == len(links) - 1
+
+
+@settings(COMMON, max_examples=50)
+@given(chains())
+def test_any_chain_of_links_is_what_numpy_says_of_one_link_after_another(chain: RandomChain) -> None:
+    check_chain(chain)
+
+
+def test_random_chains_are_joined_in_part() -> None:
+    seen = set()
+
+    @settings(COMMON, max_examples=60)
+    @given(chains())
+    def look(chain: RandomChain) -> None:
+        structure = chain.spec().bind(chain.links[0].in_features, chain.links[-1].out_features)
+        seen.add((len(chain.links), len(joined(structure).terms[0].chain)))
+
+    look()
+    assert {(2, 1), (2, 2), (3, 1), (3, 2)} <= seen
 
 
 def test_random_entries_are_of_many_kinds() -> None:

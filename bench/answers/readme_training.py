@@ -68,10 +68,10 @@ def training(file: Path, picture: str) -> Training:
         WRITTEN,
         f"![Loss of every structure beside dense's at {at} of the parameters of the replaced layers, and losses "
         f"against training FLOPs]({picture})",
-        f"Held-out loss beside dense's with {at} of the parameters of the replaced layers. *tie*: the runs do not tell "
-        "the two apart, which is not to say that they are equal. Below a difference: its interval by the noise between "
-        "seeds, at 95 % for all comparisons of a column together. *exponent*: b in loss ~ training FLOPs^-b, over "
-        "the widths of the first task that has several.",
+        f"Held-out loss beside dense's with {at} of the parameters of the replaced layers. *tie*: no difference beyond "
+        "noise, which does not mean that they are equal. Below a difference: its interval by the noise between seeds, "
+        "at 95 % for all comparisons of a column together. *exponent*: b in loss ~ training FLOPs^-b, over the widths "
+        "of the first task that has several.",
         " ".join(sections.measured(found.run)),
         "\n".join(_table(columns, results, budget, times, fronts)),
         _flags(columns, times),
@@ -125,7 +125,7 @@ def _table(
         some = next((r for p in columns for r in results[p] if r.first.series == series), None)
         if some is None:
             continue
-        cells = ["is the measure" if series == "dense" else _beside(kept[p].get(series)) for p in columns]
+        cells = ["baseline" if series == "dense" else _beside(kept[p].get(series)) for p in columns]
         cells += [_speed(times, p, series) for p in timed]
         cells += [_grammar(results, p, series) for p in tested[:1]]
         cells += [_exponent(exponents.get(series))] if exponents else []
@@ -147,7 +147,7 @@ def _phenomena(tested: Sequence[TrainingPlace], results: dict[TrainingPlace, lis
     every = dict.fromkeys(c["phenomenon"] for c in cells)
     known = dict.fromkeys(c["phenomenon"] for c in cells if c["side"] != training_grammar.SIDES[2])
     named = f"{len(known)} ({', '.join(known)})" if known else "none"
-    said = f"*grammar*: of {len(every)} phenomena, {named} is told from chance in any network, at 95 % for all together"
+    said = f"*grammar*: of {len(every)} phenomena, {named} differ from chance in any network, at 95 % for all together"
     if any(name.startswith(training_grammar.ONE_SIDED) for name in known):
         said += f"; pairs of {training_grammar.ONE_SIDED} can be decided by the frequency of words"
     return f"{said}."

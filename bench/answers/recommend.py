@@ -266,7 +266,7 @@ def _groups(estimates: Sequence[Estimate], query: Place) -> tuple[Ranking, ...]:
 
 
 def ranked(estimates: Sequence[Estimate]) -> list[tuple[int, Estimate]]:
-    """The fastest first; whoever's quartiles reach the first of a rank cannot be told from it and shares the rank."""
+    """The fastest first; those whose quartiles reach the first of a rank are a tie with it and share the rank."""
     found: list[tuple[int, Estimate]] = []
     leader, rank = None, 0
     for i, estimate in enumerate(sorted(estimates, key=lambda e: -e.speedup.median)):

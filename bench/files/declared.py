@@ -80,7 +80,7 @@ def _getter(name: str, hint: Any, default: Any) -> Callable[[Fields], Any]:
     null = type(None) in parts
     own = next(part for part in parts if part is not type(None))
     extras = getattr(own, "__metadata__", ())
-    reader = next((e.read for e in extras if isinstance(e, Reader)), None) or _nested(own)
+    reader = next((e.read for e in extras if isinstance(e, Reader)), None) or _nested(getattr(own, "__origin__", own))
     key = next((e.name for e in extras if isinstance(e, Key)), name)
 
     def get(found: Fields) -> Any:

@@ -64,7 +64,7 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Let go of it; the file stays."""
+        """Close it; the file stays."""
         self._file.close()
 
 

@@ -107,6 +107,7 @@ class Row:
     checkpoint_bytes: declared.Number | None = None
     peak_bytes: declared.Number | None = None  # the most that the device's allocator held
     energy_joules: declared.Number | None = None  # per call
+    speedup_over_linear: declared.Number | None = None  # to nn.Linear, which is not always the fastest dense layer
     time: Spread  # seconds per call
     speedup: Spread | None  # paired and interleaved with dense; None on dense itself
     error: declared.Error

@@ -93,7 +93,7 @@ def device_seconds() -> float:
     event.record()
     event.synchronize()
     if _last is not None:
-        _elapsed += _last.elapsed_time(event) / 1e3  # it tells milliseconds
+        _elapsed += _last.elapsed_time(event) / 1e3  # in milliseconds
     _last = event
     return _elapsed
 

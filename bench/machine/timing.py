@@ -21,7 +21,7 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class Effort:
-    """How much time a point gets at most, in seconds, and the least number of rounds whatever they take."""
+    """How many seconds a point may take at most, and how many rounds it gets at least, however long they take."""
 
     paired: float
     alone: float

@@ -10,14 +10,14 @@ import structures
 from bench.files.options import some_of
 from bench.files.vocabulary import DENSE, NEAR
 from bench.machine import setup
-from bench.sweep.request import in_order
+from bench.sweep.request import default_names, in_order
 from structures.options import closest_options
 from structures.projection.project import DAMPING
 from structures.spec import SpecError
 
 SHARES, SENTENCES = (0.5, 0.25), 256
 LIMIT, AWARE_LIMIT = 3, 1  # sweeps of projections without a closed form; the aware ones start from the plain solution
-PATIENCE = 30.0  # seconds that one conversion may take; foretold from the first layer of each shape
+PATIENCE = 30.0  # seconds that one conversion may take; estimated from the first layer of each shape
 PLAIN, AWARE, SEQUENTIAL, CONTROL = "plain", "aware", "sequential", "control"
 WAYS = (PLAIN, AWARE, SEQUENTIAL)
 
@@ -113,5 +113,5 @@ def entries(text: str | None) -> tuple[str, ...]:
         UsageError: no such entry.
     """
     if text is None:
-        return tuple(name for name in in_order(structures.names()) if name != DENSE)
+        return tuple(name for name in in_order(default_names()) if name != DENSE)
     return some_of("--structures", text, structures.names())

@@ -1,4 +1,4 @@
-"""The time of an encoder beside the dense one's, in calls taken in turn."""
+"""The time of an encoder relative to the dense one's, from interleaved calls."""
 
 from __future__ import annotations
 

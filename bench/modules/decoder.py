@@ -237,7 +237,7 @@ def step(point: DecoderPoint, model: nn.Module, x: Tensor, dy: Tensor) -> timing
 
 
 class Meaning(nn.Module):
-    """A structured layer run by its whole-term einsum, or by plain einsum steps."""
+    """A structured layer run by the reference (one einsum a term) or by plain einsum steps."""
 
     def __init__(self, layer: StructuredLinear, apply: Callable[..., Tensor]):
         super().__init__()

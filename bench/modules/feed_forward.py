@@ -182,7 +182,7 @@ def _executed(ran: str, structure: Structure, tokens: int, train: bool) -> int:
 
 
 def _layer(point: ModulePoint, shape: tuple[int, int], way: str) -> tuple[nn.Module, Structure]:
-    """A layer and the structure that tells its meaning."""
+    """A layer and the structure that defines what it computes."""
     more: dict[str, Any] = {"device": point.device, "dtype": getattr(torch, point.dtype)}
     if point.structure == "dense":
         linear = nn.Linear(*shape, **more)

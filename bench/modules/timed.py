@@ -29,11 +29,11 @@ from bench.sweep.sweep import Sweep
 
 EFFORT = timing.Effort(paired=0.5, alone=0.2, rounds=5)
 LONG = timing.Effort(paired=3.0, alone=1.0, rounds=11)
-CHOICE = 3  # rounds at least in which dense's ways take turns
+CHOICE = 3  # minimum rounds when racing the dense variants
 SEED = 0
 SEQUENCE = 128  # tokens of one sequence, as the DYAD authors measured
 BATCH = 32  # sequences, on CUDA and with --full
-STEADY = 0.06  # seconds a call from which slices begin without one that is not timed: caches are warm after a tenth
+STEADY = 0.06  # seconds a call from which a slice needs no warm-up call: caches are warm after a tenth of it
 NEXT = 1.3  # times the seconds of the last point, scaled by cost, that must be left for another one
 MEANINGLESS = ("structures", "widths", "shapes", "mode", "backend", "threads", "registry", "budget", "no_controls",
                "cold", "check", "clock", "point_timeout", "rerun_flagged")  # fmt: skip
@@ -86,7 +86,7 @@ class Rows:
         self._last: tuple[float, float] | None = None  # seconds and cost of the last point
 
     def measure(self, point: Any, how: Callable[[Any, Rows, Any], None], benchmark: Any) -> None:
-        """Check a point and time it; it is skipped where the time budget leaves no time, but for a run's first one."""
+        """Check a point and time it. Points are skipped once the time budget is used up, but never the first."""
         budget, began = self.sweep.budget, time.perf_counter()
         if budget and self._last:
             seconds, cost = self._last
@@ -98,7 +98,7 @@ class Rows:
         self._last = time.perf_counter() - began, point.cost
 
     def fastest(self, cell: Sequence[str], steps: Mapping[str, timing.Step], clock: timing.Clock) -> str:
-        """Which way of dense a cell is compared to: the fastest, in a run gone on with the one found before."""
+        """The dense variant that a cell is compared to: the fastest, or in a resumed run the one chosen before."""
         if (decided := self.sweep.ways.get(tuple(cell))) in steps:
             return decided
         effort = replace(self.effort, rounds=min(CHOICE, self.effort.rounds))
@@ -208,7 +208,7 @@ def parametrize(metafunc: pytest.Metafunc, kind: Any) -> None:
         given = [name for name in MEANINGLESS if launch.is_given(vars(option), name)]
         if given:
             told = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise UsageError(f"{told}: of the sweep of layers alone; -k chooses among whole modules and models")
+            raise UsageError(f"{told}: only for the sweep of layers; choose among whole modules and models by -k")
         points = kind.points(option)
         setup = kind.setup(points)
         if option.shard:

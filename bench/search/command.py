@@ -27,7 +27,12 @@ def add_options(search: argparse.ArgumentParser) -> None:
     add("--time", type=share, metavar="SHARE", help="most time of a call, of dense, as measured")
     add("--mode", default="forward", metavar="WORD", help="forward (default) or train")
     add("--dtype", default="float32", metavar="WORD", help="float32 (default), bfloat16, float64")
-    add("--quality", default="none", metavar="WORD", help=f"{', '.join(QUALITIES)} (none): what ranks beside time")
+    add(
+        "--quality",
+        default="none",
+        metavar="WORD",
+        help=f"{', '.join(QUALITIES)} (none): what candidates are ranked by besides time",
+    )
     add("--weight", metavar="FILE", help=".npy, .pt or .safetensors with the weight (out, in); else one is made here")
     add("--key", metavar="NAME", help="the tensor in that file")
     add("--candidates", type=count, default=200, metavar="N", help="how many are timed (200)")

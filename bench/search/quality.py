@@ -1,6 +1,6 @@
 """How good a structure is at a shape: its distance from a weight, or the loss of a short training run. Less is better.
 
-Both are shares of what nothing would leave: 0 is perfect, 1 is a layer of zeros or of the mean.
+Both are relative: 0 is perfect, 1 is what a layer of zeros, or of the mean, would reach.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ def measure(kind: str, structure: Structure, amount: int, weight: Tensor, seed: 
     torch.manual_seed(seed)
     layer = StructuredLinear(
         structure.spec,
-        structure.in_features,
-        structure.out_features,
+        *structure.widths,
         init="spectral",
         **dict(structure.options),  # type: ignore[arg-type]
     )
@@ -77,7 +76,7 @@ class Task:
 
 
 def flat(in_features: int, out_features: int, seed: int) -> Tensor:
-    """A weight whose singular values are all equal: no direction of the input can be left out."""
+    """A weight whose singular values are all equal, so that no direction of the input can be neglected."""
     draw = torch.Generator().manual_seed(seed)
     long, short = max(in_features, out_features), min(in_features, out_features)
     q, _ = torch.linalg.qr(torch.randn(long, short, generator=draw))

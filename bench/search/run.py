@@ -105,7 +105,7 @@ class Search:
             ranked = layers([self._point(c, rung) for c in entered])
             kept = set(quality.halved([p.name for p in ranked], self.request.finalists))
             dropped = [c for c in entered if c.name not in kept]
-            self._drop(dropped, f"outlived by faster or better ones after {amount} {self.unit}")
+            self._drop(dropped, f"dropped in favour of faster or better ones after {amount} {self.unit}")
             entered = [c for c in entered if c.name in kept]
         return entered
 

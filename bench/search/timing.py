@@ -47,7 +47,7 @@ class Timer:
         """The ratio to dense with its quartiles, the seconds of a call and the backend; or why there is none."""
         try:
             ran = backends.choose(backends.AUTO, structure, self.x)
-            widths, options = (structure.in_features, structure.out_features), dict(structure.options)
+            widths, options = structure.widths, dict(structure.options)
             layer = StructuredLinear(structure.spec, *widths, dtype=self.x.dtype, **options)  # type: ignore[arg-type]
             error = check(_Checked(structure, layer), self.x, self.dy)  # type: ignore[arg-type]
         except (ValueError, CheckFailed) as failure:

@@ -1,4 +1,4 @@
-"""What a run is told by its options: its request, points, limits, results file and journal; all checked beforehand."""
+"""What the options of a run mean: its request, points, limits, results file and journal, all checked beforehand."""
 
 from __future__ import annotations
 

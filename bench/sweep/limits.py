@@ -65,7 +65,9 @@ class TimeBudget:
             self.cells[point.cell] += expected(point)
         self.decided: dict[tuple[object, ...], bool] = {}
         self.done = self.spent = 0.0
-        self._at: float | None = None  # when the last point ended; the first one sets up the machine and tells no pace
+        self._at: float | None = (
+            None  # when the last point ended; the first one sets up the machine, so it says nothing of the pace
+        )
 
     @property
     def left(self) -> float:
@@ -74,7 +76,7 @@ class TimeBudget:
 
     @property
     def pace(self) -> float:
-        """Seconds that an expected second takes, as far as is known."""
+        """How many seconds an expected second takes, as far as is known."""
         return self.spent / self.done if self.done else 1.0
 
     def admit(self, point: Point) -> str | None:
@@ -85,7 +87,7 @@ class TimeBudget:
         if not self.decided[point.cell]:
             return f"not run: {limit} leaves no time for all structures at this shape, batch and mode"
         if self.left <= 0:
-            return f"not run: {limit} was spent, sooner than foretold"
+            return f"not run: {limit} ran out earlier than estimated"
         return None
 
     def finished(self, point: Point) -> None:
@@ -98,7 +100,9 @@ class TimeBudget:
 
 
 class TimedOut(BaseException):
-    """A point took too long. No Exception, so that nothing on the way takes it for a failure of its own."""
+    """A point took too long. Derives from BaseException, so that `except Exception` in the code under test cannot
+    swallow it.
+    """
 
 
 def check_alarm() -> None:

@@ -14,7 +14,7 @@ from bench.files.options import numbers, some_of, words
 from bench.files.vocabulary import CLOCKS, DEVICES, DTYPES, MODES
 from bench.sweep import shapes
 from bench.sweep.shapes import Shape
-from structures import backends
+from structures import backends, registry
 
 # The options that say what is measured and how: a run that goes on with another one, or repeats a part, has the same.
 MEASURED = ("structures", "widths", "shapes", "tokens", "dtypes", "device", "clock", "mode", "backend", "threads",
@@ -132,7 +132,7 @@ def read(options: Mapping[str, Any], *, cuda: bool, cores: int) -> Request:
         blocks = tuple(b for b in blocks if b.devices[0] in given["devices"]) or blocks
     named = options.get("structures")
     return Request(
-        entries=entries(named) if named else tuple(Wanted(name) for name in in_order(structures.names())),
+        entries=entries(named) if named else tuple(Wanted(name) for name in in_order(default_names())),
         blocks=tuple(dict.fromkeys(replace(block, **given) for block in blocks)),
         clocks=some_of("--clock", options.get("clock"), CLOCKS) or ((CLOCKS[0],) if options.get("check") else CLOCKS),
         threads=numbers("--threads", options.get("threads"), cores) or (cores,),
@@ -157,6 +157,11 @@ def register(files: Sequence[str] | None) -> None:
             raise UsageError(f"--registry: {error}") from None
 
 
+def default_names() -> list[str]:
+    """All entries but the variants of built-in ones: those of a user's own file are all taken."""
+    return [name for name in structures.names() if not structures.get(name).variant_of or not registry.is_builtin(name)]
+
+
 def in_order(names: Sequence[str]) -> list[str]:
     """DYAD first, then the others by name."""
     return sorted(names, key=lambda name: (not name.startswith("dyad"), name))
@@ -165,11 +170,13 @@ def in_order(names: Sequence[str]) -> list[str]:
 def entries(text: str) -> tuple[Wanted, ...]:
     """`"dyad_it:n_blocks=2,4,8 monarch"` -> three entries with options and one without.
 
-    Options are separated by commas, each with one value or several: `pixelfly:n_blocks=16,32,rank=8` is two entries;
-    lists stand in brackets. Every combination is one entry.
+    `all` is every entry, variants too. Options are separated by commas, each with one value or several:
+    `pixelfly:n_blocks=16,32,rank=8` is two entries; lists stand in brackets. Every combination is one entry.
     Raises:
         UsageError: no such structure, no such option, or a value that is no number.
     """
+    if text.split() == ["all"]:
+        return tuple(Wanted(name) for name in in_order(structures.names()))
     found: list[Wanted] = []
     for word in text.split():
         name, colon, rest = word.partition(":")

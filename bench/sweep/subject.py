@@ -1,4 +1,4 @@
-"""What a point runs: a layer, its parameters, its meaning in float64, and a plain execution to compare errors with."""
+"""What a point runs: a layer, its parameters, its float64 reference, and a plain execution to compare errors with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import structures
 from bench.files.vocabulary import DENSE
-from bench.sweep.points import CANDIDATES, Point, bound
+from bench.sweep.points import CANDIDATES, ONEDNN, Point, bound
 from bench.sweep.request import read_options
 from structures import StructuredLinear, backends, reference
 from structures.backends.experts import grouped
@@ -87,7 +87,7 @@ def _structured(structure: Structure, name: str, options: dict[str, object], bac
             ran = backends.choose(backend, structure, x)
     except ValueError as error:
         raise Refused(str(error)) from None
-    widths = structure.in_features, structure.out_features
+    widths = structure.widths
     layer = StructuredLinear(
         structures.get(name), *widths, device=x.device, dtype=x.dtype, backend=backend, **options  # type: ignore[arg-type]
     )  # fmt: skip
@@ -98,7 +98,7 @@ def _structured(structure: Structure, name: str, options: dict[str, object], bac
         layer.backend = ran
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():  # a fresh router sends every token to the same experts, a random one spreads them
-            layer.router.copy_(torch.randn(structure.router_shape, generator=generator) * structure.in_features**-0.5)
+            layer.router.copy_(torch.randn(structure.router_shape, generator=generator) * structure.widths[0] ** -0.5)
             if ran == "grouped":  # what it executes depends on the lengths of its groups
                 groups["lengths"] = grouped.lengths(layer.forward_with_routing(x)[1])
     return Subject(
@@ -130,6 +130,10 @@ def _dense(structure: Structure, way: str, x: Tensor, dtype: torch.dtype) -> Sub
     forward: Callable[[Tensor], Tensor] = linear
     if transposed:
         forward = lambda x: torch.addmm(bias, x, weight)  # noqa: E731
+    elif way == ONEDNN:
+        if x.device.type != "cpu" or x.requires_grad or not torch.backends.mkldnn.is_available():
+            raise Refused("oneDNN's own product runs on the CPU, without gradients, where torch has oneDNN")
+        forward = lambda x: torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: E731
     elif way == "compiled":
         compiled = _compiled(x, dtype)
         forward = lambda x: compiled(x, weight, bias)  # noqa: E731

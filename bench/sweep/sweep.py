@@ -19,7 +19,7 @@ from bench.sweep import limits
 from bench.sweep.cell import Cell, Timed, cell, grad_mode, timed_step
 from bench.sweep.check import check, saved_bytes
 from bench.sweep.facts import counted, json_options
-from bench.sweep.points import CANDIDATES, COMPILED, Point, UnreachableBudget
+from bench.sweep.points import CANDIDATES, COMPILED, ONEDNN, Point, UnreachableBudget, runs_onednn
 from bench.sweep.request import Request, read_options
 from bench.sweep.subject import NotNow, Refused, Subject
 
@@ -172,7 +172,9 @@ class Sweep:
         if self._cell is None or self._cell.key != point.cell:
             self._cell = None  # free the last one first
             rows = {p.backend for p in self.points if p.cell == point.cell and p.structure == DENSE and p.control}
-            ways = [way for way in CANDIDATES if (way in rows if rows else way != COMPILED)]
+            ways = [way for way in CANDIDATES if (way in rows if rows else way not in (COMPILED, ONEDNN))]
+            if not rows and runs_onednn(asdict(point)):
+                ways.append(ONEDNN)
             decided = self.ways.get(point.cell)
             self._cell = cell(point, ways, self.effort, self.request.cold, decided)
             if decided is None:
@@ -210,6 +212,7 @@ class Sweep:
         )
         benchmark.extra_info |= info | {
             "speedup": speedup and speedup.as_dict(),
+            "speedup_over_linear": speedup and here.over_linear and speedup.median * here.over_linear,
             "precision": {"target": self.effort.precision, "confidence": self.effort.confidence, "time": margin,
                           "speedup": speedup and speedup.margin},
             "roofline": bound,

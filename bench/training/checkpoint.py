@@ -1,4 +1,4 @@
-"""Where a run stands, on disk: written whole or not at all, taken up after a kill to the same result."""
+"""Checkpoints of a training run: written atomically, and a run resumed from one ends with the same result."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Checkpoints:
         self.last = time.perf_counter()
 
     def due(self) -> bool:
-        """Whether it is time; every process gives the same answer."""
+        """Whether it is time for a checkpoint; every process gets the same answer."""
         return bool(self.group.say(time.perf_counter() - self.last >= self.every))
 
     def save(self, key: str, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:

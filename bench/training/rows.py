@@ -25,7 +25,7 @@ OK, DIVERGED = "ok", "diverged"
 
 
 def named(setting_name: str, variant: Variant) -> dict[str, Any]:
-    """The fields by which rows are told apart."""
+    """The fields that identify a row to a reader."""
     return {
         "setting": setting_name,
         "structure": variant.structure,
@@ -99,7 +99,7 @@ class Earlier:
     setup: dict[str, Any] = field(default_factory=dict)
 
     def reason(self, setting: str, series: str) -> str | None:
-        """Why it left a series out."""
+        """Why the earlier run left a series out."""
         own = (r for r in self.refused if (r.get("setting"), r.get("series")) == (setting, series))
         return next((r.get("reason") for r in own), None)
 

@@ -19,7 +19,7 @@ from bench.training.request import LOSSES, TIMES, TrainingRequest
 from bench.training.trainer import Trainer
 from bench.training.variants import Unreachable
 
-EXTRA = 2  # tries of a rate beyond the grid, where the best one is at its end
+EXTRA = 2  # rates tried beyond the grid, where the best one lies at its end
 
 
 class Session:
@@ -90,7 +90,7 @@ class Session:
             self.trainer.finish(job, "left out: no learning rate", ran=False)
 
     def _tuned(self, job: Job) -> float | None:
-        """The best rate of the tries; where it is an end of the grid, the grid is continued. None: all diverged."""
+        """The best of the rates tried; at an end of the grid, the grid is extended. None if all diverged."""
         while True:
             best, tried = rows.best(self.run.rows, job)
             ends = len(tried) > 1 and best in (tried[0], tried[-1])

@@ -1,4 +1,4 @@
-"""Builds the models of jobs and trains them, saying how far a run has come."""
+"""Builds the models of jobs and trains them, with progress lines."""
 
 from __future__ import annotations
 

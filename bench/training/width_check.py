@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-import structures
 from bench.files.errors import UsageError, one_of
 from bench.files.run import RunRecord
 from bench.files.vocabulary import DENSE
 from bench.sweep.named import NAMED, SPACE
-from bench.sweep.request import in_order
+from bench.sweep.request import default_names, in_order
 from structures.models.width_check import coordinate_check
 
 WIDTHS = (128, 256, 512, 1024, 2048)
@@ -27,7 +26,7 @@ def subjects(words: str | None = None) -> dict[str, tuple[str, Mapping[str, obje
     Raises:
         UsageError: a word that is neither; the message lists what there is.
     """
-    entries = {name: (name, {}) for name in in_order(structures.names())}
+    entries = {name: (name, {}) for name in in_order(default_names())}
     points = {point: (SPACE, {"theta": theta}) for point, theta in NAMED.items() if point != DENSE}
     if words is None:
         return {**entries, **{f"{SPACE} {point}": subject for point, subject in points.items()}}

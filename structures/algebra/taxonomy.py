@@ -43,15 +43,17 @@ def taxonomy(structure: Map) -> Taxonomy | None:
     """The exponents of a bound structure; None where neither its sizes nor its counts at other widths tell.
 
     Closed form where every axis is a power of the width: nu is the largest product over the steps in the best order,
-    psi the least cut between input and output (reached up to a constant), the largest of the terms of a sum. Otherwise
+    psi the least cut between input and output (reached up to a constant), the least of a
+    chain's links, the largest of the terms of a sum. Otherwise
     slopes of the counts over widths of the same ratio, doubled up to ten times: a logarithmic factor then shows as
     about 0.1.
     """
     powers = axis_powers(structure)
-    if powers is None or any(term.gathers for term in structure.terms):
+    if powers is None or any(link.gathers for term in structure.terms for link in term.chain):
         return _fitted(structure, powers)
-    psi = max(_cut(structure, term, powers) for term in structure.terms)
-    return _closed(structure, powers, min(1.0, psi), False, "closed form")
+    psi = max(min(_cut(structure, link, powers) for link in term.chain) for term in structure.terms)
+    bound = structure.chained and len(set(rank.rank_bounds(structure))) > 1  # no more than any link has, perhaps less
+    return _closed(structure, powers, min(1.0, psi), bound, "closed form")
 
 
 def seven_axes(theta: Sequence[float]) -> tuple[float, float, float]:
@@ -66,7 +68,8 @@ def seven_axes(theta: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _closed(structure: Map, powers: Mapping[str, float], psi: float, bound: bool, how: str) -> Taxonomy:
-    steps = max((_largest_step(structure, term, powers) for term in structure.terms), default=0.0)
+    links = [link for term in structure.terms for link in term.chain]
+    steps = max((_largest_step(structure, link, powers) for link in links), default=0.0)
     factors = max((sum(powers[a] for a in factor) for factor in structure.factors), default=0.0)
     omega, nu = steps - factors, steps - 1
     return Taxonomy(_clean(omega), _clean(psi), _clean(nu), how, bound)
@@ -120,7 +123,7 @@ def _at_widths(structure: Map) -> list[Map]:
     given = {name: value for name, value in structure.options if name not in free}
     points = [structure]
     for _ in range(DOUBLINGS):
-        widths = 2 * points[-1].in_features, 2 * points[-1].out_features
+        widths = 2 * points[-1].widths[0], 2 * points[-1].widths[1]
         if max(widths) > LARGEST:
             break
         try:

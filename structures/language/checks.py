@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
-from structures.language.entry import Entry
+from structures.language.entry import PAD, Entry
 from structures.language.expressions import (
     WIDTHS,
     ExpressionError,
@@ -16,9 +16,9 @@ from structures.language.expressions import (
     nearest,
     parse,
 )
-from structures.language.notation import POSITION, Expanded, NotationError, Operand, Pattern, parse_term
+from structures.language.notation import POSITION, Expanded, NotationError, Operand, Pattern, parse_chain
 
-RESERVED_OPTIONS = frozenset({*WIDTHS, "bias", "device", "dtype", "backend", "init"})
+RESERVED_OPTIONS = frozenset({*WIDTHS, PAD, "bias", "device", "dtype", "backend", "init"})
 MAX_TERMS = 64
 GATE = ("axis", "experts_active", "jitter", "capacity")
 INITS = ("uniform", "normal", "spectral")  # what a source's own initialisation gives
@@ -46,10 +46,10 @@ def _check_notation(spec: Entry) -> set[str]:
     axes: set[str] = set()
     for number, text in enumerate(spec.einsum):
         try:
-            pattern = parse_term(text)
+            chain = parse_chain(text)
         except NotationError as error:
             raise spec.error(f"{error} in {text!r}", "einsum", str(number), offset=error.offset) from None
-        axes |= {a.name for operand in pattern.operands for a in operand.axes}
+        axes |= {a.name for link in chain for operand in link.operands for a in operand.axes}
     return axes
 
 
@@ -101,11 +101,14 @@ def _check_sizes(spec: Entry, known: set[str], axes: set[str]) -> None:
         if name not in axes and name not in read:
             message = f"{name!r} has a size but stands neither in the einsum nor in another size"
             raise spec.error(message, "sizes", names)
+    read |= {factor.seed for _, link in spec.links for factor in link.factors}
     for name, _ in spec.options:
         if name not in read:
             raise spec.error(f"option {name!r} is used by no size", "options", name)
-    for number, pattern in enumerate(spec.patterns):
-        _check_inferred(spec, pattern, set(sized), str(number))
+    _check_seeds(spec)
+    for number, link in spec.links:
+        _check_inferred(spec, link, set(sized), number)
+    _check_between(spec, set(sized))
 
 
 def _check_inferred(spec: Entry, pattern: Pattern, sized: set[str], number: str) -> None:
@@ -129,6 +132,38 @@ def _check_inferred(spec: Entry, pattern: Pattern, sized: set[str], number: str)
             if axis.name not in sized and axis.subscript is not None:
                 message = f"axis {axis.name!r} is indexed and needs a size"
                 raise spec.error(message, "einsum", number, offset=axis.offset)
+
+
+def _check_seeds(spec: Entry) -> None:
+    options = dict(spec.options)
+    for number, link in spec.links:
+        for factor in link.factors:
+            if factor.seed and not factor.seed.isdigit() and factor.seed not in options:
+                message = f"the seed {factor.seed!r} of {factor.constant} is no option"
+                raise spec.error(message + nearest(factor.seed, sorted(options)), "einsum", number,
+                                 offset=factor.offset)  # fmt: skip
+
+
+def _check_between(spec: Entry, sized: set[str]) -> None:
+    """The width between two links is that of a view whose sizes are all known; the other may leave one open."""
+    known = set(sized)
+    for chain in spec.chains:
+        known |= {a.name for view in (chain[0].input, chain[-1].output) for a in view.axes}
+    joints = [
+        (number, [{a.name for a in view.axes} for view in (before.output, after.input)], after.input.offset)
+        for number, chain in enumerate(spec.chains)
+        for before, after in itertools.pairwise(chain)
+    ]
+    for _ in joints:  # a width that is found may give the next one
+        for _, views, _ in joints:
+            if any(view <= known for view in views):
+                known |= views[0] | views[1]
+    for number, views, offset in joints:
+        if not any(view <= known for view in views):
+            left, right = (", ".join(sorted(view - known)) for view in views)
+            message = f"the width between two links is found from neither side: no size is known of {left} before ';'"
+            raise spec.error(f"{message} and of {right} after it; give one a size", "einsum", str(number),
+                             offset=offset)  # fmt: skip
 
 
 def _check_index(spec: Entry, axes: set[str]) -> None:
@@ -158,10 +193,10 @@ def _check_gate(spec: Entry, axes: set[str], known: set[str]) -> None:
     if axis not in axes:
         raise spec.error(f"gate: {axis!r} is not an axis of the einsum{nearest(axis, sorted(axes))}", "gate", "axis")
     in_factors: set[str] = set()
-    for pattern in spec.patterns:
+    for _, pattern in spec.links:
         for view, what in ((pattern.input, "input"), (pattern.output, "output")):
             if axis in (a.name for a in view.axes):
-                free = sorted(axes - {a.name for p in spec.patterns for v in (p.input, p.output) for a in v.axes})
+                free = sorted(axes - {a.name for _, p in spec.links for v in (p.input, p.output) for a in v.axes})
                 hint = f"; axes that no view holds: {', '.join(free)}" if free else "; every axis stands in a view"
                 message = f"gate: the {what} view of {pattern.text!r} holds axis {axis!r}, so it cannot number experts"
                 raise spec.error(message + hint, "gate", "axis")
@@ -226,11 +261,11 @@ def label(name: str, position: int | None) -> str:
 def _check_uses(spec: Entry) -> None:
     """Axes without an index can be counted before any size is known; the others when they are written out."""
     indexed = {axis for axis, _ in spec.index}
-    for number, pattern in enumerate(spec.patterns):
+    for number, pattern in spec.links:
         plain = Expanded(_plain(pattern.input), tuple(map(_plain, pattern.factors)), _plain(pattern.output), ())
         later = {a.name for f in pattern.factors if f.repeated for a in f.axes}
         later |= {a.name for operand in pattern.operands for a in operand.axes if a.subscript is not None}
-        count_uses(spec, plain, str(number), indexed, skip=later)
+        count_uses(spec, plain, number, indexed, skip=later)
 
 
 def _plain(operand: Operand) -> tuple[tuple[str, int | None], ...]:

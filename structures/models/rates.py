@@ -116,12 +116,13 @@ def multiplier(structure: Structure, factor: int, *, optimizer: type[Optimizer] 
 
     A router is a dense layer with as many outputs as experts, and is alone in what it adds: n = 1.
     """
-    wide, tall = structure.in_features, structure.out_features
-    if factor == len(structure.factors):
+    wide, tall = structure.widths
+    if factor == structure.trainable:
         shape, fan_in, fan_out, n = structure.router_shape, wide, structure.router_shape[0], 1
     else:
         shape, (fan_in, fan_out) = structure.factor_shapes[factor], structure.fan(factor)
-        n = sum(bool(term.factors) for term in structure.terms) * len(structure.term_of(factor).factors)
+        trained = [sum(f < structure.trainable for f in term.factors) for term in structure.terms]
+        n = sum(map(bool, trained)) * trained[structure.terms.index(structure.term_of(factor))]
     if optimizer.__name__ == "Muon":
         rows, columns = shape[:2]
         wanted = math.sqrt((fan_out / fan_in) / (tall / wide))
@@ -164,7 +165,7 @@ def _structured(model: nn.Module) -> list[StructuredLinear]:
 
 def _is_matrix(parameter: nn.Parameter, layer: StructuredLinear | None, factor: int) -> bool:
     """Two axes, both of the product: a batch axis would make it a stack of vectors."""
-    if parameter.dim() != 2 or layer is None or factor == len(layer.structure.factors):
+    if parameter.dim() != 2 or layer is None or factor == layer.structure.trainable:
         return parameter.dim() == 2
     if parameter.shape != layer.structure.factor_shapes[factor]:
         return False  # the norms that weight norm has taken apart

@@ -278,8 +278,7 @@ def _fresh(old: nn.Module, structure: Structure, init: str, backend: str) -> Str
     like = next(p for name, p in old.named_parameters(recurse=False) if name != "bias")
     new = StructuredLinear(
         spec_of(structure),
-        structure.in_features,
-        structure.out_features,
+        *structure.widths,
         bias is not None,
         device=like.device,
         dtype=like.dtype,

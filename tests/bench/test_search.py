@@ -205,9 +205,9 @@ def test_the_result_is_the_front_and_runs_as_it_is(
     assert content(path)["run"]["complete"] and len(finished) >= 4 and survivors
     assert any(row["named"] for row in rows) and any(not row["named"] for row in rows)
     rejected = content(path)["setup"]["rejected"]
-    assert sum(count for reason, count in rejected.items() if reason.startswith(("outlived", "slower"))) == len(
-        rows
-    ) - len(finished)
+    assert sum(
+        count for reason, count in rejected.items() if reason.startswith(("dropped in favour", "slower"))
+    ) == len(rows) - len(finished)
 
     monkeypatch.setattr(registry, "_added", {})
     names = structures.load(path.with_suffix(".yaml"))

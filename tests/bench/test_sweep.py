@@ -329,7 +329,7 @@ def test_cheap_points_come_first_and_structures_side_by_side_dense_before_dyad(d
 def test_controls_are_denses_own_candidates_and_a_narrowed_layer(default):
     ran, _ = default
     controls = {p.backend for p in ran if p.control and p.structure == DENSE}
-    assert controls == {"linear", "addmm", "entry", "compiled"}
+    assert controls == {"linear", "addmm", "entry", "onednn", "compiled"}
     for point in ran:
         if point.structure == NARROW:
             share = float(point.budget.partition("=")[2])
@@ -397,7 +397,7 @@ def test_short_calls_are_repeated_to_a_slice_and_long_ones_run_the_least_rounds(
     assert clock.calls.count("d") == 3 * 2  # one of each slice is not timed
 
 
-def test_a_loop_ends_early_when_calls_take_much_longer_than_foretold():
+def test_a_loop_ends_early_when_calls_take_much_longer_than_estimated():
     clock = Clock()
     effort = Effort(paired=0.1, alone=0.1, rounds=4, slice=1e-3)
     found = timing.paired(clock.step("s", 0.03), clock.step("d", 0.03), effort, seconds=(1e-3, 1e-3), clock=clock)
@@ -471,6 +471,25 @@ def test_denses_ways_pass_the_check(backend, mode):
     point = replace(POINT, structure=DENSE, options="", backend=backend, mode=mode)
     x, dy = cell.inputs(point)
     assert check(subject(point, x), x, dy) < HALF
+
+
+def test_onednns_own_product_is_a_way_without_gradients_alone():
+    point = replace(POINT, structure=DENSE, options="", backend="onednn")
+    x, dy = cell.inputs(point)
+    assert check(subject(point, x), x, dy) < 1e-5
+    train = replace(point, mode="train")
+    with pytest.raises(Refused, match="without gradients"):
+        subject(train, cell.inputs(train)[0])
+    asked = {"device": "cpu", "dtype": "float32", "mode": "forward"}
+    assert points.runs_onednn(asked)
+    for other in ({"device": "cuda"}, {"dtype": "bfloat16"}, {"mode": "train"}):
+        assert not points.runs_onednn(asked | other)
+
+
+def test_a_row_holds_the_ratio_to_the_best_dense_layer_and_to_nn_linear():
+    slow = cell.Cell((), torch.empty(0), None, "entry", lambda: None, 2.0, {"linear": 3.0, "entry": 2.0})
+    assert slow.over_linear == 1.5
+    assert replace(slow, candidates={"entry": 2.0}).over_linear is None
 
 
 def spoiled(what, change):

@@ -127,7 +127,8 @@ def worker(rank: int, ports: dict[str, int], folder: str, words: list[str]) -> N
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     words = ["train", "language", *SHORT.split()[2:], "--steps", "3", "--widths", "32", "--held-out", "512"]
-    words += ["--checkpoint-every", "0"]
+    words += ["--checkpoint-every", "0", "--depth", "1", "--batch", "4"]
+    words[words.index("--tune-steps") + 1] = "1"
     words[words.index("--structures") + 1] = "dyad_it pixelfly:n_blocks=4,n_strides=1,rank=4"
     ports = {}
     for kind in ("ddp", "fsdp"):

@@ -263,7 +263,7 @@ def _record(id: str, row: ConversionRow) -> dict[str, Any]:
 
 def _faster(speedup: Spread | None) -> str:
     if speedup is None:
-        return "the measure"
+        return "the baseline"
     return f"speed-up over dense {words.ratio(speedup.median)} ({words.quartiles(speedup)})"
 
 

@@ -185,7 +185,7 @@ def _labels(plot: _Plot) -> list[alt.Chart]:
     """Each curve's marker and name right of the plot, at the height of its last point or near it."""
     names = {curve.id: curve.label for curve in plot.panel.curves}
     last = {c.id: (row, v.median) for c in plot.panel.curves for row in c.squares if (v := plot.quantity.of(row))}
-    if plot.quantity.field == "speedup":  # dense is the measure, so it has no ratio of its own
+    if plot.quantity.field == "speedup":  # dense is the baseline, so it has no ratio of its own
         dense = [curve for curve in plot.panel.curves if curve.kind == DENSE and curve.squares]
         last |= {curve.id: (curve.squares[-1], 1.0) for curve in dense}
         names |= {curve.id: f"{curve.label} (break-even)" for curve in dense}

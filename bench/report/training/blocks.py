@@ -61,8 +61,9 @@ def _view(of: Trained, place: TrainingPlace, own: Sequence[tuple[Result, int | N
     for result, blocks in own:
         time = of.times.get((place, result.first.series))
         record = at_end(result, of) | {"blocks": blocks, "mix": MIX in result.first.structure}
-        record |= {"label": result.first.structure, "speed": time and time.speedup, "time": time and 1 / time.speedup}
-        values.append(record | {"speed_low": time and time.ratio.q1, "speed_high": time and time.ratio.q3})
+        record |= {"label": result.first.structure, "speed": time and time.speedup}
+        record |= {"speed_low": time and time.ratio.q1, "speed_high": time and time.ratio.q3}
+        values.append(record | {"time": time and 1 / time.speedup})
     have = {key: name for key, name in QUANTITIES.items() if any(r["blocks"] and r[key] is not None for r in values)}
     trades = {key: name for key, name in TRADE.items() if sum(r[key] is not None and r["blocks"] is not None
                                                               for r in values) > 1}  # fmt: skip

@@ -153,7 +153,7 @@ def _why_not(name: str, source: DataSource) -> str:
 
 
 def listing() -> list[str]:
-    """Lines that tell of every data set where it is, or how to get it, its licence and what must be said of it."""
+    """A line for every data set: where it is or how to get it, its licence, and the attribution that it requires."""
     lines = [f"The cache is {cache()}; {VARIABLE} names another folder."]
     for name, source in SOURCES.items():
         lines += ["", f"{name}  ({source.kind})  {_where(name, source)}"]
