@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from structures.algebra.links import link_map
 from structures.algebra.map import Map, Term
 from structures.algebra.steps import Axes
 
@@ -31,10 +32,25 @@ def identity(structure: Map) -> dict[int, NDArray[np.float32]] | None:
         )  # fmt: skip
         return {} if alone else None
     for term in structure.terms:
-        found = _of_term(structure, term)
+        if any(f >= structure.trainable for f in term.factors):
+            continue  # a constant is not drawn
+        found = _of_chain(structure, term) if term.links else _of_term(structure, term)
         if found is not None:
             return found
     return None
+
+
+def _of_chain(structure: Map, term: Term) -> dict[int, NDArray[np.float32]] | None:
+    """Every link the identity of its own widths, none of them narrower than the whole."""
+    count = min(structure.in_features, structure.out_features)
+    ones: dict[int, NDArray[np.float32]] = {}
+    for link in term.links:
+        part = link_map(structure, link)
+        found = identity(part) if min(part.in_features, part.out_features) >= count else None
+        if found is None:
+            return None
+        ones |= {link.factors[f]: values for f, values in found.items()}
+    return ones
 
 
 def _wide(structure: Map, axes: Axes) -> list[str]:

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from structures.backends import bmm, einsum, native, planned, stages
+from structures.backends import bmm, einsum, native, planned, stages, triton
 from structures.backends.experts import all_experts, grouped, preferred
 from structures.backends.views import whole
 from structures.exporting import exporting
@@ -44,7 +44,7 @@ class Backend(Protocol):
 
 Weighted = Callable[[Structure, Tensor, Sequence[Tensor], Routing, Tensor | None], Tensor]
 
-_BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned, "native": native}
+_BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned, "native": native, "triton": triton}
 _BACKENDS |= {"all_experts": all_experts, "grouped": grouped}
 AUTO = "auto"
 OTHERWISE = ("planned", "einsum")  # what `auto` tries, in this order, where the native kernel is not preferred
@@ -174,13 +174,15 @@ def release(factors: Sequence[Tensor]) -> None:
 
 def plan(
     name: str, structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, bias: bool, grad: bool
-) -> planned.Plan | native.CallPlan:
+) -> planned.Plan | native.CallPlan | triton.LaunchPlan:
     """What the backend called `name` runs for so many tokens, with its predicted cost; print it.
 
     Raises:
-        ValueError: the native kernel is asked for by name and refuses, or a chain runs as several programs.
+        ValueError: a kernel is asked for by name and refuses, or a chain runs as several programs.
     """
     structure = structure if structure.plain else stages.one(structure)
+    if name == "triton":
+        return triton.plan(structure, tokens, dtype=dtype, device=device, grad=grad)
     if name in (AUTO, "native"):
         found = native.plan(structure, tokens, dtype=dtype, device=device, grad=grad, asked=name != AUTO)
         if found is not None:
