@@ -197,3 +197,18 @@ def test_the_command_itself_gives_text_status_and_no_traceback(tmp_path: Path) -
     bad = command(["show", "monach", "8", "8"], tmp_path)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr == "unknown structure 'monach'; did you mean 'monarch'?\n"
+
+
+def test_the_rules_of_a_plan_may_be_a_file(tmp_path, capsys):
+    pytest.importorskip("transformers", reason="transformers is the extra `models`")
+    file = tmp_path / "rules.json"
+    file.write_text(structures.SwapConfig({"*.fc[12]": ("dyad_it", {"n_blocks": 8})}).to_json())
+    assert main(["plan", "opt-125m", "--rules", str(file)]) == 0
+    by_file = capsys.readouterr().out
+    assert main(["plan", "opt-125m", "--rule", "*.fc[12]", "dyad_it", "n_blocks=8"]) == 0
+    assert capsys.readouterr().out == by_file and "dyad_it(n_blocks=8)" in by_file
+    file.write_text("{}")
+    assert main(["plan", "opt-125m", "--rules", str(file)]) == 2
+    assert "rules.json: a swap's config has the field rules" in capsys.readouterr().err
+    assert main(["plan", "opt-125m"]) == 2
+    assert "plan takes rules by --rule" in capsys.readouterr().err

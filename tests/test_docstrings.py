@@ -12,7 +12,7 @@ from torch import nn
 import structures
 
 # what takes or makes a model or a weight
-SHOWN = ("collect_covariances", "coordinate_check", "distil", "fit_options", "from_linear", "param_groups", "project",
+SHOWN = ("SwapConfig", "collect_covariances", "coordinate_check", "distil", "fit_options", "from_linear", "param_groups", "project",
          "save_swapped", "shard_placement", "swap", "to_linear")  # fmt: skip
 
 

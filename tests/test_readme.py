@@ -12,9 +12,8 @@ from structures import registry
 from structures.__main__ import table
 
 ROOT = Path(__file__).parent.parent
-README, STRUCTURES, MODELS, SPACE = (
-    (ROOT / folder / "README.md").read_text(encoding="utf-8")
-    for folder in (".", "structures", "structures/models", "structures/space")
+README, STRUCTURES, SPACE = (
+    (ROOT / folder / "README.md").read_text(encoding="utf-8") for folder in (".", "structures", "structures/space")
 )
 
 
@@ -29,7 +28,7 @@ def in_a_folder_with_the_yaml(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_added", {})
 
 
-@pytest.mark.parametrize("block", [block for text in (README, MODELS, SPACE) for block in blocks("python", text)])
+@pytest.mark.parametrize("block", [block for text in (README, SPACE) for block in blocks("python", text)])
 def test_every_python_block_runs(block, in_a_folder_with_the_yaml, capsys):
     exec(compile(block, "a block of a README", "exec"), {})
 

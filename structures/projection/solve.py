@@ -190,10 +190,11 @@ def _is_costly(problem: Problem, block: TermGroup) -> bool:
 
 
 def _random(problem: Problem, term: int, seed: int) -> list[Tensor]:
-    """Normal factors, the same on every device."""
+    """Normal factors, the same on every device and whatever torch's default dtype is."""
     generator = torch.Generator().manual_seed(seed)
     view = problem.terms[term]
-    return [torch.randn(view.sizes(axes), generator=generator).to(problem.weight) for axes in view.factors]
+    drawn = (torch.randn(view.sizes(axes), generator=generator, dtype=torch.float32) for axes in view.factors)
+    return [factor.to(problem.weight) for factor in drawn]
 
 
 def _descend(

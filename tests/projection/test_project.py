@@ -756,3 +756,18 @@ def test_momentum_takes_alternating_factors_further_and_never_up(monkeypatch, na
     still = project(weight, name, limit=20, tolerance=0.0, **options).projection
     assert is_falling(ahead.history) and is_falling(still.history)
     assert ahead.weight_error < most * still.weight_error
+
+
+@pytest.mark.parametrize("name", structures.names())
+def test_a_projection_does_not_depend_on_the_default_dtype(name):
+    """Previously failed: random starts were drawn in it."""
+    torch.manual_seed(0)
+    linear, found = nn.Linear(16, 16), []
+    before = torch.get_default_dtype()
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            found.append(structures.from_linear(linear, name).projection.weight_error)
+        finally:
+            torch.set_default_dtype(before)
+    assert found[0] == found[1] == found[2]
