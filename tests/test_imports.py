@@ -1,10 +1,10 @@
 """Imports run one way, down through the rooms, without a circle; and no name of the registry stands in the code.
 
 The rooms of `structures/`, from below: `language` (text, no widths), `algebra` (entries at given widths, as numbers),
-the two public nouns `structure` and `spec`; above these `constants`, `reference`, `initial`, `routing` and `backends`, of which the
-reference and the backends do not know each other, so that one can judge the other; then `registry` and `options`, the
-layer (`linear`), and what uses layers: `space`, `projection`, and `models`, somebody else's network. The public names
-come last.
+the two public nouns `structure` and `spec`; above these `constants`, `reference`, `initial`, `routing` and `backends`,
+of which the reference and the backends do not know each other, so that one can judge the other; then `registry` and
+`options`, the layer (`linear`), and what uses layers: `space`, `projection`, and `models`, somebody else's network. The
+public names come last.
 The rooms of `bench/`, from below: `machine`, `files` (no torch, no charts), then `report`, which reads files alone, and
 `sweep`; above the sweep the other experiments, of which none imports another; then `answers`, and the doors.
 An import under `TYPE_CHECKING` is an import: a record stands below the functions that work on it, a facade above.
