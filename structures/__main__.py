@@ -1,4 +1,4 @@
-"""`python -m structures list | show NAME IN OUT [--option value] | table | plan CONFIG --rule KEY NAME | build`."""
+"""`python -m structures list | show NAME IN OUT [--option value] | table | plan CONFIG --rule KEY STRUCTURE | ...`."""
 
 from __future__ import annotations
 

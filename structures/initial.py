@@ -6,26 +6,32 @@ import math
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from structures.algebra.identity import identity
 from structures.algebra.steps import chained
 from structures.language.expressions import WIDTHS, evaluate
 from structures.structure import Structure
 
-INITS = ("linear", "spectral", "paper", "zero")
+INITS = ("linear", "spectral", "paper", "zero", "identity")
 
 
 class Draw(NamedTuple):
-    """Uniform on [-scale, scale], or normal with standard deviation `scale`; a scale of 0 draws nothing."""
+    """Uniform on [-scale, scale], or normal with standard deviation `scale`, 0 for zeros; or these `values`."""
 
     distribution: Literal["uniform", "normal"]
     scale: float
+    values: NDArray[np.float32] | None = None
 
     @torch.no_grad()
     def fill(self, tensor: Tensor) -> None:
         """Draw all of `tensor` anew, in place."""
-        if not self.scale:
+        if self.values is not None:
+            tensor.copy_(torch.from_numpy(self.values))
+        elif not self.scale:
             tensor.zero_()
         elif self.distribution == "uniform":
             tensor.uniform_(-self.scale, self.scale)
@@ -48,11 +54,15 @@ def draws(structure: Structure, init: str) -> tuple[Draw, ...]:
             "paper": what the entry's source does, where it says so, the factors applied as they are written.
             "zero": as "linear", but the last factor of every term is zero, and so is the bias: a residual branch then
             starts as nothing, and every factor but the last waits for one step.
+            "identity": zeros and ones with which one term is the identity, the others being as with "zero"; no bias.
     Raises:
-        ValueError: another name, or "paper" for an entry that gives no rule of its own.
+        ValueError: another name, "paper" for an entry that gives no rule of its own, or "identity" where no factors of
+            zeros and ones were found for it.
     """
     if init not in INITS:
         raise ValueError(f"{structure.name}: init is one of {', '.join(INITS)}, found {init!r}")
+    if init == "identity":
+        return _identity(structure)
     rule = {"linear": _as_linear, "spectral": _spectral, "paper": _paper, "zero": _zero_last}[init]
     return tuple(rule(structure, factor) for factor in range(structure.trainable))
 
@@ -63,7 +73,7 @@ def bias_draw(structure: Structure, init: str) -> Draw:
     Args:
         init: as in `draws`.
     """
-    if init == "zero":
+    if init in ("zero", "identity"):
         return ZERO
     rule = dict(structure.spec.init).get("bias") if init == "paper" else None
     return Draw("uniform", 1 / math.sqrt(structure.widths[0]) if rule is None else _value(structure, rule, {}))
@@ -96,6 +106,18 @@ def _spectral_std(structure: Structure, fan_in: int, fan_out: int) -> float:
 def _zero_last(structure: Structure, factor: int) -> Draw:
     last = max(f for f in structure.term_of(factor).factors if f < structure.trainable)
     return ZERO if factor == last else _as_linear(structure, factor)
+
+
+def _identity(structure: Structure) -> tuple[Draw, ...]:
+    found = identity(structure)
+    if found is None:
+        raise ValueError(
+            f"{structure.name}: no factors of zeros and ones make the identity of {structure.in_features} -> "
+            f"{structure.out_features} with these options; structures.project(torch.eye({structure.out_features}, "
+            f"{structure.in_features}), ...) gives the nearest factors, and says how near"
+        )
+    one = {factor: Draw("normal", 1.0, values) for factor, values in found.items()}
+    return tuple(one.get(factor) or _zero_last(structure, factor) for factor in range(len(structure.factors)))
 
 
 def _paper(structure: Structure, factor: int) -> Draw:

@@ -10,12 +10,15 @@ from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from structures import backends, initial, reference, registry
 from structures.routing import Routing, route
 from structures.spec import Spec
 from structures.structure import Structure
 from structures.weight import DenseWeight, warn_of_use
+
+HOOKED = ("orig", "g", "v")  # endings of the parameters behind a hook: pruning, spectral norm, weight norm
 
 
 class StructuredLinear(nn.Module):
@@ -28,8 +31,8 @@ class StructuredLinear(nn.Module):
         device, dtype: of the parameters.
         backend: how it runs: "auto", or one of `structures.backends.names()`, which then never falls back.
         init: how fresh parameters are drawn: "linear" (output variance and bias of a fresh nn.Linear), "spectral"
-            (muP), "paper" (the entry's source's own) or "zero" (the output is 0, for the end of a residual branch);
-            `structures.initial.draws` says it in full.
+            (muP), "paper" (the entry's source's own), "zero" (the output is 0, for the end of a residual branch) or
+            "identity" (where the entry can be it); `structures.initial.draws` says it in full.
         options: the entry's options, such as `n_blocks=4`, and `pad=True`, which runs widths that do not fit as larger
             ones, the input zero-filled and the output cut.
     Shape:
@@ -147,6 +150,24 @@ class StructuredLinear(nn.Module):
         )  # read past __getattr__: 0.5 us a factor, a tenth of a small layer's whole call
         return tuple([held[name] if name in held else getattr(self, name) for name in self._names])
 
+    def held(self) -> dict[str, tuple[nn.Parameter, ...]]:
+        """By the name of each factor, the router and the bias: the parameters that hold it.
+
+        That is itself, or what it is computed from: by `torch.nn.utils.parametrize` (weight norm, orthogonal), or by a
+        hook of the older kind (pruning).
+        """
+        found: dict[str, tuple[nn.Parameter, ...]] = {}
+        for name in (*self._names, "bias"):
+            own = self._parameters.get(name)
+            if own is not None:
+                found[name] = (own,)
+            elif parametrize.is_parametrized(self, name):
+                found[name] = tuple(self.get_submodule(f"parametrizations.{name}").parameters())
+            else:
+                held = [self._parameters.get(f"{name}_{ending}") for ending in HOOKED]
+                found[name] = tuple(p for p in held if p is not None)
+        return found
+
     @property
     def weight(self) -> Tensor:
         """What reads nn.Linear's weight finds: `to_dense()`, computed where an operation uses it; read-only."""
@@ -155,7 +176,7 @@ class StructuredLinear(nn.Module):
         if torch.compiler.is_compiling() or torch._C._is_tracing():
             return self.to_dense()
         factors = self.factors
-        like = factors[0] if factors else torch.empty(())
+        like = factors[0] if factors else self._any()
         shape = self.out_features, self.in_features
         trains = any(f.requires_grad for f in factors)
         return DenseWeight(shape, like, self.to_dense, self._wrote, self._used, trains)
@@ -182,13 +203,30 @@ class StructuredLinear(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, by the rule given as `init`."""
-        for factor, draw in zip(self.factors, initial.draws(self.structure, self.init), strict=True):
-            draw.fill(factor)
+        """Draw all parameters anew, by the rule given as `init`.
+
+        What a parametrization computes is drawn and put through its `right_inverse`, as when it was registered.
+
+        Raises:
+            ValueError: a hook of the older kind computes a factor (pruning, weight norm): it would undo the draw.
+        """
+        draws = dict(zip(self.structure.factor_names, initial.draws(self.structure, self.init), strict=True))
         if self.structure.gate is not None:
-            self.operands[-1].zero_()  # all experts weigh alike, and the first ones are chosen
+            draws["router"] = initial.ZERO  # all experts weigh alike, and the first ones are chosen
         if self.bias is not None:
-            initial.bias_draw(self.structure, self.init).fill(self.bias)
+            draws["bias"] = initial.bias_draw(self.structure, self.init)
+        for name, draw in draws.items():
+            if parametrize.is_parametrized(self, name):
+                drawn = torch.empty_like(getattr(self, name))
+                draw.fill(drawn)
+                _assign(self.get_submodule(f"parametrizations.{name}"), drawn)
+            elif name not in self._parameters and any(f"{name}_{ending}" in self._parameters for ending in HOOKED):
+                raise ValueError(
+                    f"{self.structure.name}: {name} is computed by a hook (torch.nn.utils.prune, weight_norm), which "
+                    "would undo the draw; remove that, draw, and apply it again"
+                )
+            else:
+                draw.fill(getattr(self, name))
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features); the argument is called as nn.Linear's is.
@@ -255,9 +293,11 @@ class StructuredLinear(nn.Module):
         collected = self.collected
         if collected is not None and (torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1):
             collected.append(routing)  # not what a checkpoint computes again, inside a backward
-        return y.reshape(*x.shape[:-1], self.out_features), routing
+        return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features), routing
 
-    def plan(self, tokens: int, *, grad: bool = False) -> backends.planned.Plan | backends.native.CallPlan:
+    def plan(
+        self, tokens: int, *, grad: bool = False
+    ) -> backends.planned.Plan | backends.native.CallPlan | backends.triton.LaunchPlan:
         """What runs for this many tokens, with its predicted cost; print it.
 
         Args:
@@ -319,6 +359,23 @@ class StructuredLinear(nn.Module):
                 f"the ({self.out_features}, {self.in_features}) matrix"
             )
         return super().__getattr__(name)
+
+
+def _assign(parametrizations: nn.Module, value: Tensor) -> None:
+    """Set what a factor is computed from, so that it becomes `value`, or what its parametrization makes of that.
+
+    Where there is no right inverse the parametrization is taken for its own, as torch does when it registers one.
+    """
+    made: Any = value
+    for module in reversed(list(parametrizations.children())):
+        try:
+            made = module.right_inverse(made) if hasattr(module, "right_inverse") else made  # type: ignore[operator]
+        except NotImplementedError:  # of the orthogonal maps that cannot be inverted
+            continue
+    originals = [p for name, p in parametrizations.named_parameters(recurse=False) if name.startswith("original")]
+    several = [made] if isinstance(made, Tensor) else list(made)
+    for original, new in zip(originals, several, strict=True):
+        original.copy_(new)
 
 
 _classes: weakref.WeakValueDictionary[Structure, type[StructuredLinear]] = weakref.WeakValueDictionary()

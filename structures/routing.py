@@ -42,6 +42,12 @@ class Routing(NamedTuple):
         """(tokens, experts): the weights, zero for experts that were not chosen."""
         return torch.zeros_like(self.logits).scatter(1, self.experts, self.weights.to(self.logits.dtype))
 
+    @property
+    def chosen(self) -> Tensor:
+        """(tokens, experts): whether an expert was chosen and had room."""
+        kept = torch.ones_like(self.experts, dtype=torch.bool) if self.kept is None else self.kept
+        return torch.zeros_like(self.logits, dtype=torch.bool).scatter(1, self.experts, kept)
+
     def balance_loss(self) -> Tensor:
         """experts * sum of (share of choices) * (mean probability): 1 where probabilities are even, up to `experts`.
 

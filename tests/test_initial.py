@@ -41,6 +41,8 @@ PAPER = [
         768**-0.5,
     ),
     ("kronecker_sparse", (512, 768), {"a": 4, "d": 2}, [(UNIFORM, 1 / 8)], 512**-0.5),
+    # 4 blocks of 128 x 128 side by side, then 4 of 192 x 128 interleaved
+    ("kronecker_sparse_chain", (512, 768), {}, [(UNIFORM, 128**-0.5)] * 2, 512**-0.5),
     # alpha 4, beta 8, gamma 16, delta 32, eps 1, phi 3, rho 1: (alpha, delta phi rho), then (beta gamma rho, eps)
     (
         "einsum",
@@ -85,7 +87,7 @@ def test_an_entry_whose_source_draws_nothing_says_so(name):
 
 
 def test_the_papers_einsum_is_drawn_in_the_order_that_its_source_applies():
-    made = structures.get("einsum").bind(512, 96, theta=PAPER[14][2]["theta"])
+    made = structures.get("einsum").bind(512, 96, theta=next(row for row in PAPER if row[0] == "einsum")[2]["theta"])
     assert [step.factor for step in made.steps] == [1, 0], "a width at which the cheapest order is the other one"
     assert initial.draws(made, "spectral") != initial.draws(made, "paper")
 
@@ -152,3 +154,61 @@ def test_a_wrong_rule_is_refused_when_the_entry_is_read(init, words):
     with pytest.raises(SpecError) as caught:
         Spec("low", "x, x r, r y -> y", sizes={"r": "factors"}, options={"factors": 4}, init=init)
     assert words in str(caught.value)
+
+
+def test_the_split_of_the_authors_is_an_option_of_btt():
+    shape = structures.get("btt").bind(768, 3072)
+    authors = structures.get("btt").bind(768, 3072, in_blocks=48, out_blocks=32)
+    assert (shape.params, authors.params) == (135_168, 172_032)
+    assert [authors.size[a] for a in "gafe"] == [48, 16, 32, 96]
+    assert (structures.get("btt").bind(768, 768).params, authors.rank) == (43_008, 768)
+    assert structures.get("btt").bind(768, 768, in_blocks=48, out_blocks=16).params == 49_152
+
+
+SQUARE, WIDE, TALL = (64, 64), (96, 144), (144, 96)
+# Where an entry with its default options can be the identity. Elsewhere its rank, or that of its blocks, is too small,
+# or the ones on the diagonal of a rectangle leave its blocks.
+AT = {
+    "dense dense_moe dyad_dt": {SQUARE, WIDE, TALL},
+    "monarch": {SQUARE, WIDE},
+    "butterfly": {SQUARE, TALL},
+    "block_diagonal dyad_it dyad_ot kronecker tensor_train pixelfly kronecker_sparse einsum blast": {SQUARE},
+    "low_rank low_rank_moe block_dense btt btt_moe": set(),
+}
+CAN = {name: shapes for names, shapes in AT.items() for name in names.split()}
+
+
+def identity(name, shape, **options):
+    made = structures.StructuredLinear(name, *shape, init="identity", **options)
+    gate = made.structure.gate
+    return made, made.to_dense(torch.full((gate.experts,), 1 / gate.experts) if gate else None)
+
+
+@pytest.mark.parametrize("shape", [SQUARE, WIDE, TALL], ids=str)
+@pytest.mark.parametrize("name", sorted(CAN))
+def test_an_identity_start_is_the_identity_or_refused(name, shape):
+    torch.manual_seed(0)
+    if shape not in CAN[name]:
+        with pytest.raises(ValueError, match=f"{name}: no factors of zeros and ones make the identity of {shape[0]}"):
+            identity(name, shape)
+        return
+    made, dense = identity(name, shape)
+    assert torch.equal(dense, torch.eye(shape[1], shape[0])) and not made.bias.any()
+    x = torch.randn(3, shape[0])
+    assert torch.allclose(made(x), x @ dense.T, atol=1e-6)
+    (made(x) - 1).square().sum().backward()
+    for term in made.structure.terms:  # a term that is zero now has a step to take
+        assert any(made.factors[f].grad.any() for f in term.factors)
+
+
+def test_an_identity_start_uses_the_rank_that_it_needs():
+    assert torch.equal(identity("low_rank", (24, 16), rank=16)[1], torch.eye(16, 24))
+    assert torch.equal(identity("btt", (16, 16), rank=4)[1], torch.eye(16))
+    with pytest.raises(ValueError, match="no factors of zeros and ones"):
+        identity("low_rank", (24, 16), rank=15)
+
+
+def test_a_term_without_factors_is_the_identity_by_itself():
+    spec = Spec("residual", ["x -> x", "x, x r, r y -> y"], sizes={"r": 4})
+    made, dense = identity(spec, (8, 8))
+    assert torch.equal(dense, torch.eye(8)) and made.factor_0.any() and not made.factor_1.any()

@@ -10,7 +10,7 @@ import pickle
 import pytest
 import safetensors.torch
 import torch
-from contract import DTYPES, RUNS, SHAPES, TRACED, error, layer, limits, of_backend, plain, tensors, truth
+from contract import RUNS, RUNS_IN, SHAPES, TRACED, error, layer, limits, of_backend, plain, tensors, truth
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,9 +26,8 @@ TOKENS = (1, 63, 1000)
 SMALL = (48, 48)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("name", "backend"), RUNS)
-def test_every_backend_matches_the_reference_in_value_and_every_gradient(name, dtype, backend):
+@pytest.mark.parametrize(("name", "backend", "dtype"), RUNS_IN, ids=str)
+def test_every_backend_matches_the_reference_in_value_and_every_gradient(name, backend, dtype):
     for shape in SHAPES:
         made = layer(name, shape, dtype=dtype)
         for tokens in TOKENS:
@@ -303,7 +302,7 @@ ERRORS = [  # (arguments, options, words of the message)
     (("dyad_it", 48, 48), {"n_blocks": -4}, ValueError, "cannot be negative"),
     (("dense", 0, 48), {}, ValueError, "in_features is from 1 to"),
     (("dense", 48, 48), {"backend": "einsumm"}, ValueError, "unknown backend 'einsumm'; did you mean 'einsum'?"),
-    (("dense", 48, 48), {"init": "xavier"}, ValueError, "init is one of linear, spectral, paper, zero"),
+    (("dense", 48, 48), {"init": "xavier"}, ValueError, "init is one of linear, spectral, paper, zero, identity"),
     (("kronecker", 48, 48), {"init": "paper"}, ValueError, "gives no initialisation of its own"),
 ]
 

@@ -306,7 +306,7 @@ def test_random_entries_are_of_many_kinds() -> None:
 
 @pytest.mark.parametrize("fault", ["value", "gradient"])
 def test_a_wrong_backend_is_noticed(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Wrong:
+    class UsageError:
         @staticmethod
         def refuses(structure: Structure, x: torch.Tensor) -> None:
             return None
@@ -319,7 +319,7 @@ def test_a_wrong_backend_is_noticed(fault: str, monkeypatch: pytest.MonkeyPatch)
                 return reference.apply(structure, x, factors) + 1e-6
             return reference.apply(structure, x, [factors[0].detach(), *factors[1:]])
 
-    monkeypatch.setitem(backends._BACKENDS, "wrong", Wrong)  # type: ignore[arg-type]
+    monkeypatch.setitem(backends._BACKENDS, "wrong", UsageError)  # type: ignore[arg-type]
     with pytest.raises(AssertionError, match="wrong: "):
         check(Entry((("x", ("xr", "ry"), "y"),), (("x", 4), ("r", 2), ("y", 3)), "", 4, 3))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.machine import timing
-from bench.machine.timing import Effort, Step
+from bench.machine.timing import NOISY, Effort, Step
 from bench.search.request import SearchRequest
 from bench.sweep.check import CheckFailed, check
 from structures import StructuredLinear, backends, reference
@@ -16,7 +16,6 @@ from structures.structure import Structure
 
 PLAIN = "einsum"  # the backend whose error others are measured against
 SEED = 0
-NOISY = 0.25  # distance of the quartiles, as a share of the median, above which a ratio is taken again
 TRIES = 4
 
 

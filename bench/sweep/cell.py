@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from bench.files.vocabulary import DENSE, NARROW
 from bench.machine import device, timing
 from bench.machine.device import clock_of
 from bench.machine.timing import Effort, Step
 from bench.sweep.check import CheckFailed, check
-from bench.sweep.points import DENSE, NARROW, Point
+from bench.sweep.points import Point
 from bench.sweep.request import read_options
 from bench.sweep.subject import Refused, Subject, subject
 
@@ -23,6 +24,7 @@ __all__ = ["Cell", "cell", "clock_of", "grad_mode", "inputs", "timed_step"]
 COLD_MEMORY = 0.25  # share of the free memory that rotated copies may take
 MOST_COPIES = 1024
 SEED = 0
+LINEAR = "linear"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Cell:
     seconds: float  # of one call of it
     candidates: dict[str, float]  # seconds of a call, every way
 
+    @property
+    def over_linear(self) -> float | None:
+        """What a ratio to the fastest dense layer is multiplied by to be one to nn.Linear."""
+        return self.candidates[LINEAR] / self.seconds if LINEAR in self.candidates else None
+
     def settled(self, point: Point) -> Point:
         """The point, with dense's fastest way where it asks for the best."""
         return replace(point, backend=self.way) if point.backend == "best" else point
@@ -50,17 +57,19 @@ class Cell:
         return subject(point, self.x), self.x, self.dy
 
 
-def cell(point: Point, ways: Sequence[str], effort: Effort, cold: bool, decided: str | None = None) -> Cell:
-    """The cell of a point; which of dense's ways is fastest is decided by a few slices of each, in turn.
+def cell(point: Point, ways: Iterable[str], effort: Effort, cold: bool, decided: str | None = None) -> Cell:
+    """The cell of a point. The fastest dense variant is chosen by timing a few slices of each in turn.
 
     Args:
-        decided: the way found fastest before, in the run that this one goes on with; it is timed but not chosen anew.
+        decided: the variant chosen by the run that is being resumed; it is timed again but not chosen again.
     Raises:
         Refused: dense runs in none of these ways.
     """
     x, dy = inputs(point)
     steps: dict[str, Step] = {}
-    for way in [decided] if decided else ways:
+    if decided:
+        ways = dict.fromkeys([decided, *(way for way in ways if way == LINEAR)])  # what a user has is timed always
+    for way in ways:
         dense = replace(point, structure=DENSE, series=DENSE, options="", backend=way)
         try:
             what = subject(dense, x)
@@ -73,8 +82,9 @@ def cell(point: Point, ways: Sequence[str], effort: Effort, cold: bool, decided:
         raise Refused("dense runs in none of its ways here")
     with grad_mode(point):
         best, times = timing.fastest(list(steps.values()), effort, clock_of(point.device, point.clock))
-    way = list(steps)[best]
-    return Cell(point.cell, x, dy, way, steps[way], times[best], dict(zip(steps, times, strict=True)))
+    found = list(steps)
+    way = decided if decided in steps else found[best]
+    return Cell(point.cell, x, dy, way, steps[way], times[found.index(way)], dict(zip(steps, times, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Before a point is timed: what it computes on the timed input, against its meaning in float64, on a sample of rows."""
+"""The check before a point is timed: its output on the timed input against a float64 reference, on a sample of rows."""
 
 from __future__ import annotations
 

@@ -8,21 +8,22 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import structures
+from bench.files.vocabulary import DENSE, NARROW, NEAR
 from bench.sweep.request import Block, Budget, Request, Wanted, options_text, read_options
 from bench.sweep.shapes import Shape
 from structures.options import closest_options
 from structures.spec import SpecError
 from structures.structure import Structure
 
-DENSE, NARROW = "dense", "dense_narrow"
 CANDIDATES = {  # ways to run a dense layer
     "linear": "nn.Linear",
     "addmm": "torch.addmm, the weight kept as (in_features, out_features)",
     "entry": "the registry's own dense entry",
+    "onednn": "oneDNN's float32 product, torch.ops.mkldnn._linear_pointwise",
     "compiled": "F.linear through torch.compile",
 }
 COMPILED = "compiled"
-NEAR = 0.15  # how far from a budget an entry may stay and still be compared at it
+ONEDNN = "onednn"
 ALIGNED = 8  # a narrowed dense layer has widths that are multiples of this
 
 
@@ -101,6 +102,8 @@ def points(request: Request) -> tuple[list[Point], list[UnreachableBudget]]:
             unreachable.update(dict.fromkeys(missed))
             for where in _cells(request, block):
                 for variant in variants:
+                    if variant.get("backend") == ONEDNN and not runs_onednn(where):
+                        continue
                     for backend in block.backends if variant["structure"] not in (DENSE, NARROW) else [""]:
                         own = {"backend": backend} if backend else {}
                         point = Point(**{**where, **variant, **own})  # type: ignore[arg-type]
@@ -108,6 +111,11 @@ def points(request: Request) -> tuple[list[Point], list[UnreachableBudget]]:
     order = {point: number for number, point in enumerate(found)}
     ordered = sorted(found, key=lambda p: (p.device, p.dense_flops, p.cell, order[p]))
     return ordered, list(unreachable)
+
+
+def runs_onednn(where: Mapping[str, object]) -> bool:
+    """Whether oneDNN's own product is a way of its own: it has no gradients, and is nn.Linear's in other dtypes."""
+    return where["device"] == "cpu" and where["dtype"] == "float32" and where["mode"] == "forward"
 
 
 def narrowed(in_features: int, out_features: int, share: float) -> Shape:

@@ -1,4 +1,4 @@
-"""What a point runs: a layer, its parameters, its meaning in float64, and a plain execution to compare errors with."""
+"""What a point runs: a layer, its parameters, its float64 reference, and a plain execution to compare errors with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import structures
-from bench.sweep.points import CANDIDATES, DENSE, Point, bound
+from bench.files.vocabulary import DENSE
+from bench.sweep.points import CANDIDATES, ONEDNN, Point, bound
 from bench.sweep.request import read_options
 from structures import StructuredLinear, backends, reference
 from structures.backends.experts import grouped
@@ -129,6 +130,10 @@ def _dense(structure: Structure, way: str, x: Tensor, dtype: torch.dtype) -> Sub
     forward: Callable[[Tensor], Tensor] = linear
     if transposed:
         forward = lambda x: torch.addmm(bias, x, weight)  # noqa: E731
+    elif way == ONEDNN:
+        if x.device.type != "cpu" or x.requires_grad or not torch.backends.mkldnn.is_available():
+            raise Refused("oneDNN's own product runs on the CPU, without gradients, where torch has oneDNN")
+        forward = lambda x: torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: E731
     elif way == "compiled":
         compiled = _compiled(x, dtype)
         forward = lambda x: compiled(x, weight, bias)  # noqa: E731

@@ -21,6 +21,7 @@ from structures.language.notation import Expanded, NotationError, Pattern, expan
 
 MAX_TRIES = 240  # bindings tried for the hint of an error, over all options
 MAX_TABLE = 2**16  # entries of a gather
+MAX_SIZE = 2**24  # of one axis: the largest width, so that no entry asks for more than a width could
 MAX_PADDED = 2**24  # what a width may be padded to
 
 
@@ -210,6 +211,9 @@ def _axis_sizes(
             _divide(spec, size, view, width, widths[width], str(number))
     _between(spec, size, terms)
     _check_collisions(spec, size)
+    for axis, n in size.items():
+        if n > MAX_SIZE:
+            raise spec.error(f"axis {label(*axis)} = {n} is larger than {MAX_SIZE}, the largest width", kind=SizeError)
     return size
 
 

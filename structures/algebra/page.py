@@ -53,7 +53,7 @@ def page(s: Map) -> Iterator[str]:
     share = s.params / s.dense_params
     yield f"  parameters          {s.params:>15,}   {share:8.4f} of dense"
     freedom = rank.degrees_of_freedom(s.summed())
-    yield f"  degrees of freedom  {'not computed' if freedom is None else f'{freedom:,}':>15}"
+    yield f"  degrees of freedom  {'too large' if freedom is None else f'{freedom:,}':>15}"
     generic = rank.generic_rank(s.summed())
     full = min(s.in_features, s.out_features)
     between = f"{' to '.join(f'{bound:,}' for bound in rank.rank_bounds(s))}" if generic is None else f"{generic:,}"

@@ -19,6 +19,7 @@ from structures.algebra.steps import Axes
 
 MAX_CUT_FACTORS = 16  # 2**16 cuts are looked at; no registry entry has more factors up to width 65536
 MAX_ELIMINATION = 2**19  # entries of a matrix whose rank is computed by elimination: about a second
+MAX_NUMBERS = 2**24  # of a tensor on the way there: 128 MiB
 MAX_SUPPORT = 2**28  # entries of a support mask: 256 MiB
 MAX_MIXING = 2**24  # entries of a matrix that mixing_depth multiplies: 4096 x 4096, seconds
 PRIME = 2**25 - 39  # a product of two residues summed over 4096 terms stays within int64
@@ -92,7 +93,7 @@ def generic_rank(structure: Map) -> int | None:
     lower, upper = rank_bounds(structure)
     if lower == upper:
         return lower
-    if _entries(structure) > MAX_ELIMINATION:
+    if _entries(structure) > MAX_ELIMINATION or _largest(structure) > MAX_NUMBERS:
         return None
     return max(_eliminate(dense(structure, _residues(structure, seed), PRIME)) for seed in range(2))
 
@@ -113,9 +114,16 @@ def degrees_of_freedom(structure: Map) -> int | None:
     """
     if all(_is_mask(structure, term) for term in structure.terms) and _entries(structure) <= MAX_SUPPORT:
         return int(support(structure).sum())
-    if _entries(structure) * structure.params > MAX_ELIMINATION:
+    if _entries(structure) * structure.params > MAX_ELIMINATION or _largest(structure) > MAX_NUMBERS:
         return None
     return _eliminate(_jacobian(structure))
+
+
+def _largest(structure: Map) -> int:
+    """Numbers of the largest tensor on the way to W: a factor, or an activation of all rows of the identity."""
+    loaded = [term.loaded for term in structure.terms] + [step.result for step in structure.steps]
+    rows = structure.in_features * max(structure.numel(axes) for axes in loaded)
+    return max([rows, *(structure.numel(axes) for axes in structure.factors)])
 
 
 def dense(structure: Map, factors: Sequence[NDArray[Any]], modulus: int | None = None) -> NDArray[Any]:

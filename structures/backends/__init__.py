@@ -23,8 +23,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from structures.backends import bmm, einsum, native, planned, stages
+from structures.backends import bmm, einsum, native, planned, stages, triton
 from structures.backends.experts import all_experts, grouped, preferred
+from structures.backends.views import whole
 from structures.exporting import exporting
 from structures.language.expressions import nearest
 from structures.routing import Routing, route
@@ -43,7 +44,7 @@ class Backend(Protocol):
 
 Weighted = Callable[[Structure, Tensor, Sequence[Tensor], Routing, Tensor | None], Tensor]
 
-_BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned, "native": native}
+_BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned, "native": native, "triton": triton}
 _BACKENDS |= {"all_experts": all_experts, "grouped": grouped}
 AUTO = "auto"
 OTHERWISE = ("planned", "einsum")  # what `auto` tries, in this order, where the native kernel is not preferred
@@ -173,13 +174,15 @@ def release(factors: Sequence[Tensor]) -> None:
 
 def plan(
     name: str, structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, bias: bool, grad: bool
-) -> planned.Plan | native.CallPlan:
+) -> planned.Plan | native.CallPlan | triton.LaunchPlan:
     """What the backend called `name` runs for so many tokens, with its predicted cost; print it.
 
     Raises:
-        ValueError: the native kernel is asked for by name and refuses, or a chain runs as several programs.
+        ValueError: a kernel is asked for by name and refuses, or a chain runs as several programs.
     """
     structure = structure if structure.plain else stages.one(structure)
+    if name == "triton":
+        return triton.plan(structure, tokens, dtype=dtype, device=device, grad=grad)
     if name in (AUTO, "native"):
         found = native.plan(structure, tokens, dtype=dtype, device=device, grad=grad, asked=name != AUTO)
         if found is not None:
@@ -193,18 +196,23 @@ def weighted(
     """y of a structure with a gate by the backend called `name`, for a routing that is decided."""
     own: Weighted = getattr(_BACKENDS[name], "weighted")  # noqa: B009
     if structure.plain:
-        return own(structure, x, factors, routing, bias)
+        return _given(own(structure, x, factors, routing, bias))
 
     def run(stage: Structure, z: Tensor, held: Sequence[Tensor], b: Tensor | None) -> Tensor:
         return planned.apply(stage, z, held, b) if stage.gate is None else own(stage, z, held, routing, b)
 
-    return stages.run(structure, x, factors, bias, run)
+    return _given(stages.run(structure, x, factors, bias, run))
 
 
 def apply(name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     """y (tokens, out_features) = W x + bias by the backend called `name`, which must not refuse."""
     if structure.plain:
-        return _BACKENDS[name].apply(structure, x, factors, bias)
+        return _given(_BACKENDS[name].apply(structure, x, factors, bias))
     if structure.gate is not None:
         return weighted(name, structure, x, factors[:-1], route(structure.gate, x, factors[-1]), bias)
-    return stages.run(structure, x, factors, bias, _BACKENDS[name].apply)
+    return _given(stages.run(structure, x, factors, bias, _BACKENDS[name].apply))
+
+
+def _given(y: Tensor) -> Tensor:
+    """Never a view where gradients are off: it could not be changed in place once they are on again."""
+    return y if torch.is_grad_enabled() or torch.compiler.is_compiling() else whole(y)

@@ -8,6 +8,7 @@ NumPy, DLPack or a pointer, from another process into shared memory, by a collec
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,25 +20,25 @@ _functorch_active = torch._C._are_functorch_transforms_active
 
 @dataclass(frozen=True)
 class Versions:
-    """The state of some tensors: each one, an alias of its storage, and its version.
+    """The state of some tensors: each one, which may go meanwhile, an alias of its storage, and its version.
 
     The alias keeps the storage from being freed, so that no other one can have its address meanwhile.
     """
 
-    seen: tuple[tuple[Tensor, Tensor, int], ...]
+    seen: tuple[tuple[weakref.ref[Tensor], Tensor, int], ...]
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor]) -> Versions:
         """The state of `tensors` now; `unwatchable` must have found nothing against them."""
         with torch.no_grad(), torch.inference_mode(False):
-            return cls(tuple((tensor, tensor.detach(), tensor._version) for tensor in tensors))
+            return cls(tuple((weakref.ref(tensor), tensor.detach(), tensor._version) for tensor in tensors))
 
     def hold(self, tensors: Sequence[Tensor]) -> bool:
         """Whether `tensors` are the same ones, unchanged, in the same storage, shape and order."""
         if len(tensors) != len(self.seen):
             return False
         for tensor, (seen, alias, version) in zip(tensors, self.seen, strict=True):
-            if tensor is not seen or tensor._version != version:
+            if tensor is not seen() or tensor._version != version:
                 return False
             if tensor.dtype is not alias.dtype or tensor.device != alias.device or not tensor.is_set_to(alias):
                 return False

@@ -6,7 +6,16 @@ import itertools
 from collections import Counter
 
 from structures.language.entry import PAD, Entry
-from structures.language.expressions import WIDTHS, ExpressionError, evaluate, is_number, names_in, nearest, parse
+from structures.language.expressions import (
+    WIDTHS,
+    ExpressionError,
+    evaluate,
+    is_name,
+    is_number,
+    names_in,
+    nearest,
+    parse,
+)
 from structures.language.notation import POSITION, Expanded, NotationError, Operand, Pattern, parse_chain
 
 RESERVED_OPTIONS = frozenset({*WIDTHS, PAD, "bias", "device", "dtype", "backend", "init"})
@@ -17,13 +26,14 @@ OF_A_FACTOR = ("fan_in", "fan_out", "factors", "terms")  # names it may use: of 
 
 
 def check(spec: Entry) -> None:
-    if not spec.name.isidentifier():
-        raise spec.error(f"{spec.name!r} is not a name; write letters, digits and _")
+    if not is_name(spec.name):
+        raise spec.error(f"{spec.name!r} is not a name; write ASCII letters, digits and _")
     if not spec.einsum:
         raise spec.error("the entry has no einsum", "einsum")
     if len(spec.einsum) > MAX_TERMS:
         raise spec.error(f"an einsum has at most {MAX_TERMS} terms, found {len(spec.einsum)}", "einsum")
     axes = _check_notation(spec)
+    _check_parsed(spec)
     known = _check_options(spec)
     _check_gate(spec, axes, known)
     _check_sizes(spec, known, axes)
@@ -43,11 +53,20 @@ def _check_notation(spec: Entry) -> set[str]:
     return axes
 
 
+def _check_parsed(spec: Entry) -> None:
+    """Every expression is in the arithmetic, before anything asks which names one reads."""
+    fields = {"options": spec.options, "sizes": spec.sizes, "index": spec.index, "gate": spec.gate, "init": spec.init}
+    for field, pairs in fields.items():
+        for name, text in pairs:
+            if isinstance(text, str) and (field, name) not in (("gate", "axis"), ("init", "source")):
+                _parse(spec, text, field, name)
+
+
 def _check_options(spec: Entry) -> set[str]:
     known = set(WIDTHS)
     for name, value in spec.options:
         path = ("options", name)
-        if not name.isidentifier() or name in RESERVED_OPTIONS or name == POSITION:
+        if not is_name(name) or name in RESERVED_OPTIONS or name == POSITION:
             raise spec.error(f"an option cannot be called {name!r}", *path)
         if isinstance(value, str):
             _parse_known(spec, value, known, *path)
@@ -68,7 +87,7 @@ def _check_sizes(spec: Entry, known: set[str], axes: set[str]) -> None:
         if not names_in(text):
             _check_constant(spec, text, *path)
         for name in names.split():
-            if not name.isidentifier() or name == POSITION or name in WIDTHS:
+            if not is_name(name) or name == POSITION or name in WIDTHS:
                 raise spec.error(f"an axis cannot be called {name!r}", *path)
             if name in sized:
                 raise spec.error(f"axis {name!r} has two sizes", *path)
@@ -109,6 +128,9 @@ def _check_inferred(spec: Entry, pattern: Pattern, sized: set[str], number: str)
             if axis.name not in sized and axis.name not in in_views:
                 hint = nearest(axis.name, sorted(sized | in_views)).replace("there are", "axes with a size")
                 message = f"axis {axis.name!r} of a factor has no size; give it one under sizes{hint}"
+                raise spec.error(message, "einsum", number, offset=axis.offset)
+            if axis.name not in sized and axis.subscript is not None:
+                message = f"axis {axis.name!r} is indexed and needs a size"
                 raise spec.error(message, "einsum", number, offset=axis.offset)
 
 
@@ -258,11 +280,15 @@ def _check_constant(spec: Entry, text: str, *path: str) -> None:
         raise spec.error(f"{error}", *path, offset=error.offset) from None
 
 
-def _parse_known(spec: Entry, text: str, known: set[str], *path: str) -> None:
+def _parse(spec: Entry, text: str, *path: str) -> None:
     try:
         parse(text)
-        unknown = sorted(names_in(text) - known)
     except ExpressionError as error:
         raise spec.error(f"{error}", *path, offset=error.offset) from None
+
+
+def _parse_known(spec: Entry, text: str, known: set[str], *path: str) -> None:
+    _parse(spec, text, *path)
+    unknown = sorted(names_in(text) - known)
     if unknown:
         raise spec.error(f"unknown name {unknown[0]!r} in {text!r}{nearest(unknown[0], sorted(known))}", *path)

@@ -84,7 +84,7 @@ class Pattern:
         return (self.input, *self.factors, self.output)
 
 
-_TOKEN = re.compile(r"\s*(?:(?P<axis>[A-Za-z_]\w*)(?:\[(?P<subscript>[^\[\]]*)\])?|(?P<paren>[()]))")
+_TOKEN = re.compile(r"\s*(?:(?P<axis>[A-Za-z_][A-Za-z0-9_]*)(?:\[(?P<subscript>[^\[\]]*)\])?|(?P<paren>[()]))")
 
 
 def parse_chain(text: str) -> tuple[Pattern, ...]:

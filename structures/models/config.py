@@ -52,6 +52,10 @@ class SwapConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(_rule(*pair) for pair in _pairs(self.rules)))
+        expected = (("skip", str | list | tuple), ("project", bool | Mapping), ("init", str), ("backend", str))
+        for name, kind in expected:
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"a swap's config: {name} cannot be {getattr(self, name)!r}")
         skip = (self.skip,) if isinstance(self.skip, str) else tuple(self.skip)
         object.__setattr__(self, "skip", skip)
         for key in skip:

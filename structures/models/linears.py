@@ -48,6 +48,8 @@ def refusal(module: nn.Module) -> str | None:
         return "its widths are unknown until the model has run once"
     if isinstance(module, nn.Linear) and "weight" not in module._parameters:
         return "its weight is computed (a parametrization, weight norm or pruning); remove that first"
+    if isinstance(module, StructuredLinear) and computed(module):
+        return f"{computed(module)}; remove that first"
     if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
         return f"{type(module).__name__} has a forward of its own"
     for parameter in module.parameters(recurse=False):
@@ -56,6 +58,14 @@ def refusal(module: nn.Module) -> str | None:
             return f"it holds a {what}, not a plain parameter; swap before sharding or quantising"
         if not parameter.is_floating_point():
             return f"its numbers are {parameter.dtype}"
+    return None
+
+
+def computed(layer: StructuredLinear) -> str | None:
+    """Which factor, router or bias of a structured layer is no parameter, as a sentence; None where all are."""
+    for name, held in layer.held().items():
+        if held and name not in layer._parameters:
+            return f"its {name} is computed (a parametrization, weight norm or pruning)"
     return None
 
 
@@ -68,9 +78,7 @@ def wrapped(model: nn.Module) -> str | None:
         where = f"{name or type(model).__name__!r} "
         bases = {c.__name__ for c in type(module).__mro__}
         if "DistributedDataParallel" in bases:
-            return (
-                f"{where}is wrapped in DistributedDataParallel, which holds the old parameters; swap before wrapping it"
-            )
+            return f"{where}is DistributedDataParallel, which holds the parameters it was given; swap before wrapping"
         if bases & {"FullyShardedDataParallel", "FSDPModule"} or any(
             "DTensor" in {c.__name__ for c in type(p).__mro__} for p in module.parameters(recurse=False)
         ):
@@ -107,6 +115,8 @@ def as_linear(module: nn.Module) -> nn.Linear:
     """An nn.Linear of the same map: it shares the parameters where they have nn.Linear's form, and no hooks."""
     in_features, out_features = widths(module)
     bias = module._parameters.get("bias")
+    if bias is None and isinstance(module, StructuredLinear) and module.bias is not None:
+        bias = nn.Parameter(module.bias.detach())  # computed by a parametrization
     linear = nn.Linear(in_features, out_features, bias=bias is not None, device="meta")
     if isinstance(module, StructuredLinear):
         linear.weight = nn.Parameter(module.to_dense().detach(), requires_grad=trains(module))
@@ -177,6 +187,8 @@ def carry(old: nn.Module, new: nn.Module) -> None:
 
 def trains(layer: nn.Module) -> bool:
     """Whether the weight, or any factor, of a linear layer asks for gradients."""
+    if isinstance(layer, StructuredLinear):
+        return any(p.requires_grad for name, held in layer.held().items() if name != "bias" for p in held)
     return any(p.requires_grad for name, p in layer.named_parameters(recurse=False) if name != "bias")
 
 

@@ -34,7 +34,8 @@ def param_groups(
     """Groups for an optimizer, in which every factor learns at the rate of the structured muP rule.
 
     A factor's rate is `lr * multiplier(...)`, which is relative to a dense layer of the same widths: `lr` is the rate
-    that suits the model with nn.Linear in these places, at this width. Every other parameter gets `lr` itself.
+    that suits the model with nn.Linear in these places, at this width. So is that of all parameters that a factor is
+    computed from (weight norm, orthogonal, pruning). Every other parameter gets `lr` itself.
 
     Args:
         weight_decay: of everything but biases, norms and other vectors. A factor's is divided by its multiplier, so
@@ -64,7 +65,13 @@ def param_groups(
     if not isinstance(model, nn.Module):
         raise ValueError(f"param_groups: model is an nn.Module, found {type(model).__name__}")
     _check_rates(lr, weight_decay, base_width, optimizer)
-    factors = {id(f): (layer, i) for layer in _structured(model) for i, f in enumerate(layer.operands)}
+    factors = {
+        id(p): (layer, i)
+        for layer in _structured(model)
+        for i, (name, held) in enumerate(layer.held().items())
+        if name != "bias"
+        for p in held
+    }
     norms = {id(p) for m in model.modules() if "norm" in type(m).__name__.lower() for p in m.parameters(recurse=False)}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     refused = []
@@ -160,6 +167,8 @@ def _is_matrix(parameter: nn.Parameter, layer: StructuredLinear | None, factor: 
     """Two axes, both of the product: a batch axis would make it a stack of vectors."""
     if parameter.dim() != 2 or layer is None or factor == layer.structure.trainable:
         return parameter.dim() == 2
+    if parameter.shape != layer.structure.factor_shapes[factor]:
+        return False  # the norms that weight norm has taken apart
     step = next(step for step in layer.structure.steps if step.factor == factor)
     return not step.batch and len(step.contracted) == len(step.cols) == 1
 

@@ -30,6 +30,7 @@ HEADS = frozenset({  # parts of names, of which a head has one among its last
 })  # fmt: skip
 HEAD_DEPTH = 3  # `classifier.out_proj`, `head.mlp.fc1`
 ROUTERS = frozenset({"router", "gate", "wg", "shared_expert_gate"})  # a router is named so, and narrows
+HOLDERS = ("torch.nn.modules.module", "torch.nn.modules.container")  # of torch's modules, what hold a user's parameters
 LARGE = 0.01  # share of the parameters from which weights outside linear layers are named
 SHOWN = 12  # names listed in an error
 
@@ -162,7 +163,7 @@ def pairs(rules: Rules) -> list[tuple[Key, Value]]:
         ValueError: they are no such pairs, or there are none.
     """
     found = list(rules.items()) if isinstance(rules, Mapping) else rules
-    if isinstance(found, str) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in found):
+    if not isinstance(found, list | tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in found):
         raise ValueError(f"rules map keys to structures, such as {{'*.mlp.*': 'name'}}; found {rules!r}")
     if not found:
         raise ValueError(f"there are no rules; {{{ALL!r}: 'name'}} names every linear layer")
@@ -246,7 +247,9 @@ def _others(model: nn.Module) -> tuple[tuple[str, tuple[int, ...], float], ...]:
     total = sum(p.numel() for p in model.parameters() if not isinstance(p, UninitializedParameter))
     found: dict[str, tuple[tuple[int, ...], int]] = {}
     for name, module in model.named_modules():
-        if linears.kind(module) is not None or type(module).__module__.startswith("torch.nn."):
+        place = type(module).__module__
+        of_torch = place.startswith("torch.nn.") and place not in HOLDERS
+        if linears.kind(module) is not None or of_torch:
             continue
         for own, p in module.named_parameters(recurse=False):
             is_weight = (p.dim() == 3 and min(p.shape) > 1) or (p.dim() == 2 and "weight" in own)

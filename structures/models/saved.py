@@ -34,7 +34,8 @@ def save_swapped(model: nn.Module, folder: Folder) -> None:
     Parameters that are shared are written once. Needs safetensors.
 
     Raises:
-        ValueError: the model is wrapped or sharded, or factors are parametrized; the message has the way out.
+        ValueError: the model is wrapped or sharded, or a factor is computed by a parametrization or a hook, which no
+            JSON can rebuild; the message has the way out. Nothing is written.
         OSError: the folder cannot be made or written into; of the kind that the system raised, and names the folder.
 
     >>> from tempfile import TemporaryDirectory
@@ -50,11 +51,12 @@ def save_swapped(model: nn.Module, folder: Folder) -> None:
     _check(model, "save_swapped")
     safetensors = _safetensors()
     folder = Path(folder)
-    for name, module in model.named_modules():
-        if isinstance(module, StructuredLinear) and hasattr(module, "parametrizations"):
+    for names, module in linear_layers(model):
+        computed = linears.computed(module) if isinstance(module, StructuredLinear) else None
+        if computed:
             raise ValueError(
-                f"save_swapped: {name!r} has parametrized factors, which a fresh model does not; "
-                "torch.nn.utils.parametrize.remove_parametrizations makes them plain"
+                f"save_swapped: {names[0] or '(the model itself)'}: {computed}; take it off first "
+                f"(torch.nn.utils.parametrize.remove_parametrizations and prune.remove keep its value)"
             )
     described.record(model)
     written = json.dumps({"format": FORMAT, "layers": described.describe(model)}, indent=1)
@@ -169,7 +171,9 @@ def _fill(model: nn.Module, numbers: _Numbers) -> None:
     said = [f"{what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" for what, names in
             (("missing", absent), ("not in the model", unknown), ("other shapes", wrong)) if names]  # fmt: skip
     if said:
-        raise ValueError(f"{numbers.what}: {'; '.join(said)}")
+        renamed = unknown and hasattr(model, "from_pretrained") and not (numbers.what.parent / LAYERS).exists()
+        hint = f"; {type(model).__name__}.from_pretrained knows names that transformers keeps otherwise"
+        raise ValueError(f"{numbers.what}: {'; '.join(said)}{hint if renamed else ''}")
     unsaved = [name for name, buffer in model.named_buffers() if buffer.is_meta and name not in held]
     if unsaved:
         raise ValueError(

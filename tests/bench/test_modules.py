@@ -18,7 +18,7 @@ from torch import nn
 
 from bench.__main__ import main
 from bench.files import merge_tables
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from bench.files.rows import Spread
 from bench.machine import setup
 from bench.modules import feed_forward, timed
@@ -69,7 +69,7 @@ def test_the_modules_are_the_authors_with_every_variant_beside_dense():
 def test_a_wrong_option_is_one_sentence(option, message):
     if option.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
-    with pytest.raises(Wrong, match=message):
+    with pytest.raises(UsageError, match=message):
         timed.where(SimpleNamespace(**NONE.__dict__ | option), 4)
 
 
@@ -183,7 +183,7 @@ def shards(tmp_path_factory) -> list[Path]:
 def test_a_run_goes_on_and_its_shards_are_merged_into_a_file_that_the_report_draws(shards, tmp_path, capsys):
     file = tmp_path / "ff.json"
     assert main(["merge", *map(str, shards), "-o", str(file)]) == 0
-    assert capsys.readouterr().out.endswith("4 points, of 2 files; complete\n")
+    assert capsys.readouterr().out.endswith("4 rows, of 2 files; complete\n")
     section = section_of(file)
     assert section["kind"] == "ff" and len(json.loads(file.read_text())["benchmarks"]) == 4
     assert section["setup"]["batch"] == 1 and len(section["run"]["merged_from"]) == 2
@@ -238,7 +238,7 @@ def test_files_that_must_not_be_mixed_are_refused(place, value, message, shards,
 
 def test_an_option_of_the_sweep_alone_and_two_kinds_in_a_file_are_refused(tmp_path):
     said = run(tmp_path, FILE, "--widths=64", "--mode=train")
-    assert "--widths, --mode: of the sweep of layers alone" in said and "Traceback" not in said
+    assert "--widths, --mode: only for the sweep of layers" in said and "Traceback" not in said
     said = run(tmp_path, FILE, str(ROOT / "bench/test_linear.py"), "--list")
     assert "one results file holds one kind of rows" in said and "Traceback" not in said
 

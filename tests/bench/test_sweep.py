@@ -16,13 +16,15 @@ from torch import nn
 
 import structures
 from bench.files import rounding, rows
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
+from bench.files.progress import Progress
+from bench.files.vocabulary import DENSE, NARROW
 from bench.machine import roofline, setup, timing
 from bench.machine.roofline import Roofline
 from bench.machine.timing import Effort
 from bench.sweep import cell, output, points, progress, request, shapes
 from bench.sweep.check import CheckFailed, check, sample, saved_bytes
-from bench.sweep.points import DENSE, NARROW, Point
+from bench.sweep.points import Point
 from bench.sweep.request import Budget
 from bench.sweep.subject import Refused, subject
 from bench.sweep.sweep import Done, Sweep
@@ -241,7 +243,7 @@ def test_a_wrong_option_ends_the_run_with_one_sentence(tmp_path):
     ],
 )
 def test_a_wrong_value_says_what_is_allowed(options, message):
-    with pytest.raises(Wrong) as error:
+    with pytest.raises(UsageError) as error:
         request.read(options, cuda=False, cores=2)
     assert message in str(error.value)
 
@@ -327,7 +329,7 @@ def test_cheap_points_come_first_and_structures_side_by_side_dense_before_dyad(d
 def test_controls_are_denses_own_candidates_and_a_narrowed_layer(default):
     ran, _ = default
     controls = {p.backend for p in ran if p.control and p.structure == DENSE}
-    assert controls == {"linear", "addmm", "entry", "compiled"}
+    assert controls == {"linear", "addmm", "entry", "onednn", "compiled"}
     for point in ran:
         if point.structure == NARROW:
             share = float(point.budget.partition("=")[2])
@@ -395,7 +397,7 @@ def test_short_calls_are_repeated_to_a_slice_and_long_ones_run_the_least_rounds(
     assert clock.calls.count("d") == 3 * 2  # one of each slice is not timed
 
 
-def test_a_loop_ends_early_when_calls_take_much_longer_than_foretold():
+def test_a_loop_ends_early_when_calls_take_much_longer_than_estimated():
     clock = Clock()
     effort = Effort(paired=0.1, alone=0.1, rounds=4, slice=1e-3)
     found = timing.paired(clock.step("s", 0.03), clock.step("d", 0.03), effort, seconds=(1e-3, 1e-3), clock=clock)
@@ -469,6 +471,25 @@ def test_denses_ways_pass_the_check(backend, mode):
     point = replace(POINT, structure=DENSE, options="", backend=backend, mode=mode)
     x, dy = cell.inputs(point)
     assert check(subject(point, x), x, dy) < HALF
+
+
+def test_onednns_own_product_is_a_way_without_gradients_alone():
+    point = replace(POINT, structure=DENSE, options="", backend="onednn")
+    x, dy = cell.inputs(point)
+    assert check(subject(point, x), x, dy) < 1e-5
+    train = replace(point, mode="train")
+    with pytest.raises(Refused, match="without gradients"):
+        subject(train, cell.inputs(train)[0])
+    asked = {"device": "cpu", "dtype": "float32", "mode": "forward"}
+    assert points.runs_onednn(asked)
+    for other in ({"device": "cuda"}, {"dtype": "bfloat16"}, {"mode": "train"}):
+        assert not points.runs_onednn(asked | other)
+
+
+def test_a_row_holds_the_ratio_to_the_best_dense_layer_and_to_nn_linear():
+    slow = cell.Cell((), torch.empty(0), None, "entry", lambda: None, 2.0, {"linear": 3.0, "entry": 2.0})
+    assert slow.over_linear == 1.5
+    assert replace(slow, candidates={"entry": 2.0}).over_linear is None
 
 
 def spoiled(what, change):
@@ -616,14 +637,23 @@ def test_numbers_are_rounded_to_five_digits_and_what_json_does_not_know_is_null(
 
 def test_the_time_left_follows_the_pace(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
-    some = [here(replace(POINT, tokens=16 + i)) for i in range(4)]
-    lines = progress.Progress(some, timing.SHORT)
-    lines.line(some[0], "text")  # sets up the machine, for however long
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    said = []
+    lines = Progress([1.0] * 4, said.append)
+    lines.line(1.0, "text")  # sets up the machine, for however long
     now[0] = 10.0
-    assert lines.line(some[1], "text").startswith("[2/4 0:20 left] dyad_it n_blocks=4  64x96 tokens 17 float32 train")
-    lines.leave_out(some[2])
-    assert lines.line(some[3], "text").startswith("[4/4 0:00 left]")
+    assert lines.line(1.0, "text") == "[2/4  0:20 left] text"
+    lines.skip(1.0)
+    assert lines.line(1.0, "text") == "[4/4  0:00 left] text"
+    lines.expect(2.0)
+    now[0] = 40.0  # two things in 40 seconds
+    lines.within(2.0, 1, 4, "long")
+    assert said == ["[  step 1/4  0:24 left] long"]  # 1.5 seconds at 16 seconds each
+    begun = Progress([1.0, 1.0]).begin()
+    now[0] = 47.0
+    assert begun.line(1.0, "text") == "[1/2  0:07 left] text"
+    begun.skip(1.0, "kept")
+    assert begun.finished == 2
 
 
 def test_the_summary_names_the_fastest_of_each_budget(sweep):

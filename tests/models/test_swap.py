@@ -167,7 +167,7 @@ def test_a_model_without_linear_layers_says_so():
 
 
 def test_other_arguments_are_checked():
-    with pytest.raises(ValueError, match="init is one of linear, spectral, paper, found 'xavier'"):
+    with pytest.raises(ValueError, match="init is one of linear, spectral, paper, zero, identity, found 'xavier'"):
         swap(perceptron(), {"0": "dense"}, init="xavier")
     with pytest.raises(ValueError, match="unknown backend 'cuda'"):
         swap(perceptron(), {"0": "dense"}, backend="cuda")

@@ -24,7 +24,7 @@ def pytest_configure(config):  # not before: it brings torch, and its threads co
 def environment():
     # PYTEST_XDIST_*: pytest-benchmark measures nothing in what it takes for a worker of this run
     kept = {n: value for n, value in os.environ.items() if n not in setup.OPENMP and not n.startswith("PYTEST_")}
-    return kept | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return kept | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/support")])}
 
 
 def command(folder, *arguments):

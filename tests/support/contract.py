@@ -18,17 +18,18 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 ROUNDING = exactness.Sums(1000, 6).share(torch.float64)
 
 
-def _runs() -> list[tuple[str, str]]:
-    """Every entry with every backend that runs its kind: with a gate or without."""
+def _runs(dtype: torch.dtype) -> list[tuple[str, str]]:
+    """Every entry with every backend that runs its kind in this dtype: with a gate or without."""
     runs = []
     for name in structures.names():
         structure = structures.get(name).bind(*SHAPES[0])
-        x = torch.empty(1, SHAPES[0][0])
+        x = torch.empty(1, SHAPES[0][0], dtype=dtype)
         runs += [(name, b) for b in backends.names() if backends.refusal(b, structure, x) is None]
     return runs
 
 
-RUNS = _runs()
+RUNS = _runs(torch.float64)  # in which a wrong program shows
+RUNS_IN = [(name, backend, dtype) for dtype in DTYPES for name, backend in _runs(dtype)]
 TRACED = [(name, backend) for name, backend in RUNS if backend != "grouped"]  # whose groups no graph can hold
 
 

@@ -18,6 +18,7 @@ from structures.backends.planned.problem import X
 from structures.backends.planned.program import Plan, Want
 from structures.backends.planned.search import Conditions, candidates
 from structures.backends.planned.source import Run, compiled
+from structures.backends.views import whole
 from structures.structure import Structure
 
 TRACED_TOKENS = 2048  # what a graph of an unknown number of tokens is planned for
@@ -55,7 +56,7 @@ class Program:
     def run(self, want: tuple[bool, ...] | None, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
         """y (tokens, out_features) by this program, which was planned for the gradients in `want`."""
         if want is None:
-            return self.forward(x.contiguous(), *_contiguous(factors), bias)[0]
+            return whole(self.forward(x.contiguous(), *_contiguous(factors), bias)[0])
         if self.native:
             return self.pure()[0](x, *factors, bias)[0]
         return _planned(self, want, x, bias, *factors)
@@ -90,7 +91,7 @@ def apply(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tens
     program = table.get(key) or _add(table, key, structure, x, bias, None)
     if not x.is_contiguous():
         x = x.contiguous()
-    return program.forward(x, *_contiguous(factors), bias)[0]
+    return whole(program.forward(x, *_contiguous(factors), bias)[0])
 
 
 def _cast(x: Tensor, *others: Tensor | None) -> list[Any]:
@@ -207,6 +208,7 @@ class _Planned(torch.autograd.Function):
         else:
             x = x.contiguous()
             y, *saved = program.forward(x, *_contiguous(factors), bias)
+            y = whole(y)
         ctx.program, ctx.want = program, want
         ctx.save_for_backward(x if program.saves_input else None, *factors, *saved)
         return y
