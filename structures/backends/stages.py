@@ -70,8 +70,8 @@ def one(structure: Structure) -> Structure:
     found = list(every(structure))
     if len(found) > 1:
         raise ValueError(
-            f"{structure.name}: the cuts of its links do not divide each other at these sizes, so it runs as "
-            f"{len(found)} programs one after another, each planned by itself; there is no one plan"
+            f"{structure.name}: its links cannot be joined at these sizes, so it runs as {len(found)} programs, "
+            "one after another, each planned by itself; there is no one plan"
         )
     return found[0]
 

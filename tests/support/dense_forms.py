@@ -11,7 +11,6 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import block_diag
-from scipy.linalg import hadamard as scipy_hadamard
 
 Matrix = NDArray[np.float64]
 Sizes = Mapping[str, int]
@@ -243,16 +242,6 @@ def boft(first: Matrix, second: Matrix) -> Matrix:
     return back @ two @ swap @ one
 
 
-def fastfood(b: Matrix, g: Matrix, s: Matrix) -> Matrix:
-    """S H G P H B, B, G and S diagonals; the permutation of seed 0 is given by PCG64's raw numbers in order."""
-    n = len(b)
-    h = scipy_hadamard(n) / math.sqrt(n)
-    drawn = np.random.PCG64([2, 0, 0]).random_raw(n)
-    p = np.zeros((n, n))
-    p[np.argsort(drawn, kind="stable"), np.arange(n)] = 1  # x goes to p[x]
-    return np.diag(s) @ h @ np.diag(g) @ p @ h @ np.diag(b)
-
-
 # name -> f(sizes of the axes, factors) -> W. The sizes are for an entry with an axis that no factor has.
 DENSE_FORMS: dict[str, Callable[[Sizes, Sequence[Matrix]], Matrix]] = {
     "dense": lambda sizes, factors: dense(*factors),
@@ -280,7 +269,6 @@ DENSE_FORMS: dict[str, Callable[[Sizes, Sequence[Matrix]], Matrix]] = {
     "loha": lambda sizes, factors: loha(*factors),
     "group_and_shuffle": lambda sizes, factors: group_and_shuffle(*factors),
     "boft": lambda sizes, factors: boft(*factors),
-    "fastfood": lambda sizes, factors: fastfood(*factors),
 }
 
 # Entries with a gate have no one matrix: their experts are written out by hand instead.

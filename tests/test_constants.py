@@ -1,0 +1,286 @@
+"""Constant factors: their numbers, the same everywhere; what they cost; that nobody trains or saves them."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from contract import layer
+from scipy.fft import dct
+from scipy.linalg import hadamard
+
+import structures
+from structures import backends, reference
+from structures.algebra import constants, rank
+from structures.algebra.constants import Constant
+from structures.spec import SizeError, Spec, SpecError
+from structures.structure import Structure
+
+ROTATED = "x, sign.1(x), hadamard(x z), z, permutation.2(z y) -> y"
+
+
+def rotated(**more: object) -> Spec:
+    return Spec("rotated", einsum=ROTATED, sizes={"z": "in_features"}, **more)  # type: ignore[arg-type]
+
+
+def by_hand(n: int, diagonal: np.ndarray) -> np.ndarray:
+    """The matrix of `rotated`, from scipy and the numbers of the two random constants."""
+    moved = np.zeros((n, n))
+    moved[constants.order(Constant("permutation", (n, n), 2)), np.arange(n)] = 1
+    signs = np.diag(constants.values(Constant("sign", (n,), 1)))
+    return moved @ np.diag(diagonal) @ hadamard(n) / np.sqrt(n) @ signs
+
+
+# -- numbers: a model of a constant is saved without it, so these may never change
+
+
+def test_signs_are_the_top_bits_of_the_raw_stream() -> None:
+    assert constants.values(Constant("sign", (12,), 1)).tolist() == [1, 1, 1, 1, -1, -1, 1, -1, -1, -1, -1, 1]
+    other = constants.values(Constant("sign", (12,), 1, position=1)).tolist()
+    assert other != constants.values(Constant("sign", (12,), 1)).tolist()
+    assert constants.values(Constant("sign", (3,), 1)).tolist() == [1, 1, 1]  # a longer one begins with a shorter one
+
+
+def test_permutations_sort_the_raw_stream() -> None:
+    assert constants.order(Constant("permutation", (8, 8), 3)).tolist() == [4, 3, 0, 1, 2, 5, 7, 6]
+    drawn = constants.order(Constant("permutation", (1000, 1000), 7))
+    assert sorted(drawn.tolist()) == list(range(1000))
+
+
+def test_normal_numbers_have_their_variance_and_are_rounded() -> None:
+    first = constants.values(Constant("normal", (4, 2), 3))
+    np.testing.assert_array_equal(first[:2] * 2 * 2**20, np.round(first[:2] * 2 * 2**20))
+    np.testing.assert_allclose(first.ravel()[:4], [-0.33906937, -0.26152897, 0.93845749, 0.02088308], atol=5e-9)
+    many = constants.values(Constant("normal", (500, 400), 5))
+    assert abs(many.mean()) < 5 / np.sqrt(many.size * 500)
+    assert abs(many.var() * 500 - 1) < 5 * np.sqrt(2 / many.size)
+
+
+@pytest.mark.parametrize("n", [1, 2, 8, 64])
+def test_hadamard_and_cosine_matrices_are_those_of_scipy(n: int) -> None:
+    np.testing.assert_allclose(constants.values(Constant("hadamard", (n, n))), hadamard(n) / np.sqrt(n))
+    np.testing.assert_allclose(constants.values(Constant("dct", (n, n))), dct(np.eye(n), norm="ortho"), atol=1e-14)
+
+
+# -- meaning
+
+
+@pytest.mark.parametrize("n", [1, 2, 16, 64])
+def test_a_rotated_diagonal_is_what_it_says_on_every_backend(n: int) -> None:
+    made = structures.StructuredLinear(rotated(), n, n, dtype=torch.float64)
+    wanted = torch.from_numpy(by_hand(n, made.factor_0.detach().numpy()))
+    torch.testing.assert_close(made.to_dense(), wanted)
+    np.testing.assert_allclose(rank.dense(made.structure, [made.factor_0.detach().numpy()]), wanted.numpy(), atol=1e-14)
+    x = torch.randn(5, n, dtype=torch.float64, requires_grad=True)
+    gradients = torch.autograd.grad((x @ wanted.t()).square().sum(), x)
+    for name in ("einsum", "bmm", "planned"):
+        y = backends.apply(name, made.structure, x, made.factors, made.bias)
+        torch.testing.assert_close(y, x @ wanted.t() + made.bias)
+        again = backends.apply(name, made.structure, x, made.factors, None)
+        torch.testing.assert_close(torch.autograd.grad(again.square().sum(), x), gradients)
+    torch.testing.assert_close(reference.apply(made.structure, x, made.factors, made.bias), x @ wanted.t() + made.bias)
+
+
+def test_a_hadamard_matrix_costs_n_log_n_and_a_permutation_nothing() -> None:
+    structure = rotated().bind(1024, 1024)
+    assert structure.flops() == 4 * 1024 * 10 + 2 * 2 * 1024  # the sign and the diagonal: 2 each
+    assert structure.params == 1024
+    without = Spec("w", einsum="x, permutation(x y) -> y").bind(1024, 1024)
+    assert (without.flops(), without.params) == (0, 0)
+
+
+def test_other_constants_are_operands_like_factors() -> None:
+    entry = Spec("vera", einsum="x, normal.7(x r), r, normal.8(r y), y -> y", sizes={"r": "4"})  # type: ignore[arg-type]
+    made = structures.StructuredLinear(entry, 12, 20, dtype=torch.float64, bias=False)
+    down, up = (constants.values(Constant("normal", s, n)) for s, n in (((12, 4), 7), ((4, 20), 8)))
+    d, b = (f.detach().numpy() for f in made.factors)
+    np.testing.assert_allclose(made.to_dense().detach().numpy(), np.diag(b) @ up.T @ np.diag(d) @ down.T, atol=1e-14)
+    spectrum = Spec("acdc", einsum="x, x, dct(x z), z, dct(y z) -> y", sizes={"z": "in_features"})  # type: ignore[arg-type]
+    whole = structures.StructuredLinear(spectrum, 12, 12, dtype=torch.float64, bias=False)
+    a, d = (f.detach().numpy() for f in whole.factors)
+    c = constants.values(Constant("dct", (12, 12)))
+    np.testing.assert_allclose(whole.to_dense().detach().numpy(), c @ np.diag(d) @ c.T @ np.diag(a), atol=1e-14)
+
+
+def test_a_constant_that_others_hold_too_is_multiplied_by() -> None:
+    """Masked by a Hadamard matrix: no activation passes through it."""
+    entry = Spec("masked", einsum="x, x y, hadamard(x y) -> y")
+    made = structures.StructuredLinear(entry, 8, 8, dtype=torch.float64, bias=False)
+    wanted = (made.factor_0 * torch.from_numpy(hadamard(8) / np.sqrt(8))).t()
+    torch.testing.assert_close(made.to_dense(), wanted)
+    torch.testing.assert_close(made(torch.eye(8, dtype=torch.float64)), wanted.t())
+
+
+def test_each_copy_in_a_family_has_numbers_of_its_own() -> None:
+    entry = Spec("signs", einsum="(i[:]), sign.4(i[t]) -> (i[:])", sizes={"i": "split(in_features, 2)"})  # type: ignore[arg-type]
+    dense = rank.dense(entry.bind(64, 64), [])
+    first, second = (constants.values(Constant("sign", (8,), 4, position=t)) for t in (0, 1))
+    np.testing.assert_array_equal(dense, np.diag(np.kron(first, second)))
+    assert first.tolist() != second.tolist()
+
+
+def test_fastfood_is_said_in_one_line_and_padded_to_a_power_of_two() -> None:
+    """S H G P H B of Le, Sarlos & Smola 2013, its three diagonals trained."""
+    einsum = "x, x, hadamard(x z), permutation(z u), u, hadamard(u v), v -> v"
+    entry = Spec("fast", einsum=einsum, sizes={a: "in_features" for a in "xzuv"}, pad=True)  # type: ignore[arg-type]
+    made = structures.StructuredLinear(entry, 50, 20, dtype=torch.float64, bias=False)
+    assert (made.structure.in_features, made.structure.out_features) == (64, 64)
+    b, g, s = (f.detach().numpy() for f in made.factors)
+    h, p = hadamard(64) / 8, np.zeros((64, 64))
+    p[np.argsort(np.random.PCG64([2, 0, 0]).random_raw(64), kind="stable"), np.arange(64)] = 1
+    wanted = np.diag(s) @ h @ np.diag(g) @ p @ h @ np.diag(b)
+    np.testing.assert_allclose(made.to_dense().detach().numpy(), wanted[:20, :50], atol=1e-13)
+    assert made.structure.flops() == 2 * 4 * 64 * 6 + 3 * 2 * 64
+
+
+def test_a_seed_may_be_an_option() -> None:
+    entry = Spec("p", einsum="x, permutation.seed(x y) -> y", options={"seed": 3})  # type: ignore[arg-type]
+    three, four = (rank.dense(entry.bind(16, 16, seed=s), []) for s in (3, 4))
+    assert (three != four).any()
+    np.testing.assert_array_equal(three, rank.dense(entry.bind(16, 16), []))
+
+
+# -- as a layer
+
+
+def test_constants_are_no_parameters_and_are_not_saved() -> None:
+    made = structures.StructuredLinear(rotated(), 16, 16)
+    assert list(made.state_dict()) == ["factor_0", "bias"]
+    assert [name for name, _ in made.named_buffers()] == []
+    before = made.to_dense()
+    for again in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        torch.testing.assert_close(again.to_dense(), before, rtol=0, atol=0)
+    empty = structures.StructuredLinear(rotated(), 16, 16, device="meta").to_empty(device="cpu")
+    empty.load_state_dict(made.state_dict())
+    torch.testing.assert_close(empty.to_dense(), before, rtol=0, atol=0)
+    assert made.double()(torch.ones(1, 16, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_torch_s_generators_decide_nothing() -> None:
+    torch.manual_seed(0)
+    one = constants.values.__wrapped__(Constant("normal", (4, 4), 1))
+    torch.manual_seed(1)
+    np.random.seed(1)
+    np.testing.assert_array_equal(one, constants.values.__wrapped__(Constant("normal", (4, 4), 1)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # the compiler's own
+def test_a_layer_of_constants_compiles_whole() -> None:
+    made = structures.StructuredLinear(rotated(), 16, 16, backend="planned")
+    x = torch.randn(4, 16)
+    torch.testing.assert_close(torch.compile(made, fullgraph=True, backend="eager")(x), made(x))
+
+
+def test_the_variance_is_kept_through_constants() -> None:
+    torch.manual_seed(0)
+    made = structures.StructuredLinear(rotated(), 256, 256, bias=False)
+    assert 0.9 < float(made(torch.randn(2000, 256)).detach().std()) * 3**0.5 < 1.1
+
+
+def test_a_projection_holds_the_constants_fixed() -> None:
+    weight = torch.from_numpy(by_hand(16, np.random.default_rng(0).standard_normal(16)))
+    assert structures.project(weight, rotated()).projection.weight_error < 1e-10
+
+
+def test_a_page_shows_links_and_constants() -> None:
+    page = str(rotated().bind(16, 16))
+    assert ROTATED in page
+    assert "hadamard   1 x (tokens" in page
+    assert "z is read at permutation.2 of y" in page
+
+
+# -- mistakes
+
+MISTAKES = [
+    ("x, hadamard(x z), z y -> y", {"z": "8"}, (12, 12), SizeError, "two sides of one size, found x=12"),
+    ("x, hadamard(x y) -> y", {}, (12, 12), SizeError, "is of a power of two, found 12; pad=True"),
+    ("x, hadamard(x y) -> y", {}, (8, 16), SizeError, "found x=8 and y=16 at in_features=8, out_features=16"),
+    ("x, hadamar(x y) -> y", {}, (8, 8), SpecError, "there is no constant 'hadamar'; did you mean 'hadamard'"),
+    ("x, sign(x y) -> y", {}, (8, 8), SpecError, "sign has 1 axis, found 2"),
+    ("x, hadamard.1(x y) -> y", {}, (8, 8), SpecError, "hadamard takes no seed"),
+    ("x, permutation.s(x y) -> y", {}, (8, 8), SpecError, "the seed 's' of permutation is no option"),
+    ("x, permutation (x y) -> y", {}, (8, 8), SpecError, "one pair of parentheses"),
+    ("x, normal(x y -> y", {}, (8, 8), SpecError, "the parenthesis of normal is not closed"),
+    ("x, normal(x r), r y -> y", {"r": "4096"}, (8192, 8), SizeError, "too large for a matrix"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("einsum, sizes, widths, kind, message", MISTAKES)
+def test_a_constant_that_cannot_be_says_why(
+    einsum: str, sizes: dict[str, str], widths: tuple[int, int], kind: type[SpecError], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        Spec("wrong", einsum=einsum, sizes=sizes).bind(*widths)  # type: ignore[arg-type]
+
+
+def test_a_constant_does_not_hold_the_expert_axis() -> None:
+    with pytest.raises(SizeError, match="the same for all experts"):
+        Spec("wrong", einsum="x, normal(x e), e y -> y", sizes={"e": "4"},
+             gate={"axis": "e", "experts_active": "1"}).bind(8, 8)  # type: ignore[arg-type]  # fmt: skip
+
+
+# -- padding
+
+
+@pytest.mark.parametrize(
+    "name, widths", [("dyad_it", (1021, 1021)), ("monarch", (50, 70)), ("btt_moe", (50, 34)), ("blast", (17, 5))]
+)
+def test_padded_layers_are_the_larger_one_cut(name: str, widths: tuple[int, int]) -> None:
+    made = layer(name, widths, pad=True)
+    structure: Structure = made.structure
+    assert (made.in_features, made.out_features) == widths == structure.widths
+    assert structure.in_features >= widths[0] and structure.out_features >= widths[1]
+    x = torch.randn(6, widths[0], dtype=torch.float64)
+    wide = torch.nn.functional.pad(x, (0, structure.in_features - widths[0]))
+    larger = structures.get(name).bind(structure.in_features, structure.out_features,
+                                       **{k: v for k, v in structure.options if k != "pad"})  # fmt: skip
+    operands = list(made.operands)
+    if structure.gate is not None:
+        operands[-1] = torch.nn.functional.pad(operands[-1], (0, structure.in_features - widths[0]))
+    wanted = reference.apply(larger, wide, operands)[:, : widths[1]] + made.bias
+    torch.testing.assert_close(made(x), wanted)
+    torch.testing.assert_close(reference.apply(structure, x, made.operands, made.bias), wanted)
+    assert made(x).is_contiguous() and "pad=True" in repr(made)
+    if structure.gate is None:
+        assert made.to_dense().shape == widths[::-1]
+        torch.testing.assert_close(x @ made.to_dense().t() + made.bias, wanted)
+    assert structure.params == larger.params + (len(operands[-1]) * 0 if structure.gate is None else
+           structure.gate.experts * (widths[0] - structure.in_features))  # fmt: skip
+    assert structure.dense_params == widths[0] * widths[1]
+
+
+def test_what_is_refused_names_padding_as_a_way_out_and_what_fits_stays() -> None:
+    with pytest.raises(SizeError, match="pad=True runs it as 768 -> 50260"):
+        structures.get("monarch").bind(768, 50257)
+    fits = structures.get("monarch").bind(768, 768, pad=True)
+    assert fits.widths == (fits.in_features, fits.out_features) == (768, 768)
+    with pytest.raises(SpecError, match="pad is True or False, found 'yes'"):
+        structures.get("monarch").bind(768, 768, pad="yes")
+
+
+def test_padding_takes_the_cheapest_of_the_widths_above() -> None:
+    entry = structures.get("dyad_it")
+    found = entry.bind(61, 61, pad=True)
+    every = [entry.bind(i, o) for i in range(64, 126, 4) for o in range(64, 126, 4)]
+    assert found.flops() == min(s.flops() for s in every)
+    assert (found.in_features, found.out_features) == (64, 64)
+    assert rotated(pad=True).bind(768, 768).in_features == 1024  # the next power of two
+
+
+def test_projection_fills_with_zeros_and_reports_the_part_that_is_used() -> None:
+    weight = torch.randn(22, 33, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    made = structures.project(weight, "block_diagonal", pad=True, n_blocks=4)
+    error = float((weight - made.to_dense()).norm() / weight.norm())
+    assert abs(made.projection.weight_error - error) < 1e-12
+    inputs = torch.randn(100, 33, dtype=torch.float64)
+    with_inputs = structures.project(weight, "low_rank", pad=True, rank=3, inputs=inputs)
+    found = (weight - with_inputs.to_dense()) @ inputs.t()
+    assert abs(with_inputs.projection.output_error - float(found.norm() / (weight @ inputs.t()).norm())) < 1e-10
+
+
+def test_fit_options_pads() -> None:
+    options = structures.fit_options("dyad_it", 768, 50257, params=0.25, pad=True)
+    assert options == {"n_blocks": 8, "pad": True}
+    bound = structures.get("dyad_it").bind(768, 50257, **options)
+    assert abs(bound.params / bound.dense_params - 0.25) < 0.01
