@@ -238,7 +238,7 @@ def test_files_that_must_not_be_mixed_are_refused(place, value, message, shards,
 
 def test_an_option_of_the_sweep_alone_and_two_kinds_in_a_file_are_refused(tmp_path):
     said = run(tmp_path, FILE, "--widths=64", "--mode=train")
-    assert "--widths, --mode: of the sweep of layers alone" in said and "Traceback" not in said
+    assert "--widths, --mode: only for the sweep of layers" in said and "Traceback" not in said
     said = run(tmp_path, FILE, str(ROOT / "bench/test_linear.py"), "--list")
     assert "one results file holds one kind of rows" in said and "Traceback" not in said
 

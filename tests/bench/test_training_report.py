@@ -221,7 +221,7 @@ def test_grammar_is_told_from_chance_phenomenon_by_phenomenon(tmp_path: Path) ->
     text = (out / "index.html").read_text()
     assert "Minimal pairs decided rightly" in text and "chance is 50%" in text
     assert readme_training._phenomena([results[0].first.place], {results[0].first.place: results}) == (
-        "*grammar*: of 2 phenomena, 2 (agreement, pronoun case) is told from chance in any network, at 95 % for all "
+        "*grammar*: of 2 phenomena, 2 (agreement, pronoun case) differ from chance in any network, at 95 % for all "
         "together."
     )
     rows[0]["grammar_by_phenomenon"]["agreement"]["accuracy"] = 1.5

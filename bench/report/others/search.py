@@ -135,10 +135,8 @@ def _front(rows: Sequence[CandidateRow], styles: Mapping[str, Style], width: Wid
     steps = alt.Chart(alt.InlineData([{"time": row.time, "quality": row.quality} for row in survivors]))
     line = steps.mark_line(interpolate="step-after", color=GREY, strokeWidth=1.3, opacity=0.7, aria=False)
     named = {row.name: row for row in [*survivors, *(row for row in kept if row.named)]}
-    return _layered(
-        [line.encode(x=x, y=y)], named, "quality", rows, styles, x, y, x_scale, y_scale, width,
-        "datum.quality !== null", "Quality against time",
-    )  # fmt: skip
+    plot = _Plot("Quality against time", "quality", "datum.quality !== null", x, y, y_scale, named)
+    return _layered(plot, [line.encode(x=x, y=y)], styles, width)
 
 
 def _times(rows: Sequence[CandidateRow], styles: Mapping[str, Style], width: Width) -> alt.LayerChart:
@@ -153,38 +151,36 @@ def _times(rows: Sequence[CandidateRow], styles: Mapping[str, Style], width: Wid
     line = equal.mark_line(color=GREY, strokeDash=[3, 3], strokeWidth=1, clip=True, aria=False).encode(x=x, y=y)
     dense = alt.Chart(alt.InlineData([{"time": 1.0}])).mark_rule(strokeWidth=1.4, aria=False).encode(y=y)
     named = {row.name: row for row in rows if row.named or row.reason}
-    return _layered(
-        [line, dense], named, "time", rows, styles, x, y, x_scale, y_scale, width, "true", "Time against FLOPs"
-    )
+    return _layered(_Plot("Time against FLOPs", "time", "true", x, y, y_scale, named), [line, dense], styles, width)
 
 
-def _layered(
-    below: list[Any],
-    named: Mapping[str, CandidateRow],
-    field: str,
-    rows: Sequence[CandidateRow],
-    styles: Mapping[str, Style],
-    x: alt.X,
-    y: alt.Y,
-    x_scale: alt.Scale,
-    y_scale: alt.Scale,
-    width: Width,
-    kept: str,
-    name: str,
-) -> alt.LayerChart:
+@dataclass(frozen=True)
+class _Plot:
+    """A chart of candidates: of those that `kept` keeps, `field` against x; `named` have their names beside it."""
+
+    name: str
+    field: str
+    kept: str
+    x: alt.X
+    y: alt.Y
+    scale: alt.Scale
+    named: Mapping[str, CandidateRow]
+
+
+def _layered(plot: _Plot, below: list[Any], styles: Mapping[str, Style], width: Width) -> alt.LayerChart:
     """Points over `below`, and beside the plot the names of some, at the heights of their points or near them."""
-    look = encodings(styles)
-    base = alt.Chart(RECORDS).transform_filter(kept)
+    look, x, y, name = encodings(styles), plot.x, plot.y, plot.name
+    base = alt.Chart(RECORDS).transform_filter(plot.kept)
     points = base.mark_point(size=46, strokeWidth=1.3, opacity=0.95, clip=True).encode(
         x=x, y=y, color=look["color"], shape=look["shape"], fill=look["fill"], tooltip=_tooltip()
     )
-    labels = _labels(named, field, y_scale)
+    labels = _labels(plot.named, plot.field, plot.scale)
     texts = alt.Chart(alt.InlineData(labels))
     edge = alt.value("width")
     leaders = texts.mark_rule(strokeWidth=0.6, x2Offset=8, color=GREY, opacity=0.6, aria=False)
     leaders = leaders.encode(x=x, y=y, x2=edge, y2="at")
     written = texts.mark_text(align="left", xOffset=11, limit=150, fontSize=10.5, aria=False)
-    written = written.encode(x=edge, y=alt.Y("at:Q", scale=y_scale), text="label:N")
+    written = written.encode(x=edge, y=alt.Y("at:Q", scale=plot.scale), text="label:N")
     height = max(HEIGHT, LABEL_GAP * (len(labels) + 1))
     return alt.LayerChart(
         layer=[*below, leaders, points, written], width=width, height=height, title=name, description=f"{name}."

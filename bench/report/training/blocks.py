@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -85,7 +86,7 @@ def _against(key: str, name: str, values: Sequence[Mapping[str, Any]], look: Loo
     limits = room(ends + [v["y"] for v in level])
     scale, axis = y_axis(limits, ".2~%" if key == "share" else "~g")
     x = _blocks_axis(have)
-    return _layers(key, low, high, level, x, scale, axis, have, look, width, name, "blocks")
+    return _layers(_Plot(key, low, high, "blocks", level, x, scale, axis, have), name, look, width)
 
 
 def _trade(key: str, name: str, values: Sequence[Mapping[str, Any]], look: Looks, width: Width) -> alt.LayerChart:
@@ -94,7 +95,7 @@ def _trade(key: str, name: str, values: Sequence[Mapping[str, Any]], look: Looks
     scale, axis = y_axis(room(reach(have) + [v["y"] for v in level]))
     text = "parameters, of dense" if key == "share" else "time of a step, of dense (paired)"
     x = x_axis([r[key] for r in have], text, share=True)
-    return _layers("loss", "low", "high", level, x, scale, axis, have, look, width, name, key)
+    return _layers(_Plot("loss", "low", "high", key, level, x, scale, axis, have), name, look, width)
 
 
 def _blocks_axis(have: Sequence[Mapping[str, Any]]) -> alt.X:
@@ -103,28 +104,43 @@ def _blocks_axis(have: Sequence[Mapping[str, Any]]) -> alt.X:
     return alt.X("x:Q", scale=scale, axis=alt.Axis(values=counts, format="d", title="n_blocks"))
 
 
-def _layers(
-    key: str, low: str, high: str, level: Sequence[Mapping[str, float]], x: alt.X, scale: alt.Scale, axis: alt.Axis,
-    have: Sequence[Mapping[str, Any]], look: Looks, width: Width, name: str, across: str,
-) -> alt.LayerChart:  # fmt: skip
-    own = looks_of(look)
-    base = records(across).transform_filter("isValid(datum.blocks)").transform_filter(f"isValid(datum.{key})")
-    y = alt.Y(f"{key}:Q", scale=scale, axis=axis)
-    flat = alt.Chart(alt.InlineData(list(level))).mark_rule(color=GREY, strokeWidth=1.2, aria=False)
+@dataclass(frozen=True)
+class _Plot:
+    """What one chart draws: `key`, with bars from `low` to `high`, against `across`, and dense's level."""
+
+    key: str
+    low: str
+    high: str
+    across: str
+    level: Sequence[Mapping[str, float]]
+    x: alt.X
+    scale: alt.Scale
+    axis: alt.Axis
+    have: Sequence[Mapping[str, Any]]
+
+    def y(self, field: str) -> alt.Y:
+        return alt.Y(f"{field}:Q", scale=self.scale, axis=self.axis)
+
+
+def _layers(plot: _Plot, name: str, look: Looks, width: Width) -> alt.LayerChart:
+    own, x, y, across = looks_of(look), plot.x, plot.y(plot.key), plot.across
+    base = records(across).transform_filter("isValid(datum.blocks)").transform_filter(f"isValid(datum.{plot.key})")
+    flat = alt.Chart(alt.InlineData(list(plot.level))).mark_rule(color=GREY, strokeWidth=1.2, aria=False)
     lines = base.mark_line(strokeWidth=1.5, aria=False)
     bars = base.mark_rule(strokeWidth=1, opacity=0.6, aria=False)
     points = base.mark_point(size=52, strokeWidth=1.3, opacity=1).encode(
         x=x, y=y, color=own["color"], shape=own["shape"], fill=own["fill"],
         tooltip=[alt.Tooltip("told:N", title="series"), alt.Tooltip("blocks:Q", title="n_blocks")],
     )  # fmt: skip
-    last = {r["label"]: {**r, "x": r[across], "loss": r[key]} for r in sorted(have, key=lambda r: r["blocks"])}
-    named = labels(list(last.values()), x, scale, HEIGHT, own)
+    ordered = sorted(plot.have, key=lambda r: r["blocks"])
+    last = {r["label"]: {**r, "x": r[across], "loss": r[plot.key]} for r in ordered}
+    named = labels(list(last.values()), x, plot.scale, HEIGHT, own)
     return alt.LayerChart(
         layer=[
-            flat.encode(y=alt.Y("y:Q", scale=scale, axis=axis)),
+            flat.encode(y=plot.y("y")),
             lines.encode(x=x, y=y, color=own["color"], strokeDash=own["strokeDash"], detail="c:N",
                          order=alt.Order("blocks:Q")),
-            bars.encode(x=x, y=alt.Y(f"{low}:Q", scale=scale, axis=axis), y2=high, color=own["color"]),
+            bars.encode(x=x, y=plot.y(plot.low), y2=plot.high, color=own["color"]),
             points,
             *named,
         ],
