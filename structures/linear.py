@@ -145,10 +145,11 @@ class StructuredLinear(nn.Module):
     @property
     def operands(self) -> tuple[Tensor, ...]:
         """What backends and the reference call factors: those, and last the router where there is one."""
-        held: Mapping[str, Any] = (
-            self._parameters
-        )  # read past __getattr__: 0.5 us a factor, a tenth of a small layer's whole call
-        return tuple([held[name] if name in held else getattr(self, name) for name in self._names])
+        held: Mapping[str, Any] = self._parameters  # past __getattr__: 0.5 us a factor, a tenth of a small layer's call
+        try:
+            return tuple([held[name] for name in self._names])
+        except KeyError:  # one was replaced by a plain tensor or a parametrization
+            return tuple([getattr(self, name) for name in self._names])
 
     def held(self) -> dict[str, tuple[nn.Parameter, ...]]:
         """By the name of each factor, the router and the bias: the parameters that hold it.
@@ -241,10 +242,17 @@ class StructuredLinear(nn.Module):
         if self.structure.gate is not None:
             return self.forward_with_routing(input)[0]
         x = input
+        factors, bias = self.operands, self._parameters["bias"] if "bias" in self._parameters else self.bias
+        if self._is_fsdp_managed_module:
+            backends.release(factors)  # gathered anew for every call, without counting
+        if not torch.compiler.is_compiling():
+            y = backends.plain(self._backend, self.structure, x, factors, bias)
+            if y is not None:
+                self.__dict__["ran"] = "native"  # past __setattr__, which looks for parameters and modules
+                return y
         shape = x.shape
         if not shape or shape[-1] != self.in_features:
             raise ValueError(_wrong_width(self, x))
-        factors, bias = self.operands, self._parameters["bias"] if "bias" in self._parameters else self.bias
         if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
             x, factors, bias = _autocast(x, factors, bias)
         dtype, device = x.dtype, x.device
@@ -253,12 +261,10 @@ class StructuredLinear(nn.Module):
                 raise ValueError(_mismatch(self, x, tensor))
         flat = len(shape) == 2
         tokens = x if flat else x.reshape(-1, self.in_features)
-        if self._is_fsdp_managed_module:
-            backends.release(factors)  # gathered anew for every call, without counting
         name = backends.choose(self._backend, self.structure, tokens)
         y = backends.apply(name, self.structure, tokens, factors, bias)
         if not torch.compiler.is_compiling():
-            self.__dict__["ran"] = name  # past __setattr__, which looks for parameters and modules
+            self.__dict__["ran"] = name
         return y if flat else y.reshape(*shape[:-1], self.out_features)
 
     def forward_with_routing(self, input: Tensor) -> tuple[Tensor, Routing]:

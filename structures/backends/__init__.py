@@ -204,6 +204,13 @@ def weighted(
     return _given(stages.run(structure, x, factors, bias, run))
 
 
+def plain(name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor | None:
+    """y (..., out_features) of a call with nothing to choose or to check, the native kernel's; None for others."""
+    if name == AUTO or name == "native":
+        return native.plain(structure, x, factors, bias, asked=name != AUTO)
+    return None
+
+
 def apply(name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     """y (tokens, out_features) = W x + bias by the backend called `name`, which must not refuse."""
     if structure.plain:

@@ -3,7 +3,8 @@
 lower      steps as offset tables
 build      the library compiled by the machine's own compiler;  objects: where it is kept and what may be loaded
 library    the library by ctypes;  kernel: the one of this process
-run        calls, and the gradients;  kept: copies of factors that are kept;  operators: the same in graphs
+run        calls, and the gradients;  quick: the call with nothing to consider;
+kept       copies of factors that are kept;  operators: the same in graphs
 choosing   whether `auto` runs it
 """
 
@@ -19,15 +20,11 @@ from structures.backends import planned
 from structures.backends.native import kept
 from structures.backends.native.choosing import CallPlan, plan, preferred, refuses
 from structures.backends.native.operators import traced
+from structures.backends.native.quick import PLAIN, plain
 from structures.backends.native.run import eager, executed_flops
 from structures.structure import Structure
 
-__all__ = ["CallPlan", "apply", "executed_flops", "plan", "preferred", "refuses", "release"]
-
-PLAIN = (Tensor, torch.nn.Parameter)  # what has its numbers where data_ptr() says
-
-_functorch_active = torch._C._are_functorch_transforms_active
-_dispatch_modes = torch._C._len_torch_dispatch_stack
+__all__ = ["CallPlan", "apply", "executed_flops", "plain", "plan", "preferred", "refuses", "release"]
 
 
 def apply(
@@ -40,9 +37,9 @@ def apply(
     """
     if torch.compiler.is_compiling():
         return traced(structure, x, factors, bias)
-    if _functorch_active() or forward_ad._current_level >= 0 or x.is_meta:
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or x.is_meta:
         return planned.apply(structure, x, factors, bias)
-    if _dispatch_modes() or torch._C._get_tracing_state() is not None or type(x) not in PLAIN:
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None or type(x) not in PLAIN:
         return traced(structure, x, factors, bias)
     return eager(structure, x, factors, bias, keep=keep)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from structures.backends.native import kernel
 from structures.backends.native.library import Plan
-from structures.backends.native.run import DTYPES, executed_flops, programs
+from structures.backends.native.run import DTYPES, MOST, executed_flops, programs
 from structures.exporting import exporting
 from structures.structure import Structure
 
@@ -30,7 +30,29 @@ def preferred(structure: Structure, x: Tensor) -> bool:
     """
     if not x.is_cpu or refuses(structure, x) is not None:
         return False
-    return torch._C._get_tracing_state() is None and not exporting()
+    if torch.compiler.is_compiling():
+        return not exporting() and _decided(structure, x.dtype, TRACED_TOKENS, False)
+    if torch._C._get_tracing_state() is not None or type(x.shape[0]) is not int:
+        return False
+    return _decided(structure, x.dtype, x.shape[0], torch.is_grad_enabled())
+
+
+def _decided(structure: Structure, dtype: torch.dtype, tokens: int, grad: bool) -> bool:
+    """Whether the kernel is predicted to be faster than the planner's program; decided once."""
+    program, key = programs(structure).of(dtype), (tokens, torch.get_num_threads())
+    decided = program.decided_train if grad else program.decided
+    known = decided.get(key)
+    if known is None:
+        if len(decided) >= MOST:
+            decided.clear()
+        known = decided[key] = True
+    return known
+
+
+_decided._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a trace goes on with the answer
+
+
+TRACED_TOKENS = 2048  # what a graph of an unknown number of tokens is decided for
 
 
 @dataclass(frozen=True)

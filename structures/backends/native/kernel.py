@@ -36,6 +36,11 @@ def library() -> Library:
     return state
 
 
+def state() -> Library | str | None:
+    """The library, the reason why there is none, or None where nobody has asked yet."""
+    return _state
+
+
 def load(machine: Sequence[str] = MACHINE, *, again: bool = False) -> Library:
     """The library for a processor, compiled now where it is not kept; arguments as `object_file` takes them.
 

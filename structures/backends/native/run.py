@@ -27,6 +27,10 @@ class Program:
     def __init__(self, library: Library, lowered: Lowered, dtype: torch.dtype):
         self.library, self.lowered = library, lowered
         self.bound = Bound(library, lowered, DTYPES[dtype])
+        self.address, self._forward = self.bound.address, library.forward
+        self.in_features, self.out_features = lowered.in_features, lowered.out_features
+        self.decided: dict[tuple[int, int], bool] = {}  # whether `auto` runs it, by tokens and threads
+        self.decided_train: dict[tuple[int, int], bool] = {}  # the same where gradients are enabled
         self.copies = {kind: self.bound.copies_bytes(kind) for kind in (CANONICAL, PAIRS, PAIRS_BACK)}
         self.keeps = sum(kind for kind in (CANONICAL, PAIRS) if self.copies[kind])
         self._plans: dict[tuple[int, int, int], Plan] = {}
@@ -52,27 +56,33 @@ class Program:
             copies: a copy of kind PAIRS_BACK made for this call.
         """
         tokens = x.shape[0]
-        y = x.new_empty(tokens, self.lowered.out_features)
-        if not tokens:
-            return y
-        if x.stride(1) != 1:
-            x = x.contiguous()
-        pointers = self._pointers(factors)
-        threads, how = torch.get_num_threads(), 0
+        y = x.new_empty(tokens, self.out_features)
+        if tokens:
+            if x.stride(1) != 1:
+                x = x.contiguous()
+            pointers, threads = [factor.data_ptr() for factor in factors], torch.get_num_threads()
+            self.write(y, x, x.stride(0), tokens, factors, bias, pointers, threads, keep=keep, copies=copies)
+        return y
+
+    def write(
+        self, y: Tensor, x: Tensor, stride: int, tokens: int, factors: Sequence[Tensor], bias: Tensor | None,
+        pointers: list[int], threads: int, *, keep: bool, copies: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """The result of a call into y, which is contiguous as factors and bias are; rows of x lie `stride` apart."""
+        array, how = self._array(pointers), 0
         if copies is not None:
             plan = self.plan(tokens, threads, PAIRS)
             copies, how = (copies, plan.how) if plan.needs == PAIRS else (None, 0)
         elif self.keeps and keep and kept.keepable(factors):
             plan = self.plan(tokens, threads, self.keeps)
             if plan.needs:
-                copies, how = self._kept(plan.needs, factors, pointers, threads), plan.how
-        code = self.library.forward(
-            self.bound.address, pointers, None if copies is None else copies.data_ptr(), x.data_ptr(), x.stride(0),
-            tokens, None if bias is None else bias.data_ptr(), y.data_ptr(), threads, how,
+                copies, how = self._kept(plan.needs, factors, array, threads), plan.how
+        code = self._forward(
+            self.address, array, _address(copies), x.data_ptr(), stride, tokens, _address(bias), y.data_ptr(), threads,
+            how,
         )  # fmt: skip
         if code:
             raise RuntimeError(f"backend 'native': {explain(code)}")
-        return y
 
     def pairs(self, factors: Sequence[Tensor], tokens: int) -> Tensor | None:
         """The factors in the pairs that forward and backward of one training step both read; None where it has none."""
@@ -80,7 +90,7 @@ class Program:
         if not size or not tokens or self.plan(tokens, threads, PAIRS).needs != PAIRS:
             return None
         made = torch.empty(size, dtype=torch.uint8, device="cpu")
-        self._make(PAIRS_BACK, self._pointers(factors), made, threads)
+        self._make(PAIRS_BACK, self._array([factor.data_ptr() for factor in factors]), made, threads)
         return made
 
     def backward(
@@ -99,19 +109,19 @@ class Program:
         x, dy = (t if t.stride(1) == 1 else t.contiguous() for t in (x, dy))
         targets = None
         if any(want[2:]):
-            targets = self.bound.pointers(*[None if gradient is None else gradient.data_ptr() for gradient in df])
+            targets = self.bound.pointers(*map(_address, df))
         code = self.library.backward(
-            self.bound.address, self._pointers(factors), None if copies is None else copies.data_ptr(), x.data_ptr(),
-            x.stride(0), dy.data_ptr(), dy.stride(0), tokens, None if dx is None else dx.data_ptr(), targets,
-            None if db is None else db.data_ptr(), torch.get_num_threads(), 0,
+            self.address, self._array([factor.data_ptr() for factor in factors]), _address(copies), x.data_ptr(),
+            x.stride(0), dy.data_ptr(), dy.stride(0), tokens, _address(dx), targets, _address(db),
+            torch.get_num_threads(), 0,
         )  # fmt: skip
         if code:
             raise RuntimeError(f"backend 'native': {explain(code)}")
         return found
 
-    def _pointers(self, factors: Sequence[Tensor]) -> Any:
+    def _array(self, pointers: list[int]) -> Any:
         """The factors' addresses as the library takes them: an array that never changes, found by what it holds."""
-        key = tuple([factor.data_ptr() for factor in factors])
+        key = tuple(pointers)
         found = self._arrays.get(key)
         if found is None:
             if len(self._arrays) >= MOST:
@@ -119,13 +129,17 @@ class Program:
             found = self._arrays[key] = self.bound.pointers(*key)
         return found
 
-    def _kept(self, kind: int, factors: Sequence[Tensor], pointers: Any, threads: int) -> Tensor:
-        return kept.copy(kind, factors, self.copies[kind], lambda buffer: self._make(kind, pointers, buffer, threads))
+    def _kept(self, kind: int, factors: Sequence[Tensor], array: Any, threads: int) -> Tensor:
+        return kept.copy(kind, factors, self.copies[kind], lambda buffer: self._make(kind, array, buffer, threads))
 
-    def _make(self, kind: int, pointers: Any, buffer: Tensor, threads: int) -> None:
-        code = self.library.make_copies(self.bound.address, kind, pointers, buffer.data_ptr(), threads)
+    def _make(self, kind: int, array: Any, buffer: Tensor, threads: int) -> None:
+        code = self.library.make_copies(self.bound.address, kind, array, buffer.data_ptr(), threads)
         if code:
             raise RuntimeError(f"backend 'native': {explain(code)}")
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 class Programs:
@@ -138,15 +152,15 @@ class Programs:
             self.lowered = lower(structure)
         except ValueError as error:
             self.refusal = str(error)
-        self._opened: dict[torch.dtype, Program] = {}
+        self.opened: dict[torch.dtype, Program] = {}
 
     def of(self, dtype: torch.dtype) -> Program:
         """The program for a dtype in the library of this process."""
-        found = self._opened.get(dtype)
+        found = self.opened.get(dtype)
         library = kernel.library()
         if found is None or found.library is not library:
             assert self.lowered is not None  # what is refused is not run
-            found = self._opened[dtype] = Program(library, self.lowered, dtype)
+            found = self.opened[dtype] = Program(library, self.lowered, dtype)
         return found
 
 
@@ -169,10 +183,9 @@ def eager(
 ) -> Tensor:
     """y (tokens, out_features) by the kernel, with a graph where a gradient is wanted."""
     program = programs(structure).of(x.dtype)
-    for factor in factors:
-        if not factor.is_contiguous():
-            factors = [f.contiguous() for f in factors]
-            break
+    factors = [factor if factor.is_contiguous() else factor.contiguous() for factor in factors]
+    if bias is not None and not bias.is_contiguous():
+        bias = bias.contiguous()
     if torch.is_grad_enabled():
         want = (x.requires_grad, bias is not None and bias.requires_grad, *[f.requires_grad for f in factors])
         if True in want:
