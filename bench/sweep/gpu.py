@@ -152,7 +152,7 @@ class RentedRun:
                 return process.wait(max(1.0, seconds))
             except subprocess.TimeoutExpired:
                 stop()
-                seconds = SPARE / 2
+                seconds = SPARE
         return process.wait()
 
 
