@@ -12,7 +12,10 @@ from structures import registry
 from structures.__main__ import table
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, STRUCTURES, MODELS, SPACE = (
+    (ROOT / folder / "README.md").read_text(encoding="utf-8")
+    for folder in (".", "structures", "structures/models", "structures/space")
+)
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -26,9 +29,18 @@ def in_a_folder_with_the_yaml(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_added", {})
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_every_python_block_runs(number, in_a_folder_with_the_yaml, capsys):
-    exec(compile(blocks("python")[number], f"README block {number}", "exec"), {})
+@pytest.mark.parametrize("block", [block for text in (README, MODELS, SPACE) for block in blocks("python", text)])
+def test_every_python_block_runs(block, in_a_folder_with_the_yaml, capsys):
+    exec(compile(block, "a block of a README", "exec"), {})
+
+
+def test_the_first_page_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+def test_every_link_leads_to_a_file():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
 
 
 def test_the_first_block_is_at_most_eight_lines():
@@ -43,7 +55,7 @@ def test_the_yaml_block_is_a_structure_of_three_lines(in_a_folder_with_the_yaml)
 
 
 def test_the_table_of_structures_is_the_generated_one():
-    shown = README.split("<!-- table: python -m structures table -->\n")[1].split("<!-- end of table -->")[0]
+    shown = STRUCTURES.split("<!-- table: python -m structures table -->\n")[1].split("<!-- end of table -->")[0]
     assert shown.strip().splitlines() == "\n".join(table()).splitlines(), "run: python -m structures table"
 
 

@@ -338,7 +338,9 @@ def test_a_wrong_argument_is_one_line(
 
 
 def test_the_command_of_the_readme_is_a_request(tmp_path: Path, timed_by_count: list[str]) -> None:
-    lines = re.findall(r"python -m bench (search .*)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    lines = re.findall(
+        r"python -m bench (search .*)", (ROOT / "structures/space/README.md").read_text(encoding="utf-8")
+    )
     assert lines
     for line in lines:
         arguments = _parser().parse_args(shlex.split(line, comments=True))
