@@ -114,10 +114,11 @@ class RentedRun:
             ["-m", "bench.sweep.gpu", str(self.folder), "--only-first-minute", *rehearse], "first-minute.log"
         )
         code = self._finish(process, min(self.scale * FIRST, self.left))
-        for line in (self.folder / "first-minute.log").read_text().splitlines():
+        lines = (self.folder / "first-minute.log").read_text().splitlines()
+        for line in [line for line in lines if " tokens, " in line] if code else lines:
             self.say(line)
         if code:
-            self.say(f"the first minute ended with {code}")
+            self.say(f"the first minute ended with {code}, see first-minute.log")
 
     def sweep(self, one: Portion) -> None:
         """One portion, in a file of its own with its journal."""
@@ -151,7 +152,7 @@ class RentedRun:
                 return process.wait(max(1.0, seconds))
             except subprocess.TimeoutExpired:
                 stop()
-                seconds = SPARE / 2
+                seconds = SPARE
         return process.wait()
 
 

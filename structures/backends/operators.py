@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from structures.backends import stages
 from structures.spec import Spec
 from structures.structure import Structure
 
@@ -41,13 +42,15 @@ class KernelCalls:
 
 
 def name(structure: Structure) -> str:
-    """A structure as text: its entry, widths and options."""
+    """A structure as text: its entry, widths and options; of a stage those of the whole, and its number."""
     found: str | None = structure.memo.get("operator name")
     if found is None:
-        entry = {f.name: getattr(structure.spec, f.name) for f in fields(Spec) if f.name not in _NOT_DEFINING}
-        given = {option: _number(value) for option, value in structure.options}
-        widths = [structure.in_features, structure.out_features]
-        found = json.dumps({"entry": entry, "widths": widths, "options": given}, separators=(",", ":"))
+        whole, number = stages.place(structure)
+        entry = {f.name: getattr(whole.spec, f.name) for f in fields(Spec) if f.name not in _NOT_DEFINING}
+        given = {option: _number(value) for option, value in whole.options}
+        widths = [whole.in_features, whole.out_features]  # padded already
+        about = {"entry": {**entry, "pad": False}, "widths": widths, "options": given, "stage": number}
+        found = json.dumps(about, separators=(",", ":"))
         structure.memo["operator name"] = found
     return found
 
@@ -65,8 +68,9 @@ def bound(text: str) -> Structure:
     try:
         found = json.loads(text)
         entry, (in_features, out_features), options = found["entry"], found["widths"], found["options"]
-        return Spec(**entry).bind(in_features, out_features, **options)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        whole = Spec(**entry).bind(in_features, out_features, **options)
+        return whole if found["stage"] is None else list(stages.every(whole))[found["stage"]]
+    except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
         raise ValueError(f"operators of {NAMESPACE}: {text[:80]!r} is no structure: {error}") from None
 
 

@@ -86,7 +86,7 @@ def compiled(row: CompiledLaunch, capability: int = 90) -> dict[str, Any]:
         bp, bm, bk = plans.gradient_block(step, 2)
         constants = {"D": step.constants, "BP": bp, "BM": bm, "BK": bk, "SPLIT": 1, "ADD": False, "PRECISION": "tf32"}
         found = _read(kernels.gradient, constants, 8 if bk * bm >= 128 * 128 else 4, 3, capability)
-        return {"tile": (bk, bm, bp), "strided": step.read_run < plans.VECTOR, **found}
+        return {"tile": (bk, bm, bp), "strided": step.read_run < plans.VECTOR, "scattered": False, **found}
     launch = plans.launches(program.backward if row.backward else program.forward)[row.launch]
     way = next(w for w in plans.ways(launch, row.tokens, 2, on) if w.form == row.form)
     bp, bm, bk = way.block
@@ -101,12 +101,9 @@ def compiled(row: CompiledLaunch, capability: int = 90) -> dict[str, Any]:
         constants |= {"SPLIT": way.split, "EVEN": way.even, "GROUP": 8}
     tables = {name for name, s in (("T0", way.steps[0]), ("T1", way.steps[-1])) if s.a_runs}
     strided = way.form == plans.STRIDED and any(s.read_run < plans.VECTOR for s in way.steps)
-    return {
-        "way": str(way),
-        "tile": way.block,
-        "strided": strided,
-        **_read(kernel, constants, way.warps, way.stages, capability, tables),
-    }
+    scattered = way.form != plans.TURNED and way.steps[0].written_run < plans.VECTOR
+    about = {"way": str(way), "tile": way.block, "strided": strided, "scattered": scattered}
+    return {**about, **_read(kernel, constants, way.warps, way.stages, capability, tables)}
 
 
 def _read(

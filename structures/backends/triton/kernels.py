@@ -5,7 +5,7 @@ factor's gradient.
 structure, and every offset but a gather's is arithmetic of constants.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment"
 from __future__ import annotations
 
 import triton

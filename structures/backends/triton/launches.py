@@ -176,7 +176,8 @@ def _fitting(
     for bp, bm, bk in product((16, 32, 64, 128), (256, 128, 64, 32, 16), (128, 64, 32, 16)):
         if bp > max(16, _above(rows)) or bm > max(16, _above(cols)) or bk > max(16, _above(contracted)):
             continue
-        if bm > wide or bm * bp * entries > 128 * 256 or bk * itemsize > (256 if bp == 16 else 128):
+        largest = 128 * 256 if len(steps) == 1 or form == TURNED else 128 * 128  # two loops beside 128 x 256 sums spill
+        if bm > wide or bm * bp * entries > largest or bk * itemsize > (256 if bp == 16 else 128):
             continue
         if form == TURNED and (bk > 32 or cols % bm or any(s.contracted % bk for s in steps)):
             continue
