@@ -17,17 +17,17 @@ FLOOR = 8  # units in the last place that two orders of summing 1000 tokens may 
 ROUTER_FLOOR = 32
 
 
-def _runs() -> list[tuple[str, str]]:
-    """Every entry with every backend that runs its kind: with a gate or without."""
-    runs = []
+def runs(dtype: torch.dtype) -> list[tuple[str, str]]:
+    """Every entry with every backend that runs its kind, with a gate or without, in this dtype."""
+    found = []
     for name in structures.names():
         structure = structures.get(name).bind(*SHAPES[0])
-        x = torch.empty(1, SHAPES[0][0])
-        runs += [(name, b) for b in backends.names() if backends.refusal(b, structure, x) is None]
-    return runs
+        x = torch.empty(1, SHAPES[0][0], dtype=dtype)
+        found += [(name, b) for b in backends.names() if backends.refusal(b, structure, x) is None]
+    return found
 
 
-RUNS = _runs()
+RUNS = runs(torch.float64)
 TRACED = [(name, backend) for name, backend in RUNS if backend != "grouped"]  # whose groups no graph can hold
 
 
