@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.files import kinds
-from bench.files.errors import Wrong
-from bench.files.fields import BadResults
-from bench.files.rows import CLOCKS, read
-from bench.files.terminal import count, counts, share
+from bench.files.errors import UsageError
+from bench.files.fields import BadResults, load
+from bench.files.options import count, counts, share
+from bench.files.rows import read
+from bench.files.vocabulary import CLOCKS
 
 if TYPE_CHECKING:
-    from bench.files.run import RunRecord
+    pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,11 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names from a file may have what a terminal has not
     try:
         said, code = arguments.run(arguments)
-    except (BadResults, Wrong) as error:
+    except (BadResults, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"error: the report needs {error.name}: pip install 'structures[bench]'", file=sys.stderr)
+        needed = f"{arguments.command} needs {error.name}"
+        print(f"error: {needed}: pip install 'structures[bench]'", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: cannot write the report: {error.filename}: {error.strerror}", file=sys.stderr)
@@ -58,12 +60,14 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("results", nargs="+", type=Path, help="files of one machine, commit and set of versions")
     merge.add_argument("-o", "--output", type=Path, required=True, help="file to write; whole or not at all")
     merge.set_defaults(run=_merge)
-    _add_compare(commands.add_parser("compare", help="what became slower or faster between two results files"))
+    _add_compare(commands.add_parser("compare", help="which points became slower or faster between two results files"))
     _add_recommend(commands.add_parser("recommend", help="rank structures for a layer by what was measured near it"))
     _add_readme(commands.add_parser("readme", help="write a README's figure and tables from results files"))
     _add_data(commands.add_parser("data", help="list the training comparisons' data sets, or fetch one"))
     _add_minilm(commands.add_parser("minilm", help="convert a pretrained encoder to every structure and measure it"))
-    _add_train(commands.add_parser("train", help="train with every structure, and what that costs in quality"))
+    _add_train(
+        commands.add_parser("train", help="train a network with every structure, and measure what each costs in loss")
+    )
     _add_search(commands.add_parser("search", help="search the einsum space for a layer, by measured time and quality"))
     width_check = commands.add_parser("coordinates", help="measure activations as width grows, for every structure")
     width_check.add_argument("-o", "--output", type=Path, required=True, help="file to write")
@@ -174,17 +178,11 @@ def _add_minilm(minilm: argparse.ArgumentParser) -> None:
 def _coordinates(arguments: argparse.Namespace) -> tuple[str, int]:
     from bench.files.run import RunRecord
 
-    run = RunRecord(kinds.COORDINATES, ["python", "-m", "bench", *sys.argv[1:]], arguments.output)
+    run = RunRecord(kinds.COORDINATES, arguments.output)
     from bench.training import width_check
 
     width_check.measure(run, arguments.structures, arguments.widths)
-    return _written(run)
-
-
-def _written(run: "RunRecord") -> tuple[str, int]:
-    state = "" if run.complete else "; not complete"
-    said = f"{run.output}: {len(run.rows)} rows, {len(run.refused)} left out{state}"
-    return f"{said}\nDraw it: python -m bench report {run.output} -o report/", 0
+    return run.said(), 0
 
 
 def _report(arguments: argparse.Namespace) -> tuple[str, int]:
@@ -194,14 +192,11 @@ def _report(arguments: argparse.Namespace) -> tuple[str, int]:
 
 
 def _merge(arguments: argparse.Namespace) -> tuple[str, int]:
-    from bench.files import merge_tables
-    from bench.files import merge_training as training
-    from bench.files.merge import merge
+    from bench.files import merge, merge_tables
 
-    files, join = arguments.results, merge
-    for other, is_one in ((training.merge, training.is_training), (merge_tables.merge, merge_tables.is_whole)):
-        join = other if is_one(files) else join
-    return "\n".join(join(files, arguments.output)), 0
+    of_sweep = kinds.kind_of(load(arguments.results[0])) is None
+    join = merge.merge if of_sweep else merge_tables.merge
+    return "\n".join(join(arguments.results, arguments.output)), 0
 
 
 def _compare(arguments: argparse.Namespace) -> tuple[str, int]:

@@ -20,8 +20,9 @@ import pytest  # noqa: E402
 from pytest_benchmark.logger import PytestBenchmarkWarning  # noqa: E402
 
 from bench.files import journal  # noqa: E402
-from bench.files.errors import Wrong  # noqa: E402
+from bench.files.errors import UsageError  # noqa: E402
 from bench.files.fields import BadResults  # noqa: E402
+from bench.files.progress import Progress  # noqa: E402
 from bench.files.rounding import rounded  # noqa: E402
 from bench.machine.device import clock_of  # noqa: E402
 from bench.modules import timed  # noqa: E402
@@ -29,7 +30,7 @@ from bench.sweep import launch, output, points, progress, request  # noqa: E402
 from bench.sweep.sweep import Sweep  # noqa: E402
 
 SWEEP = pytest.StashKey[Sweep]()
-PROGRESS = pytest.StashKey[progress.Progress]()
+PROGRESS = pytest.StashKey[Progress]()
 JOURNAL = pytest.StashKey[journal.Journal]()
 OUTPUT = pytest.StashKey[Path | None]()
 SAID = pytest.StashKey[list[str]]()
@@ -52,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[OUTPUT] = launch.output(config.option)
         argv = ["pytest", *map(str, config.invocation_params.args)]
         config.stash[SWEEP] = launch.sweep(config.option, THREADS, argv, since=STARTED)
-    except (Wrong, BadResults) as error:
+    except (UsageError, BadResults) as error:
         raise pytest.UsageError(str(error)) from None
 
 
@@ -87,7 +88,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if wholes:
         try:
             timed.begin(config, sweep, wholes)
-        except Wrong as error:
+        except UsageError as error:
             raise pytest.UsageError(str(error)) from None
     if config.option.list or config.option.collectonly or config.option.check or hasattr(config, "workerinput"):
         return
@@ -95,7 +96,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     try:
         opened, said = launch.journal_of(config.stash[OUTPUT], sweep, resume=bool(config.option.resume))
-    except Wrong as error:
+    except UsageError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[JOURNAL] = opened
     config.stash[SAID] += said
@@ -171,8 +172,8 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
             for line in config.stash[SAID]:
                 reporter.write_line(line)
         config.stash[SAID].clear()
-        todo = [p for item in session.items if (p := point_of(item)) is not None]
-        config.stash[PROGRESS] = progress.Progress(todo, config.stash[SWEEP].effort)
+        expected = [seconds for item in session.items if (seconds := _expected(item)) is not None]
+        config.stash[PROGRESS] = Progress(expected)
         return None
     if reporter := _reporter(config):
         if timed.ROWS in config.stash:
@@ -197,21 +198,28 @@ def pytest_runtest_makereport(
     if not _of_sweep(item) or report.when == "teardown" or (report.when == "setup" and report.passed):
         return report
     point = point_of(item)
-    text = _record(item, call, report, point) if point is not None else ""
+    text = f"{progress.shown(point):76} {_record(item, call, report, point)}" if point is not None else ""
     _keep(item)  # before it is shown: what was shown is never lost
-    reporter = _reporter(item.config)
-    if reporter and timed.is_whole(item) and report.passed:
-        reporter.ensure_newline()
-        reporter.write_line(item.config.stash[timed.ROWS].said(_id(item)))
-    elif reporter and point is not None:
+    reporter, seconds = _reporter(item.config), _expected(item)
+    if timed.is_whole(item):
+        text = item.config.stash[timed.ROWS].said(_id(item))
+    if reporter and seconds is not None:
         shown = item.config.stash[PROGRESS]
         if _id(item) in item.config.stash[SWEEP].not_now:
-            shown.leave_out(point)
-        else:
+            shown.skip(seconds)
+        elif point is not None or report.passed:
             reporter.ensure_newline()
-            reporter.write_line(shown.line(point, text))
+            reporter.write_line(shown.line(seconds, text))
             reporter.flush()  # through a pipe too, and before a kill
     return report
+
+
+def _expected(item: pytest.Item) -> float | None:
+    """About how many seconds a point takes; of whole modules, in units of their own."""
+    if timed.is_whole(item):
+        return float(getattr(item, "callspec").params["point"].cost)  # noqa: B009
+    point = point_of(item)
+    return None if point is None else progress.expected(point, item.config.stash[SWEEP].effort)
 
 
 def _record(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, point: points.Point) -> str:
@@ -239,9 +247,8 @@ def _keep(item: pytest.Item) -> None:
     try:
         kept.add(rounded([*sweep.news, {"load": [sweep.load.all_foreign, sweep.load.all_seconds]}]))
     except journal.JournalFailed as error:
-        said = f"{error.filename}: cannot be written: {error.strerror}; the points before this one are kept"
-        item.session.shouldstop = said
-        config.stash[SAID].append(said)
+        item.session.shouldstop = str(error)
+        config.stash[SAID].append(str(error))
     sweep.news.clear()
 
 

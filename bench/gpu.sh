@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# On a machine with a CUDA device: check every structure's outputs and gradients there, then run the GPU sweep.
+# On a bare machine with a CUDA device and no internet: check every structure there, then measure, in ten minutes.
 #
-#     bench/gpu.sh results-gpu.json            about 25 minutes at most: 5 to check, 20 to measure
-#     bench/gpu.sh results.json --stand-in     the same lines without a GPU; its figures mean nothing
+#     bench/gpu.sh FOLDER                      results, one file a portion, and logs
 #
-# Further arguments go to both runs, such as --structures "dyad_it monarch". Goes on with a sweep that was cut off.
+# Runs from the repository, without installing it. What the machine lacks, such as pytest-benchmark, is taken from wheels
+# in bench/wheels/ (`pip download --no-deps -d bench/wheels pytest-benchmark py-cpuinfo`), which git ignores.
 set -euo pipefail
-output=$(realpath -m "${1:?name the results file to write}")
+folder=$(realpath -m "${1:?name a folder for the results}")
 shift
-python=${PYTHON:-python}
+python=${PYTHON:-python3}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-"$python" -m pytest bench --check --device cuda --dtypes float32,bfloat16 --mode forward,train \
-    --shapes 256x256,768x3072 --tokens 16,128 --no-controls --time-budget 5m --point-timeout 60s "$@"
-begun=--benchmark-json=$output
-test ! -s "$output.journal" || begun=--resume=$output
-"$python" -m pytest bench --device cuda --time-budget 20m --point-timeout 60s "$begun" "$@"
-"$python" -m bench report "$output" -o "${output%.json}-report"
+for wheel in bench/wheels/*.whl; do
+    test -e "$wheel" || continue
+    mkdir -p bench/wheels/unpacked
+    "$python" -m zipfile -e "$wheel" bench/wheels/unpacked
+done
+PYTHONPATH=${PWD}/bench/wheels/unpacked${PYTHONPATH:+:$PYTHONPATH} exec "$python" -m bench.gpu "$folder" "$@"

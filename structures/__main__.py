@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from structures import registry
+from structures.models.config import SwapConfig
+from structures.models.rules import SKIP
 from structures.models.shapes import plan_lines
 from structures.spec import Spec, SpecError
 from structures.structure import Structure
@@ -37,12 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--rule",
         action="append",
         nargs="+",
-        required=True,
         metavar=("KEY", "STRUCTURE"),
         help="KEY STRUCTURE [option=value ...]; STRUCTURE may be none",
     )
+    plan.add_argument("--rules", metavar="FILE", help="a swap's config as JSON, in place of --rule and --skip")
     plan.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the config")
-    plan.add_argument("--skip", action="append", metavar="KEY", help="what stays, in place of heads and tied")
+    plan.add_argument("--skip", action="append", metavar="KEY", help=f"what stays, in place of {', '.join(SKIP)}")
     plan.add_argument("--each", action="store_true", help="a line for every layer")
     calibrated = commands.add_parser("calibrate", help="measure this machine once, alone on it: the planner's prices")
     calibrated.add_argument("--dtype", action="append", metavar="NAME", help="float32 and bfloat16 unless given")
@@ -66,8 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(_built())
             return 0
         if parsed.command == "plan":
-            skip = parsed.skip or ("heads", "tied")
-            print("\n".join(plan_lines(parsed.config, parsed.rule, overrides=parsed.set, skip=skip, each=parsed.each)))
+            rules = _rules(parsed.rule, parsed.rules)
+            lines = plan_lines(parsed.config, rules, overrides=parsed.set, skip=parsed.skip, each=parsed.each)
+            print("\n".join(lines))
         elif parsed.command == "table" and parsed.into:
             print(_write_table(Path(parsed.into)))
         else:
@@ -76,6 +79,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error.args[0], file=sys.stderr)
         return 2
     return 0
+
+
+def _rules(words: Sequence[Sequence[str]] | None, file: str | None) -> Sequence[Sequence[str]] | SwapConfig:
+    """The rules of a plan, from the command line or from a file."""
+    if (words is None) == (file is None):
+        raise ValueError("plan takes rules by --rule KEY STRUCTURE [option=value ...], or a file of them by --rules")
+    if words is not None:
+        return words
+    try:
+        return SwapConfig.from_json(Path(str(file)).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def table() -> list[str]:

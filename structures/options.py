@@ -18,11 +18,12 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from structures import registry
 from structures.algebra.binding import build
+from structures.language.entry import PAD
 from structures.language.expressions import divisors
 from structures.spec import MAX_WIDTH, SizeError, Spec
 
@@ -56,12 +57,14 @@ def fit_options(
     *,
     params: float | None = None,
     flops: float | None = None,
+    pad: bool | None = None,
 ) -> dict[str, object]:
     """The options with which an entry meets a share of dense's parameters, or of its FLOPs, by the rule of this module.
 
     Args:
         params: share of in_features * out_features wanted, such as 0.25; or
         flops: share of dense's FLOPs a token wanted. One of the two is given.
+        pad: as `bind` takes it: where it is given it is among the options returned.
     Returns:
         a value for every option of the entry; `bind` takes them. An entry without options gives {}.
     Raises:
@@ -76,14 +79,14 @@ def fit_options(
     {'n_blocks': 16}
     """
     spec = registry.get(name_or_spec) if isinstance(name_or_spec, str) else name_or_spec
-    found = closest_options(spec, in_features, out_features, params=params, flops=flops)
+    found = closest_options(spec, in_features, out_features, params=params, flops=flops, pad=pad)
     quantity, wanted = ("params", params) if params is not None else ("flops", flops)
     assert wanted is not None
     at = f"{spec.name}: {in_features} -> {out_features}: options {dict(found.options)}"
-    if found.options and _distance(found, quantity, wanted) > math.log1p(NEAR):
+    if dict(found.options).keys() - {PAD} and _distance(found, quantity, wanted) > math.log1p(NEAR):
         reached = f"reach {found.share(quantity):.3g} of dense's {quantity}, the nearest there is to {wanted:g}"
         warnings.warn(f"{at} {reached}", stacklevel=2)
-    if found.terms < (start := _start(spec, in_features, out_features)).terms:
+    if found.terms < (start := _start(spec, in_features, out_features, pad)).terms:
         warnings.warn(f"{at} leave {found.terms} of {start.terms} terms", stacklevel=2)
     return dict(found.options)
 
@@ -95,6 +98,7 @@ def closest_options(
     *,
     params: float | None = None,
     flops: float | None = None,
+    pad: bool | None = None,
 ) -> Fit:
     """`fit_options` with the shares that are reached, and without a warning."""
     spec = registry.get(name_or_spec) if isinstance(name_or_spec, str) else name_or_spec
@@ -103,29 +107,31 @@ def closest_options(
     quantity, share = ("params", params) if params is not None else ("flops", flops)
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < math.inf:
         raise ValueError(f"{spec.name}: {quantity} is a share of dense above 0, such as 0.25; found {share!r}")
-    return _fit(spec, in_features, out_features, quantity, float(share))
+    found = _fit(spec, in_features, out_features, quantity, float(share), pad)
+    return found if pad is None else replace(found, options=(*found.options, (PAD, pad)))
 
 
 @lru_cache(maxsize=4096)
-def _fit(spec: Spec, in_features: int, out_features: int, quantity: str, share: float) -> Fit:
-    return _Search(spec, in_features, out_features, quantity, share).best()
+def _fit(spec: Spec, in_features: int, out_features: int, quantity: str, share: float, pad: bool | None) -> Fit:
+    return _Search(spec, in_features, out_features, quantity, share, pad).best()
 
 
-def _start(spec: Spec, in_features: int, out_features: int) -> Fit:
+def _start(spec: Spec, in_features: int, out_features: int, pad: bool | None) -> Fit:
     """The defaults as values; where they do not fit the widths, the first whole numbers that do."""
     try:
-        options = spec.bind(in_features, out_features).options
+        given: dict[str, object] = {} if pad is None else {PAD: pad}
+        options = spec.bind(in_features, out_features, **given).options
     except SizeError as error:
         if not all(1 <= width <= MAX_WIDTH for width in (in_features, out_features)):
             raise
         names = [name for name, value in spec.options if isinstance(value, int)]
         common = divisors(math.gcd(in_features, out_features))
         for values in itertools.islice(itertools.product(common, repeat=len(names)), 4096):
-            found = _share(spec, in_features, out_features, tuple(zip(names, values, strict=True)))
+            found = _share(spec, in_features, out_features, tuple(zip(names, values, strict=True)), pad)
             if names and found is not None:
                 return found
         raise error
-    found = _share(spec, in_features, out_features, options)
+    found = _share(spec, in_features, out_features, _own(options), pad)
     assert found is not None  # they were bound
     return found
 
@@ -133,10 +139,10 @@ def _start(spec: Spec, in_features: int, out_features: int) -> Fit:
 class _Search:
     """What is tried for one entry, widths and share."""
 
-    def __init__(self, spec: Spec, in_features: int, out_features: int, quantity: str, share: float):
-        self.spec, self.widths = spec, (in_features, out_features)
+    def __init__(self, spec: Spec, in_features: int, out_features: int, quantity: str, share: float, pad: bool | None):
+        self.spec, self.widths, self.pad = spec, (in_features, out_features), pad
         self.quantity, self.wanted = quantity, share
-        self.start = _start(spec, in_features, out_features)
+        self.start = _start(spec, in_features, out_features, pad)
 
     def best(self) -> Fit:
         """The best by the rule."""
@@ -156,7 +162,7 @@ class _Search:
         return min(near, key=self.order)
 
     def tried(self, several: Iterable[Options]) -> list[Fit]:
-        return [fit for options in several if (fit := _share(self.spec, *self.widths, options)) is not None]
+        return [fit for options in several if (fit := _share(self.spec, *self.widths, options, self.pad))]
 
     def changed(self, options: Options, position: int, bits: int) -> Iterator[Options]:
         """One option changed: whole numbers of so many significant bits, hundredths, or moves within a list."""
@@ -218,13 +224,20 @@ def _distance(fit: Fit, quantity: str, wanted: float) -> float:
 
 
 @lru_cache(maxsize=65536)
-def _share(spec: Spec, in_features: int, out_features: int, options: Options) -> Fit | None:
+def _share(spec: Spec, in_features: int, out_features: int, options: Options, pad: bool | None) -> Fit | None:
     """The shares of these options; None where they do not fit."""
     try:  # not bind(), which looks for other values to propose whenever a size does not fit
-        bound = build(spec, in_features, out_features, dict(options))
+        bound = build(spec, in_features, out_features, dict(options) if pad is None else {**dict(options), PAD: pad})
     except SizeError:
         return None
-    return Fit(bound.options, bound.params / bound.dense_params, bound.flops() / bound.dense_flops(), len(bound.terms))
+    return Fit(
+        _own(bound.options), bound.params / bound.dense_params, bound.flops() / bound.dense_flops(), len(bound.terms)
+    )
+
+
+def _own(options: Options) -> Options:
+    """The entry's own: how it is padded is no matter of a share."""
+    return tuple(pair for pair in options if pair[0] != PAD)
 
 
 def _elements(start: Options, options: Options) -> tuple[int, int]:

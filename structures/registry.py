@@ -16,7 +16,7 @@ from structures.language.expressions import nearest
 from structures.spec import Spec, SpecError
 
 ENTRY_POINTS = "structures.registries"  # each loads to the path of a YAML file
-FIELDS = ("title", "source", "options", "sizes", "index", "gate", "init", "einsum")
+FIELDS = ("title", "source", "variant_of", "options", "sizes", "index", "gate", "init", "pad", "einsum")
 MAX_BYTES = 2**18
 MAX_ENTRIES = 256
 MAX_DEPTH = 10
@@ -45,6 +45,11 @@ def get(name: str) -> Spec:
     if name not in entries:
         raise KeyError(f"unknown structure {name!r}{nearest(str(name), entries)}")
     return entries[name]
+
+
+def is_builtin(name: str) -> bool:
+    """Whether the entry called `name` is the one that comes with this package."""
+    return _entries().get(name) is _builtin().get(name)
 
 
 def load(path: str | os.PathLike[str], *, replace: bool = False) -> list[str]:
@@ -225,7 +230,11 @@ class _Reader:
     def _field(
         self, name: str, field: str, node: yaml.Node, marks: dict[tuple[str, ...], tuple[int, int, bool]]
     ) -> object:
-        if field in ("title", "source"):
+        if field == "pad":
+            if not isinstance(node, yaml.ScalarNode) or node.value not in ("true", "false"):
+                raise self._error(f"{name}: pad is true or false, found {_kind(node)}", node)
+            return node.value == "true"
+        if field in ("title", "source", "variant_of"):
             return self._string(f"{name}: {field}", node)
         if field == "einsum":
             nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from structures.exporting import exporting
 from structures.structure import Gate
 
 
@@ -40,6 +41,12 @@ class Routing(NamedTuple):
     def gates(self) -> Tensor:
         """(tokens, experts): the weights, zero for experts that were not chosen."""
         return torch.zeros_like(self.logits).scatter(1, self.experts, self.weights.to(self.logits.dtype))
+
+    @property
+    def chosen(self) -> Tensor:
+        """(tokens, experts): whether an expert was chosen and had room."""
+        kept = torch.ones_like(self.experts, dtype=torch.bool) if self.kept is None else self.kept
+        return torch.zeros_like(self.logits, dtype=torch.bool).scatter(1, self.experts, kept)
 
     def balance_loss(self) -> Tensor:
         """experts * sum of (share of choices) * (mean probability): 1 where probabilities are even, up to `experts`.
@@ -82,14 +89,23 @@ def route(gate: Gate, x: Tensor, router: Tensor, *, training: bool = False) -> R
         logits = x.to(wide) @ router.to(wide).t()
     if training and gate.jitter is not None:
         logits = logits + gate.jitter * torch.randn_like(logits)
-    # a stable sort, so that equal logits keep the order of the experts; topk promises no order for them
-    ordered = logits.detach().sort(dim=1, descending=True, stable=True).indices
-    experts = ordered[:, : gate.active]
+    experts = _largest(logits.detach(), gate.active)
     weights = logits.gather(1, experts).softmax(1)
     if not training or gate.capacity is None:
         return Routing(logits, experts, weights)
     kept = _kept(gate, experts)
     return Routing(logits, experts, weights * kept, kept)
+
+
+def _largest(logits: Tensor, count: int) -> Tensor:
+    """(tokens, count): the places of the largest logits, the first of equal ones; topk promises no order for them."""
+    if not exporting():
+        return logits.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    found = [logits.argmax(1, keepdim=True)]  # ONNX has no stable sort; the first of equal ones is argmax's
+    while len(found) < count:
+        logits = logits.scatter(1, found[-1], -torch.inf)
+        found.append(logits.argmax(1, keepdim=True))
+    return torch.cat(found, 1)
 
 
 def room(gate: Gate, tokens: int) -> int:

@@ -32,7 +32,12 @@ class Spec(Entry):
         index: axes of the input view that are read through an integer expression of other axes.
         gate: makes an axis that no view holds an expert axis: `{"axis": name, "experts_active": expression}`, and
             optionally "jitter" and "capacity" (`structures.structure.Gate`).
-        init: the source's own initialisation: `{"uniform" or "normal": expression, "source": text}`.
+        init: the source's own initialisation: `{"uniform" (its bound), "normal" (its standard deviation) or
+            "spectral" (a multiple of that rule): expression, "bias": its bound, 0 for none, "source": text}`. Beside
+            the entry's names an expression knows the factor's fan_in and fan_out, the factors of its term, as they are
+            written, and the terms of the sum.
+        pad: whether `pad=True` is the default.
+        variant_of: the entry that this is a variant of.
         file: where the entry stands, with `marks` giving line and column of each part, and whether it stands in one
             line, so that columns can be counted on.
     Raises:
@@ -52,7 +57,9 @@ class Spec(Entry):
 
         Args:
             in_features, out_features: widths, 1 to 2**24.
-            options: values for some of the entry's options; the others keep their defaults.
+            options: values for some of the entry's options; the others keep their defaults. `pad=True` takes the
+                widths above these at which the entry costs least (`structures.algebra.padding`); the structure's widths
+                are then those, and `widths` are these.
         Raises:
             SizeError: a size that does not divide or is out of range; the message names what works.
             SpecError: an option that does not exist or is of the wrong kind.
@@ -80,7 +87,7 @@ def _try_widths(spec: Spec) -> None:
     """Binds at widths with many divisors; an error of form is raised, one of size is left to the widths in use."""
     for widths in TRIAL_WIDTHS:
         try:
-            build(spec, *widths, {})
+            build(spec, *widths, {"pad": False})
         except SizeError:
             continue
         return

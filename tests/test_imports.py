@@ -1,10 +1,10 @@
 """Imports run one way, down through the rooms, without a circle; and no name of the registry stands in the code.
 
 The rooms of `structures/`, from below: `language` (text, no widths), `algebra` (entries at given widths, as numbers),
-the two public nouns `structure` and `spec`; above these `reference`, `initial`, `routing` and `backends`, of which the
-reference and the backends do not know each other, so that one can judge the other; then `registry` and `options`, the
-layer (`linear`), and what uses layers: `space`, `projection`, and `models`, somebody else's network. The public names
-come last.
+the two public nouns `structure` and `spec`; above these `constants`, `reference`, `initial`, `routing` and `backends`,
+of which the reference and the backends do not know each other, so that one can judge the other; then `registry` and
+`options`, the layer (`linear`), and what uses layers: `space`, `projection`, and `models`, somebody else's network. The
+public names come last.
 The rooms of `bench/`, from below: `machine`, `files` (no torch, no charts), then `report`, which reads files alone, and
 `sweep`; above the sweep the other experiments, of which none imports another; then `answers`, and the doors.
 An import under `TYPE_CHECKING` is an import: a record stands below the functions that work on it, a facade above.
@@ -33,18 +33,22 @@ BELOW: dict[str, tuple[str, ...]] = {
     "structures.algebra": ("structures.language",),
     "structures.structure": ("structures.algebra",),
     "structures.spec": ("structures.structure",),
-    "structures.routing": ("structures.structure",),
-    "structures.reference": ("structures.structure",),
+    "structures.exporting": (),
+    "structures.routing": ("structures.structure", "structures.exporting"),
+    "structures.constants": ("structures.structure",),
+    "structures.reference": ("structures.constants",),
     "structures.initial": ("structures.structure",),
-    "structures.backends": ("structures.spec", "structures.routing"),
+    "structures.exactness": ("structures.reference",),
+    "structures.backends": ("structures.spec", "structures.routing", "structures.constants"),
     "structures.registry": ("structures.spec",),
     "structures.options": ("structures.registry",),
+    "structures.weight": (),
     "structures.linear": (
-        "structures.registry", "structures.backends", "structures.initial", "structures.reference",
+        "structures.registry", "structures.backends", "structures.initial", "structures.reference", "structures.weight",
     ),
     "structures.space": ("structures.linear",),
     "structures.projection": ("structures.linear",),
-    "structures.models": ("structures.projection", "structures.options", "structures.space"),
+    "structures.models": ("structures.projection", "structures.options", "structures.space", "structures.exactness"),
     "structures": ("structures.models",),
     "structures.__main__": ("structures.models",),
     "bench.machine": ("structures",),
@@ -56,6 +60,8 @@ BELOW: dict[str, tuple[str, ...]] = {
     "bench.search": ("bench.sweep",),
     "bench.minilm": ("bench.sweep",),
     "bench.answers": ("bench.report",),
+    "bench.first_minute": ("bench.machine",),
+    "bench.gpu": ("bench.first_minute",),
     "bench.__main__": ("bench.answers", "bench.training", "bench.search", "bench.minilm"),
     "bench.conftest": ("bench.modules",),
     "bench.test_linear": ("bench.sweep",),

@@ -8,7 +8,7 @@ from structures.options import CLOSE, closest_options, fit_options
 SHAPES = [(256, 256), (768, 3072), (3072, 768)]
 SHARES = [0.5, 0.25, 0.125]
 # The closest share can be found by trying every value of the only option.
-ONE_OPTION = ["block_diagonal", "btt", "dyad_dt", "dyad_it", "dyad_ot", "low_rank", "monarch"]
+ONE_OPTION = ["block_diagonal", "dyad_dt", "dyad_it", "dyad_ot", "low_rank", "monarch"]
 
 
 def shares(name, shape, options):
@@ -20,7 +20,8 @@ def shares(name, shape, options):
 @pytest.mark.parametrize("name", structures.names())
 def test_the_options_bind_and_are_complete(name, shape):
     options = dict(closest_options(name, *shape, params=0.25).options)
-    assert options == dict(structures.get(name).bind(*shape, **options).options)
+    bound = dict(structures.get(name).bind(*shape, **options).options)
+    assert options == {key: value for key, value in bound.items() if key != "pad"}  # an entry's own default
 
 
 @pytest.mark.parametrize("name", ONE_OPTION)
@@ -82,7 +83,7 @@ def test_a_part_is_dropped_only_where_nothing_else_is_near_and_said_to_be():
 
 
 def test_a_share_that_nothing_meets_is_said_with_what_was_reached():
-    with pytest.warns(UserWarning, match=r"monarch: 768 -> 3072: .*'n_blocks': 4.* reach 0.312 of .*params.*to 0.25"):
+    with pytest.warns(UserWarning, match=r"monarch: 768 -> 3072: .*'n_blocks': 6.* reach 0.208 of .*params.*to 0.25"):
         fit_options("monarch", 768, 3072, params=0.25)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from contract import ROUNDING
 from numpy.typing import NDArray
 
 import structures
@@ -332,6 +333,10 @@ def draw(shapes: tuple[tuple[int, ...], ...]) -> list[Array]:
     return [rng.standard_normal(shape) for shape in shapes]
 
 
+def near(found: Array, wanted: Array, said: str = "") -> None:
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=ROUNDING * np.abs(wanted).max(), err_msg=said)
+
+
 @pytest.mark.parametrize(("fields", "widths", "options", "by_hand"), ENTRIES.values(), ids=ENTRIES)
 def test_an_entry_is_the_matrix_that_its_einsum_says(
     fields: dict[str, Any], widths: tuple[int, int], options: Mapping[str, Any], by_hand: Dense
@@ -342,13 +347,13 @@ def test_an_entry_is_the_matrix_that_its_einsum_says(
     assert wanted.shape == (structure.out_features, structure.in_features)
     tensors = [torch.from_numpy(f) for f in factors]
     x = np.random.default_rng(1).standard_normal((3, widths[0]))
-    np.testing.assert_allclose(rank.dense(structure, factors), wanted, atol=1e-12)
-    np.testing.assert_allclose(reference.to_dense(structure, tensors), wanted, atol=1e-12)
+    near(rank.dense(structure, factors), wanted)
+    near(reference.to_dense(structure, tensors), wanted)
     np.testing.assert_array_equal(rank.support(structure)[wanted != 0], True)
     for name in backends.names():
         if backends.get(name).refuses(structure, torch.from_numpy(x)) is None:
             y = backends.apply(name, structure, torch.from_numpy(x), tensors, None)
-            np.testing.assert_allclose(y.numpy(), x @ wanted.T, atol=1e-12, err_msg=name)
+            near(y.numpy(), x @ wanted.T, name)
     assert str(structure).startswith(f"m({widths[0]} -> {widths[1]}")
 
 
@@ -469,9 +474,7 @@ def test_pixelfly_takes_numbers_of_blocks_that_are_no_powers_of_two(n_blocks: in
     structure = spec.bind(60, 120, **options)
     blocks, left, right = factors = draw(structure.factor_shapes)
     wanted = gathered(blocks, lambda u, k: u ^ (2**k // 2), n_blocks) + (left @ right).T
-    np.testing.assert_allclose(
-        reference.to_dense(structure, [torch.from_numpy(f) for f in factors]), wanted, atol=1e-12
-    )
+    near(reference.to_dense(structure, [torch.from_numpy(f) for f in factors]), wanted)
 
 
 def test_a_spec_in_place_of_a_name_makes_a_layer() -> None:
@@ -479,4 +482,4 @@ def test_a_spec_in_place_of_a_name_makes_a_layer() -> None:
     layer = structures.StructuredLinear(make(**fields), *widths, bias=False, dtype=torch.float64)
     x = torch.randn(2, 3, widths[0], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     wanted = by_hand(*(f.detach().numpy() for f in layer.factors))
-    np.testing.assert_allclose(layer(x).detach().numpy(), x.numpy() @ wanted.T, atol=1e-12)
+    near(layer(x).detach().numpy(), x.numpy() @ wanted.T)

@@ -187,7 +187,10 @@ def test_tensor_train_costs_the_sum_over_its_cores(widths: tuple[int, int], core
     cost = [r[t] * n[t] * m[t] * r[t + 1] for t in range(cores)]
     assert (math.prod(n), math.prod(m)) == widths
     assert structure.params == sum(cost)
-    assert structure.flops() == 2 * sum(math.prod(m[:t]) * math.prod(n[t + 1 :]) * cost[t] for t in range(cores))
+    first, last = (
+        sum(math.prod(x[:t]) * math.prod(y[t + 1 :]) * cost[t] for t in range(cores)) for x, y in ((m, n), (n, m))
+    )
+    assert structure.flops() == 2 * min(first, last)  # from the first core on, or from the last
 
 
 @pytest.mark.parametrize("widths", RECTANGLES)
@@ -295,9 +298,11 @@ def random_specs(count: int) -> list[tuple[Spec, int, int]]:
 @pytest.mark.parametrize("widths", [(96, 96), (48, 144), (768, 3072), (3072, 768)])
 def test_flops_are_those_of_opt_einsum(name: str, widths: tuple[int, int]) -> None:
     structure = bind(name, widths)
-    repeated = any(factor.repeated for pattern in structures.get(name).patterns for factor in pattern.factors)
-    count = pairwise_cost if repeated else lambda s, term, _: cheapest_cost(s, term)
-    assert structure.flops() == 2 * sum(count(structure, term, term.factors) for term in structure.terms)
+    for term in structure.terms:
+        counted = 2 * sum(structure.numel(step.axes) for step in term.steps)
+        assert counted == 2 * pairwise_cost(structure, term, tuple(step.factor for step in term.steps))
+        if len(term.factors) <= 6:
+            assert counted == 2 * cheapest_cost(structure, term)
 
 
 def test_flops_of_random_einsums_are_those_of_opt_einsum_in_the_cheapest_order() -> None:
@@ -333,11 +338,63 @@ def test_the_cheapest_order_is_chosen_and_a_tie_goes_to_the_written_one(
     assert structure.flops() == 2 * macs
 
 
-def test_repeated_factors_are_contracted_as_written_even_where_another_order_is_cheaper() -> None:
-    structure = bind("tensor_train", (3072, 768))
+# entries with repeated factors, in one letter a position
+FAMILIES = {
+    "tensor train": "(i[:]), r[t] i[t] o[t] r[t+1] -> (o[:])",
+    "decreasing stride": "(i[:]), o[:t] i[t] o[t] i[t+1:] -> (o[:])",
+    "increasing stride": "(i[:]), i[:t] i[t] o[t] o[t+1:] -> (o[:])",
+    "butterfly and its mirror": "(i[:]), m[:t] i[t] m[t] i[t+1:], m[:t] m[t] o[t] o[t+1:] -> (o[:])",
+    "block tensor train": "(i[:]), o[:t] r[t] i[t] o[t] r[t+1] i[t+1:] -> (o[:])",
+    "beside one": "(i[:] x), r[t] i[t] o[t] r[t+1], x y -> (o[:] y)",
+}
+
+
+def family(kind: str, positions: int, in_features: int, out_features: int) -> Structure:
+    text = FAMILIES[kind]
+    extra = (6, 2) if "x" in text.split(",")[0] else (1, 1)
+    widths = in_features * extra[0], out_features * extra[1]
+    sizes = {"i": f"split({in_features}, {positions})", "o": f"split({out_features}, {positions})"}
+    sizes |= {"m": f"split({in_features}, {positions})"} if "m[" in text else {}
+    sizes |= {"r": "3"} if "r[" in text else {}
+    sizes |= {"x": "6", "y": "2"} if extra != (1, 1) else {}
+    return Spec("family", einsum=text, sizes=sizes).bind(*widths)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("positions", [2, 3, 4, 5, 6])
+def test_copies_of_a_factor_are_contracted_in_the_best_of_all_orders(kind: str, positions: int) -> None:
+    for wide, narrow in ((2**positions, 2**positions), (3**positions, 2**positions), (4**positions, 2**positions)):
+        for widths in ((wide, narrow), (narrow, wide)):
+            structure = family(kind, positions, *widths)
+            (term,) = structure.terms
+            if len(term.factors) <= 6:
+                assert structure.flops() == 2 * cheapest_cost(structure, term), widths
+
+
+@pytest.mark.parametrize(
+    "name, widths, options, flops",
+    [  # previously failed: copies of one factor kept the written order
+        ("tensor_train", (4096, 1024), {"cores": 3, "rank": 8}, 2_883_584),
+        ("tensor_train", (4096, 1024), {"cores": 3, "rank": 4}, 917_504),
+        ("tensor_train", (1536, 384), {}, 688_128),
+        ("tensor_train", (90, 105), {}, 26_880),
+    ],
+)
+def test_a_chain_that_is_cheap_from_its_last_factor_is_contracted_from_there(
+    name: str, widths: tuple[int, int], options: dict[str, object], flops: int
+) -> None:
+    structure = structures.get(name).bind(*widths, **options)
     (term,) = structure.terms
-    assert [step.factor for step in structure.steps] == [0, 1]
-    assert structure.flops() == 2 * pairwise_cost(structure, term, (0, 1)) > 2 * pairwise_cost(structure, term, (1, 0))
+    assert structure.flops() == flops == 2 * cheapest_cost(structure, term)
+    assert structure.flops() < 2 * pairwise_cost(structure, term, term.factors)
+
+
+@pytest.mark.parametrize("depth", [4, 8, 10, 16])  # two chains of 10 and 16 have more states than are looked at
+def test_butterflies_of_either_stride_and_the_two_in_a_row_cost_n_log_n(depth: int) -> None:
+    width = 2**depth
+    down, up = (family(f"{kind} stride", depth, width, width).flops() for kind in ("decreasing", "increasing"))
+    assert down == up == 4 * width * depth
+    assert family("butterfly and its mirror", depth, width, width).flops() == 2 * down
 
 
 def test_a_factor_beside_repeated_ones_takes_its_cheapest_place() -> None:
@@ -352,25 +409,27 @@ def test_a_factor_beside_repeated_ones_takes_its_cheapest_place() -> None:
     assert structure.flops() == 2 * (36 * 16 * 2 + 2 * 6 * 36 * 3 + 2 * 36 * 6 * 3)
 
 
-def test_a_term_with_more_orders_than_are_looked_at_is_contracted_as_written() -> None:
+def test_a_term_with_more_orders_than_are_looked_at_takes_the_best_next_step() -> None:
     axes = "abcdefghijklmn"  # 2**14 sets of factors, more than MAX_ORDER_STATES
     others = [f"z{a}" for a in axes]
     factors = ", ".join(f"{a} z{a}" for a in axes)
-    size = dict.fromkeys(axes, 3) | dict.fromkeys(others, 2) | {"n": 6}  # the last factor first would be cheaper
+    size = dict.fromkeys(axes, 3) | dict.fromkeys(others, 2) | {"n": 6}  # the last factor first is cheapest
     structure = spec_of(f"({' '.join(axes)}), {factors} -> ({' '.join(others)})", size).bind(6 * 3**13, 2**14)
-    assert [step.factor for step in structure.steps] == list(range(14))
+    (term,) = structure.terms
+    assert structure.steps[0].factor == 13
+    assert structure.flops() < 2 * pairwise_cost(structure, term, term.factors)
 
 
 def test_steps_part_their_axes_into_the_four_groups() -> None:
     (first, second) = bind("monarch", (96, 192)).steps
-    assert (first.batch, first.rows, first.contracted, first.cols) == (("k",), (), ("p",), ("l", "q"))
-    assert (second.batch, second.rows, second.contracted, second.cols) == (("l",), (), ("k", "q"), ("s",))
-    assert (first.left, first.right, first.result) == (("k", "p"), ("k", "p", "l", "q"), ("k", "l", "q"))
+    assert (first.batch, first.rows, first.contracted, first.cols) == (("k",), (), ("p",), ("q",))
+    assert (second.batch, second.rows, second.contracted, second.cols) == (("l",), (), ("r",), ("s",))
+    assert (first.left, first.right, first.result) == (("k", "p"), ("k", "p", "q"), ("k", "q"))
 
 
 @pytest.mark.parametrize("name", WITHOUT_GATE)
 def test_each_step_takes_what_the_one_before_it_leaves(name: str) -> None:
-    for term in bind(name, (96, 144)).terms:
+    for term in (link for whole in bind(name, (96, 144)).terms for link in whole.chain):
         left = term.loaded
         for step in term.steps:
             assert step.left == left
@@ -547,8 +606,9 @@ def test_a_printed_structure_has_its_numbers(name: str) -> None:
 
 def test_a_printed_structure_shows_its_steps() -> None:
     page = str(bind("monarch", (96, 192)))
-    assert "y = (k p), k p l q, l k q s -> (s l)" in page
-    assert "k [4] x (tokens, p [24]) @ (p [24], l q [4x6])    4,608 FLOPs a token" in page
+    assert "y = (k p), k p q -> (k q)" in page
+    assert "; (r l), l r s -> (s l)" in page
+    assert "k [4] x (tokens, p [24]) @ (p [24], q [24])    4,608 FLOPs a token" in page
 
 
 # -- errors

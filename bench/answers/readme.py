@@ -4,13 +4,13 @@ import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bench.answers import readme_encoder, readme_training
 from bench.answers.readme_tables import section
-from bench.files.errors import Wrong
+from bench.files import atomic
+from bench.files.errors import UsageError
 from bench.files.rows import Results
 from bench.report.drawing import figures
 from bench.report.drawing.curve import CONTROL, STRUCTURE
@@ -50,10 +50,11 @@ def write(
     Returns:
         What was written, in words.
     Raises:
-        Wrong: there is no such panel, a marker is missing, or a file cannot be read or written; none is then changed.
+        UsageError: there is no such panel, a marker is missing, or a file cannot be read or written. No file is
+            changed then.
     """
     if figure.suffix != ".png":
-        raise Wrong(f"--figure: {str(figure)!r} must end in .png; the SVG is written beside it")
+        raise UsageError(f"--figure: {str(figure)!r} must end in .png; the SVG is written beside it")
     found = panels(results)
     panel = chosen(found, place)
     text = replaced(readme, section(found, panel))
@@ -75,7 +76,7 @@ def chosen(found: Sequence[Panel], place: PanelChoice) -> Panel:
     """The panel asked for.
 
     Raises:
-        Wrong: there is none, with those there are; or several, which differ in what was not asked.
+        UsageError: there is none, with those there are; or several, which differ in what was not asked.
     """
     asked = {key: value for key, value in asdict(place).items() if value is not None}
     asked["budget"] = _budget(place.budget)
@@ -83,14 +84,16 @@ def chosen(found: Sequence[Panel], place: PanelChoice) -> Panel:
     fitting = [panel for panel in at_budgets if all(getattr(panel, key) == value for key, value in asked.items())]
     if not fitting:
         said = ", ".join(f"{key} {value}" for key, value in asked.items())
-        raise Wrong(f"no panel with {said}; the results hold {_held(at_budgets) or 'none at equal cost'}")
+        raise UsageError(f"no panel with {said}; the results hold {_held(at_budgets) or 'none at equal cost'}")
     best = max(fitting, key=lambda panel: (len(_structures(panel)), len(panel.rows), -panel.tokens))
     rivals = [panel for panel in fitting if panel.tokens == best.tokens]
     if len(rivals) > 1:
         each = "; ".join(f"{panel.machine}, {panel.threads} threads, {panel.clock} clock" for panel in rivals)
-        raise Wrong(f"{len(rivals)} panels fit: {each}; choose by --threads or --clock, or give one machine's files")
+        raise UsageError(
+            f"{len(rivals)} panels fit: {each}; choose by --threads or --clock, or give one machine's files"
+        )
     if not any(row.speedup for row in best.rows if row.square):
-        raise Wrong(f"{best.title}: holds no square layer with a speed-up over dense")
+        raise UsageError(f"{best.title}: holds no square layer with a speed-up over dense")
     return best
 
 
@@ -110,15 +113,17 @@ def replaced(readme: Path, inside: str, *, markers: tuple[str, str] = (START, EN
     """The README, or what has become of its `text`, with `inside` between two markers.
 
     Raises:
-        Wrong: it cannot be read, or does not hold each marker once, on lines of their own and in this order.
+        UsageError: it cannot be read, or does not hold each marker once, on lines of their own and in this order.
     """
     lines = (_text(readme) if text is None else text).splitlines(keepends=True)
     first, last = markers
     starts, ends = ([i for i, line in enumerate(lines) if line.strip() == marker] for marker in markers)
     if len(starts) != 1 or len(ends) != 1:
-        raise Wrong(f"{readme}: has {len(starts)} lines {first} and {len(ends)} lines {last}, must have one of each")
+        raise UsageError(
+            f"{readme}: has {len(starts)} lines {first} and {len(ends)} lines {last}, must have one of each"
+        )
     if starts > ends:
-        raise Wrong(f"{readme}: {last} stands before {first}")
+        raise UsageError(f"{readme}: {last} stands before {first}")
     [start], [end] = starts, ends
     newline = "\r\n" if lines[start].endswith("\r\n") else "\n"
     body = f"\n{inside}\n\n".replace("\n", newline)
@@ -126,13 +131,13 @@ def replaced(readme: Path, inside: str, *, markers: tuple[str, str] = (START, EN
 
 
 def _text(readme: Path) -> str:
-    """Raises Wrong where it cannot be read."""
+    """Raises UsageError where it cannot be read."""
     try:
         return readme.read_bytes().decode("utf-8")
     except OSError as error:
-        raise Wrong(f"{readme}: cannot be read: {error.strerror}") from None
+        raise UsageError(f"{readme}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise Wrong(f"{readme}: is not UTF-8") from None
+        raise UsageError(f"{readme}: is not UTF-8") from None
 
 
 def _held(found: Sequence[Panel]) -> str:
@@ -150,28 +155,19 @@ def _structures(panel: Panel) -> set[str]:
 def _budget(value: str) -> str:
     match = re.fullmatch(r"(params|flops)=([0-9]*\.?[0-9]+)", value)
     if not match:
-        raise Wrong(f"--budget: {value!r} is no budget; write params=0.25 or flops=0.25")
+        raise UsageError(f"--budget: {value!r} is no budget; write params=0.25 or flops=0.25")
     return f"{match[1]}={float(match[2]):g}"
 
 
 def _write(files: Mapping[Path, bytes]) -> list[Path]:
-    """Write what differs, all of it beside its place first and then renamed; returns what changed."""
+    """Write the files whose contents differ, all of them or none; returns their paths."""
     changed = [path for path, content in files.items() if not (path.is_file() and path.read_bytes() == content)]
-    targets = {path: Path(os.path.realpath(path)) for path in changed}
-    parts = {path: target.with_name(f".{target.name}.{os.getpid()}.part") for path, target in targets.items()}
     try:
         for path in changed:
-            if targets[path].exists() and not targets[path].is_file():
-                raise Wrong(f"{path}: cannot be written: it is there and is not a plain file; nothing was changed")
-        for path, part in parts.items():
-            part.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(files[path])
-        for path, part in parts.items():
-            os.replace(part, targets[path])
+            if path.exists() and not path.is_file():
+                raise UsageError(f"{path}: cannot be written: it is there and is not a plain file; nothing was changed")
+            path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_all({path: files[path] for path in changed})
     except OSError as error:
-        raise Wrong(f"{error.filename}: cannot be written: {error.strerror}") from None
-    finally:
-        for part in parts.values():
-            with suppress(OSError):
-                part.unlink()
+        raise UsageError(f"{error.filename}: cannot be written: {error.strerror}") from None
     return changed

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.files import kinds
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from bench.files.rows import load
 from bench.report.drawing import words
 from bench.report.others import models
@@ -32,11 +32,11 @@ def encoder(file: Path) -> EncoderText:
 
     Raises:
         BadResults: the file is missing, broken or foreign.
-        Wrong: it is of another kind.
+        UsageError: it is of another kind.
     """
     document = load(file)
     if kinds.kind_of(document) != kinds.MINILM:
-        raise Wrong(f"--encoder: {file} is no file of `python -m bench minilm`")
+        raise UsageError(f"--encoder: {file} is no file of `python -m bench minilm`")
     found = kinds.parse(str(file), document, (kinds.MINILM,))
     section = models.section(found, 0, found.structures)
     rows = [row for row, _ in section.content["rows"]]

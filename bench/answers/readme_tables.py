@@ -5,10 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bench.files.fields import printable
-from bench.files.rows import MODES, Row
+from bench.files.rows import Row
 from bench.files.terminal import shortened
+from bench.files.vocabulary import DENSE, MODES
 from bench.report.drawing import words
-from bench.report.drawing.curve import DENSE, STRUCTURE, dyad
+from bench.report.drawing.curve import STRUCTURE, dyad
 from bench.report.sweep import curves
 from bench.report.sweep.breaks import CONTROLLED, BreakEven, table
 from bench.report.sweep.panels import Panel

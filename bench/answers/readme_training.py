@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.files import kinds
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from bench.files.rows import load
 from bench.report.drawing import sections
 from bench.report.drawing.views import View
@@ -19,7 +19,7 @@ from bench.report.training import fronts as training_fronts
 from bench.report.training import grammar as training_grammar
 from bench.report.training import scaling as training_scaling
 from bench.report.training.fronts import Front
-from bench.report.training.marks import Looks, Times, looks
+from bench.report.training.marks import Times, Trained, looks
 from bench.report.training.rows import TrainingPlace, TrainingRun
 from bench.report.training.stats import TIE, Result, noise
 from bench.report.training.tables import grammar, how_long, warnings
@@ -43,35 +43,35 @@ def training(file: Path, picture: str) -> Training:
 
     Raises:
         BadResults: the file is missing, broken or foreign.
-        Wrong: it is of another kind, or holds no comparison at equal parameters with dense and several seeds.
+        UsageError: it is of another kind, or holds no comparison at equal parameters with dense and several seeds.
     """
     document = load(file)
     if kinds.kind_of(document) != kinds.TRAINING:
-        raise Wrong(f"--training: {file} is no file of `python -m bench train`")
+        raise UsageError(f"--training: {file} is no file of `python -m bench train`")
     found = kinds.parse(str(file), document, (kinds.TRAINING,))
     runs, several_times = rows.read(found.rows)
     results = stats.results(runs)
     budget = _budget(runs)
     columns = _columns(results, budget)
     if budget is None or not columns:
-        raise Wrong(
+        raise UsageError(
             f"--training: {file} holds no structure beside dense at equal parameters with several seeds of dense"
         )
     times: Times = {(t.place, t.series): t for t in several_times}
-    look = looks(found.structures, runs)
+    of = Trained(results, times, looks(found.structures, runs), sections.measured(found.run), "training")
     shown = [run for run in runs if run.place.setting in {p.setting for p in columns}]
     fronts = training_fronts.fronts(shown)
     executed = {(f.setting, f.series): f for f in training_fronts.fronts(shown, executed=True)}
-    scaling = training_scaling.made(fronts, [executed[f.setting, f.series] for f in fronts], look, (), "training")
+    scaling = training_scaling.made(of, fronts, [executed[f.setting, f.series] for f in fronts])
     at = share(float(budget.partition("=")[2]))
     parts = [
         WRITTEN,
         f"![Loss of every structure beside dense's at {at} of the parameters of the replaced layers, and losses "
         f"against training FLOPs]({picture})",
-        f"Held-out loss beside dense's with {at} of the parameters of the replaced layers. *tie*: the runs do not tell "
-        "the two apart, which is not to say that they are equal. Below a difference: its interval by the noise between "
-        "seeds, at 95 % for all comparisons of a column together. *exponent*: b in loss ~ training FLOPs^-b, over "
-        "the widths of the first task that has several.",
+        f"Held-out loss beside dense's with {at} of the parameters of the replaced layers. *tie*: no difference beyond "
+        "noise, which does not mean that they are equal. Below a difference: its interval by the noise between seeds, "
+        "at 95 % for all comparisons of a column together. *exponent*: b in loss ~ training FLOPs^-b, over the widths "
+        "of the first task that has several.",
         " ".join(sections.measured(found.run)),
         "\n".join(_table(columns, results, budget, times, fronts)),
         _flags(columns, times),
@@ -80,7 +80,7 @@ def training(file: Path, picture: str) -> Training:
     ]
     text = "\n\n".join(part for part in parts if part)
     fitting = [view for view in scaling if training_scaling.of_budget(view, budget)]
-    return Training(text, _figure(columns, results, budget, times, look, fitting, sections.measured(found.run)))
+    return Training(text, _figure(of, columns, budget, fitting))
 
 
 def _budget(runs: Sequence[TrainingRun]) -> str | None:
@@ -125,7 +125,7 @@ def _table(
         some = next((r for p in columns for r in results[p] if r.first.series == series), None)
         if some is None:
             continue
-        cells = ["is the measure" if series == "dense" else _beside(kept[p].get(series)) for p in columns]
+        cells = ["baseline" if series == "dense" else _beside(kept[p].get(series)) for p in columns]
         cells += [_speed(times, p, series) for p in timed]
         cells += [_grammar(results, p, series) for p in tested[:1]]
         cells += [_exponent(exponents.get(series))] if exponents else []
@@ -147,7 +147,7 @@ def _phenomena(tested: Sequence[TrainingPlace], results: dict[TrainingPlace, lis
     every = dict.fromkeys(c["phenomenon"] for c in cells)
     known = dict.fromkeys(c["phenomenon"] for c in cells if c["side"] != training_grammar.SIDES[2])
     named = f"{len(known)} ({', '.join(known)})" if known else "none"
-    said = f"*grammar*: of {len(every)} phenomena, {named} is told from chance in any network, at 95 % for all together"
+    said = f"*grammar*: of {len(every)} phenomena, {named} differ from chance in any network, at 95 % for all together"
     if any(name.startswith(training_grammar.ONE_SIDED) for name in known):
         said += f"; pairs of {training_grammar.ONE_SIDED} can be decided by the frequency of words"
     return f"{said}."
@@ -185,17 +185,9 @@ def _about(place: TrainingPlace, several: Sequence[Result], runs: Sequence[Train
     return " ".join([f"{_name(place, several[0])}: {how_long(several)}{varies}", *warnings(several)])
 
 
-def _figure(
-    columns: Sequence[TrainingPlace],
-    results: dict[TrainingPlace, list[Result]],
-    budget: str,
-    times: Times,
-    look: Looks,
-    fitting: Sequence[View],
-    caption: Sequence[str],
-) -> dict[str, bytes]:
-    charts = {_name(p, results[p][0]): beside.chosen(results[p], budget, "") for p in columns}
-    view = beside.view(charts, budget, "", times, look, caption, "training")
+def _figure(of: Trained, columns: Sequence[TrainingPlace], budget: str, fitting: Sequence[View]) -> dict[str, bytes]:
+    charts = {_name(p, of.results[p][0]): beside.chosen(of.results[p], budget, "") for p in columns}
+    view = beside.view(of, charts, budget, "")
     specs = list(view.specifications.values())
     if fitting:
         name, spec = next(iter(fitting[0].specifications.items()))

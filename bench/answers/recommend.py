@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.files.errors import Wrong, one_of
+from bench.files.errors import UsageError, one_of
 from bench.files.fields import BadResults
-from bench.files.rows import CLOCKS, DEVICES, DTYPES, MODES, Results, Row, Spread
+from bench.files.rows import Results, Row, Spread
 from bench.files.terminal import percent
+from bench.files.vocabulary import CLOCKS, DEVICES, DTYPES, MODES, NEAR
 
 ALIASES = {
     "float64": ("fp64", "f64", "double"),
@@ -21,7 +22,6 @@ ALIASES = {
     "bfloat16": ("bf16",),
     "float16": ("fp16", "f16", "half"),
 }
-NEAR = 0.15  # how far a realised share may be from the one asked for, as in the sweep
 FACTOR = 1.0  # log2 of the factor within which a point is near
 EXACT, BETWEEN, NEIGHBOUR = "measured here", "between", "neighbour"
 Place = tuple[int, int, int]
@@ -94,14 +94,16 @@ def recommend(results: Results, query: Query) -> Answer:
     """Rank what the results hold near a query.
 
     Raises:
-        Wrong: a word that is not known, a condition left open that the files hold several of, or no cost.
+        UsageError: a word that is not known, a condition left open that the files hold several of, or no cost.
         BadResults: files of different machines or versions.
     """
     if query.params is None and query.flops is None:
-        raise Wrong("name a cost: --params 50% or --flops 25%; without one the smallest structure would always win")
+        raise UsageError(
+            "name a cost: --params 50% or --flops 25%; without one the smallest structure would always win"
+        )
     for option, share in (("--params", query.params), ("--flops", query.flops)):
         if share is not None and not 0 < share <= 1:
-            raise Wrong(f"{option}: {percent(share)} is not a share of dense; write 50% or 0.5")
+            raise UsageError(f"{option}: {percent(share)} is not a share of dense; write 50% or 0.5")
     _check_machine(results)
     query, rows, missing = _under_its_conditions(results, query)
     own = [row for row in rows if row.structure != "dense" and not row.control and row.speedup]
@@ -122,7 +124,7 @@ def dtype(word: str, held: str = "") -> str:
     """The dtype that a word stands for.
 
     Raises:
-        Wrong: none; `held` says what there is.
+        UsageError: none; `held` says what there is.
     """
     for name, aliases in ALIASES.items():
         if word.lower() in aliases:
@@ -160,7 +162,7 @@ def _under_its_conditions(results: Results, query: Query) -> tuple[Query, list[R
         elif asked is None and key == "mode" and "forward" in held:
             asked = "forward"
         elif asked is None and len(held) > 1:
-            raise Wrong(f"--{key}: {files} {hold} {_words(held)}; name one")
+            raise UsageError(f"--{key}: {files} {hold} {_words(held)}; name one")
         if asked is not None and asked not in held:
             where = ", ".join(value for name, value in settled.items() if name != "clock")
             of_device = f" on {where}" if where else ""
@@ -249,13 +251,9 @@ def _without_repeats(estimates: Sequence[Estimate]) -> list[Estimate]:
         )
         key = (estimate.kind, *layers)
         other = best.setdefault(key, estimate)
-        if _width(estimate.speedup) < _width(other.speedup):
+        if estimate.speedup.width < other.speedup.width:
             best[key] = estimate
     return list(best.values())
-
-
-def _width(spread: Spread) -> float:
-    return (spread.q3 - spread.q1) / spread.median
 
 
 def _groups(estimates: Sequence[Estimate], query: Place) -> tuple[Ranking, ...]:
@@ -268,7 +266,7 @@ def _groups(estimates: Sequence[Estimate], query: Place) -> tuple[Ranking, ...]:
 
 
 def ranked(estimates: Sequence[Estimate]) -> list[tuple[int, Estimate]]:
-    """The fastest first; whoever's quartiles reach the first of a rank cannot be told from it and shares the rank."""
+    """The fastest first; those whose quartiles reach the first of a rank are a tie with it and share the rank."""
     found: list[tuple[int, Estimate]] = []
     leader, rank = None, 0
     for i, estimate in enumerate(sorted(estimates, key=lambda e: -e.speedup.median)):

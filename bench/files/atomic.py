@@ -1,33 +1,49 @@
-"""A file that appears whole or not at all: written beside its place, brought to the disk, renamed."""
+"""Files that appear whole or not at all: each is written beside its place, brought to the disk, then renamed."""
 
 from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
+
+Content = str | bytes | Callable[[IO[bytes]], object]  # what a file holds, or what writes it
 
 
-def write(text: str, output: Path) -> None:
-    """Put a text in place of whatever `output` holds, through links.
+def write(content: Content, output: Path) -> None:
+    """Put one file in place of whatever `output` holds, through links; see `write_all`."""
+    write_all({output: content})
+
+
+def write_all(contents: Mapping[Path, Content]) -> None:
+    """Put files in place of whatever is there, none of them before all could be written.
 
     Raises:
-        OSError: it cannot be written; `output` is then what it was, and nothing is left beside it.
+        OSError: one cannot be written; all are then what they were, and nothing is left beside them.
     """
-    target = Path(os.path.realpath(output))
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
-        _remove_stale(left)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    targets = {path: Path(os.path.realpath(path)) for path in contents}
+    parts = {path: target.with_name(f".{target.name}.{os.getpid()}.part") for path, target in targets.items()}
     try:
-        with part.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
-        sync_folder(target.parent)
+        for path, content in contents.items():
+            for left in targets[path].parent.glob(f".{glob.escape(targets[path].name)}.*.part"):
+                _remove_stale(left)
+            with parts[path].open("xb") as file:
+                content(file) if callable(content) else file.write(_bytes(content))
+                file.flush()
+                os.fsync(file.fileno())
+        for path, part in parts.items():
+            os.replace(part, targets[path])
+            sync_folder(targets[path].parent)
     finally:
-        with suppress(OSError):
-            part.unlink()
+        for part in parts.values():
+            with suppress(OSError):
+                part.unlink()
+
+
+def _bytes(content: str | bytes) -> bytes:
+    return content.encode("utf-8") if isinstance(content, str) else content
 
 
 def _remove_stale(part: Path) -> None:

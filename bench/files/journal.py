@@ -2,7 +2,8 @@
 
 It stands beside the results file, as `results.json.journal`. The first line, the header, says what the run is: a run
 that goes on with it must be the same. Whatever kills a run, at most the point under way is lost; a line that was cut
-off is dropped. Nothing here imports torch.
+off is dropped. Every command that takes minutes keeps one: the sweep and `bench train` go on by `--resume`, the others
+(`Records`) when the same command is given again.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from bench.files.atomic import sync_folder
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from bench.files.fields import shown
+from bench.files.vocabulary import SCHEMA
 
 SUFFIX = ".journal"
-SCHEMA = 1
 
 
-class JournalFailed(OSError):
+class JournalFailed(UsageError):
     """A line could not be written; the journal ends with the line before it."""
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(f"{path}: cannot be written: {reason}; the points before this one are kept")
+        self.reason = reason
 
 
 class Journal:
@@ -49,7 +54,7 @@ class Journal:
         except OSError as error:
             with suppress(OSError):
                 self._file.truncate(start)
-            raise JournalFailed(error.errno, error.strerror, str(self.path)) from None
+            raise JournalFailed(self.path, error.strerror or str(error)) from None
 
     def remove(self) -> None:
         """Delete it: the results file holds everything now."""
@@ -59,7 +64,7 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Let go of it; the file stays."""
+        """Close it; the file stays."""
         self._file.close()
 
 
@@ -72,11 +77,11 @@ def start(output: Path, header: Mapping[str, Any]) -> Journal:
     """A new journal for a results file.
 
     Raises:
-        Wrong: an unfinished run has one there, or it cannot be written.
+        UsageError: an unfinished run has one there, or it cannot be written.
     """
     path = of(output)
     if path.exists() and path.stat().st_size:
-        raise Wrong(
+        raise UsageError(
             f"{path} holds the points of a run that did not end: go on with it by --resume {output} and the same "
             "options, or delete it"
         )
@@ -85,41 +90,43 @@ def start(output: Path, header: Mapping[str, Any]) -> Journal:
         journal.add([{"schema": SCHEMA, **header}])
     except JournalFailed as error:
         journal.remove()
-        raise Wrong(f"{path}: cannot be written: {error.strerror}") from None
+        raise UsageError(f"{path}: cannot be written: {error.reason}") from None
     sync_folder(path.parent)
     return journal
 
 
-def resume(output: Path) -> tuple[Journal, dict[str, Any], list[Any], list[str]]:
-    """The journal of an unfinished run, opened to go on: its header, its entries, and what was said on the way.
+def resume(output: Path, option: str = "--resume") -> tuple[Journal, dict[str, Any], list[Any], list[str]]:
+    """The journal of an unfinished run, opened to go on: its header, its entries, and what there is to say about it.
 
+    Args:
+        option: that asked for it, for messages.
     Raises:
-        Wrong: there is none, another process writes it, or it is no journal of this version.
+        UsageError: there is none, another process writes it, or it is no journal of this version.
     """
     path = of(output)
     if not path.exists():
-        raise Wrong(
-            f"--resume: there is no {path}: "
+        raise UsageError(
+            f"{option}: there is no {path}: "
             + ("the run that wrote the results file has ended" if output.exists() else "nothing was begun there")
         )
     journal = _opened(path)
     try:
-        return journal, *_read(journal)
-    except Wrong:
+        return journal, *_read(journal, option)
+    except UsageError:
         journal.close()
         raise
 
 
-def _read(journal: Journal) -> tuple[dict[str, Any], list[Any], list[str]]:
+def _read(journal: Journal, option: str) -> tuple[dict[str, Any], list[Any], list[str]]:
     path, said = journal.path, []
     content = path.read_bytes()
-    lines, good = _lines(path, content)
+    lines, good = _lines(f"{option}: {path}", content)
+    header = lines[0][0] if lines and lines[0] else None
+    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
+        raise UsageError(f"{option}: {path} is no journal of this version; delete it to start anew")
     if good < len(content):
         said.append(f"{path}: the last line was cut off when the run ended; dropped, its point is measured again")
         journal._file.truncate(good)
-    header = lines[0][0] if lines and isinstance(lines[0], list) and lines[0] else None
-    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
-        raise Wrong(f"--resume: {path} is no journal of this version; delete it to start anew")
     return header, [entry for line in lines[1:] for entry in line], said
 
 
@@ -133,6 +140,54 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str =
             yield f"{within}{key} was {shown(_text(a))} and is {shown(_text(b))}"
 
 
+class Records:
+    """What a command has found so far, by stage and name, in the journal of its output: the same command goes on.
+
+    Args:
+        header: what the records depend on, such as the arguments.
+        fresh: forget what there is.
+    Raises:
+        UsageError: the journal is of another run or of something else, or it cannot be written.
+    """
+
+    def __init__(self, output: Path, header: Mapping[str, Any], *, fresh: bool = False):
+        self.path, self.found = of(output), {}  # type: tuple[Path, dict[tuple[str, str], dict[str, Any]]]
+        whole = not fresh and self.path.exists() and b"\n" in self.path.read_bytes()
+        if not whole:  # there is none, or it was cut off within its first line
+            self.path.unlink(missing_ok=True)
+            self._journal = start(output, header)
+            return
+        self._journal, before, entries, _ = resume(output, "-o")
+        again = "choose another -o, or --fresh to start again"
+        asked = json.loads(json.dumps(header))
+        differ = list(differences({key: before.get(key) for key in asked}, asked))
+        odd = [e for e in entries if not isinstance(e, dict) or set(e) != {"stage", "name", "found"}]
+        if differ or odd:
+            self.close()
+            if differ:
+                raise UsageError(f"-o: {self.path} was begun as another run: {'; '.join(differ)}; {again}")
+            raise UsageError(f"-o: {self.path} has a line that is no record; {again}")
+        self.found = {(entry["stage"], entry["name"]): entry["found"] for entry in entries}
+
+    def get(self, stage: str, name: str) -> dict[str, Any] | None:
+        """A record; None where there is none yet."""
+        return self.found.get((stage, name))
+
+    def add(self, stage: str, name: str, **found: Any) -> dict[str, Any]:
+        """Keep a record; it is on the disk when this returns."""
+        self.found[stage, name] = found
+        self._journal.add([{"stage": stage, "name": name, "found": found}])
+        return found
+
+    def remove(self) -> None:
+        """Delete the journal: the results file holds everything now."""
+        self._journal.remove()
+
+    def close(self) -> None:
+        """Let go of the journal; the file stays."""
+        self._journal.close()
+
+
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else "not given" if value is None else json.dumps(value)
 
@@ -141,16 +196,16 @@ def _opened(path: Path) -> Journal:
     try:
         file = path.open("ab", buffering=0)
     except OSError as error:
-        raise Wrong(f"{path}: cannot be written: {error.strerror}") from None
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        raise Wrong(f"{path}: another run is writing it") from None
+        raise UsageError(f"{path}: another run is writing it") from None
     return Journal(path, file)  # type: ignore[arg-type]
 
 
-def _lines(path: Path, content: bytes) -> tuple[list[Any], int]:
+def _lines(where: str, content: bytes) -> tuple[list[Any], int]:
     """The lines that are whole, and how many bytes they take. Only the last line may be broken."""
     found, good = [], 0
     for line in content.splitlines(keepends=True):
@@ -161,10 +216,8 @@ def _lines(path: Path, content: bytes) -> tuple[list[Any], int]:
         if not isinstance(value, list):
             rest = content[good + len(line) :].strip(b"\0 \n")
             if rest:
-                where = f"{path}: line {len(found) + 1}"
-                raise Wrong(
-                    f"--resume: {where} is broken, and lines follow it; cut the file off there to keep the rest"
-                )
+                line = f"{where}: line {len(found) + 1}"
+                raise UsageError(f"{line} is broken, and lines follow it; cut the file off there to keep the rest")
             break
         found.append(value)
         good += len(line)

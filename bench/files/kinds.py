@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.files.fields import BadResults, Fields, shown
-from bench.files.rows import SCHEMA, Run, parse_run
+from bench.files.rows import Run, parse_run
+from bench.files.vocabulary import MIX, SCHEMA
 
 # what `kind` of a file's section says; the sweep's own files have none
 MINILM, COORDINATES, TRAINING, SEARCH, FEED_FORWARD, DECODER = (
     "minilm", "coordinates", "training", "search", "ff", "decoder")  # fmt: skip
-MIX = "+"  # joins the names of a mix: they take turns, layer by layer
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,3 @@ def parse(name: str, document: Any, kinds: Iterable[str]) -> File:
         raise BadResults(f"{name}: holds no rows; the run ended before the first one")
     run = parse_run(name, Fields(section.where, {**section.values, "roofline": [], "rules": {}}))
     return File(kind, run, section.inside("setup"), rows, refused)
-
-
-DECIDE = ("python", "torch", "structures", "numpy")  # versions that losses of one file have in common

@@ -133,15 +133,11 @@ def _one_repeats(row: Row, other: Row, again: frozenset[str]) -> bool:
 
 def _merit(row: Row) -> tuple[int, float]:
     spread = _spread(row)
-    return spread.rounds, -_width(spread)
+    return spread.rounds, -spread.width
 
 
 def _spread(row: Row) -> Spread:
     return row.speedup or row.time
-
-
-def _width(spread: Spread) -> float:
-    return (spread.q3 - spread.q1) / spread.median
 
 
 def _settled(first: Row, second: Row, again: frozenset[str]) -> str:
@@ -155,8 +151,8 @@ def _settled(first: Row, second: Row, again: frozenset[str]) -> str:
         why = f"the rerun's, flagged {_flags(kept)} as the other"
     elif a.rounds != b.rounds:
         why = f"{a.rounds} rounds, the other {b.rounds}"
-    elif _width(a) != _width(b):
-        why = f"quartiles {_width(a):.1%} apart, the other's {_width(b):.1%}"
+    elif a.width != b.width:
+        why = f"quartiles {a.width:.1%} apart, the other's {b.width:.1%}"
     else:
         why = "as many rounds and as wide, so the first given"
     backends = "" if kept.backend == other.backend else f"; ran by {kept.backend}, the other by {other.backend}"

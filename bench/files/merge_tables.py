@@ -1,62 +1,183 @@
-"""Shards of a run of whole modules or models, joined into one file by the rules of the sweep's."""
+"""Shards of a run whose file is a table of rows, joined into one file: whole modules and models, and training runs.
+
+A kind of file says what tells its rows apart, what its files must have in common, and which of two rows is kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.files.fields import BadResults, Fields, load, shown
-from bench.files.kinds import kind_of, parse
+from bench.files.kinds import DECODER, FEED_FORWARD, TRAINING, File, kind_of, parse
 from bench.files.merge import write
-from bench.files.merged_run import Shard, check_conditions, merged_run
+from bench.files.merged_run import Shard, check_conditions, merged_run, without_folders
 from bench.files.rows import Results
+from bench.files.vocabulary import DECIDE
 
-KINDS = ("ff", "decoder")
+Row = Mapping[str, Any]
 
 
-def is_whole(paths: Sequence[Path]) -> bool:
-    """Whether the first file is of whole modules or models; the others must be, then."""
-    return bool(paths) and kind_of(load(paths[0])) in KINDS
+@dataclass(frozen=True)
+class Part:
+    """One file: as it stands, and as far as all kinds of tables share it."""
+
+    document: Mapping[str, Any]
+    file: File
+
+    @property
+    def name(self) -> str:
+        return self.file.run.file
+
+    @property
+    def shard(self) -> Shard:
+        return Shard(self.document, Results((self.file.run,), (), ()))
+
+
+@dataclass(frozen=True)
+class TableRules:
+    """How files of a kind are joined."""
+
+    points: Callable[[Part], list[tuple[str, Row, Any]]]  # key, row, and pytest-benchmark's row or None
+    check: Callable[[Sequence[Part]], None]  # raises BadResults where files must not be mixed
+    agree: Callable[[tuple[Part, Row], tuple[Part, Row]], None]  # the same, of two rows of one key
+    called: Callable[[str, Row], str]  # a row, in messages
+    joined: Callable[[Sequence[Part], Callable[[str], None]], dict[str, Any]]  # the section, without its rows
+    text: Callable[[Any], str] | None  # makes the JSON
 
 
 def merge(paths: Sequence[Path], output: Path) -> list[str]:
     """Join files into `output`, which appears whole or not at all; a line for all that was settled on the way.
 
-    A point of several files is kept once: the one with fewer flags, then the one given first.
+    A row of several files is kept once: the one with fewer flags, then the one given first.
     Raises:
-        BadResults: a file is bad, two of them must not be mixed, or the output cannot be written.
+        BadResults: a file is bad or of a kind that has no shards, two of them must not be mixed, or the output cannot
+            be written.
     """
     documents = [load(path) for path in paths]
-    files = [parse(str(path), document, KINDS) for path, document in zip(paths, documents, strict=True)]
-    first, said = files[0], list[str]()
-    for file in files[1:]:
-        for name, here, there in (("kind", file.kind, first.kind), ("setup", file.setup.values, first.setup.values)):
-            if here != there:
-                raise BadResults(f"{first.run.file} and {file.run.file} must not be mixed: another {name}")
-    check_conditions([file.run for file in files])
-    shards = [Shard(doc, Results((file.run,), (), ())) for doc, file in zip(documents, files, strict=True)]
-    kept: dict[str, tuple[str, Mapping[str, Any], Any]] = {}
-    for shard in shards:
-        for name, row, benchmark in _points(shard):
-            here = shard.run.file, row, benchmark
-            there = kept.setdefault(name, here)
+    kind = str(kind_of(documents[0]))
+    if kind not in RULES:
+        raise BadResults(f"{paths[0]}: a file of kind {shown(kind)} is made by one run, so there is nothing to merge")
+    rules = RULES[kind]
+    parts = [Part(document, parse(str(path), document, RULES)) for path, document in zip(paths, documents, strict=True)]
+    for part in parts[1:]:
+        if part.file.kind != kind:
+            raise BadResults(f"{parts[0].name} and {part.name} must not be mixed: another kind")
+    rules.check(parts)
+    said: list[str] = []
+    kept: dict[str, tuple[Part, Row, Any]] = {}
+    for part in parts:
+        for key, row, benchmark in rules.points(part):
+            here = part, row, benchmark
+            there = kept.setdefault(key, here)
             if there is not here:
-                kept[name] = min(there, here, key=lambda one: len(one[1]["flags"]))
-                said.append(f"{shown(name)}: in {there[0]} and {here[0]}; kept {kept[name][0]}'s")
-    run = merged_run(shards, said.append)
-    section = {**shards[0].section, "run": run, "rows": [row for _, row, _ in kept.values()]}
-    write({**documents[0], "benchmarks": [benchmark for *_, benchmark in kept.values()], "structures": section}, output)
-    state = "complete" if run["complete"] else "not complete: points are missing"
-    return [*said, f"{output}: {len(kept)} points, of {len(paths)} file{'s' if len(paths) > 1 else ''}; {state}"]
+                rules.agree(there[:2], here[:2])
+                kept[key] = min(there, here, key=lambda one: len(one[1].get("flags", ())))
+                where = f"{there[0].name} and {part.name}; kept {kept[key][0].name}'s"
+                said.append(f"{rules.called(key, row)}: in {where}")
+    section = rules.joined(parts, said.append)
+    order = {name: i for i, name in enumerate(section["setup"].get("settings", {}))}
+    rows = sorted(kept.values(), key=lambda one: order.get(one[1].get("setting", ""), len(order)))
+    section |= {
+        "rows": [row for _, row, _ in rows],
+        "refused": _once([r.values for p in parts for r in p.file.refused]),
+    }
+    benchmarks = {"benchmarks": [own for *_, own in rows]} if any(own for *_, own in rows) else {}
+    write({**documents[0], **benchmarks, "structures": section}, output, rules.text)
+    state = "complete" if section["run"]["complete"] else "not complete: rows are missing"
+    return [*said, f"{output}: {len(rows)} rows, of {len(paths)} file{'s' if len(paths) > 1 else ''}; {state}"]
 
 
-def _points(shard: Shard) -> list[tuple[str, Mapping[str, Any], Any]]:
-    """Names of points with their rows, and with pytest-benchmark's rows, which stand in the same order."""
-    top = Fields(shard.run.file, shard.document)
-    benchmarks, rows = top.each("benchmarks"), top.inside("structures").each("rows")
-    if len(benchmarks) != len(rows):
-        raise BadResults(f"{shard.run.file}: {len(benchmarks)} benchmarks beside {len(rows)} rows")
-    for row in rows:
+def _once(values: Sequence[Any]) -> list[Any]:
+    return [value for i, value in enumerate(values) if value not in values[:i]]
+
+
+# -- whole modules and models
+
+
+def _benchmarked(part: Part) -> list[tuple[str, Row, Any]]:
+    """Rows by the names of pytest-benchmark's rows, which stand in the same order."""
+    benchmarks = Fields(part.name, part.document).each("benchmarks")
+    if len(benchmarks) != len(part.file.rows):
+        raise BadResults(f"{part.name}: {len(benchmarks)} benchmarks beside {len(part.file.rows)} rows")
+    for row in part.file.rows:
         row.names("flags")
-    return [(b.words("name"), row.values, b.values) for b, row in zip(benchmarks, rows, strict=True)]
+    return [(b.words("name"), row.values, b.values) for b, row in zip(benchmarks, part.file.rows, strict=True)]
+
+
+def _same_setup(parts: Sequence[Part]) -> None:
+    for part in parts[1:]:
+        if part.file.setup.values != parts[0].file.setup.values:
+            raise BadResults(f"{parts[0].name} and {part.name} must not be mixed: another setup")
+    check_conditions([part.file.run for part in parts])
+
+
+def _joined_shards(parts: Sequence[Part], say: Callable[[str], None]) -> dict[str, Any]:
+    shards = [part.shard for part in parts]
+    return {**shards[0].section, "run": merged_run(shards, say)}
+
+
+# -- training
+
+
+def _keyed(part: Part) -> list[tuple[str, Row, Any]]:
+    return [(row.name("key"), row.values, None) for row in part.file.rows]
+
+
+def _same_versions(parts: Sequence[Part]) -> None:
+    """Losses depend on versions alone, so that files of several machines can be joined."""
+    rows = [(part, row.inside("versions").values) for part in parts for row in part.file.rows]
+    for part, found in rows:
+        for name in DECIDE:
+            if found.get(name) != rows[0][1].get(name):
+                raise BadResults(
+                    f"{part.name}: was made with {name} {found.get(name)}, the files before with "
+                    f"{rows[0][1].get(name)}; their losses cannot be mixed"
+                )
+
+
+def _same_loss(one: tuple[Part, Row], other: tuple[Part, Row]) -> None:
+    (part, row), (second, again) = one, other
+    if row.get("loss") != again.get("loss"):
+        series, loss = shown(str(row.get("series"))), again.get("loss")
+        raise BadResults(f"{second.name}: {series} has the loss {loss}, in {part.name} {row.get('loss')}")
+
+
+def _joined_runs(parts: Sequence[Part], say: Callable[[str], None]) -> dict[str, Any]:
+    """The first file's section, with the settings and data of all of them."""
+    first = parts[0].shard.section
+    setup = dict(first["setup"])
+    for part in parts:
+        for name in ("settings", "data"):
+            own = part.file.setup.values.get(name, {})
+            setup[name] = {**own, **setup.get(name, {})} if own else setup.get(name, {})
+    runs = [(Path(part.name).name, without_folders(part.shard.section["run"])) for part in parts]
+    run = {**first["run"], "complete": all(part.file.run.complete for part in parts), "argv": runs[0][1].get("argv")}
+    run["merged_from"] = [{"file": name, "run": own} for name, own in runs]
+    return {**first, "setup": setup, "run": run}
+
+
+def _row_by_row(document: dict[str, Any]) -> str:
+    """JSON with a line for each row: two thirds of the size, and a row that changed is one line of a difference."""
+    section = dict(document["structures"])
+    rows, refused = section.pop("rows"), section.pop("refused")
+    lines = ",\n".join(json.dumps(row, separators=(",", ":"), allow_nan=False) for row in rows)
+    empty = "[]\n }\n}"
+    ordered = {**section, "refused": refused, "rows": []}
+    head = json.dumps({"structures": ordered}, indent=1, allow_nan=False).removesuffix(empty)
+    return f"{head}[\n{lines}\n  ]\n }}\n}}"
+
+
+_MODULES = TableRules(_benchmarked, _same_setup, lambda *_: None, lambda key, _: shown(key), _joined_shards, None)
+_TRAINING = TableRules(
+    points=_keyed,
+    check=_same_versions,
+    agree=_same_loss,
+    called=lambda _, row: f"{row.get('series')} ({row.get('phase')})",
+    joined=_joined_runs,
+    text=_row_by_row,
+)
+RULES = {FEED_FORWARD: _MODULES, DECODER: _MODULES, TRAINING: _TRAINING}

@@ -1,4 +1,4 @@
-"""Shards read, and what they say about their runs brought together: machine, dates, roofline, rules."""
+"""Shards as they are read, and their runs combined: machine, dates, roofline, rules."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -74,7 +74,7 @@ def merged_run(shards: Sequence[Shard], say: Say) -> dict[str, Any]:
     for shard in missing:
         say(f"shard {shard} is not among the files; marked as not complete")
     if run.get("dirty"):
-        say("measured with uncommitted changes; whether they are the same in all files cannot be told")
+        say("measured with uncommitted changes; whether these are the same in all files is unknown")
     pinned = [one.get("pinned") for one in runs]
     cores = sorted({core for some in pinned if isinstance(some, list) for core in some if type(core) is int})
     loads = [one["foreign_load"] for one in runs if one.get("foreign_load") is not None]
@@ -91,7 +91,7 @@ def merged_run(shards: Sequence[Shard], say: Say) -> dict[str, Any]:
 
 def _parts(shard: Shard) -> list[dict[str, Any]]:
     """The runs that a file was made of: itself, or those it was merged from."""
-    run = _without_folders(shard.section["run"])
+    run = without_folders(shard.section["run"])
     merged = run.get("merged_from")
     if merged is None:
         info = shard.document.get("machine_info")
@@ -105,9 +105,9 @@ def _parts(shard: Shard) -> list[dict[str, Any]]:
     return merged
 
 
-def _without_folders(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run with absolute paths in its commands by their last part: a machine's folders tell nobody else anything."""
-    again = [entry | _without_folders(entry) for entry in run.get("resumed") or [] if isinstance(entry, dict)]
+def without_folders(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run with absolute paths in its commands by their last part: a machine's folders mean nothing to others."""
+    again = [entry | without_folders(entry) for entry in run.get("resumed") or [] if isinstance(entry, dict)]
     argv = [_last_part(word) for word in run["argv"]] if isinstance(run.get("argv"), list) else run.get("argv")
     return {**run, **({"argv": argv} if "argv" in run else {}), **({"resumed": again} if again else {})}
 
@@ -127,8 +127,8 @@ def _settled_requests(runs: Sequence[Mapping[str, Any]], say: Say) -> dict[str, 
         names = dict.fromkeys(name for request in requests for name in request)
         differ = [n for n in names if n != "shard" and any(r.get(n) != requests[0].get(n) for r in requests)]
         if differ:
-            told = ", ".join(printable(name) for name in differ)
-            say(f"the files are no shards of one sweep: these options differ: {told}; all of them in merged_from")
+            named = ", ".join(printable(name) for name in differ)
+            say(f"the files are no shards of one sweep: these options differ: {named}; all of them in merged_from")
     resumed = [entry for one in runs for entry in one.get("resumed") or []]
     if resumed:
         found["resumed"] = [entry for i, entry in enumerate(resumed) if entry not in resumed[:i]]
@@ -169,10 +169,10 @@ def merged_roofline(shards: Sequence[Shard], say: Say) -> list[Any]:
 
 
 def merged_rules(shards: Sequence[Shard]) -> dict[str, str]:
-    """How options scale, of each series; where shards of other widths tell it differently, all that they tell."""
+    """How the options of each series scale; where shards describe it differently, all their descriptions."""
     found: dict[str, list[str]] = {}
     for shard in shards:
         for series, rule in shard.section["rules"].items():
-            told = found.setdefault(series, [])
-            told += [part for part in str(rule).split(" | ") if part not in told]
-    return {series: " | ".join(told) for series, told in found.items()}
+            named = found.setdefault(series, [])
+            named += [part for part in str(rule).split(" | ") if part not in named]
+    return {series: " | ".join(named) for series, named in found.items()}

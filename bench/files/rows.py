@@ -7,33 +7,24 @@ here, once, so that whoever draws or compares can rely on finite positive number
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from bench.files import declared
 from bench.files.fields import BadResults, Fields, load, printable, shown
-
-SCHEMA = 1
-ITEMSIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-DTYPES = tuple(ITEMSIZES)
-DEVICES = ("cpu", "cuda")
-MODES = ("forward", "train")
-CLOCKS = ("host", "device")
-VERSIONS = ("structures", "torch", "python", "numpy", "pytest_benchmark")
-BOUNDS = ("arithmetic", "memory", "calls")
-_OPTIONAL = ("speedup_over_linear", "activation_bytes", "checkpoint_bytes", "peak_bytes", "energy_joules")
-_REFUSED_WORDS = ("series", "dtype", "device", "mode", "backend", "budget", "clock")
-_REFUSED_COUNTS = ("in_features", "out_features", "tokens", "threads")
+from bench.files.vocabulary import BOUNDS, ITEMSIZES, SCHEMA, VERSIONS
 
 
 @dataclass(frozen=True)
 class Limits:
     """What the machine reached in the same run with one device, dtype and number of threads."""
 
-    device: str
-    dtype: str
-    threads: int
-    gemm_flops_per_s: float
-    copy_bytes_per_s: float  # from and to main memory
+    device: declared.Device
+    dtype: declared.Dtype
+    threads: declared.Count
+    gemm_flops_per_s: declared.Number
+    copy_bytes_per_s: declared.Number  # from and to main memory
     cache_bytes_per_s: float | None  # the fastest copy of any size; None where only one size was measured
 
 
@@ -54,50 +45,75 @@ class Run:
 class Spread:
     """A median with its quartiles: seconds for times, dense time / this time for speed-ups."""
 
-    median: float
-    q1: float
-    q3: float
-    rounds: int
+    median: declared.Number
+    q1: declared.Number
+    q3: declared.Number
+    rounds: declared.Count
+
+    def check(self, fields: Fields) -> None:
+        """Raise BadResults where the quartiles do not lie around the median."""
+        if not self.q1 <= self.median * (1 + 1e-9) or not self.median <= self.q3 * (1 + 1e-9):
+            raise fields.bad("median", f"between q1 = {self.q1:g} and q3 = {self.q3:g}")
+
+    @property
+    def width(self) -> float:
+        """Distance of the quartiles, as a share of the median."""
+        return (self.q3 - self.q1) / self.median
 
 
 @dataclass(frozen=True)
+class Stats:
+    """What pytest-benchmark says of a row's time."""
+
+    stats: Spread
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The limit of the machine that a point runs into, and how much of it is reached."""
+
+    bound: Annotated[str, declared.choice(*BOUNDS)] | None
+    fraction: declared.Number | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One measured point. FLOPs are for the whole batch in this mode, 2 per multiply-add; shares are of dense."""
 
     run: Run
     name: str
-    structure: str
-    series: str
-    options: Mapping[str, Any]
-    budget: str | None
-    in_features: int
-    out_features: int
-    tokens: int
-    dtype: str
-    device: str
-    mode: str
-    backend: str
-    threads: int
-    clock: str
-    control: bool
-    params: int
-    params_share: float
-    flops: float
-    flops_share: float
-    executed_flops: float
-    dense_flops: float
-    bytes: float
-    activation_bytes: float | None  # saved by the forward pass for the backward pass
-    checkpoint_bytes: float | None
-    peak_bytes: float | None  # the most that the device's allocator held
-    energy_joules: float | None  # per call
+    structure: declared.Name
+    series: declared.Name
+    options: declared.Object
+    budget: declared.Budget
+    in_features: declared.Count
+    out_features: declared.Count
+    tokens: declared.Count
+    dtype: declared.Dtype
+    device: declared.Device
+    mode: declared.Mode
+    backend: declared.Name
+    threads: declared.Count
+    clock: declared.Clock
+    control: declared.Flag
+    params: declared.Count
+    params_share: declared.Number
+    flops: declared.Number
+    flops_share: declared.Number
+    executed_flops: declared.Number
+    dense_flops: declared.Number
+    bytes: declared.Number
+    activation_bytes: declared.Number | None = None  # saved by the forward pass for the backward pass
+    checkpoint_bytes: declared.Number | None = None
+    peak_bytes: declared.Number | None = None  # the most that the device's allocator held
+    energy_joules: declared.Number | None = None  # per call
+    speedup_over_linear: declared.Number | None = None  # to nn.Linear, which is not always the fastest dense layer
     time: Spread  # seconds per call
     speedup: Spread | None  # paired and interleaved with dense; None on dense itself
-    speedup_over_linear: float | None  # to nn.Linear, which is not always the fastest dense layer
-    error: Any
+    error: declared.Error
     bound: str | None
     bound_fraction: float | None
-    flags: tuple[str, ...]
+    flags: declared.Names
     extra: Mapping[str, Any]  # fields this reader does not know, kept for the CSV
 
     @property
@@ -146,25 +162,25 @@ class Row:
         return (*where, *what, self.tokens, self.in_features, self.out_features)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Refusal:
     """A point that could not run, with the reason; what the file leaves open is None."""
 
     run: Run
-    structure: str
-    series: str | None
-    options: Mapping[str, Any] | None
-    in_features: int | None
-    out_features: int | None
-    tokens: int | None
-    dtype: str | None
-    device: str | None
-    mode: str | None
-    backend: str | None
-    threads: int | None
-    budget: str | None
-    reason: str
-    clock: str | None = None
+    structure: declared.Name
+    series: declared.Words | None = None
+    options: declared.Object | None = None
+    in_features: declared.Count | None = None
+    out_features: declared.Count | None = None
+    tokens: declared.Count | None = None
+    dtype: declared.Words | None = None
+    device: declared.Words | None = None
+    mode: declared.Words | None = None
+    backend: declared.Words | None = None
+    threads: declared.Count | None = None
+    budget: declared.Words | None = None
+    reason: declared.Words
+    clock: declared.Words | None = None
 
 
 @dataclass(frozen=True)
@@ -231,7 +247,7 @@ def parse(file: str, document: Any) -> Results:
         raise BadResults(f"{file}: structures.schema {schema} is {age} than the {SCHEMA} this version reads")
     run = parse_run(file, section)
     rows = tuple(_row(run, fields) for fields in top.each("benchmarks"))
-    refusals = tuple(_refusal(run, fields) for fields in section.each("refused"))
+    refusals = tuple(declared.read(Refusal, fields, run=run) for fields in section.each("refused"))
     if not rows and not refusals:
         raise BadResults(f"{file}: holds no points; the sweep ended before the first one")
     return Results((run,), rows, refusals)
@@ -272,66 +288,24 @@ def parse_run(file: str, section: Fields) -> Run:
 
 def _limits(fields: Fields) -> Limits:
     sizes = fields.pairs("copy_bytes_per_s_by_size") if "copy_bytes_per_s_by_size" in fields else []
-    return Limits(
-        fields.choice("device", DEVICES),
-        fields.choice("dtype", DTYPES),
-        fields.count("threads"),
-        fields.number("gemm_flops_per_s"),
-        fields.number("copy_bytes_per_s"),
-        max((rate for _, rate in sizes), default=None),
-    )
+    return declared.read(Limits, fields, cache_bytes_per_s=max((rate for _, rate in sizes), default=None))
 
 
 def _row(run: Run, benchmark: Fields) -> Row:
     name = benchmark.words("name")
     benchmark.where += f" ({shown(name)})"
     info = benchmark.inside("extra_info")
-    limit = info.inside("roofline") if "roofline" in info else None
-    known = {
-        "run": run,
-        "name": name,
-        "structure": info.name("structure"),
-        "series": info.name("series"),
-        "options": info.object("options"),
-        "budget": info.budget("budget"),
-        "dtype": info.choice("dtype", DTYPES),
-        "device": info.choice("device", DEVICES),
-        "mode": info.choice("mode", MODES),
-        "backend": info.name("backend"),
-        "clock": info.choice("clock", CLOCKS),
-        "control": info.flag("control"),
-        "flags": info.names("flags"),
-        **{key: info.number(key) if key in info else None for key in _OPTIONAL},
-        "time": _spread(benchmark.inside("stats")),
-        "speedup": None if info.get("speedup") is None else _spread(info.inside("speedup")),
-        "error": info.error("error"),
-        "bound": limit.choice("bound", BOUNDS) if limit else None,
-        "bound_fraction": limit.number("fraction") if limit else None,
-        **{key: info.count(key) for key in ("in_features", "out_features", "tokens", "threads", "params")},
-        **{key: info.number(key) for key in ("params_share", "flops", "flops_share", "executed_flops", "dense_flops")},
-        "bytes": info.number("bytes"),
-    }
-    extra = {key: value for key, value in info.values.items() if key not in known and key != "roofline"}
-    return Row(**known, extra=extra)
-
-
-def _spread(fields: Fields) -> Spread:
-    spread = Spread(fields.number("median"), fields.number("q1"), fields.number("q3"), fields.count("rounds"))
-    if not spread.q1 <= spread.median * (1 + 1e-9) or not spread.median <= spread.q3 * (1 + 1e-9):
-        raise fields.bad("median", f"between q1 = {spread.q1:g} and q3 = {spread.q3:g}")
-    return spread
-
-
-def _refusal(run: Run, fields: Fields) -> Refusal:
-    found: dict[str, Any] = {key: fields.words(key) for key in _REFUSED_WORDS if key in fields}
-    found |= {key: fields.count(key) for key in _REFUSED_COUNTS if key in fields}
-    absent = dict.fromkeys((*_REFUSED_WORDS, *_REFUSED_COUNTS))
-    return Refusal(
+    bound = declared.read(Bound, info.inside("roofline")) if "roofline" in info else Bound(None, None)
+    known = {field.name for field in dataclass_fields(Row)} | {"roofline"}
+    return declared.read(
+        Row,
+        info,
         run=run,
-        structure=fields.name("structure"),
-        options=fields.object("options") if "options" in fields else None,
-        reason=fields.words("reason"),
-        **absent | found,
+        name=name,
+        time=declared.read(Stats, benchmark).stats,
+        bound=bound.bound,
+        bound_fraction=bound.fraction,
+        extra={key: value for key, value in info.values.items() if key not in known},
     )
 
 

@@ -1,8 +1,6 @@
-"""What commands print: tables of at most 100 columns, numbers for readers, and shares as a user types them."""
+"""What commands print: tables of at most 100 columns, and numbers for readers."""
 
-import argparse
 import math
-import re
 import textwrap
 import unicodedata
 from collections.abc import Collection, Sequence
@@ -72,38 +70,6 @@ def seconds(value: float) -> str:
 def percent(value: float) -> str:
     """0.125 -> '12.5 %'; three digits, at most one after the point."""
     return f"{float(f'{value * 100:.3g}'):.1f}".removesuffix(".0") + " %"
-
-
-def share(text: str) -> float:
-    """`10%` or `0.1` -> 0.1, for argparse."""
-    match = re.fullmatch(r"(\d*\.?\d+) ?(%?)", text.strip())
-    value = float(match[1]) / (100 if match[2] else 1) if match else -1.0
-    if not 0 <= value < 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share; write 10% or 0.1")
-    return value
-
-
-def shares(text: str) -> tuple[float, ...]:
-    """`0.5,25%` -> (0.5, 0.25), for argparse: shares above 0 and below 1."""
-    found = tuple(share(word) for word in text.split(","))
-    if not all(0 < value < 1 for value in found):
-        raise argparse.ArgumentTypeError(f"{text!r} has a share that is not between 0 and 1; write 0.5,0.25")
-    return found
-
-
-def count(text: str) -> int:
-    """A whole number from 1, for argparse."""
-    if not re.fullmatch(r"[0-9]{1,12}", text) or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
-
-
-def counts(text: str) -> tuple[int, ...]:
-    """`128,256` -> (128, 256), for argparse: different whole numbers from 1, two or more."""
-    found = tuple(count(word.strip()) for word in text.split(","))
-    if len(set(found)) < max(2, len(found)):
-        raise argparse.ArgumentTypeError(f"{text!r} names no two different numbers; write 128,256,512")
-    return found
 
 
 def _cell(text: str, width: int, right: bool) -> str:

@@ -1,7 +1,7 @@
 """Energy of a call, from the counters that a machine offers: RAPL of a CPU's packages, NVML of a GPU.
 
-A RAPL counter tells what the whole package took, idle cores and other processes included; NVML what the whole board
-took. Both count up by themselves and are read before and after a loop of calls. Nothing here imports torch.
+A RAPL counter covers the whole package, idle cores and other processes included; NVML covers the whole board. Both
+count up by themselves and are read before and after a loop of calls. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Nvml:
         self.joules()
 
     def joules(self) -> float:
-        return float(self.library.nvmlDeviceGetTotalEnergyConsumption(self.handle)) / 1e3  # it tells millijoules
+        return float(self.library.nvmlDeviceGetTotalEnergyConsumption(self.handle)) / 1e3  # in millijoules
 
 
 def counter(device: str) -> tuple[Counter | None, str]:

@@ -62,7 +62,7 @@ def pin(environment: dict[str, str] | os._Environ[str] = os.environ, maps: str |
     OpenMP reads its environment once, when its library is loaded: call this before torch is imported.
 
     Args:
-        maps: what is loaded into this process, as /proc/self/maps tells.
+        maps: what is loaded into this process, as in /proc/self/maps.
     """
     cores = one_core_each()
     by_user = any(name in environment for name in OPENMP)
@@ -137,7 +137,7 @@ class Load:
         self.last = self._look()
 
     def since(self) -> float | None:
-        """The share since the last call; None where the machine does not tell."""
+        """The share since the last call; None where the machine does not report it."""
         now, before = self._look(), self.last
         self.last = now
         if now is None or before is None:
@@ -152,7 +152,7 @@ class Load:
 
     @property
     def overall(self) -> float | None:
-        """The share over all points; None before the first one, and where the machine does not tell."""
+        """The share over all points; None before the first one, and where the machine does not report it."""
         return self.all_foreign / (self.all_seconds * len(self.cores)) if self.all_seconds else None
 
     def _look(self) -> tuple[float, float, float] | None:
@@ -208,7 +208,7 @@ def commit() -> dict[str, object]:
 
 
 def last_level_cache() -> int:
-    """Bytes of the largest cache of a core; 32 MiB where the machine does not tell."""
+    """Bytes of the largest cache of a core; 32 MiB where the machine does not report it."""
     sizes = [_bytes(_read(path) or "") for path in CPUS.glob("cpu0/cache/index*/size")]
     return max([size for size in sizes if size], default=32 * 2**20)
 

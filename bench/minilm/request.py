@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import structures
-from bench.files.errors import one_of
+from bench.files.options import some_of
+from bench.files.vocabulary import DENSE, NEAR
 from bench.machine import setup
-from bench.sweep.points import DENSE, NEAR
-from bench.sweep.request import in_order
+from bench.sweep.request import default_names, in_order
 from structures.options import closest_options
 from structures.projection.project import DAMPING
 from structures.spec import SpecError
 
 SHARES, SENTENCES = (0.5, 0.25), 256
 LIMIT, AWARE_LIMIT = 3, 1  # sweeps of projections without a closed form; the aware ones start from the plain solution
-PATIENCE = 30.0  # seconds that one conversion may take; foretold from the first layer of each shape
+PATIENCE = 30.0  # seconds that one conversion may take; estimated from the first layer of each shape
 PLAIN, AWARE, SEQUENTIAL, CONTROL = "plain", "aware", "sequential", "control"
 WAYS = (PLAIN, AWARE, SEQUENTIAL)
 
@@ -41,16 +39,9 @@ class ConversionRequest:
     ways: tuple[str, ...] = (PLAIN, AWARE)
 
 
-@dataclass(frozen=True)
-class Asked:
+def header(request: ConversionRequest, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What a journal's records depend on: the request, the model and its sentences, and the code."""
-
-    request: ConversionRequest
-    facts: Mapping[str, Any]
-
-    @property
-    def fingerprint(self) -> str:
-        return json.dumps(asdict(self) | setup.commit(), sort_keys=True)
+    return {"conversion": asdict(request), "data": dict(facts), **setup.commit()}
 
 
 @dataclass(frozen=True)
@@ -119,8 +110,8 @@ def entries(text: str | None) -> tuple[str, ...]:
     """Names of the registry from a list of words, or all but dense.
 
     Raises:
-        Wrong: no such entry.
+        UsageError: no such entry.
     """
     if text is None:
-        return tuple(name for name in in_order(structures.names()) if name != DENSE)
-    return tuple(one_of("--structures", word, structures.names()) for word in re.split(r"[ ,]+", text.strip()))
+        return tuple(name for name in in_order(default_names()) if name != DENSE)
+    return some_of("--structures", text, structures.names())

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
+from bench.files.journal import Records
 from bench.files.run import RunRecord
-from bench.files.stages import StageJournal
+from bench.files.vocabulary import DENSE
 from bench.minilm import timing
 from bench.minilm.conversion import Conversions, Slow
 from bench.minilm.data import Data
 from bench.minilm.quality import without_feed_forward
 from bench.minilm.request import CONTROL, ConversionPoint, ConversionRequest, points, refusal
-from bench.sweep.points import DENSE
 
 REMOVED = "feed-forward removed"
 FITS, TIMES = "fits", "times"
@@ -26,7 +26,7 @@ STAGES = (FITS, TIMES)
 class Encoder:
     """A run: what is in its journal is not made again."""
 
-    def __init__(self, data: Data, request: ConversionRequest, run: RunRecord, journal: StageJournal):
+    def __init__(self, data: Data, request: ConversionRequest, run: RunRecord, journal: Records):
         torch.set_num_threads(run.threads.count)
         self.data, self.request, self.run, self.journal = data, request, run, journal
         self.conversions = Conversions(data, request)
@@ -41,8 +41,10 @@ class Encoder:
         todo = [(point, way) for point in self.points for way in self.request.ways]
         for name, reason in ((r["structure"], r["reason"]) for r in self.left):
             print(f"{name}: left out: {reason}", flush=True)
-        for number, (point, way) in enumerate(todo, start=1):
+        progress = self.run.progress(todo)
+        for point, way in todo:
             if self.journal.get(FITS, _key(point, way)) is not None:
+                progress.skip(1.0)
                 continue
             try:
                 row = self.conversions.row(point, way)
@@ -53,7 +55,7 @@ class Encoder:
             except Slow as error:
                 self.journal.add(FITS, _key(point, way), refused=str(error))
                 told = f"left out: {error}"
-            self.run.say(number, len(todo), f"{point.name:18} {point.share:<5g} {way:10} {told}")
+            progress.finish(1.0, f"{point.name:18} {point.share:<5g} {way:10} {told}")
 
     def time(self) -> None:
         """The time of every structure that was converted, and of the controls, into the journal."""
@@ -62,10 +64,13 @@ class Encoder:
         dense = self.data.model
         models: dict[str, Any] = {DENSE: lambda: dense, REMOVED: lambda: without_feed_forward(dense)}
         models |= {_timed(p): lambda p=p: timing.shaped(self.data, p, shapes) for p in made}
-        for number, (name, build) in enumerate(models.items(), start=1):
-            if self.journal.get(TIMES, name) is None:
+        progress = self.run.progress(models)
+        for name, build in models.items():
+            if self.journal.get(TIMES, name) is not None:
+                progress.skip(1.0)
+            else:
                 found = self.journal.add(TIMES, name, **timing.timed(self.data, build(), self.run.load))
-                self.run.say(number, len(models), f"{found['speedup']['median']:.2f}x dense: {name}")
+                progress.finish(1.0, f"{found['speedup']['median']:.2f}x dense: {name}")
 
     def write(self) -> None:
         """The results file, from the journal."""
@@ -100,7 +105,7 @@ class Encoder:
         return row | self._time(name) | ({} if error else {"speedup": None})
 
 
-def run_all(data: Data, request: ConversionRequest, run: RunRecord, journal: StageJournal, until: str = TIMES) -> bool:
+def run_all(data: Data, request: ConversionRequest, run: RunRecord, journal: Records, until: str = TIMES) -> bool:
     """Fit, then time and write the results file, which ends the journal. Returns whether all was done.
 
     Args:

@@ -1,4 +1,4 @@
-"""The time of an encoder beside the dense one's, in calls taken in turn."""
+"""The time of an encoder relative to the dense one's, from interleaved calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from bench.minilm.request import ConversionPoint
 from structures.models.swap import swap
 
 EFFORT = timing.Effort(paired=1.5, alone=0.0, rounds=7)
-NOISY = 0.25  # distance of a ratio's quartiles, as a share of the median, from which a row is flagged
 
 
 def shaped(data: Data, point: ConversionPoint, shapes: dict[str, tuple[int, int]]) -> nn.Module:
@@ -26,17 +25,8 @@ def shaped(data: Data, point: ConversionPoint, shapes: dict[str, tuple[int, int]
 
 def timed(data: Data, model: nn.Module, load: setup.Load) -> dict[str, Any]:
     """Dense's time over this one's; seconds per sentence."""
-    load.since()
-    step, dense = _step(model, data), _step(data.model, data)
-    seconds = timing.once(step), timing.once(dense)
-    ratio = timing.paired(step, dense, EFFORT, seconds=seconds)
-    foreign = load.since()
-    flags = {"load": foreign is not None and foreign > setup.FOREIGN_LOAD, "noisy": ratio.width > NOISY}
-    return {
-        "speedup": ratio.as_dict(),
-        "seconds_per_sentence": seconds[0] / len(data.timed["attention_mask"]),
-        "flags": [name for name, raised in flags.items() if raised],
-    }
+    found = timing.against(_step(model, data), _step(data.model, data), EFFORT, load)
+    return found | {"seconds_per_sentence": found.pop("seconds") / len(data.timed["attention_mask"])}
 
 
 def _step(model: nn.Module, data: Data) -> timing.Step:

@@ -11,22 +11,22 @@ from torch import Tensor, nn
 
 import structures
 from bench.files import kinds
+from bench.files.vocabulary import MODES
 from bench.machine import timing
-from bench.modules.timed import Addmm, Kinks, Rows, TimedAt, state_bytes, where
-from bench.sweep.cell import clock_of
+from bench.modules.timed import SEED, Addmm, Kinks, Rows, TimedAt, drawn, state_bytes, where
 from bench.sweep.check import check, sample, saved_bytes
 from bench.sweep.subject import Subject
 from structures import StructuredLinear, backends, reference
+from structures.exactness import Sums, in_turn, sums
 from structures.structure import Structure
 
 KIND = kinds.FEED_FORWARD
-MODES = ("forward", "train")
 BLOCKS = (4, 8)
 CAT = "dyad_it_cat"  # IT's parameters and values, both components in one product
 VARIANTS = ("dyad_it", "dyad_ot", "dyad_dt", CAT)
 WAYS = ("linear", "addmm")  # of dense; the faster one is what is compared to
 CPU_BATCH = 4  # sequences, in place of the authors' 32: their widest module trains for 3 s a call on two cores
-SEED = 0
+ACTIVATION = Sums(0, 2)  # GELU is a product of two numbers that were rounded; ReLU rounds nothing
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def points(option: Any) -> list[ModulePoint]:
     """All points, small modules first, dense first in each module and mode.
 
     Raises:
-        Wrong: an option that is not allowed.
+        UsageError: an option that is not allowed.
     """
     place = where(option, CPU_BATCH)
     layers = [("dense", None), *((name, n) for name in VARIANTS for n in BLOCKS)]
@@ -170,6 +170,7 @@ def build(point: ModulePoint, way: str) -> Built:
         plain=by(lambda s, x, p, b: backends.apply("einsum", s, x, p, b)),
         executed_flops=lambda tokens, train: sum(_executed(ran, s, tokens, train) for s in (up, down)),
         state=timed.state_dict,
+        sums=lambda tokens: in_turn([sums(up, tokens), sums(down, tokens)], ACTIVATION),
     )
     return Built(timed, subject, (up, down))
 
@@ -181,7 +182,7 @@ def _executed(ran: str, structure: Structure, tokens: int, train: bool) -> int:
 
 
 def _layer(point: ModulePoint, shape: tuple[int, int], way: str) -> tuple[nn.Module, Structure]:
-    """A layer and the structure that tells its meaning."""
+    """A layer and the structure that defines what it computes."""
     more: dict[str, Any] = {"device": point.device, "dtype": getattr(torch, point.dtype)}
     if point.structure == "dense":
         linear = nn.Linear(*shape, **more)
@@ -192,12 +193,8 @@ def _layer(point: ModulePoint, shape: tuple[int, int], way: str) -> tuple[nn.Mod
 
 
 def inputs(point: ModulePoint) -> tuple[Tensor, Tensor]:
-    """x and dy, both (tokens, width); the same in every run."""
-    generator = torch.Generator().manual_seed(SEED)
-    shape = point.tokens, point.module.width
-    dtype = getattr(torch, point.dtype)
-    x, dy = (torch.randn(*shape, generator=generator).to(point.device, dtype) for _ in range(2))
-    return x.requires_grad_(point.train), dy
+    """x and dy, both (tokens, width)."""
+    return drawn(point, point.tokens, point.module.width)
 
 
 def measure_point(point: ModulePoint, rows: Rows, benchmark: Any) -> None:
@@ -206,16 +203,18 @@ def measure_point(point: ModulePoint, rows: Rows, benchmark: Any) -> None:
     Raises:
         CheckFailed: it computes something else; nothing is timed.
     """
-    x, dy, dense, compared = _dense(point, rows)
-    own = point.structure == "dense"
-    built = dense if own else build(point, "linear")
+    dense = rows.dense(point, lambda: _ways(point))
+    x, dy, own = dense.x, dense.dy, point.structure == "dense"
+    if not own and not rows.kept.get("checked"):  # dense's row is of another run or shard, and was checked there
+        check(dense.what.checked, x, dy if point.train else None)
+    rows.kept["checked"] = True
+    built = dense.what if own else build(point, "linear")
     error = check(built.checked, x, dy if point.train else None)
     up, down = built.layers
     params, whole = up.params + down.params, up.dense_params + down.dense_params
     flops = sum(s.flops(point.tokens, train=point.train) for s in built.layers)
     dense_flops = sum(s.dense_flops(point.tokens, train=point.train) for s in built.layers)
-    module = asdict(point.module)
-    facts = asdict(point) | module | {"names": module["names"]}
+    facts = asdict(point) | asdict(point.module)
     facts.pop("module")
     facts |= {
         "way": "control" if point.structure in ("dense", CAT) else "structure",  # the others are entries
@@ -231,21 +230,13 @@ def measure_point(point: ModulePoint, rows: Rows, benchmark: Any) -> None:
         "error": error,
     }
     if own:
-        rows.time(point, facts, compared, None, benchmark)
+        rows.time(point, facts, dense.step, None, benchmark)
     else:
-        rows.time(point, facts, built.step(x, dy)(point.train), compared, benchmark)
+        rows.time(point, facts, built.step(x, dy)(point.train), dense.step, benchmark)
 
 
-def _dense(point: ModulePoint, rows: Rows) -> tuple[Tensor, Tensor, Built, timing.Step]:
-    """The input of a cell, its dense module, run the fastest way, and one call of that."""
-    if rows.kept.get("cell") != point.cell:
-        rows.kept.clear()  # free the last one first
-        x, dy = inputs(point)
-        dense = {way: build(replace(point, structure="dense", n_blocks=None), way) for way in WAYS}
-        steps = {way: built.step(x, dy)(point.train) for way, built in dense.items()}
-        with torch.set_grad_enabled(point.train):
-            way = rows.fastest(point.cell, steps, clock_of(point.device))
-        rows.kept |= {"cell": point.cell, "of": (x, dy, dense[way], steps[way])}
-        if point.structure != "dense":  # its row is of another run or shard, and was checked there
-            check(dense[way].checked, x, dy if point.train else None)
-    return rows.kept["of"]  # type: ignore[no-any-return]
+def _ways(point: ModulePoint) -> tuple[Tensor, Tensor, dict[str, tuple[Built, timing.Step]]]:
+    """The input of a cell, and its dense module with one call of it, for each way to run it."""
+    x, dy = inputs(point)
+    built = {way: build(replace(point, structure="dense", n_blocks=None), way) for way in WAYS}
+    return x, dy, {way: (one, one.step(x, dy)(point.train)) for way, one in built.items()}

@@ -17,23 +17,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.files.errors import Wrong, one_of
+from bench.files import options
+from bench.files.errors import UsageError, one_of
 from bench.files.rounding import rounded
-from bench.machine import setup, timing
+from bench.files.run import section
+from bench.machine import timing
 from bench.sweep import launch, limits, shards
 from bench.sweep.cell import clock_of
-from bench.sweep.output import SCHEMA, row_of
-from bench.sweep.sweep import NOISY, Sweep
+from bench.sweep.output import row_of
+from bench.sweep.sweep import Sweep
 
 EFFORT = timing.Effort(paired=0.5, alone=0.2, rounds=5)
 LONG = timing.Effort(paired=3.0, alone=1.0, rounds=11)
-CHOICE = 3  # rounds at least in which dense's ways take turns
+CHOICE = 3  # minimum rounds when racing the dense variants
+SEED = 0
 SEQUENCE = 128  # tokens of one sequence, as the DYAD authors measured
 BATCH = 32  # sequences, on CUDA and with --full
-STEADY = 0.06  # seconds a call from which slices begin without one that is not timed: caches are warm after a tenth
+STEADY = 0.06  # seconds a call from which a slice needs no warm-up call: caches are warm after a tenth of it
 NEXT = 1.3  # times the seconds of the last point, scaled by cost, that must be left for another one
 MEANINGLESS = ("structures", "widths", "shapes", "mode", "backend", "threads", "registry", "budget", "no_controls",
-               "cold", "check", "clock", "stand_in", "point_timeout", "rerun_flagged")  # fmt: skip
+               "cold", "check", "clock", "point_timeout", "rerun_flagged")  # fmt: skip
 
 _SETUPS = pytest.StashKey[dict[str, dict[str, object]]]()
 ROWS = pytest.StashKey["Rows"]()
@@ -55,6 +58,24 @@ class TimedAt:
         return self.mode == "train"
 
 
+@dataclass(frozen=True)
+class Dense:
+    """What the points of a cell are compared to: inputs, and dense's fastest way to run."""
+
+    x: Tensor
+    dy: Tensor
+    way: str
+    what: Any
+    step: timing.Step
+
+
+def drawn(point: TimedAt, *size: int) -> tuple[Tensor, Tensor]:
+    """x and dy of a size, normal; the same in every run."""
+    generator = torch.Generator().manual_seed(SEED)
+    x, dy = (torch.randn(*size, generator=generator).to(point.device, getattr(torch, point.dtype)) for _ in range(2))
+    return x.requires_grad_(point.train), dy
+
+
 class Rows:
     """The rows of one kind of file; a plugin of pytest that writes them when the run ends."""
 
@@ -65,7 +86,7 @@ class Rows:
         self._last: tuple[float, float] | None = None  # seconds and cost of the last point
 
     def measure(self, point: Any, how: Callable[[Any, Rows, Any], None], benchmark: Any) -> None:
-        """Check a point and time it; it is skipped where the time budget leaves no time, but for a run's first one."""
+        """Check a point and time it. Points are skipped once the time budget is used up, but never the first."""
         budget, began = self.sweep.budget, time.perf_counter()
         if budget and self._last:
             seconds, cost = self._last
@@ -77,7 +98,7 @@ class Rows:
         self._last = time.perf_counter() - began, point.cost
 
     def fastest(self, cell: Sequence[str], steps: Mapping[str, timing.Step], clock: timing.Clock) -> str:
-        """Which way of dense a cell is compared to: the fastest, in a run gone on with the one found before."""
+        """The dense variant that a cell is compared to: the fastest, or in a resumed run the one chosen before."""
         if (decided := self.sweep.ways.get(tuple(cell))) in steps:
             return decided
         effort = replace(self.effort, rounds=min(CHOICE, self.effort.rounds))
@@ -85,6 +106,21 @@ class Rows:
         way = list(steps)[best]
         self.sweep.news.append({"cell": list(cell), "way": way})
         return way
+
+    def dense(self, point: Any, make: Callable[[], tuple[Tensor, Tensor, dict[str, tuple[Any, timing.Step]]]]) -> Dense:
+        """Dense of a point's cell, run the fastest way; what is made is kept until a point of another cell comes.
+
+        Args:
+            make: x, dy, and for each way to run dense what is timed with one call of it.
+        """
+        if self.kept.get("cell") != point.cell:
+            self.kept.clear()  # free the last one first
+            x, dy, ways = make()
+            with torch.set_grad_enabled(point.train):
+                steps = {way: step for way, (_, step) in ways.items()}
+                way = self.fastest(point.cell, steps, clock_of(point.device)) if len(ways) > 1 else next(iter(ways))
+            self.kept |= {"cell": point.cell, "dense": Dense(x, dy, way, *ways[way])}
+        return self.kept["dense"]  # type: ignore[no-any-return]
 
     def time(
         self,
@@ -116,9 +152,7 @@ class Rows:
             found = benchmark.stats.stats
             row["time"] = {"median": found.median, "q1": found.q1, "q3": found.q3, "rounds": found.rounds}
             width = speedup.width if speedup else found.iqr / found.median
-            foreign = self.sweep.load.since()
-            raised = {"load": foreign is not None and foreign > setup.FOREIGN_LOAD, "noisy": width > NOISY}
-            row["flags"] = [name for name, is_raised in raised.items() if is_raised]
+            row["flags"] = timing.flags(self.sweep.load, width)
             kept = {"whole": rounded(row), "benchmark": row_of(benchmark.stats), "id": str(point)}
             self.sweep.whole[str(point)] = kept
             self.sweep.news.append(kept)
@@ -136,20 +170,17 @@ class Rows:
         yield
         done = [self.sweep.whole[name] for name in self.ids if name in self.sweep.whole]
         output_json["benchmarks"] = [one["benchmark"] for one in done]
-        facts, rows = self.sweep.run_facts(), [one["whole"] for one in done]
-        output_json["structures"] = rounded(
-            {"schema": SCHEMA, "kind": self.kind, "run": facts, "setup": self.setup, "rows": rows, "refused": []}
-        )
+        rows = [one["whole"] for one in done]
+        output_json["structures"] = section(self.kind, self.sweep.run_facts(), self.setup, rows, [])
 
     def said(self, name: str) -> str:
-        """A line for the terminal: how many points are done, the point, its time and how it compares to dense."""
-        count = f"[{len(self.sweep.whole):{len(str(len(self.ids)))}}/{len(self.ids)}] {name:70}"
+        """What the terminal says of a point: its time and how it compares to dense."""
         if name not in self.sweep.whole:
-            return f"{count} no time"
+            return f"{name:70} no time"
         row = self.sweep.whole[name]["whole"]
         ratio = f"  {row['speedup']['median']:6.2f}x dense" if row["speedup"] else ""
         flags = f"  ({', '.join(row['flags'])})" if row["flags"] else ""
-        return f"{count} {row['time']['median'] * 1e3:9.4g} ms{ratio}{flags}"
+        return f"{name:70} {row['time']['median'] * 1e3:9.4g} ms{ratio}{flags}"
 
     def summary(self, output: Path | None) -> Iterator[str]:
         """Lines for the end of the run: what was measured, and how to go on."""
@@ -177,13 +208,13 @@ def parametrize(metafunc: pytest.Metafunc, kind: Any) -> None:
         given = [name for name in MEANINGLESS if launch.is_given(vars(option), name)]
         if given:
             told = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise Wrong(f"{told}: of the sweep of layers alone; -k chooses among whole modules and models")
+            raise UsageError(f"{told}: only for the sweep of layers; choose among whole modules and models by -k")
         points = kind.points(option)
         setup = kind.setup(points)
         if option.shard:
             cost, cell = (lambda point: point.cost), (lambda point: point.cell)
-            points = shards.of(points, shards.parse(option.shard), cost, cell)
-    except Wrong as error:
+            points = shards.of(points, options.shard(option.shard), cost, cell)
+    except UsageError as error:
         raise pytest.UsageError(str(error)) from None
     metafunc.config.stash.setdefault(_SETUPS, {})[kind.KIND] = setup
     metafunc.parametrize(
@@ -204,11 +235,13 @@ def begin(config: pytest.Config, sweep: Sweep, ids: Sequence[str]) -> Rows:
     """The rows of a run of these points.
 
     Raises:
-        Wrong: they are of two kinds, or some are the sweep's: a file holds one kind.
+        UsageError: they are of two kinds, or some are the sweep's: a file holds one kind.
     """
     kinds = list(config.stash[_SETUPS])
     if len(kinds) > 1 or set(ids) != set(sweep.selected):
-        raise Wrong(f"one results file holds one kind of rows: run {' and '.join(kinds) or 'them'} and others apart")
+        raise UsageError(
+            f"one results file holds one kind of rows: run {' and '.join(kinds) or 'them'} and others apart"
+        )
     rows = config.stash[ROWS] = Rows(kinds[0], sweep, config.stash[_SETUPS][kinds[0]], ids)
     config.pluginmanager.register(rows, "structures-rows")
     return rows
@@ -220,16 +253,16 @@ def where(option: Any, cpu_batch: int) -> dict[str, Any]:
     Args:
         cpu_batch: sequences on a CPU, where `--tokens` and `--full` say nothing else.
     Raises:
-        Wrong: a value that is not allowed.
+        UsageError: a value that is not allowed.
     """
     device = one_of("--device", option.device or ("cuda" if torch.cuda.is_available() else "cpu"), ("cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
-        raise Wrong("--device: there is no CUDA device here. Allowed: cpu")
+        raise UsageError("--device: there is no CUDA device here. Allowed: cpu")
     dtype = one_of("--dtypes", option.dtypes or "float32", ("float32", "bfloat16"), "one of them")
     batch = BATCH if device == "cuda" or option.full else cpu_batch
     if option.tokens:
         if not option.tokens.isdigit() or not int(option.tokens) or int(option.tokens) % SEQUENCE:
-            raise Wrong(f"--tokens: {option.tokens!r} is not allowed here; write one multiple of {SEQUENCE}")
+            raise UsageError(f"--tokens: {option.tokens!r} is not allowed here; write one multiple of {SEQUENCE}")
         batch = int(option.tokens) // SEQUENCE
     return {"device": device, "dtype": dtype, "batch": batch, "sequence": SEQUENCE, "tokens": batch * SEQUENCE}
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import structures
+from bench.files.vocabulary import DENSE
 from bench.search.request import SearchRequest
 from bench.sweep.request import options_text
 from structures import space
@@ -25,7 +26,6 @@ FLOPS_A_BYTE = 8  # what a byte moved is priced at when candidates are ordered f
 MOST_BLOCKS = 256
 MOST_SHARED = 32  # blocks of two factors each
 SAMPLES = 4000  # random members drawn of each family that is too large to enumerate
-DENSE = "dense"
 
 
 @dataclass(frozen=True)

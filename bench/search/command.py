@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from bench.files import kinds
-from bench.files.errors import Wrong, one_of
-from bench.files.terminal import count, share
+from bench.files.errors import UsageError, one_of
+from bench.files.journal import Records
+from bench.files.options import count, share
 from bench.search.words import QUALITIES, STAGES
 
 
@@ -26,7 +27,12 @@ def add_options(search: argparse.ArgumentParser) -> None:
     add("--time", type=share, metavar="SHARE", help="most time of a call, of dense, as measured")
     add("--mode", default="forward", metavar="WORD", help="forward (default) or train")
     add("--dtype", default="float32", metavar="WORD", help="float32 (default), bfloat16, float64")
-    add("--quality", default="none", metavar="WORD", help=f"{', '.join(QUALITIES)} (none): what ranks beside time")
+    add(
+        "--quality",
+        default="none",
+        metavar="WORD",
+        help=f"{', '.join(QUALITIES)} (none): what candidates are ranked by besides time",
+    )
     add("--weight", metavar="FILE", help=".npy, .pt or .safetensors with the weight (out, in); else one is made here")
     add("--key", metavar="NAME", help="the tensor in that file")
     add("--candidates", type=count, default=200, metavar="N", help="how many are timed (200)")
@@ -42,14 +48,11 @@ def add_options(search: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> tuple[str, int]:
     """Check, search, write; what to print and the exit status."""
     if arguments.output.suffix != ".json":
-        raise Wrong(f"-o: {arguments.output} must end in .json; the survivors are written beside it, as .yaml")
+        raise UsageError(f"-o: {arguments.output} must end in .json; the survivors are written beside it, as .yaml")
     one_of("--until", arguments.until, STAGES)
     from bench.files.run import RunRecord
 
-    started = RunRecord(
-        kinds.SEARCH, ["python", "-m", "bench", *sys.argv[1:]], arguments.output
-    )  # before torch is loaded
-    from bench.files.stages import StageJournal
+    started = RunRecord(kinds.SEARCH, arguments.output)  # before torch is loaded
     from bench.search import quality
     from bench.search import request as requests
     from bench.search.run import Search
@@ -58,10 +61,7 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
     weight = Path(request.weight) if request.weight is not None else None
     if weight is not None:
         quality.load(weight, request.key, request.in_features, request.out_features)  # wrong ones now, not in an hour
-    path = arguments.output.with_suffix(".journal")
-    if arguments.fresh:
-        path.unlink(missing_ok=True)
-    journal = StageJournal(path, request)
+    journal = Records(arguments.output, {"search": asdict(request)}, fresh=arguments.fresh)
     try:
         said = Search(request, started, journal, arguments.seconds, weight, arguments.until).search()
     finally:

@@ -41,7 +41,7 @@ def layers(points: Sequence[FrontPoint]) -> list[FrontPoint]:
 
 
 def reasons(points: Sequence[FrontPoint]) -> Mapping[str, str]:
-    """A sentence for each survivor: what it is first in, and what stands next to it."""
+    """A sentence for each survivor: what it is best at, and which candidate comes next."""
     best = front(points)
     told = {}
     for number, point in enumerate(best):

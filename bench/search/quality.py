@@ -1,6 +1,6 @@
 """How good a structure is at a shape: its distance from a weight, or the loss of a short training run. Less is better.
 
-Both are shares of what nothing would leave: 0 is perfect, 1 is a layer of zeros or of the mean.
+Both are relative: 0 is perfect, 1 is what a layer of zeros, or of the mean, would reach.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from structures import StructuredLinear, param_groups, project_factors
 from structures.structure import Structure
 
@@ -32,8 +32,7 @@ def measure(kind: str, structure: Structure, amount: int, weight: Tensor, seed: 
     torch.manual_seed(seed)
     layer = StructuredLinear(
         structure.spec,
-        structure.in_features,
-        structure.out_features,
+        *structure.widths,
         init="spectral",
         **dict(structure.options),  # type: ignore[arg-type]
     )
@@ -77,7 +76,7 @@ class Task:
 
 
 def flat(in_features: int, out_features: int, seed: int) -> Tensor:
-    """A weight whose singular values are all equal: no direction of the input can be left out."""
+    """A weight whose singular values are all equal, so that no direction of the input can be neglected."""
     draw = torch.Generator().manual_seed(seed)
     long, short = max(in_features, out_features), min(in_features, out_features)
     q, _ = torch.linalg.qr(torch.randn(long, short, generator=draw))
@@ -96,22 +95,24 @@ def load(file: Path, key: str | None, in_features: int, out_features: int) -> Te
     """A weight (out_features, in_features) from a .npy, .pt or .safetensors file.
 
     Raises:
-        Wrong: a file that cannot be read, a key that is not there, another shape; the message says what is.
+        UsageError: a file that cannot be read, a key that is not there, another shape; the message says what is.
     """
     found = _tensors(file)
     if isinstance(found, dict):
         if key not in found:
             shown = ", ".join(f"{name} {tuple(t.shape)}" for name, t in list(found.items())[:12])
-            raise Wrong(f"--key: {key!r} is not in {file}; it holds {shown}" if key else f"--key: name one of {shown}")
+            raise UsageError(
+                f"--key: {key!r} is not in {file}; it holds {shown}" if key else f"--key: name one of {shown}"
+            )
         found = found[key]
     elif key is not None:
-        raise Wrong(f"--key: {file} holds one array; leave --key out")
+        raise UsageError(f"--key: {file} holds one array; leave --key out")
     shape = (out_features, in_features)
     if tuple(found.shape) != shape:
         hint = "; it fits transposed" if tuple(found.shape) == shape[::-1] else ""
-        raise Wrong(f"--weight: (out, in) = {shape} is wanted, {file} has {tuple(found.shape)}{hint}")
+        raise UsageError(f"--weight: (out, in) = {shape} is wanted, {file} has {tuple(found.shape)}{hint}")
     if not found.is_floating_point() or not bool(torch.isfinite(found).all()):
-        raise Wrong(f"--weight: {file} does not hold finite floating-point numbers")
+        raise UsageError(f"--weight: {file} does not hold finite floating-point numbers")
     return found.float().contiguous()
 
 
@@ -131,10 +132,10 @@ def _tensors(file: Path) -> Tensor | dict[str, Tensor]:
 
             return load_file(file)
     except ModuleNotFoundError as error:
-        raise Wrong(f"--weight: {file.suffix} needs {error.name}: pip install {error.name}") from None
+        raise UsageError(f"--weight: {file.suffix} needs {error.name}: pip install {error.name}") from None
     except Exception as error:  # each of the three readers raises its own for what it cannot read
-        raise Wrong(f"--weight: {file} cannot be read: {str(error).partition(chr(10))[0]}") from None
-    raise Wrong(f"--weight: a .npy, .pt or .safetensors file, found {file.name!r}")
+        raise UsageError(f"--weight: {file} cannot be read: {str(error).partition(chr(10))[0]}") from None
+    raise UsageError(f"--weight: a .npy, .pt or .safetensors file, found {file.name!r}")
 
 
 def halved(ranked: Sequence[str], kept: int) -> list[str]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from bench.files.errors import Wrong, one_of
+from bench.files.errors import UsageError, one_of
+from bench.files.vocabulary import MODES, NEAR
 from bench.search.words import QUALITIES
 
-NEAR = 0.15  # a single share stands for those within 15 % of it, as in the sweep
 WHOLE = "0-1"
 MOST_WIDTH = 2**16
 
@@ -58,37 +56,32 @@ class SearchRequest:
     def dense(self) -> int:
         return self.in_features * self.out_features
 
-    @property
-    def fingerprint(self) -> str:
-        """What a journal must have been written for."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
-
 
 def read(given: dict[str, Any]) -> SearchRequest:
     """The request of the command line's values by name.
 
     Raises:
-        Wrong: a value that is not allowed; the message says what is.
+        UsageError: a value that is not allowed; the message says what is.
     """
     if given["params"] is None and given["flops"] is None:
-        raise Wrong("give --params 0.25 or --flops 0.25: without a budget the smallest member is the fastest")
+        raise UsageError("give --params 0.25 or --flops 0.25: without a budget the smallest member is the fastest")
     for name in ("in_features", "out_features"):
         if given[name] > MOST_WIDTH:
             flag = {"in_features": "--in", "out_features": "--out"}[name]
-            raise Wrong(f"{flag}: at most {MOST_WIDTH} features are searched, found {given[name]}")
+            raise UsageError(f"{flag}: at most {MOST_WIDTH} features are searched, found {given[name]}")
     quantity = "params" if given["params"] is not None else "flops"
     ranges = {name: span(f"--{name}", given[name] or WHOLE) for name in ("params", "flops")}
     if given["rank"] > 1:
-        raise Wrong(f"--rank: a share of full rank from 0 to 1, found {given['rank']:g}")
+        raise UsageError(f"--rank: a share of full rank from 0 to 1, found {given['rank']:g}")
     one_of("--quality", given["quality"], QUALITIES)
-    one_of("--mode", given["mode"], ("forward", "train"))
+    one_of("--mode", given["mode"], MODES)
     one_of("--dtype", given["dtype"], ("float32", "bfloat16", "float64"))
     if given["weight"] is not None and given["quality"] == "none":
-        raise Wrong("--weight is for --quality projection or training; name one of them")
+        raise UsageError("--weight is for --quality projection or training; name one of them")
     if given["key"] is not None and given["weight"] is None:
-        raise Wrong("--key names a tensor in the file of --weight; give that too")
+        raise UsageError("--key names a tensor in the file of --weight; give that too")
     if given["finalists"] > given["candidates"]:
-        raise Wrong(
+        raise UsageError(
             f"--finalists {given['finalists']} are chosen among --candidates {given['candidates']}; ask for fewer"
         )
     fields = {k: v for k, v in given.items() if k in SearchRequest.__dataclass_fields__} | ranges
@@ -99,7 +92,7 @@ def span(option: str, text: str) -> Range:
     """`0.25`: within 15 % of it; `0.1-0.25`: from one to the other."""
     match = re.fullmatch(r"(\d*\.?\d+)(%?)(?:-(\d*\.?\d+)(%?))?", text.strip())
     if not match:
-        raise Wrong(f"{option}: {text!r} is no share of dense; write 0.25, 25% or a range such as 0.1-0.25")
+        raise UsageError(f"{option}: {text!r} is no share of dense; write 0.25, 25% or a range such as 0.1-0.25")
     low = float(match[1]) / (100 if match[2] else 1)
     if match[3] is None:
         found = Range(low * (1 - NEAR), low * (1 + NEAR), low)
@@ -107,5 +100,5 @@ def span(option: str, text: str) -> Range:
         high = float(match[3]) / (100 if match[4] else 1)
         found = Range(low, high, high)
     if not 0 <= found.low < found.high or found.middle > 4:
-        raise Wrong(f"{option}: {text!r} holds no share of dense above 0 and up to 4; write 0.25 or 0.1-0.25")
+        raise UsageError(f"{option}: {text!r} holds no share of dense above 0 and up to 4; write 0.25 or 0.1-0.25")
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +14,18 @@ from typing import Any
 import torch
 
 import structures
+from bench.files import atomic
+from bench.files.journal import Records
+from bench.files.progress import Progress
 from bench.files.run import RunRecord
-from bench.files.stages import StageJournal
+from bench.files.vocabulary import DENSE
 from bench.machine import timing
 from bench.search import quality
 from bench.search.candidates import Candidate, all_candidates, chosen, exponents
 from bench.search.front import FrontPoint, front, layers, reasons, verdict
 from bench.search.request import SearchRequest
 from bench.search.timing import Timer
-from bench.sweep.named import DENSE, NAMED, SPACE
+from bench.sweep.named import NAMED, SPACE
 from structures import space
 from structures.algebra.taxonomy import seven_axes
 
@@ -41,7 +44,7 @@ class Search:
 
     request: SearchRequest
     run: RunRecord
-    journal: StageJournal
+    journal: Records
     seconds: float | None = None
     load_weight: Path | None = None
     until: str = FINAL  # the stage after which it stops: time, quality or final
@@ -73,13 +76,9 @@ class Search:
     def _timing(self) -> list[Candidate]:
         """Those that run and are as fast as was asked for."""
         passed = []
-        for number, candidate in enumerate(self.timed, start=1):
+        for candidate in self._timed("time", self.timed, SHORT):
             found = self.journal.get("time", candidate.name)
-            if found is None:
-                self._on_time()
-                found = self.timer.measure(candidate.structure(self.request), SHORT)
-                self.journal.add("time", candidate.name, **found)
-                self.run.say(number, len(self.timed), f"time     {candidate.name:24} {_told(found)}")
+            assert found is not None
             if "refused" in found:
                 self.rejected[f"not timed: {found['refused'][:60]}"] += 1
             elif self.request.time is not None and 1 / found["speedup"]["median"] > self.request.time:
@@ -98,14 +97,15 @@ class Search:
         entered = self._entrants(passed, self.request.finalists * 2 ** (len(kinds) - 1))
         self._drop([c for c in passed if c not in entered], "slower than those whose quality was measured")
         for rung, amount in enumerate(kinds):
-            for number, candidate in enumerate(entered, start=1):
-                self._measure_quality(rung, amount, candidate, number, len(entered))
+            progress = self.run.progress(entered)
+            for candidate in entered:
+                self._measure_quality(rung, amount, candidate, progress)
             if rung == len(kinds) - 1:
                 return entered
             ranked = layers([self._point(c, rung) for c in entered])
             kept = set(quality.halved([p.name for p in ranked], self.request.finalists))
             dropped = [c for c in entered if c.name not in kept]
-            self._drop(dropped, f"outlived by faster or better ones after {amount} {self.unit}")
+            self._drop(dropped, f"dropped in favour of faster or better ones after {amount} {self.unit}")
             entered = [c for c in entered if c.name in kept]
         return entered
 
@@ -121,23 +121,34 @@ class Search:
             queues = [[c for c in queue if c is not found] for queue in reversed(queues)]
         return sorted(entered, key=lambda c: (self._time(c), c.name))
 
-    def _measure_quality(self, rung: int, amount: int, candidate: Candidate, number: int, total: int) -> None:
+    def _measure_quality(self, rung: int, amount: int, candidate: Candidate, progress: Progress) -> None:
         stage = f"quality {rung}"
-        if self.journal.get(stage, candidate.name) is None:
-            self._on_time()
-            kind, seed = self.request.quality, self.request.seed
-            value = quality.measure(kind, candidate.structure(self.request), amount, self.weight, seed)
-            self.journal.add(stage, candidate.name, value=value if math.isfinite(value) else 1e9)
-            self.run.say(number, total, f"{stage} {candidate.name:24} {value:.4f} after {amount} {self.unit}")
+        if self.journal.get(stage, candidate.name) is not None:
+            progress.skip(1.0)
+            return
+        self._on_time()
+        kind, seed = self.request.quality, self.request.seed
+        value = quality.measure(kind, candidate.structure(self.request), amount, self.weight, seed)
+        self.journal.add(stage, candidate.name, value=value if math.isfinite(value) else 1e9)
+        progress.finish(1.0, f"{stage} {candidate.name:24} {value:.4f} after {amount} {self.unit}")
 
     def _final(self, survivors: list[Candidate]) -> None:
         """Those that are left timed once more, longer: the fastest of many short timings is partly luck."""
-        for number, candidate in enumerate(survivors, start=1):
-            if self.journal.get(FINAL, candidate.name) is None:
+        for _ in self._timed(FINAL, survivors, LONG):
+            pass
+
+    def _timed(self, stage: str, candidates: Sequence[Candidate], effort: timing.Effort) -> Iterator[Candidate]:
+        """Each candidate once its time is in the journal."""
+        progress = self.run.progress(candidates)
+        for candidate in candidates:
+            if self.journal.get(stage, candidate.name) is None:
                 self._on_time()
-                found = self.timer.measure(candidate.structure(self.request), LONG)
-                self.journal.add(FINAL, candidate.name, **found)
-                self.run.say(number, len(survivors), f"final    {candidate.name:24} {_told(found)}")
+                found = self.timer.measure(candidate.structure(self.request), effort)
+                self.journal.add(stage, candidate.name, **found)
+                progress.finish(1.0, f"{stage:8} {candidate.name:24} {_told(found)}")
+            else:
+                progress.skip(1.0)
+            yield candidate
 
     def _on_time(self) -> None:
         if self.seconds is not None and time.perf_counter() - self.began > self.seconds:
@@ -209,11 +220,7 @@ class Search:
         text = space.to_yaml(specs)
         yaml_path = self.run.output.with_suffix(".yaml")
         if specs:
-            part = yaml_path.with_name(yaml_path.name + ".part")
-            part.write_text(
-                f"# Written by python -m bench search; loads with structures.load.\n\n{text}", encoding="utf-8"
-            )
-            part.replace(yaml_path)
+            atomic.write(f"# Written by python -m bench search; loads with structures.load.\n\n{text}", yaml_path)
         self.run.rows = [self._row(c, told.get(c.name)) for c in self.timed if self._speedup(c)]
         self.run.refused = [
             {"structure": c.name, "reason": found["refused"]}
@@ -221,7 +228,7 @@ class Search:
             if "refused" in (found := self.journal.get("time", c.name) or {})
         ]
         self.run.setup = self._setup(met, points)
-        self.run.save({})
+        self.run.save()
         state = "" if self.run.complete else "; not complete: the same command goes on from here"
         lines = [f"{self.run.output}: {len(self.run.rows)} timed of {len(met)} that meet the budgets{state}"]
         if best:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.machine import timing
-from bench.machine.timing import Effort, Step
+from bench.machine.timing import NOISY, Effort, Step
 from bench.search.request import SearchRequest
 from bench.sweep.check import CheckFailed, check
 from structures import StructuredLinear, backends, reference
@@ -16,7 +16,6 @@ from structures.structure import Structure
 
 PLAIN = "einsum"  # the backend whose error others are measured against
 SEED = 0
-NOISY = 0.25  # distance of the quartiles, as a share of the median, above which a ratio is taken again
 TRIES = 4
 
 
@@ -48,7 +47,7 @@ class Timer:
         """The ratio to dense with its quartiles, the seconds of a call and the backend; or why there is none."""
         try:
             ran = backends.choose(backends.AUTO, structure, self.x)
-            widths, options = (structure.in_features, structure.out_features), dict(structure.options)
+            widths, options = structure.widths, dict(structure.options)
             layer = StructuredLinear(structure.spec, *widths, dtype=self.x.dtype, **options)  # type: ignore[arg-type]
             error = check(_Checked(structure, layer), self.x, self.dy)  # type: ignore[arg-type]
         except (ValueError, CheckFailed) as failure:
@@ -74,10 +73,11 @@ class _Checked:
     """What `bench.sweep.check` asks of a layer."""
 
     router_may_idle = False  # entries with a gate are not searched
+    sums = None
 
     def __init__(self, structure: Structure, layer: StructuredLinear):
         assert layer.bias is not None
-        self.forward = layer
+        self.structure, self.forward = structure, layer
         self.parameters = (*layer.factors, layer.bias)
         self.meaning = lambda x, p: reference.apply(structure, x, p[:-1], p[-1])
         self.plain = lambda x, p: backends.apply(PLAIN, structure, x, p[:-1], p[-1])

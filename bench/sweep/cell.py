@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bench.files.vocabulary import DENSE, NARROW
 from bench.machine import device, timing
 from bench.machine.device import clock_of
 from bench.machine.timing import Effort, Step
 from bench.sweep.check import CheckFailed, check
-from bench.sweep.points import DENSE, NARROW, Point
+from bench.sweep.points import Point
 from bench.sweep.request import read_options
 from bench.sweep.subject import Refused, Subject, subject
 
@@ -57,10 +58,10 @@ class Cell:
 
 
 def cell(point: Point, ways: Iterable[str], effort: Effort, cold: bool, decided: str | None = None) -> Cell:
-    """The cell of a point; which of dense's ways is fastest is decided by a few slices of each, in turn.
+    """The cell of a point. The fastest dense variant is chosen by timing a few slices of each in turn.
 
     Args:
-        decided: the way found fastest before, in the run that this one goes on with; it is timed but not chosen anew.
+        decided: the variant chosen by the run that is being resumed; it is timed again but not chosen again.
     Raises:
         Refused: dense runs in none of these ways.
     """

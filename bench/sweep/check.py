@@ -1,4 +1,4 @@
-"""Before a point is timed: what it computes on the timed input, against its meaning in float64, on a sample of rows."""
+"""The check before a point is timed: its output on the timed input against a float64 reference, on a sample of rows."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from bench.sweep.subject import Subject
+from structures import exactness
 
 ROWS = 8  # compared with the reference
-TWICE = 2.0  # the error allowed, in errors of the plain einsum steps in the same dtype
-FLOOR = 8  # units in the last place of the largest number, allowed on top
 
 
 class CheckFailed(AssertionError):
@@ -23,8 +22,7 @@ def check(subject: Subject, x: Tensor, dy: Tensor | None) -> float:
 
     Gradients are taken with dy zero outside the sampled rows, so that the reference needs those rows alone.
     Raises:
-        CheckFailed: an error above twice the plain einsum's plus a few units in the last place, or a number that is
-            not finite.
+        CheckFailed: an error above what the error rule allows (`structures.exactness`), or a number that is not finite.
     """
     rows = sample(x.shape[0], x.device)
     x_rows = x.detach()[rows]
@@ -34,21 +32,24 @@ def check(subject: Subject, x: Tensor, dy: Tensor | None) -> float:
             y = subject.forward(x)
             if not y.isfinite().all():
                 raise CheckFailed("y has numbers that are not finite")
-            meant = subject.meaning(x_rows.double(), _double(parameters))
-            return _compare({"y": (y[rows], meant, subject.plain(x_rows, parameters))}, x.dtype)
+            exact_operands = x_rows.double(), _double(parameters)
+            meant = subject.meaning(*exact_operands)
+            off = _deviations(subject, *exact_operands, None, [meant], x.dtype)
+            return _compare(("y",), (y[rows],), (meant,), (subject.plain(x_rows, parameters),), off)
     dy_rows = torch.zeros_like(dy)
     dy_rows[rows] = dy[rows]
     zeros = subject.router_may_idle
     found = torch.autograd.grad(subject.forward(x), (x, *subject.parameters), dy_rows, materialize_grads=zeros)
-    exact = _gradients(subject.meaning, x_rows.double(), _double(parameters), dy[rows].double(), zeros)
-    plain = _gradients(subject.plain, x_rows, parameters, dy[rows], zeros)
+    operands = x_rows.double(), _double(parameters), dy[rows].double()
+    meant, *exact = _results(subject.meaning, *operands, zeros)
+    plain = _results(subject.plain, x_rows, parameters, dy[rows], zeros)[1:]
     elsewhere = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
     elsewhere[rows] = False
     if found[0][elsewhere].count_nonzero():
         raise CheckFailed("the gradient of x is not zero in rows where dy is zero")
     names = ["dx", *(f"d{i}" for i in range(len(parameters) - 1)), "dbias"]
-    triples = zip((found[0][rows], *found[1:]), exact, plain, strict=True)
-    return _compare(dict(zip(names, triples, strict=True)), x.dtype)
+    off = _deviations(subject, *operands, [meant, *exact], x.dtype)[1:]
+    return _compare(names, (found[0][rows], *found[1:]), exact, plain, off)
 
 
 def sample(tokens: int, device: torch.device) -> Tensor:
@@ -79,34 +80,66 @@ def saved_by(forward: Callable[[], object], parameters: Iterable[Tensor]) -> int
     return sum(kept.values())
 
 
-def _gradients(
+def _results(
     function: Callable[[Tensor, Sequence[Tensor]], Tensor],
     x: Tensor,
     parameters: Sequence[Tensor],
     dy: Tensor,
     zeros: bool,
-) -> Sequence[Tensor]:
+) -> list[Tensor]:
+    """y, and the gradients of x and of all parameters."""
     leaves = [t.clone().requires_grad_() for t in (x, *parameters)]
-    return torch.autograd.grad(function(leaves[0], leaves[1:]), leaves, dy, materialize_grads=zeros)
+    y = function(leaves[0], leaves[1:])
+    return [y.detach(), *torch.autograd.grad(y, leaves, dy, materialize_grads=zeros)]
 
 
 def _double(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.double() for t in tensors]
 
 
-def _compare(tensors: dict[str, tuple[Tensor, Tensor, Tensor]], dtype: torch.dtype) -> float:
+def _deviations(
+    subject: Subject,
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    dy: Tensor | None,
+    exact: Sequence[Tensor],
+    dtype: torch.dtype,
+) -> list[float]:
+    """The largest deviation of each result, relative to its largest number."""
+    if subject.sums is not None:
+        return [s.share(dtype) for s in subject.sums(x.shape[0])]
+    meaning = None if subject.structure.constants else subject.meaning  # constants are squared with the factors there
+    found = exactness.deviations(subject.structure, x, parameters, dy, exact, dtype, meaning=meaning)
+    return [_largest(d) / _scale(e) for d, e in zip(found, exact, strict=True)]
+
+
+def _compare(
+    names: Sequence[str],
+    found: Sequence[Tensor],
+    exact: Sequence[Tensor],
+    plain: Sequence[Tensor],
+    deviations: Sequence[float],
+) -> float:
     worst = 0.0
-    for name, (found, exact, plain) in tensors.items():
-        error, usual = _error(found, exact), _error(plain, exact)
-        allowed = TWICE * usual + FLOOR * torch.finfo(dtype).eps
+    for name, f, e, p, deviation in zip(names, found, exact, plain, deviations, strict=False):
+        error, usual = _error(f, e), _error(p, e)
+        allowed = exactness.allowed(usual, deviation)
         if not error <= allowed:  # also for NaN
-            raise CheckFailed(f"{name} is off by {error:.3g} of its largest number; plain einsum steps by {usual:.3g}")
+            raise CheckFailed(
+                f"{name} is off by {error:.3g} of its largest number; plain einsum steps by {usual:.3g}, and "
+                f"{allowed:.3g} is allowed"
+            )
         worst = max(worst, error)
     return worst
 
 
 def _error(found: Tensor, exact: Tensor) -> float:
-    if found.numel() == 0:
-        return 0.0
-    scale = exact.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    return float((found.double() - exact).abs().max() / scale)
+    return _largest(found.double() - exact) / _scale(exact)
+
+
+def _scale(exact: Tensor) -> float:
+    return max(_largest(exact), torch.finfo(torch.float64).tiny)
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() else 0.0

@@ -14,7 +14,7 @@ from bench.sweep.subject import Subject
 from structures.structure import Structure
 
 
-def facts(point: Point, what: Subject, x: Tensor) -> dict[str, Any]:
+def counted(point: Point, what: Subject, x: Tensor) -> dict[str, Any]:
     """The fields of a row that are counted."""
     structure = what.structure
     flops = structure.flops(point.tokens, train=point.train)

@@ -1,4 +1,4 @@
-"""What a run is told by its options: its request, points, limits, results file and journal; all checked beforehand."""
+"""What the options of a run mean: its request, points, limits, results file and journal, all checked beforehand."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 import structures
-from bench.files import journal
-from bench.files.errors import Wrong, one_of
-from bench.machine import device, setup, standin, timing
+from bench.files import journal, options
+from bench.files.errors import UsageError, one_of
+from bench.files.options import check_output
+from bench.files.progress import minutes
+from bench.machine import device, setup, timing
 from bench.sweep import limits, points, progress, request, rerun, shards
 from bench.sweep.points import Point
 from bench.sweep.sweep import Sweep
@@ -30,7 +32,7 @@ def sweep(option: Any, threads: setup.Threads, argv: list[str], *, since: float)
     Args:
         since: the clock's reading when the process began, from which a time budget counts.
     Raises:
-        Wrong: a value that is not allowed, or options that exclude each other.
+        UsageError: a value that is not allowed, or options that exclude each other.
     """
     values = vars(option)
     if not values["rerun_flagged"]:
@@ -38,13 +40,11 @@ def sweep(option: Any, threads: setup.Threads, argv: list[str], *, since: float)
     given = [name for name in request.MEASURED if is_given(values, name)]
     if given:
         option_names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise Wrong(f"--rerun-flagged: takes its points and their options from the file; leave out {option_names}")
+        raise UsageError(f"--rerun-flagged: takes its points and their options from the file; leave out {option_names}")
     return _repeated(values, threads, argv, since=since)
 
 
 def _sweep(values: Mapping[str, Any], threads: setup.Threads, argv: list[str], *, since: float) -> Sweep:
-    if values["stand_in"]:
-        device.use(standin, "cpu")
     allocator = one_of("--allocator", values["allocator"], ("tuned", "plain"))
     made = Sweep(
         request=request.read(values, cuda=device.available(), cores=threads.count),
@@ -54,12 +54,12 @@ def _sweep(values: Mapping[str, Any], threads: setup.Threads, argv: list[str], *
         asked=asked(values),
     )
     if values["check"] and values["benchmark_json"]:
-        raise Wrong("--check: times nothing, so there is nothing to write; leave out --benchmark-json")
+        raise UsageError("--check: times nothing, so there is nothing to write; leave out --benchmark-json")
     made.effort = _effort(values, full=made.request.full)
     made.points, made.unreachable = points.points(made.request)
     made.mine = made.points
     if values["shard"]:
-        shard = shards.parse(values["shard"])
+        shard = options.shard(values["shard"])
         nominal = timing.LONG if made.request.full else timing.SHORT
         made.mine = shards.of(made.points, shard, lambda point: progress.expected(point, nominal))
         made.unreachable = shards.unreachable_of(made.unreachable, shard)
@@ -88,16 +88,16 @@ def _repeated(values: Mapping[str, Any], threads: setup.Threads, argv: list[str]
         again = {**values, **{name: one.get(name) for name in request.MEASURED}, "registry": files, "shard": None}
         made = _sweep(again, threads, argv, since=since)
         if made.asked["registry"] != one.get("registry"):
-            raise Wrong(f"--rerun-flagged: a registry file has changed since {path} was measured; measure it anew")
+            raise UsageError(f"--rerun-flagged: a registry file has changed since {path} was measured; measure it anew")
         every.update(dict.fromkeys(made.points))
     made.points = list(every)
     made.mine = [point for point in made.points if str(point) in found.ids]
     here = rerun.conditions(made.run_facts())
     differ = [f"{key} was {was!r} and is {here[key]!r}" for key, was in found.run.machine.items() if here[key] != was]
     if differ:
-        raise Wrong(f"--rerun-flagged: {path} was measured under other conditions: {'; '.join(differ)}")
+        raise UsageError(f"--rerun-flagged: {path} was measured under other conditions: {'; '.join(differ)}")
     if not made.mine:
-        raise Wrong(f"--rerun-flagged: this version has none of the flagged points of {path}; measure it anew")
+        raise UsageError(f"--rerun-flagged: this version has none of the flagged points of {path}; measure it anew")
     made.unreachable = []
     made.effort = replace(
         made.effort,
@@ -138,7 +138,7 @@ def _digest(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError as error:
-        raise Wrong(f"--registry: {path}: cannot be read: {error.strerror}") from None
+        raise UsageError(f"--registry: {path}: cannot be read: {error.strerror}") from None
 
 
 def _registered() -> str:
@@ -154,23 +154,22 @@ def output(option: Any) -> Path | None:
     """The results file; None where none is written.
 
     Raises:
-        Wrong: it cannot be written, or --resume names another one.
+        UsageError: it cannot be written, or --resume names another one.
     """
     path = Path(option.benchmark_json) if option.benchmark_json else None
     if option.resume:
         resumed = Path(option.resume)
         if path is not None and os.path.realpath(path) != os.path.realpath(resumed):
-            raise Wrong(f"--resume: goes on with {resumed} and writes it; --benchmark-json names another file, {path}")
+            raise UsageError(
+                f"--resume: goes on with {resumed} and writes it; --benchmark-json names another file, {path}"
+            )
         path = resumed
     if path is None:
         return None
     name = "--resume" if option.resume else "--benchmark-json"
-    if path.is_dir():
-        raise Wrong(f"{name}: {path} is a folder; name a file")
-    if not path.parent.is_dir():
-        raise Wrong(f"{name}: there is no folder {path.parent}")
+    check_output(name, path)
     if not os.access(path.parent, os.W_OK):
-        raise Wrong(f"{name}: the folder {path.parent} cannot be written")
+        raise UsageError(f"{name}: the folder {path.parent} cannot be written")
     return path
 
 
@@ -178,7 +177,7 @@ def journal_of(path: Path, sweep: Sweep, *, resume: bool) -> tuple[journal.Journ
     """The journal of this run, begun or gone on with; a run gone on with has its points restored.
 
     Raises:
-        Wrong: there is none, or the run it holds is another one.
+        UsageError: there is none, or the run it holds is another one.
     """
     header = {
         "argv": sweep.argv,
@@ -195,7 +194,7 @@ def journal_of(path: Path, sweep: Sweep, *, resume: bool) -> tuple[journal.Journ
     differ = list(journal.differences({k: before.get(k) for k in same}, {k: header[k] for k in same}))
     if differ:
         opened.close()
-        raise Wrong(f"--resume: {path} was begun as another run: {'; '.join(differ)}")
+        raise UsageError(f"--resume: {path} was begun as another run: {'; '.join(differ)}")
     resumed = {"datetime": sweep.started, "argv": sweep.argv}
     sweep.restore(entries)
     sweep.argv, sweep.started = before["argv"], before["datetime"]
@@ -228,7 +227,7 @@ def listing(items: Sequence[tuple[str, Point | None]], sweep: Sweep) -> Iterator
         total += seconds
         yield f"{name:90} {seconds:.2f} s"
     at = ", ".join(f"{rate / 1e9:.0f} GFLOP/s for {dtype} on {where}" for (where, dtype), rate in rates.items())
-    yield f"{len(items)} points, about {progress.minutes(total)} in all, at {at or 'no rate'}"
+    yield f"{len(items)} points, about {minutes(total)} in all, at {at or 'no rate'}"
 
 
 def _rate(where: str, dtype: str) -> float:

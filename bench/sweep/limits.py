@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from bench.sweep.points import Point
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -24,12 +24,12 @@ def duration(option: str, text: str) -> float:
     """`90s`, `10m`, `1.5h` -> seconds.
 
     Raises:
-        Wrong: it is none of these.
+        UsageError: it is none of these.
     """
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+)(s|m|h)", text.strip())
     seconds = float(match[1]) * UNITS[match[2]] if match else 0.0
     if not 0 < seconds <= MOST_SECONDS:
-        raise Wrong(f"{option}: {text!r} is not a time. Allowed: 90s, 10m, 1.5h and the like, up to 720h")
+        raise UsageError(f"{option}: {text!r} is not a time. Allowed: 90s, 10m, 1.5h and the like, up to 720h")
     return seconds
 
 
@@ -65,7 +65,9 @@ class TimeBudget:
             self.cells[point.cell] += expected(point)
         self.decided: dict[tuple[object, ...], bool] = {}
         self.done = self.spent = 0.0
-        self._at: float | None = None  # when the last point ended; the first one sets up the machine and tells no pace
+        self._at: float | None = (
+            None  # when the last point ended; the first one sets up the machine, so it says nothing of the pace
+        )
 
     @property
     def left(self) -> float:
@@ -74,7 +76,7 @@ class TimeBudget:
 
     @property
     def pace(self) -> float:
-        """Seconds that an expected second takes, as far as is known."""
+        """How many seconds an expected second takes, as far as is known."""
         return self.spent / self.done if self.done else 1.0
 
     def admit(self, point: Point) -> str | None:
@@ -85,7 +87,7 @@ class TimeBudget:
         if not self.decided[point.cell]:
             return f"not run: {limit} leaves no time for all structures at this shape, batch and mode"
         if self.left <= 0:
-            return f"not run: {limit} was spent, sooner than foretold"
+            return f"not run: {limit} ran out earlier than estimated"
         return None
 
     def finished(self, point: Point) -> None:
@@ -98,13 +100,17 @@ class TimeBudget:
 
 
 class TimedOut(BaseException):
-    """A point took too long. No Exception, so that nothing on the way takes it for a failure of its own."""
+    """A point took too long. Derives from BaseException, so that `except Exception` in the code under test cannot
+    swallow it.
+    """
 
 
 def check_alarm() -> None:
-    """Raises Wrong where a running point cannot be stopped."""
+    """Raises UsageError where a running point cannot be stopped."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        raise Wrong("--point-timeout: needs the alarm signal of a Unix main thread, which this system does not have")
+        raise UsageError(
+            "--point-timeout: needs the alarm signal of a Unix main thread, which this system does not have"
+        )
 
 
 @contextmanager

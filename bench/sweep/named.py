@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bench.files.vocabulary import DENSE
+
 SPACE = "einsum"  # the registry's entry of the seven-axis space
-DENSE = "dense"
 
 # alpha beta gamma delta epsilon phi rho; there is no btt4
 NAMED: dict[str, tuple[float, ...]] = {

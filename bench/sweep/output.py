@@ -31,10 +31,9 @@ from pytest_benchmark.utils import safe_dumps
 
 from bench.files import atomic
 from bench.files.rounding import rounded
+from bench.files.vocabulary import SCHEMA
 from bench.sweep.points import rules
 from bench.sweep.sweep import Sweep
-
-SCHEMA = 1
 
 
 def row_of(measured: Any) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import structures
+from bench.files.vocabulary import DENSE, NARROW, NEAR
 from bench.sweep.request import Block, Budget, Request, Wanted, options_text, read_options
 from bench.sweep.shapes import Shape
 from structures.options import closest_options
 from structures.spec import SpecError
 from structures.structure import Structure
 
-DENSE, NARROW = "dense", "dense_narrow"
 CANDIDATES = {  # ways to run a dense layer
     "linear": "nn.Linear",
     "addmm": "torch.addmm, the weight kept as (in_features, out_features)",
@@ -24,7 +24,6 @@ CANDIDATES = {  # ways to run a dense layer
 }
 COMPILED = "compiled"
 ONEDNN = "onednn"
-NEAR = 0.15  # how far from a budget an entry may stay and still be compared at it
 ALIGNED = 8  # a narrowed dense layer has widths that are multiples of this
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,36 +18,6 @@ COMPILING = 4.0  # seconds for the compiler's first call
 SHOWN = 3  # structures named for each budget
 
 
-class Progress:
-    """Counts points and foretells when the run ends: what is left, at the pace of what is done."""
-
-    def __init__(self, points: list[Point], effort: Effort):
-        self.points, self.effort = points, effort
-        self.total = sum(expected(p, effort) for p in points)
-        self.done = self.paced = 0.0
-        self.finished = 0
-        self.start: float | None = None  # the first point sets up the machine: the pace is that of those after it
-
-    def line(self, point: Point, text: str) -> str:
-        """`[ 12/300  1:40 left] point   text`; counts the point as finished."""
-        now, takes = time.perf_counter(), expected(point, self.effort)
-        self.done += takes
-        self.finished += 1
-        if self.start is None:
-            self.start = now
-        else:
-            self.paced += takes
-        pace = (now - self.start) / self.paced if self.paced else 1.0
-        left = pace * max(0.0, self.total - self.done)
-        count = f"{self.finished:{len(str(len(self.points)))}}/{len(self.points)}"
-        return f"[{count} {minutes(left)} left] {_words(point):76} {text}"
-
-    def leave_out(self, point: Point) -> None:
-        """Take a point that is not measured for lack of time out of the total."""
-        self.total -= expected(point, self.effort)
-        self.finished += 1
-
-
 def expected(point: Point, effort: Effort, rate: float = DENSE_RATE) -> float:
     """About how many seconds a point takes.
 
@@ -62,10 +31,6 @@ def expected(point: Point, effort: Effort, rate: float = DENSE_RATE) -> float:
     return OVERHEAD + building + paired + alone + (COMPILING if point.backend == COMPILED else 0.0)
 
 
-def minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
-
-
 def outcome(done: Done) -> str:
     """`0.123 ms   2.31x dense`."""
     if not done.seconds:
@@ -74,7 +39,8 @@ def outcome(done: Done) -> str:
     return f"{done.seconds * 1e3:9.4g} ms{ratio}{'  (load)' if done.disturbed else ''}"
 
 
-def _words(point: Point) -> str:
+def shown(point: Point) -> str:
+    """A point as the terminal names it."""
     own = f" {point.backend}" if point.backend not in ("auto", "best") and not point.is_dense else ""
     where = f"{point.in_features}x{point.out_features} tokens {point.tokens} {point.dtype}"
     device = f"{point.device} ({point.clock} time) " if point.device == "cuda" else ""

@@ -5,22 +5,20 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structures
-from bench.files.errors import Wrong, one_of
+from bench.files.errors import UsageError, one_of
+from bench.files.options import numbers, some_of, words
+from bench.files.vocabulary import CLOCKS, DEVICES, DTYPES, MODES
 from bench.sweep import shapes
 from bench.sweep.shapes import Shape
-from structures import backends
+from structures import backends, registry
 
-DTYPES = ("float64", "float32", "bfloat16", "float16")
-DEVICES = ("cpu", "cuda")
-MODES = ("forward", "train")
-CLOCKS = ("host", "device")
 # The options that say what is measured and how: a run that goes on with another one, or repeats a part, has the same.
 MEASURED = ("structures", "widths", "shapes", "tokens", "dtypes", "device", "clock", "mode", "backend", "threads",
-            "registry", "budget", "no_controls", "cold", "allocator", "full", "stand_in", "shard",
+            "registry", "budget", "no_controls", "cold", "allocator", "full", "shard",
             "benchmark_precision", "benchmark_confidence")  # fmt: skip
 QUANTITIES = ("params", "flops")
 MAX_TOKENS = 2**20
@@ -119,13 +117,9 @@ def read(options: Mapping[str, Any], *, cuda: bool, cores: int) -> Request:
         cuda: there is a CUDA device.
         cores: physical cores of this process.
     Raises:
-        Wrong: a value that is not allowed.
+        UsageError: a value that is not allowed.
     """
-    for file in options.get("registry") or ():
-        try:
-            structures.load(file)
-        except ValueError as error:
-            raise Wrong(f"--registry: {error}") from None
+    register(options.get("registry"))
     given = _given(options, cuda)
     full = bool(options.get("full"))
     blocks: tuple[Block, ...] = FULL if full else DEFAULT
@@ -133,21 +127,39 @@ def read(options: Mapping[str, Any], *, cuda: bool, cores: int) -> Request:
         blocks += BESIDE
     if cuda:
         short = DEFAULT_CUDA if set(given) <= {"devices"} else DEFAULT_CUDA[:1]
-        blocks += tuple(_replace(b, devices=("cuda",)) for b in FULL) if full else short
+        blocks += tuple(replace(b, devices=("cuda",)) for b in FULL) if full else short
     if "devices" in given:
         blocks = tuple(b for b in blocks if b.devices[0] in given["devices"]) or blocks
     named = options.get("structures")
     return Request(
-        entries=entries(named) if named else tuple(Wanted(name) for name in in_order(structures.names())),
-        blocks=tuple(dict.fromkeys(_replace(block, **given) for block in blocks)),
-        clocks=_words(options, "clock", CLOCKS) or ((CLOCKS[0],) if options.get("check") else CLOCKS),
-        threads=_counts(options, "threads", cores) or (cores,),
+        entries=entries(named) if named else tuple(Wanted(name) for name in in_order(default_names())),
+        blocks=tuple(dict.fromkeys(replace(block, **given) for block in blocks)),
+        clocks=some_of("--clock", options.get("clock"), CLOCKS) or ((CLOCKS[0],) if options.get("check") else CLOCKS),
+        threads=numbers("--threads", options.get("threads"), cores) or (cores,),
         controls=not options.get("no_controls"),
         affordable=not named and not options.get("budget"),
         full=full,
         cold=bool(options.get("cold")),
         check=bool(options.get("check")),
     )
+
+
+def register(files: Sequence[str] | None) -> None:
+    """Load the registry files of a command, so that their entries are known by name.
+
+    Raises:
+        UsageError: one cannot be read.
+    """
+    for file in files or ():
+        try:
+            structures.load(file)
+        except ValueError as error:
+            raise UsageError(f"--registry: {error}") from None
+
+
+def default_names() -> list[str]:
+    """All entries but the variants of built-in ones: those of a user's own file are all taken."""
+    return [name for name in structures.names() if not structures.get(name).variant_of or not registry.is_builtin(name)]
 
 
 def in_order(names: Sequence[str]) -> list[str]:
@@ -158,11 +170,13 @@ def in_order(names: Sequence[str]) -> list[str]:
 def entries(text: str) -> tuple[Wanted, ...]:
     """`"dyad_it:n_blocks=2,4,8 monarch"` -> three entries with options and one without.
 
-    Options are separated by commas, each with one value or several: `pixelfly:n_blocks=16,32,rank=8` is two entries;
-    lists stand in brackets. Every combination is one entry.
+    `all` is every entry, variants too. Options are separated by commas, each with one value or several:
+    `pixelfly:n_blocks=16,32,rank=8` is two entries; lists stand in brackets. Every combination is one entry.
     Raises:
-        Wrong: no such structure, no such option, or a value that is no number.
+        UsageError: no such structure, no such option, or a value that is no number.
     """
+    if text.split() == ["all"]:
+        return tuple(Wanted(name) for name in in_order(structures.names()))
     found: list[Wanted] = []
     for word in text.split():
         name, colon, rest = word.partition(":")
@@ -174,7 +188,7 @@ def entries(text: str) -> tuple[Wanted, ...]:
         combinations = itertools.product(*values.values())
         found += [Wanted(name, dict(zip(values, combination, strict=True))) for combination in combinations]
     if not found:
-        raise Wrong(f"--structures: name some of {', '.join(structures.names())}")
+        raise UsageError(f"--structures: name some of {', '.join(structures.names())}")
     return tuple(entry for i, entry in enumerate(found) if entry not in found[:i])
 
 
@@ -197,18 +211,18 @@ def budgets(text: str, quantities: Sequence[str] = QUANTITIES) -> tuple[Budget, 
     """`"params=0.5,0.25 flops=0.5"` -> budgets; `none` -> no budget, each entry at its default options.
 
     Raises:
-        Wrong: not one of the quantities, or a share that is not between 0 and 1.
+        UsageError: not one of the quantities, or a share that is not between 0 and 1.
     """
     if text.strip() == "none":
         return ()
     found, quantity = [], ""
-    for word in re.split(r"[,\s]+", text.strip()):
+    for word in words(text):
         left, equals, right = word.partition("=")
         if equals:
             quantity = one_of("--budget", left, quantities)
         share = right if equals else left
         if not quantity or not re.fullmatch(r"\d*\.?\d+", share) or not 0 < float(share) <= 1:
-            raise Wrong(f"--budget: {word!r} is not a share of dense; write params=0.5,0.25, flops=0.5 or none")
+            raise UsageError(f"--budget: {word!r} is not a share of dense; write params=0.5,0.25, flops=0.5 or none")
         found.append(Budget(quantity, float(share)))
     return tuple(dict.fromkeys(found))
 
@@ -219,33 +233,15 @@ def _given(options: Mapping[str, Any], cuda: bool) -> dict[str, Any]:
     if options.get("widths") or options.get("shapes"):
         both = shapes.widths(options.get("widths") or "") + shapes.parse(options.get("shapes") or "")
         given["shapes"] = tuple(dict.fromkeys(both))
-    given["tokens"] = _counts(options, "tokens", MAX_TOKENS)
-    given["dtypes"] = _words(options, "dtypes", DTYPES)
-    given["devices"] = _words(options, "device", DEVICES)
-    given["modes"] = _words(options, "mode", MODES)
-    given["backends"] = _words(options, "backend", (backends.AUTO, *backends.names()))
+    given["tokens"] = numbers("--tokens", options.get("tokens"), MAX_TOKENS)
+    allowed = {"dtypes": DTYPES, "device": DEVICES, "mode": MODES, "backend": (backends.AUTO, *backends.names())}
+    for option, field in (("dtypes", "dtypes"), ("device", "devices"), ("mode", "modes"), ("backend", "backends")):
+        given[field] = some_of(f"--{option}", options.get(option), allowed[option])
     if options.get("budget"):
         given["budgets"] = budgets(options["budget"])
     if "cuda" in given["devices"] and not cuda:
-        raise Wrong("--device: there is no CUDA device here. Allowed: cpu")
+        raise UsageError("--device: there is no CUDA device here. Allowed: cpu")
     return {key: value for key, value in given.items() if value or key == "budgets"}
-
-
-def _replace(block: Block, **changes: Any) -> Block:
-    return Block(**{**block.__dict__, **changes})
-
-
-def _words(options: Mapping[str, Any], option: str, allowed: Sequence[str]) -> tuple[str, ...]:
-    words = [word for word in re.split(r"[,\s]+", options.get(option) or "") if word]
-    return tuple(dict.fromkeys(one_of(f"--{option}", word, allowed) for word in words))
-
-
-def _counts(options: Mapping[str, Any], option: str, most: int) -> tuple[int, ...]:
-    words = [word for word in re.split(r"[,\s]+", options.get(option) or "") if word]
-    for word in words:
-        if not word.isdigit() or not 1 <= int(word) <= most:
-            raise Wrong(f"--{option}: {word!r} is not allowed; write whole numbers from 1 to {most}")
-    return tuple(dict.fromkeys(map(int, words)))
 
 
 def _option_values(name: str, text: str) -> dict[str, list[object]]:
@@ -256,13 +252,13 @@ def _option_values(name: str, text: str) -> dict[str, list[object]]:
         left, equals, right = piece.partition("=")
         if equals:
             if not known:
-                raise Wrong(f"--structures: {name} has no options, found {piece!r}")
+                raise UsageError(f"--structures: {name} has no options, found {piece!r}")
             option = one_of(f"--structures: option of {name}", left, known)
         if not option:
-            raise Wrong(f"--structures: {name}: {piece!r} names no option. Allowed: {', '.join(known) or 'none'}")
+            raise UsageError(f"--structures: {name}: {piece!r} names no option. Allowed: {', '.join(known) or 'none'}")
         values.setdefault(option, []).append(_value(right if equals else left))
     if not values:
-        raise Wrong(f"--structures: nothing stands after {name}:. Options: {', '.join(known) or 'none'}")
+        raise UsageError(f"--structures: nothing stands after {name}:. Options: {', '.join(known) or 'none'}")
     return values
 
 
@@ -277,7 +273,7 @@ def _value(text: str) -> object:
     try:
         return float(text) if re.search(r"[.e]", text) else int(text)
     except ValueError:
-        raise Wrong(f"--structures: {text!r} is not a number") from None
+        raise UsageError(f"--structures: {text!r} is not a number") from None
 
 
 def _value_text(value: object) -> str:
@@ -305,7 +301,6 @@ def add_options(group: Any) -> None:
     add("--list", action="store_true", help="print the points, their number and about how long they take; run nothing")
     add("--check", action="store_true", help="check outputs and gradients of every point, time nothing")
     add("--clock", metavar="WORDS", help=f"of CUDA points: {', '.join(CLOCKS)}")
-    add("--stand-in", action="store_true", help="run what --device cuda runs on a stand-in on the CPU; no real figures")
     add("--shard", metavar="K/N", help="only part K of N of the sweep; python -m bench merge joins them")
     add("--time-budget", metavar="TIME", help="end in time, with whole curves: 90s, 10m, 1h")
     add("--point-timeout", metavar="TIME", help="give up a point after so long: 30s")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from bench.files.fields import Fields, load
 from bench.files.rows import Run, parse, parse_run
 
@@ -29,18 +29,18 @@ def flagged(path: Path) -> Flagged:
 
     Raises:
         BadResults: it is no results file.
-        Wrong: nothing is flagged, or it does not say what was asked for.
+        UsageError: nothing is flagged, or it does not say what was asked for.
     """
     document = load(path)
     results = parse(str(path), document)
     ids = frozenset(_id(row.name) for row in results.rows if set(row.flags) & set(CURABLE))
     if not ids:
-        raise Wrong(f"--rerun-flagged: no point of {path} is flagged: there is nothing to repeat")
+        raise UsageError(f"--rerun-flagged: no point of {path} is flagged: there is nothing to repeat")
     facts = document["structures"]["run"]
     runs = [part["run"] for part in facts.get("merged_from", [{"run": facts}])]
     requests = [run.get("request") for run in runs if run.get("rerun_of") is None]
     if not requests or not all(isinstance(one, dict) for one in requests):
-        raise Wrong(f"--rerun-flagged: {path} does not say which options it was measured with; measure it anew")
+        raise UsageError(f"--rerun-flagged: {path} does not say which options it was measured with; measure it anew")
     return Flagged(results.runs[0], ids, tuple(requests))
 
 

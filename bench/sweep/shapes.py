@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from bench.files.errors import Wrong, one_of
+from bench.files.errors import UsageError, one_of
+from bench.files.options import numbers, words
 
 Shape = tuple[int, int]
 
@@ -51,19 +52,14 @@ def parse(text: str) -> list[Shape]:
     """`"768x3072,opt-125m"` -> shapes, each once, in the order given.
 
     Raises:
-        Wrong: a word is neither INxOUT nor a named set.
+        UsageError: a word is neither INxOUT nor a named set.
     """
-    return list(dict.fromkeys(shape for word in _words(text) for shape in _shapes(word)))
+    return list(dict.fromkeys(shape for word in words(text) for shape in _shapes(word)))
 
 
 def widths(text: str) -> list[Shape]:
     """`"256,512"` -> square shapes."""
-    found = []
-    for word in _words(text):
-        if not word.isdigit() or not 1 <= int(word) <= MAX_WIDTH:
-            raise Wrong(f"--widths: {word!r} is not a width; write whole numbers from 1 to {MAX_WIDTH}: 256,512")
-        found.append((int(word), int(word)))
-    return list(dict.fromkeys(found))
+    return [(width, width) for width in numbers("--widths", text, MAX_WIDTH)]
 
 
 def _shapes(word: str) -> Iterable[Shape]:
@@ -71,10 +67,6 @@ def _shapes(word: str) -> Iterable[Shape]:
     if match:
         shape = int(match[1]), int(match[2])
         if not all(1 <= width <= MAX_WIDTH for width in shape):
-            raise Wrong(f"--shapes: widths are from 1 to {MAX_WIDTH}, found {word!r}")
+            raise UsageError(f"--shapes: widths are from 1 to {MAX_WIDTH}, found {word!r}")
         return [shape]
     return NAMED[one_of("--shapes", word.lower(), NAMED, "or INxOUT, such as 768x3072")]
-
-
-def _words(text: str) -> list[str]:
-    return [word for word in re.split(r"[,\s]+", text) if word]

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from bench.files.errors import Wrong
 from bench.sweep.points import Point, UnreachableBudget
 
-MOST = 1000
 Shard = tuple[int, int]
-
-
-def parse(text: str) -> Shard:
-    """`2/8` -> (2, 8).
-
-    Raises:
-        Wrong: it is no shard K/N with K from 1 to N.
-    """
-    match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text.strip())
-    k, n = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= k <= n <= MOST:
-        raise Wrong(f"--shard: {text!r} is no shard. Allowed: K/N with K from 1 to N and N up to {MOST}: 1/4")
-    return k, n
 
 
 def curve(point: Point) -> tuple[object, ...]:

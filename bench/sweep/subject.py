@@ -1,4 +1,4 @@
-"""What a point runs: a layer, its parameters, its meaning in float64, and a plain execution to compare errors with."""
+"""What a point runs: a layer, its parameters, its float64 reference, and a plain execution to compare errors with."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import structures
-from bench.sweep.points import CANDIDATES, DENSE, ONEDNN, Point, bound
+from bench.files.vocabulary import DENSE
+from bench.sweep.points import CANDIDATES, ONEDNN, Point, bound
 from bench.sweep.request import read_options
 from structures import StructuredLinear, backends, reference
 from structures.backends.experts import grouped
+from structures.exactness import Sums
 from structures.spec import SpecError
 from structures.structure import Structure
 
@@ -46,6 +48,7 @@ class Subject:
     plain: Callable[[Tensor, Sequence[Tensor]], Tensor]
     executed_flops: Callable[[int, bool], int]
     state: Callable[[], dict[str, Tensor]]  # what a checkpoint holds
+    sums: Callable[[int], Sequence[Sums]] | None = None  # of so many tokens, where it is more than one linear map
 
     def step(self, x: Tensor, dy: Tensor | None) -> Callable[[], object]:
         """One call as it is timed: forward, or with `dy` forward and the gradients of x and all parameters."""
@@ -84,7 +87,7 @@ def _structured(structure: Structure, name: str, options: dict[str, object], bac
             ran = backends.choose(backend, structure, x)
     except ValueError as error:
         raise Refused(str(error)) from None
-    widths = structure.in_features, structure.out_features
+    widths = structure.widths
     layer = StructuredLinear(
         structures.get(name), *widths, device=x.device, dtype=x.dtype, backend=backend, **options  # type: ignore[arg-type]
     )  # fmt: skip
@@ -95,7 +98,7 @@ def _structured(structure: Structure, name: str, options: dict[str, object], bac
         layer.backend = ran
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():  # a fresh router sends every token to the same experts, a random one spreads them
-            layer.router.copy_(torch.randn(structure.router_shape, generator=generator) * structure.in_features**-0.5)
+            layer.router.copy_(torch.randn(structure.router_shape, generator=generator) * structure.widths[0] ** -0.5)
             if ran == "grouped":  # what it executes depends on the lengths of its groups
                 groups["lengths"] = grouped.lengths(layer.forward_with_routing(x)[1])
     return Subject(

@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.files.run import facts, now
+from bench.files.vocabulary import DENSE
 from bench.machine import device, energy, roofline, setup, timing
 from bench.machine.device import clock_of
 from bench.machine.timing import Quartiles
 from bench.sweep import limits
 from bench.sweep.cell import Cell, Timed, cell, grad_mode, timed_step
 from bench.sweep.check import check, saved_bytes
-from bench.sweep.facts import facts, json_options
-from bench.sweep.points import CANDIDATES, COMPILED, DENSE, ONEDNN, Point, UnreachableBudget, runs_onednn
+from bench.sweep.facts import counted, json_options
+from bench.sweep.points import CANDIDATES, COMPILED, ONEDNN, Point, UnreachableBudget, runs_onednn
 from bench.sweep.request import Request, read_options
 from bench.sweep.subject import NotNow, Refused, Subject
-
-NOISY = 0.25  # distance of the quartiles, as a share of the median, from which a point is flagged
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Sweep:
     argv: list[str]
     points: list[Point] = field(default_factory=list)  # of the whole request; a shard or a rerun measures some of them
     unreachable: list[UnreachableBudget] = field(default_factory=list)
-    started: str = field(default_factory=lambda: now())
+    started: str = field(default_factory=now)
     effort: timing.Effort = timing.SHORT
     point_timeout: float | None = None
     budget: limits.TimeBudget | None = None
@@ -105,7 +104,7 @@ class Sweep:
         if not point.is_dense and self._ran.setdefault(ran, point) != point:
             other = self._ran[ran].backend
             raise Refused(f"backend {other!r} ran {what.backend!r} here as well: one point, measured once")
-        info = facts(point, what, x)
+        info = counted(point, what, x)
         info["error"] = check(what, x, dy)
         if self.request.check:
             self.done.append(Done(point, 0.0, None, False))
@@ -146,29 +145,10 @@ class Sweep:
 
     def run_facts(self) -> dict[str, object]:
         """The `run` part of the results file."""
-        devices = {"cpu": setup.cpu_model()}
-        cuda = device.available()
-        if cuda:
-            devices["cuda"] = device.name()
-        return {
-            "argv": self.argv,
-            "datetime": self.started,
-            "versions": setup.versions(),
-            "cpu": setup.cpu_model(),
-            **setup.commit(),
-            "device_names": devices,
-            "threads": self.threads.count,
-            "pinned": setup.pinned_cores(self.threads.count),
-            "pinned_by": self.threads.how,
-            "allocator": self.allocator,
-            "tf32": torch.backends.cuda.matmul.allow_tf32 if cuda else None,
-            "cold": self.request.cold,
-            "complete": self.complete,
-            "foreign_load": self.load.overall,
-            "energy": self.energy_told,
-            "request": self.asked,
-            **self.extra_facts,
-        }
+        gpu = device.name() if device.available() else None
+        tf32 = torch.backends.cuda.matmul.allow_tf32 if gpu else None
+        own = {"energy": self.energy_told, "request": self.asked, **self.extra_facts}
+        return facts(self, gpu=gpu, tf32=tf32, cold=self.request.cold) | own
 
     @property
     def energy_told(self) -> dict[str, str]:
@@ -255,13 +235,8 @@ class Sweep:
         return energy.joules_per_call(own.step, seconds, point.device, meter, clock_of(point.device))
 
     def _flags(self, point: Point, width: float, rotated: int) -> list[str]:
-        foreign = self.load.since()
-        flags = {
-            "load": foreign is not None and foreign > setup.FOREIGN_LOAD,
-            "noisy": width > NOISY,
-            "copies fit the cache": self.request.cold and rotated <= device.cache_bytes(point.device),
-        }
-        return [name for name, raised in flags.items() if raised]
+        fit = self.request.cold and rotated <= device.cache_bytes(point.device)
+        return [*timing.flags(self.load, width), *(["copies fit the cache"] if fit else [])]
 
     def restore(self, entries: Iterable[Any]) -> None:
         """Take over what a journal holds."""
@@ -286,11 +261,6 @@ class Sweep:
                 self.ways[tuple(entry["cell"])] = entry["way"]
             elif "load" in entry:
                 self.load.all_foreign, self.load.all_seconds = entry["load"]
-
-
-def now() -> str:
-    """The date and time, in UTC."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _memory_needed(point: Point) -> int:

@@ -1,11 +1,10 @@
-"""Where a run stands, on disk: written whole or not at all, taken up after a kill to the same result."""
+"""Checkpoints of a training run: written atomically, and a run resumed from one ends with the same result."""
 
 from __future__ import annotations
 
-import os
 import pickle
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from bench.files.errors import Wrong
+from bench.files import atomic
+from bench.files.errors import UsageError
 from bench.training.parallel import Processes
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -31,20 +31,18 @@ class Checkpoints:
 
     Args:
         every: seconds between two.
-        before: called before one is written: rows of runs that are done must not be older than it.
     """
 
-    def __init__(self, path: Path, every: float, group: Processes, before: Callable[[], None] = lambda: None):
-        self.path, self.every, self.group, self.before = path, every, group, before
+    def __init__(self, path: Path, every: float, group: Processes):
+        self.path, self.every, self.group = path, every, group
         self.last = time.perf_counter()
 
     def due(self) -> bool:
-        """Whether it is time; every process gives the same answer."""
+        """Whether it is time for a checkpoint; every process gets the same answer."""
         return bool(self.group.say(time.perf_counter() - self.last >= self.every))
 
     def save(self, key: str, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
         """Keep a run's step, curve and parameters."""
-        self.before()
         tensors = _state(model, optimizer, self.group)
         if self.group.first:
             write(self.path, {"key": key, **tensors, **state})
@@ -65,14 +63,15 @@ class Checkpoints:
 
 
 def write(path: Path, value: Mapping[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
+    """Write a state as torch does; the file appears whole.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
     try:
-        torch.save(dict(value), part)
-        os.replace(part, path)
+        atomic.write(lambda file: torch.save(dict(value), file), path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        with suppress(OSError):
-            part.unlink()
-        raise Wrong(f"-o: cannot write the checkpoint {path}: {error}") from None
+        raise UsageError(f"-o: cannot write the checkpoint {path}: {error}") from None
 
 
 def read(path: Path) -> dict[str, Any] | None:

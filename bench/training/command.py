@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-from bench.files.errors import Wrong
-from bench.files.terminal import count
+from bench.files import journal, kinds
+from bench.files.errors import UsageError
+from bench.files.options import count
 
 RECIPES = """\
 several processes:  torchrun --nproc-per-node 8 -m bench train language --scale long --parallel fsdp -o rows.json
@@ -67,12 +67,10 @@ def start(arguments: argparse.Namespace) -> tuple[str, int]:
 
     output = arguments.output or arguments.resume
     if output is None and not arguments.list:
-        raise Wrong("-o: name the file to write rows into")
-    if arguments.resume and not arguments.resume.is_file():
-        raise Wrong(f"--resume: there is no file {arguments.resume}")
-    run = RunRecord(
-        "training", ["python", "-m", "bench", *sys.argv[1:]], output or Path("none")
-    )  # before torch is loaded
+        raise UsageError("-o: name the file to write rows into")
+    if arguments.resume and not (arguments.resume.is_file() or journal.of(arguments.resume).is_file()):
+        raise UsageError(f"--resume: there is no file {arguments.resume}")
+    run = RunRecord(kinds.TRAINING, output or Path("none"))  # before torch is loaded
     import torch
 
     from bench.training import parallel, request, session
@@ -86,6 +84,4 @@ def start(arguments: argparse.Namespace) -> tuple[str, int]:
         if arguments.list:
             return "\n".join(one.listed()), 0
         one.run_all()
-    state = "" if run.complete else "; not complete, take it up by --resume"
-    said = f"{run.output}: {len(run.rows)} rows, {len(run.refused)} left out{state}"
-    return (f"{said}\nDraw it: python -m bench report {run.output} -o report/" if group.first else ""), 0
+    return run.said() if group.first else "", 0

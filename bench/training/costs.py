@@ -1,4 +1,4 @@
-"""What a network costs: parameters and FLOPs, of the replaced layers and of the whole, counted and as executed."""
+"""What a network costs: parameters and FLOPs of the replaced layers and of the whole network, counted and executed."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from bench.training.models import FAMILIES, Family, NetworkShape
 
 
@@ -28,7 +28,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError:
-        raise Wrong(
+        raise UsageError(
             "--model: opt, pythia and gpt2 need transformers: pip install 'structures[models]'; gpt is built in"
         ) from None
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 
 CHANCE = 0.5
 Z = 1.959964  # of a normal distribution, 95 % lie within so many deviations
@@ -160,17 +160,17 @@ def pairs(count: int, seed: int = SEED) -> list[Pair]:
     Args:
         count: an even number, since most pairs come in couples.
     Raises:
-        Wrong: count is odd, below 2, or more than a phenomenon has.
+        UsageError: count is odd, below 2, or more than a phenomenon has.
     """
     if count < 2 or count % 2:
-        raise Wrong(f"grammar pairs: {count} of each phenomenon; pairs come in couples, so an even number from 2")
+        raise UsageError(f"grammar pairs: {count} of each phenomenon; pairs come in couples, so an even number from 2")
     chosen: list[Pair] = []
     for phenomenon, texts in {**MIRRORED, **ONE_SIDED}.items():
         sides = (0, 1) if phenomenon in MIRRORED else (0,)
         wanted = count // len(sides)
         every = [(text, number) for text in texts for number in _shares(text, texts, wanted, f"{seed} {phenomenon}")]
         if len(every) < wanted:
-            raise Wrong(f"grammar pairs: {count} of {phenomenon!r}, which has {len(every) * len(sides)}")
+            raise UsageError(f"grammar pairs: {count} of {phenomenon!r}, which has {len(every) * len(sides)}")
         chosen += [
             Pair(phenomenon, _sentence(text, number, side, False), _sentence(text, number, side, True))
             for text, number in every[:wanted]

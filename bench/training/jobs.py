@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import structures
-from bench.sweep.points import DENSE, NARROW
-from bench.sweep.request import entries, in_order, options_text
+from bench.files.vocabulary import DENSE, MIX, NARROW
+from bench.sweep.request import default_names, entries, in_order, options_text
 from bench.training.settings import Setting
-from bench.training.variants import MIX, REMOVED, Variant
+from bench.training.variants import REMOVED, Variant
 
 TUNE, TRAIN, TIME, MATCH, TEACHER = "tune", "train", "time", "match", "teacher"  # phases of rows
-PLAN = ("structures", "budgets", "widths", "seeds", "dense_seeds", "starts")  # fields that no single loss depends on
+PLAN = ("structures", "budgets", "widths", "seeds", "dense_seeds", "starts")  # fields that only decide which runs exist
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def variants(setting: Setting) -> tuple[list[Variant], list[Variant]]:
         controls += [Variant(NARROW, f"params={share:g}") for share in (0.5, 0.25)]
     if not setting.starts:
         controls.append(Variant(REMOVED))
-    named = setting.structures if setting.structures is not None else in_order(structures.names())
+    named = setting.structures if setting.structures is not None else in_order(default_names())
     found: list[Variant] = []
     for word in named:
         name, colon, text = word.partition(":")
@@ -103,7 +102,7 @@ def each_option(name: str, text: str) -> list[str]:
     """`n_blocks=2,4,rank=8` -> `n_blocks=2,rank=8` and `n_blocks=4,rank=8`; of a mix, options that all of it have.
 
     Raises:
-        Wrong: no such structure, no such option, or a value that is no number.
+        UsageError: no such structure, no such option, or a value that is no number.
     """
     found = [[options_text(e.options or {}) for e in entries(f"{part}:{text}")] for part in name.split(MIX)]
     return found[0]

@@ -39,7 +39,7 @@ class Outcome:
 
 
 def rate(setting: Setting, step: int, steps: int) -> float:
-    """The share of its learning rate that a step takes."""
+    """The schedule: by how much the learning rate is multiplied at a step."""
     warm = max(1, round(WARM_UP * steps))
     if step < warm:
         return (step + 1) / warm
@@ -82,7 +82,7 @@ def train(
         part: of the held-out data that the curve is measured on.
         say: called with the steps done, now and then.
     Returns:
-        the curve; where a loss was not finite, or rose above the untrained network's, the reason.
+        the curve; where a loss was not finite, or ended above the untrained network's, the reason.
     """
     setting = problem.setting
     model.to(group.device)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from bench.training import grammar
 from bench.training.loop import Outcome, correct, outputs
 from bench.training.parallel import Processes
@@ -38,14 +38,14 @@ def check(setting: Setting, problem: TrainingProblem) -> None:
     """Whether the grammar test can be made.
 
     Raises:
-        Wrong: its sentences are longer than a sequence, or have characters that the data has not.
+        UsageError: its sentences are longer than a sequence, or have characters that the data has not.
     """
     if not setting.grammar:
         return
     ids = _encoded(problem, [text for pair in grammar.pairs(setting.grammar) for text in (pair.good, pair.bad)])
     longest = max(map(len, ids))
     if longest > setting.length:
-        raise Wrong(f"--length: the grammar test has sentences of {longest} tokens, more than {setting.length}")
+        raise UsageError(f"--length: the grammar test has sentences of {longest} tokens, more than {setting.length}")
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from bench.sweep.points import DENSE, NARROW
+from bench.files.vocabulary import DENSE, NARROW
 from bench.training import costs, jobs, rows, variants
 from bench.training.jobs import Job
 from bench.training.problems import TrainingProblem

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from bench.training import data
 from bench.training.settings import Setting
 
@@ -102,7 +102,8 @@ def load(setting: Setting) -> TrainingProblem:
     """The problem of a setting.
 
     Raises:
-        Wrong: the data is missing (the message names the command that fetches it) or too small, or a wrong tokenizer.
+        UsageError: the data is missing (the message names the command that fetches it) or too small, or the tokenizer
+            is wrong.
     """
     if setting.data == "teacher":
         return _regression(setting)
@@ -141,13 +142,13 @@ def _regression(setting: Setting) -> TrainingProblem:
 
 def _images(setting: Setting, found: data.Images) -> TrainingProblem:
     if setting.length != 1 or setting.tokenizer:
-        raise Wrong(f"--data: {setting.data} holds images; {setting.task} with {setting.model} needs text")
+        raise UsageError(f"--data: {setting.data} holds images; {setting.task} with {setting.model} needs text")
     x, y = torch.from_numpy(found.train_x.copy()), torch.from_numpy(found.train_y.copy())
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))  # some come sorted by class
     cut = len(x) // TUNED_SHARE
     tune, train = order[:cut], order[cut:]
     if setting.batch > len(train):
-        raise Wrong(f"--batch: {setting.batch} is more than the {len(train)} images of {setting.data} to train on")
+        raise UsageError(f"--batch: {setting.batch} is more than the {len(train)} images of {setting.data} to train on")
     test = torch.from_numpy(found.test_x[: setting.held_out].copy())
     parts = {
         "tune": (floats(x[tune]), y[tune]),
@@ -159,12 +160,12 @@ def _images(setting: Setting, found: data.Images) -> TrainingProblem:
 
 def _text(setting: Setting, found: data.Text) -> TrainingProblem:
     if setting.length < 2 or not setting.tokenizer:
-        raise Wrong(f"--data: {setting.data} holds text; {setting.task} with {setting.model} needs images")
+        raise UsageError(f"--data: {setting.data} holds text; {setting.task} with {setting.model} needs images")
     tokenizer, encoded = _encoded(setting.data, setting.tokenizer)
     for part, ids in encoded.items():
         if len(ids) <= setting.length:
             need = f"a sequence needs {setting.length + 1}"
-            raise Wrong(f"--data: {setting.data} has {len(ids)} tokens to {part}; {need}")
+            raise UsageError(f"--data: {setting.data} has {len(ids)} tokens to {part}; {need}")
     parts = {part: _windows(encoded[part], setting) for part in ("tune", "report")}
     held = "\n\n".join(found.validation)
     return TrainingProblem(

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import structures
-from bench.files.errors import Wrong, one_of
+from bench.files.errors import UsageError, one_of
+from bench.files.options import numbers, shard, words
+from bench.files.vocabulary import DEVICES, MIX
 from bench.sweep.request import budgets as read_budgets
-from bench.sweep.request import entries
+from bench.sweep.request import entries, register
+from bench.sweep.shapes import MAX_WIDTH
 from bench.training import settings
 from bench.training.decoders import DECODERS
 from bench.training.parallel import KINDS
 from bench.training.settings import Setting
-from bench.training.variants import MIX
 
 QUANTITIES = ("params", "flops", "time")
 PICTURES, DECODING = ("mlp", "mixer", "vit"), ("gpt", *DECODERS)
@@ -28,11 +29,10 @@ MODELS = {
     "distil": (*PICTURES, *DECODING),
     "blocks": (*PICTURES, *DECODING),
 }
-LAYERS, PRECISIONS, DEVICES = ("ff", "all"), ("float32", "bfloat16"), ("cpu", "cuda")
+LAYERS, PRECISIONS = ("ff", "all"), ("float32", "bfloat16")
 BOTH, TIMES, LOSSES = "both", "times", "losses"
 TEACHER = "teacher"  # the data of regression
 TOKENIZERS = ("characters", "bytes", "bpe")
-MOST = 2**31
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,9 @@ def read(options: Mapping[str, Any], *, cuda: bool, processes: int = 1) -> Train
     """The request that the command line makes.
 
     Raises:
-        Wrong: a value that is not allowed; the message lists what is.
+        UsageError: a value that is not allowed; the message lists what is.
     """
-    for file in options.get("registry") or ():
-        try:
-            structures.load(file)
-        except ValueError as error:
-            raise Wrong(f"--registry: {error}") from None
+    register(options.get("registry"))
     scale = one_of("--scale", options.get("scale") or "standard", settings.SCALES)
     chosen = tuple(s for task in _tasks(options["tasks"]) for s in _settings(task, scale, options))
     for setting in chosen:
@@ -67,17 +63,17 @@ def read(options: Mapping[str, Any], *, cuda: bool, processes: int = 1) -> Train
         settings=tuple(dict.fromkeys(chosen)),
         scale=scale,
         only=one_of("--only", options.get("only") or BOTH, (BOTH, TIMES, LOSSES)),
-        shard=_shard(options.get("shard") or "1/1"),
+        shard=shard(options.get("shard") or "1/1"),
         every=_seconds(options.get("checkpoint_every")),
         parallel=one_of("--parallel", options.get("parallel") or "ddp", KINDS),
         resume=options.get("resume"),
     )
 
 
-def _tasks(words: Sequence[str]) -> list[str]:
-    found = [one_of("TASK", word, (*settings.TASKS, "all")) for text in words for word in _words(text)]
+def _tasks(tasks: Sequence[str]) -> list[str]:
+    found = [one_of("TASK", word, (*settings.TASKS, "all")) for text in tasks for word in words(text)]
     if not found:
-        raise Wrong(f"TASK: name some of {', '.join(settings.TASKS)}, or all")
+        raise UsageError(f"TASK: name some of {', '.join(settings.TASKS)}, or all")
     return list(settings.TASKS) if "all" in found else list(dict.fromkeys(found))
 
 
@@ -86,7 +82,7 @@ def _settings(task: str, scale: str, options: Mapping[str, Any]) -> list[Setting
     found = list(settings.SETTINGS[scale][task])
     for field, option in (("model", "model"), ("layers", "layers"), ("data", "data"), ("tokenizer", "tokenizer")):
         word = options.get(option)
-        wanted = [word] if word and option == "data" else _words(word)  # a folder's path may have blanks
+        wanted = [word] if word and option == "data" else words(word)  # a folder's path may have blanks
         if wanted:
             kept = [s for s in found if getattr(s, field) in wanted]
             found = kept or [replace(found[0], **{field: word}) for word in wanted]
@@ -99,9 +95,9 @@ def _changes(setting: Setting, options: Mapping[str, Any]) -> dict[str, Any]:
         if options.get(field):
             changes[field] = options[field]
     if options.get("widths"):
-        changes["widths"] = tuple(sorted({_count("--widths", word) for word in _words(options["widths"])}))
+        changes["widths"] = tuple(sorted(numbers("--widths", options["widths"], MAX_WIDTH)))
     if options.get("rates"):
-        changes["rates"] = tuple(sorted({_rate(word) for word in _words(options["rates"])}))
+        changes["rates"] = tuple(sorted({_rate(word) for word in words(options["rates"])}))
     if options.get("seeds"):
         changes |= {"seeds": options["seeds"], "dense_seeds": max(options["seeds"], setting.dense_seeds)}
     if options.get("structures"):
@@ -118,14 +114,14 @@ def _changes(setting: Setting, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _structures(text: str) -> tuple[str, ...]:
     """Words as `dyad_it:n_blocks=2,4`, `dyad_it+dyad_ot`, each checked."""
-    words = text.split()
-    for word in words:
+    found = text.split()
+    for word in found:
         name, colon, own = word.partition(":")
         for part in name.split(MIX):
             entries(f"{part}{colon}{own}")
-    if not words:
-        raise Wrong(f"--structures: name some of {', '.join(structures.names())}")
-    return tuple(dict.fromkeys(words))
+    if not found:
+        raise UsageError(f"--structures: name some of {', '.join(structures.names())}")
+    return tuple(dict.fromkeys(found))
 
 
 def _check(setting: Setting, *, cuda: bool, processes: int) -> None:
@@ -133,48 +129,33 @@ def _check(setting: Setting, *, cuda: bool, processes: int) -> None:
     one_of(f"--model of {setting.task}", setting.model, MODELS[setting.task])
     one_of("--layers", setting.layers, LAYERS)
     if (setting.task == "regression") != (setting.data == TEACHER):
-        raise Wrong(f"--data: {setting.data!r} is not allowed for {setting.task}: regression learns a random network, "
-                    "which the others cannot; leave the option out")  # fmt: skip
+        raise UsageError(
+            f"--data: {setting.data!r} is not allowed for {setting.task}: regression learns a random network, which "
+            "the others cannot; leave the option out"
+        )
     one_of("--precision", setting.precision, PRECISIONS)
     one_of("--device", setting.device, DEVICES if cuda else DEVICES[:1])
     if setting.tokenizer:
         kind, colon, size = setting.tokenizer.partition(":")
         one_of("--tokenizer", kind, TOKENIZERS)
         if (kind == "bpe") != bool(colon) or (colon and not (size.isdigit() and 256 <= int(size) <= 65536)):
-            raise Wrong(f"--tokenizer: {setting.tokenizer!r} is not allowed; write characters, bytes or bpe:1024")
+            raise UsageError(f"--tokenizer: {setting.tokenizer!r} is not allowed; write characters, bytes or bpe:1024")
     heads = 4
     for width in setting.widths:
         if setting.model != "mlp" and width % (2 * heads):
-            raise Wrong(f"--widths: {width} is not a multiple of {2 * heads}, which {setting.model}'s heads need")
+            raise UsageError(f"--widths: {width} is not a multiple of {2 * heads}, which {setting.model}'s heads need")
     parts = processes * setting.accumulate
     if setting.batch % parts:
-        raise Wrong(
+        raise UsageError(
             f"--batch: {setting.batch} is not a multiple of {parts}, {processes} processes times "
             f"{setting.accumulate} parts of a step"
         )
 
 
-def _shard(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise Wrong(f"--shard: {text!r} is not allowed; write K/N with K from 1 to N, such as 1/4")
-    return int(match[1]), int(match[2])
-
-
 def _seconds(value: float | None) -> float:
     if value is not None and not 0 <= value < math.inf:
-        raise Wrong(f"--checkpoint-every: {value:g} is not allowed; write seconds from 0")
+        raise UsageError(f"--checkpoint-every: {value:g} is not allowed; write seconds from 0")
     return 30.0 if value is None else value
-
-
-def _words(text: str | None) -> list[str]:
-    return [word for word in re.split(r"[,\s]+", text or "") if word]
-
-
-def _count(option: str, word: str) -> int:
-    if not word.isdigit() or not 1 <= int(word) < MOST:
-        raise Wrong(f"{option}: {word!r} is not allowed; write whole numbers from 1")
-    return int(word)
 
 
 def _rate(word: str) -> float:
@@ -183,5 +164,5 @@ def _rate(word: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < 10:
-        raise Wrong(f"--rates: {word!r} is not a learning rate; write 0.001,0.003")
+        raise UsageError(f"--rates: {word!r} is not a learning rate; write 0.001,0.003")
     return value

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.files.errors import Wrong
+from bench.files import journal
+from bench.files.errors import UsageError
 from bench.files.fields import BadResults, load
-from bench.files.kinds import DECIDE, TRAINING
+from bench.files.kinds import TRAINING
+from bench.files.vocabulary import DECIDE
 from bench.machine import setup
 from bench.training.jobs import TUNE, Job
 from bench.training.loop import Outcome
@@ -23,7 +25,7 @@ OK, DIVERGED = "ok", "diverged"
 
 
 def named(setting_name: str, variant: Variant) -> dict[str, Any]:
-    """The fields by which rows are told apart."""
+    """The fields that identify a row to a reader."""
     return {
         "setting": setting_name,
         "structure": variant.structure,
@@ -97,7 +99,7 @@ class Earlier:
     setup: dict[str, Any] = field(default_factory=dict)
 
     def reason(self, setting: str, series: str) -> str | None:
-        """Why it left a series out."""
+        """Why the earlier run left a series out."""
         own = (r for r in self.refused if (r.get("setting"), r.get("series")) == (setting, series))
         return next((r.get("reason") for r in own), None)
 
@@ -111,24 +113,41 @@ def take_up(path: Path, now: Mapping[str, str]) -> Earlier:
 
     Raises:
         BadResults: no file of this kind.
-        Wrong: it was made with other versions, so its losses cannot stand beside new ones.
+        UsageError: it was made with other versions, so its losses cannot stand beside new ones.
     """
-    document = load(path)
-    section = document.get("structures") if isinstance(document, dict) else None
-    if not isinstance(section, dict) or section.get("kind") != TRAINING or not _whole(section):
-        raise BadResults(f"--resume: {path} is no file of bench train")
+    section = _section(path)
     kept: dict[str, dict[str, Any]] = {}
     for row in section["rows"]:
         before = row.get("versions", {})
         changed = [name for name in DECIDE if before.get(name) != now[name]]
         if changed:
             name = changed[0]
-            raise Wrong(
+            raise UsageError(
                 f"--resume: {path} was made with another {name}, {json.dumps(before.get(name))}; now it is "
                 f"{json.dumps(now[name])}. Start anew with -o"
             )
         kept[row["key"]] = row
     return Earlier(kept, section["refused"], section["setup"])
+
+
+def _section(path: Path) -> dict[str, Any]:
+    """What an earlier run left: its file, and where it was killed the rows of its journal too."""
+    section: Any = {"kind": TRAINING, "rows": [], "refused": [], "setup": {}}
+    if path.is_file():
+        document = load(path)
+        section = document.get("structures") if isinstance(document, dict) else None
+    if not isinstance(section, dict) or section.get("kind") != TRAINING or not _whole(section):
+        raise BadResults(f"--resume: {path} is no file of bench train")
+    if journal.of(path).is_file():
+        opened, header, entries, _ = journal.resume(path)
+        opened.close()
+        section = {**section, "setup": header.get("setup", {})}
+        for name, key in (("rows", "row"), ("refused", "refused")):
+            found = (entry[key] for entry in entries if isinstance(entry, dict) and key in entry)
+            section[name] = [*section[name], *(one for one in found if one not in section[name])]
+        if header.get("kind") != TRAINING or not _whole(section):
+            raise BadResults(f"--resume: {journal.of(path)} is no journal of bench train")
+    return section
 
 
 def _whole(section: dict[str, Any]) -> bool:

@@ -6,20 +6,20 @@ from dataclasses import asdict
 
 import torch
 
+from bench.files.progress import Progress
 from bench.files.run import RunRecord
-from bench.sweep.points import NARROW
+from bench.files.vocabulary import NARROW
 from bench.training import jobs, measures, problems, rows, teachers, timed, variants
 from bench.training.checkpoint import Checkpoints
 from bench.training.jobs import TRAIN, TUNE, Job
 from bench.training.ledger import Ledger
 from bench.training.parallel import Processes
 from bench.training.plan import Grid
-from bench.training.progress import TrainingProgress
 from bench.training.request import LOSSES, TIMES, TrainingRequest
 from bench.training.trainer import Trainer
 from bench.training.variants import Unreachable
 
-EXTRA = 2  # tries of a rate beyond the grid, where the best one is at its end
+EXTRA = 2  # rates tried beyond the grid, where the best one lies at its end
 
 
 class Session:
@@ -27,15 +27,14 @@ class Session:
 
     def __init__(self, run: RunRecord, request: TrainingRequest, group: Processes):
         self.run, self.request, self.group = run, request, group
-        progress = TrainingProgress(lambda text: print(text, flush=True) if group.first else None)
+        progress = Progress(say=lambda text: print(text, flush=True) if group.first else None)
         self.ledger = Ledger(run, request, group)
         self.problems = {setting: problems.load(setting) for setting in request.settings}
         for setting, problem in self.problems.items():
             measures.check(setting, problem)
         self.plan = Grid(self.problems, request.shard)
         run.refused = self.plan.refused
-        beside = run.output.with_name(run.output.name + ".checkpoint")
-        checkpoints = Checkpoints(beside, request.every, group, before=self.ledger.save)
+        checkpoints = Checkpoints(self.ledger.beside("checkpoint"), request.every, group)
         self.trainer = Trainer(self.problems, self.plan, group, checkpoints, progress)
         self.teachers = teachers.Teachers(self.ledger, self.trainer)
         before = self.ledger.earlier.setup
@@ -53,6 +52,7 @@ class Session:
 
     def run_all(self) -> None:
         """Times first, then every setting's runs; Ctrl-C keeps what is finished."""
+        self.ledger.begin()
         try:
             if self.request.only != LOSSES:
                 timed.times(self.ledger, self.trainer)
@@ -74,7 +74,7 @@ class Session:
     def _losses(self) -> None:
         todo = [job for setting in self.request.settings for job in self.plan.jobs(setting)]
         for job in todo:
-            self.trainer.progress.expect(self.plan.flops(job))
+            self.trainer.progress.expect(self.trainer.seconds(job))
         self.trainer.progress.begin()
         for job in todo:
             if job.phase == TUNE:
@@ -87,10 +87,10 @@ class Session:
                 continue
             if rows.best(self.run.rows, job)[1]:
                 self.plan.refuse(job.setting, job.variant, "every learning rate tried diverged")
-            self.trainer.finish(job, "left out: no learning rate")
+            self.trainer.finish(job, "left out: no learning rate", ran=False)
 
     def _tuned(self, job: Job) -> float | None:
-        """The best rate of the tries; where it is an end of the grid, the grid is continued. None: all diverged."""
+        """The best of the rates tried; at an end of the grid, the grid is extended. None if all diverged."""
         while True:
             best, tried = rows.best(self.run.rows, job)
             ends = len(tried) > 1 and best in (tried[0], tried[-1])
@@ -99,7 +99,7 @@ class Session:
             ratio = tried[-1] / tried[-2] if best == tried[-1] else tried[0] / tried[1]
             lr = float(f"{best * ratio:.2g}")
             own = Job(TUNE, job.setting, jobs.tuned_as(job.variant), min(job.setting.widths), 0, lr)
-            self.trainer.progress.expect(self.plan.flops(own))
+            self.trainer.progress.expect(self.trainer.seconds(own))
             self.train(own, lr)
             if rows.best(self.run.rows, job)[1] == tried:
                 return best
@@ -108,7 +108,7 @@ class Session:
         """Train one job, or take its row from the earlier run; what cannot be built is left out with its reason."""
         kept = self.ledger.keep(job.key)
         if kept is not None:
-            self.trainer.finish(job, "kept")
+            self.trainer.finish(job, "kept", ran=False)
             return
         setting, problem = job.setting, self.problems[job.setting]
         teacher = self.teachers.of(job) if setting.starts and job.variant.structure != NARROW else None
@@ -116,7 +116,7 @@ class Session:
             model = self.trainer.built(job, teacher.state if teacher else None)
         except Unreachable as error:
             self.plan.refuse(setting, job.variant, str(error))
-            self.trainer.finish(job, f"left out: {error}")
+            self.trainer.finish(job, f"left out: {error}", ran=False)
             return
         told = variants.described(model, variants.replaced(setting, model))
         outcome = self.trainer.trained(model, job, lr)
@@ -129,5 +129,5 @@ class Session:
         if outcome.taken_up:
             self.trainer.progress.say(f"taken up at step {outcome.taken_up} of {job.steps}: {job.words}")
         result = f"loss {outcome.loss:.4g}" if outcome.loss is not None else f"diverged: {outcome.reason}"
-        self.trainer.finish(job, f"{result}")
+        self.trainer.finish(job, result)
         self.ledger.add(row)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bench.files.errors import Wrong
-from bench.sweep.points import DENSE
+from bench.files.errors import UsageError
+from bench.files.vocabulary import DENSE
 from bench.training import checkpoint, rows, variants
 from bench.training.jobs import TEACHER, Job
 from bench.training.ledger import Ledger
@@ -36,7 +36,7 @@ class Teachers:
         """The teacher of a job's setting and width, trained when it is first asked for.
 
         Raises:
-            Wrong: it did not train.
+            UsageError: it did not train.
         """
         own = Job(TEACHER, job.setting, Variant(DENSE), job.width, 0)
         if own.key not in self.held:
@@ -63,12 +63,12 @@ class Teachers:
         ledger.kept.pop(job.key, None)
         problem = trainer.problems[setting]
         lr = sorted(setting.rates)[-1]  # the grid is one for refining; its largest rate suits a fresh network best
-        trainer.progress.expect(trainer.plan.flops(job))
+        trainer.progress.expect(trainer.seconds(job))
         model = variants.dense(setting, job.width, problem, seed=job.seed)
         outcome = trainer.trained(model, job, lr)
         trainer.finish(job, f"loss {outcome.loss}")
         if outcome.loss is None:
-            raise Wrong(f"distil: the dense network did not train: {outcome.reason}; try other --rates")
+            raise UsageError(f"distil: the dense network did not train: {outcome.reason}; try other --rates")
         row = ledger.add(rows.of_run(job, lr, outcome, problem, trainer.costs(job), ledger.group, ledger.versions))
         state = {name: value.cpu() for name, value in checkpoint.whole(model).items()}
         if ledger.group.first:
@@ -77,5 +77,4 @@ class Teachers:
         return Teacher(state, row["loss"])
 
     def _path(self, key: str) -> Path:
-        output = self.ledger.run.output
-        return output.with_name(f"{output.name}.teacher-{key}")
+        return self.ledger.beside(f"teacher-{key}")

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from bench.files.rounding import rounded
-from bench.sweep.points import DENSE
+from bench.files.vocabulary import DENSE
 from bench.training import jobs, rows
 from bench.training.jobs import MATCH, TIME, Job
 from bench.training.ledger import Ledger
@@ -47,12 +46,11 @@ def _at(ledger: Ledger, trainer: Trainer, setting: Setting, width: int, several:
             trainer.plan.refuse(setting, variant, str(error))
             continue
         row = _row(ledger, trainer, setting, variant, width, found) | {"phase": TIME, "key": keys[variant]}
-        ledger.run.rows.append(rounded(row))
+        ledger.add(row)
         trainer.progress.say(
             f"[times {number:2}/{len(missing)}] {setting.name} width {width} {variant.series}: "
             f"{found['speedup']['median']:.2f} times as fast a step as dense's"
         )
-    ledger.save()
 
 
 def match(ledger: Ledger, trainer: Trainer, *, timing: bool) -> None:

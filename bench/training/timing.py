@@ -17,7 +17,6 @@ from bench.training.settings import Setting
 from bench.training.variants import Unreachable, Variant
 
 EFFORT = timing.Effort(paired=0.3, alone=0.0, rounds=5)
-NOISY = 0.25  # distance of a ratio's quartiles, as a share of the median, from which a row is flagged
 LADDER = (1.0, 0.71, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.0625)  # shares of parameters tried for a time
 CLOSE = 0.1  # how far from a budget in time a variant may stay
 
@@ -60,16 +59,12 @@ class Pairs:
         model = variants.build(self.setting, Variant(variant.structure, variant.budget, variant.options), self.width,
                                self.problem)  # fmt: skip
         step = step_of(model, self.problem, self.base, self.group)
-        self.load.since()
-        own = timing.once(step)
-        spread = timing.paired(step, self.dense, EFFORT, seconds=(own, self.dense_seconds))
-        foreign = self.load.since()
-        flags = {"load": foreign is not None and foreign > setup.FOREIGN_LOAD, "noisy": spread.width > NOISY}
+        found = timing.against(step, self.dense, EFFORT, self.load, self.dense_seconds)
         return {
-            "speedup": spread.as_dict(),
+            "speedup": found["speedup"],
             "dense_seconds": self.dense_seconds,
-            "step_seconds": self.dense_seconds / spread.median,
-            "flags": [name for name, raised in flags.items() if raised],
+            "step_seconds": self.dense_seconds / found["speedup"]["median"],
+            "flags": found["flags"],
         }
 
     def matched(self, variant: Variant) -> tuple[Variant, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Builds the models of jobs and trains them, saying how far a run has come."""
+"""Builds the models of jobs and trains them, with progress lines."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bench.files.progress import Progress
 from bench.training import rates, variants
 from bench.training.checkpoint import Checkpoints
 from bench.training.jobs import TUNE, Job
@@ -15,8 +16,10 @@ from bench.training.loop import Outcome, train
 from bench.training.parallel import Processes
 from bench.training.plan import Grid
 from bench.training.problems import TrainingProblem
-from bench.training.progress import TrainingProgress
 from bench.training.settings import Setting
+
+RATE = 4e10  # FLOPs a second assumed before anything has been measured: small networks on two cores
+OVERHEAD = 0.4  # seconds of a run besides its steps
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Trainer:
     plan: Grid
     group: Processes
     checkpoints: Checkpoints
-    progress: TrainingProgress
+    progress: Progress
 
     def built(self, job: Job, teacher: Mapping[str, Tensor] | None) -> nn.Module:
         """The job's model, started from a dense teacher's state where there is one."""
@@ -41,7 +44,7 @@ class Trainer:
         """Run the loop for a job."""
         setting = job.setting
         base = variants.base_inputs(setting, self.problems[setting])
-        flops = self.plan.flops(job)
+        seconds = self.seconds(job)
         return train(
             model,
             lambda net: rates.groups(net, base, lr, setting.weight_decay),
@@ -52,13 +55,18 @@ class Trainer:
             part="tune" if job.phase == TUNE else "report",
             group=self.group,
             checkpoints=self.checkpoints,
-            say=lambda step: self.progress.within(flops, step, job.steps, job.words),
+            say=lambda step: self.progress.within(seconds, step, job.steps, job.words),
         )
 
     def costs(self, job: Job) -> dict[str, Any]:
         """What the job's variant counts at its width."""
         return self.plan.costs(job.setting, job.variant, job.width)
 
-    def finish(self, job: Job, said: str) -> None:
-        """Say that a job is done, or left out, after its words."""
-        self.progress.finish(self.plan.flops(job), f"{job.words} {said}")
+    def seconds(self, job: Job) -> float:
+        """About how long a run takes, before anything has been measured."""
+        return OVERHEAD + self.plan.flops(job) / RATE
+
+    def finish(self, job: Job, said: str, *, ran: bool = True) -> None:
+        """Say after its words that a job is done, or that it did not run."""
+        say = self.progress.finish if ran else self.progress.skip
+        say(self.seconds(job), f"{job.words} {said}")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import structures
-from bench.sweep.points import DENSE, NARROW, NEAR
+from bench.files.vocabulary import DENSE, MIX, NARROW, NEAR
 from bench.sweep.request import options_text, read_options
 from bench.training import rates
 from bench.training.decoders import ALL
@@ -26,7 +26,6 @@ from structures.spec import SpecError
 
 REMOVED = "removed"
 CONTROLS = (DENSE, NARROW, REMOVED)
-MIX = "+"  # joins the names of a mix: they take turns, layer by layer
 SWEEPS = 10  # of projections without a closed form
 
 Rules = dict[str, tuple[str, dict[str, object]]]  # structure and options by the layer's name

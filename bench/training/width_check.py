@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-import structures
-from bench.files.errors import Wrong, one_of
+from bench.files.errors import UsageError, one_of
 from bench.files.run import RunRecord
-from bench.sweep.named import DENSE, NAMED, SPACE
-from bench.sweep.request import in_order
+from bench.files.vocabulary import DENSE
+from bench.sweep.named import NAMED, SPACE
+from bench.sweep.request import default_names, in_order
 from structures.models.width_check import coordinate_check
 
 WIDTHS = (128, 256, 512, 1024, 2048)
@@ -24,9 +24,9 @@ def subjects(words: str | None = None) -> dict[str, tuple[str, Mapping[str, obje
     """Label -> entry and options, of words separated by commas: entries, or named points such as `btt1`; all without.
 
     Raises:
-        Wrong: a word that is neither; the message lists what there is.
+        UsageError: a word that is neither; the message lists what there is.
     """
-    entries = {name: (name, {}) for name in in_order(structures.names())}
+    entries = {name: (name, {}) for name in in_order(default_names())}
     points = {point: (SPACE, {"theta": theta}) for point, theta in NAMED.items() if point != DENSE}
     if words is None:
         return {**entries, **{f"{SPACE} {point}": subject for point, subject in points.items()}}
@@ -35,7 +35,7 @@ def subjects(words: str | None = None) -> dict[str, tuple[str, Mapping[str, obje
         one_of("--structures", word, [*entries, *points])
         found[word if word in entries else f"{SPACE} {word}"] = entries.get(word) or points[word]
     if not found:
-        raise Wrong(f"--structures: {words!r} names nothing. Allowed: {', '.join([*entries, *points])}")
+        raise UsageError(f"--structures: {words!r} names nothing. Allowed: {', '.join([*entries, *points])}")
     return found
 
 
@@ -48,19 +48,20 @@ def measure(run: RunRecord, words: str | None = None, widths: Sequence[int] = WI
     todo = [(label, *subject, scaled) for label, subject in subjects(words).items() for scaled in (True, False)]
     run.setup = {"widths": list(widths), "optimizer": "Adam, 4 steps, rate 0.01 at the first width", "layers": 2}
     try:
+        progress = run.progress(todo)
         for number, (label, name, options, scaled) in enumerate(todo, start=1):
             word = "scaled rates" if scaled else "one rate"
             try:
                 found = coordinate_check(name, widths, scaled=scaled, **options)  # type: ignore[arg-type]
             except ValueError as error:
                 run.refused.append({"structure": label, "scaled": scaled, "reason": str(error).partition("\n")[0]})
-                run.say(number, len(todo), f"{label:18} {word:13} refused: {run.refused[-1]['reason']}")
+                progress.finish(1.0, f"{label:18} {word:13} refused: {run.refused[-1]['reason']}")
             else:
                 ends = [row for row in found if row.layer == found[-1].layer and row.step in (0, found[-1].step)]
                 run.rows += [{**row._asdict(), "structure": label, "scaled": scaled} for row in ends]
                 last = [row.size for row in ends if row.step]
-                run.say(number, len(todo), f"{label:18} {word:13} {min(last):.2g} to {max(last):.2g} at the last step")
+                progress.finish(1.0, f"{label:18} {word:13} {min(last):.2g} to {max(last):.2g} at the last step")
             run.complete = number == len(todo)
-            run.save({})
+            run.save()
     except KeyboardInterrupt:
-        run.save({})
+        run.save()

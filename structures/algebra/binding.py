@@ -6,21 +6,30 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from structures.algebra.map import Gate, Gather, Map, Term
-from structures.algebra.steps import Axes, order_steps
+from structures.algebra.padding import padded
+from structures.algebra.parting import Constants, Operands, Order, parted
+from structures.algebra.steps import Axes
 from structures.language.checks import count_uses, label
-from structures.language.entry import Entry
+from structures.language.entry import PAD, Entry
 from structures.language.errors import SizeError
 from structures.language.expressions import ExpressionError, Value, divisors, evaluate, is_number, names_in, nearest
-from structures.language.notation import Expanded, NotationError, expand
+from structures.language.notation import Expanded, NotationError, Pattern, expand
 
 MAX_TRIES = 240  # bindings tried for the hint of an error, over all options
 MAX_TABLE = 2**16  # entries of a gather
+MAX_SIZE = 2**24  # of one axis: the largest width, so that no entry asks for more than a width could
+MAX_PADDED = 2**24  # what a width may be padded to
 
 
 def check_option(spec: Entry, name: str, value: object) -> object:
+    if name == PAD:
+        if value not in (True, False):
+            raise spec.error(f"{PAD} is True or False, found {value!r}")
+        return bool(value)
     defaults = dict(spec.options)
     if name not in defaults:
         raise spec.error(f"there is no option {name!r}{nearest(name, sorted(defaults))}")
@@ -50,8 +59,21 @@ def bind(spec: Entry, in_features: int, out_features: int, given: tuple[tuple[st
     try:
         return build(spec, in_features, out_features, dict(given))
     except SizeError as error:
-        hint = _values_that_work(spec, in_features, out_features, dict(given))
+        hint = _values_that_work(spec, in_features, out_features, dict(given)) + _padding(
+            spec, in_features, out_features, dict(given)
+        )
         raise SizeError(f"{error}{hint}") from None
+
+
+def _padding(spec: Entry, in_features: int, out_features: int, given: dict[str, object]) -> str:
+    """`; pad=True runs it as 768 -> 50260`, where it does."""
+    if given.get(PAD, spec.pad):
+        return ""
+    try:
+        found = build(spec, in_features, out_features, {**given, PAD: True})
+    except SizeError:
+        return ""
+    return f"; pad=True runs it as {found.in_features} -> {found.out_features}"
 
 
 def _values_that_work(spec: Entry, in_features: int, out_features: int, given: dict[str, object]) -> str:
@@ -80,25 +102,42 @@ def _values_that_work(spec: Entry, in_features: int, out_features: int, given: d
 
 
 def build(spec: Entry, in_features: int, out_features: int, given: Mapping[str, object]) -> Map:
+    """The map of these widths, or where `pad` is given or the default, of those that are taken in their place."""
+    pad = bool(given.get(PAD, spec.pad))
+    own = {name: value for name, value in given.items() if name != PAD}
+    if not pad:
+        found = _build(spec, in_features, out_features, own)
+        return replace(found, options=(*found.options, (PAD, False))) if spec.pad else found
+    found = padded(lambda i, o: _build(spec, i, o, own), in_features, out_features, MAX_PADDED)
+    asked = (
+        None if (found.in_features, found.out_features) == (in_features, out_features) else (in_features, out_features)
+    )
+    return replace(found, options=(*found.options, (PAD, True)), asked=asked)
+
+
+def _build(spec: Entry, in_features: int, out_features: int, given: Mapping[str, object]) -> Map:
     widths = {"in_features": in_features, "out_features": out_features}
     options = _evaluate_options(spec, widths, given)
     values = _evaluate_sizes(spec, {**widths, **options})
-    patterns = spec.patterns
     lengths = {name: len(v) for name, v in values.items() if isinstance(v, tuple)}
     for axis, _ in spec.index:
         if axis in lengths:
             raise spec.error(
                 f"index: axis {axis!r} is a list of sizes; only an axis of one size is read so", "index", axis
             )
-    written = []
-    for number, pattern in enumerate(patterns):
-        try:
-            written.append(expand(pattern, lengths))
-        except NotationError as error:
-            raise spec.error(f"{error} in {pattern.text!r}", "einsum", str(number), offset=error.offset) from None
-        count_uses(spec, written[-1], str(number), {axis for axis, _ in spec.index})
+    written = [tuple(_expanded(spec, link, lengths, number) for link in chain) for number, chain in
+               enumerate(spec.chains)]  # fmt: skip
     size = _axis_sizes(spec, values, written, widths)
     return _assemble(spec, widths, options, values, size, written)
+
+
+def _expanded(spec: Entry, link: Pattern, lengths: Mapping[str, int], number: int) -> Expanded:
+    try:
+        written = expand(link, lengths)
+    except NotationError as error:
+        raise spec.error(f"{error} in {link.text.strip()!r}", "einsum", str(number), offset=error.offset) from None
+    count_uses(spec, written, str(number), {axis for axis, _ in spec.index})
+    return written
 
 
 def _evaluate_options(spec: Entry, widths: Mapping[str, int], given: Mapping[str, object]) -> dict[str, Value]:
@@ -143,14 +182,18 @@ def _names(axes: Sequence[tuple[str, int | None]]) -> Axes:
     return tuple(label(*a) for a in axes)
 
 
+Axis = tuple[str, int | None]
+Chain = tuple[Expanded, ...]  # a term's links
+
+
 def _axis_sizes(
-    spec: Entry, values: Mapping[str, Value], terms: Sequence[Expanded], widths: Mapping[str, int]
-) -> dict[tuple[str, int | None], int]:
+    spec: Entry, values: Mapping[str, Value], terms: Sequence[Chain], widths: Mapping[str, int]
+) -> dict[Axis, int]:
     """The size of every axis that occurs: evaluated, 1 for the end of a bond, or found by division of a width."""
-    size: dict[tuple[str, int | None], int] = {}
+    size: dict[Axis, int] = {}
     shared = _shared(terms)
-    for number, term in enumerate(terms):
-        for axis in itertools.chain(term.input, *term.factors, term.output):
+    for number, chain in enumerate(terms):
+        for axis in (a for link in chain for a in itertools.chain(link.input, *link.factors, link.output)):
             name, position = axis
             if name not in values:
                 continue
@@ -163,30 +206,48 @@ def _axis_sizes(
                         "einsum", str(number), kind=SizeError)  # fmt: skip
             else:
                 size[axis] = int(value) if position is None or axis in shared else 1
-    for number, term in enumerate(terms):
-        for view, width in ((term.input, "in_features"), (term.output, "out_features")):
+    for number, chain in enumerate(terms):
+        for view, width in ((chain[0].input, "in_features"), (chain[-1].output, "out_features")):
             _divide(spec, size, view, width, widths[width], str(number))
+    _between(spec, size, terms)
     _check_collisions(spec, size)
+    for axis, n in size.items():
+        if n > MAX_SIZE:
+            raise spec.error(f"axis {label(*axis)} = {n} is larger than {MAX_SIZE}, the largest width", kind=SizeError)
     return size
 
 
-def _shared(terms: Sequence[Expanded]) -> set[tuple[str, int | None]]:
-    """Axes that stand in two operands of some term."""
+def _between(spec: Entry, size: dict[Axis, int], terms: Sequence[Chain]) -> None:
+    """Widths between links: of whichever view has all its sizes; the other one is divided, or must be as wide."""
+    joints = [
+        (str(number), place, before.output, after.input)
+        for number, chain in enumerate(terms)
+        for place, (before, after) in enumerate(itertools.pairwise(chain))
+    ]
+    while joints:  # the checks of the entry have seen that each can be found, some only after others
+        known = [j for j in joints if any(all(a in size for a in view) for view in j[2:])]
+        assert known
+        for number, place, *views in known:
+            views.sort(key=lambda view: not all(a in size for a in view))
+            width = math.prod(size[a] for a in views[0])
+            if width:  # a bond of size zero drops the term
+                name = f"the width between links {place} and {place + 1}"
+                _divide(spec, size, views[1], name, width, number)
+            else:
+                size.update({a: 0 for a in views[1] if a not in size})
+        joints = [j for j in joints if j not in known]
+
+
+def _shared(terms: Sequence[Chain]) -> set[Axis]:
+    """Axes that stand in two operands of some link."""
     shared = set()
-    for term in terms:
-        operands = (term.input, *term.factors, term.output)
+    for link in itertools.chain(*terms):
+        operands = (link.input, *link.factors, link.output)
         shared |= {axis for axis, count in Counter(itertools.chain(*operands)).items() if count > 1}
     return shared
 
 
-def _divide(
-    spec: Entry,
-    size: dict[tuple[str, int | None], int],
-    view: Sequence[tuple[str, int | None]],
-    width_name: str,
-    width: int,
-    number: str,
-) -> None:
+def _divide(spec: Entry, size: dict[Axis, int], view: Sequence[Axis], width_name: str, width: int, number: str) -> None:
     missing = [axis for axis in view if axis not in size]
     known = [axis for axis in view if axis in size]
     text = " ".join(_names(view))
@@ -234,30 +295,49 @@ def _assemble(
     options: Mapping[str, Value],
     values: Mapping[str, Value],
     size: Mapping[tuple[str, int | None], int],
-    written: Sequence[Expanded],
+    written: Sequence[Chain],
 ) -> Map:
     named = {label(*axis): n for axis, n in size.items()}
     gate = _gate(spec, named, {**widths, **options, **values})
-    counted = named if gate is None else {**named, gate.axis: gate.active}  # what a token costs decides the order
-    factors: list[Axes] = []
+    counted = {**named} if gate is None else {**named, gate.axis: gate.active}  # what a token costs decides the order
+    patterns = spec.chains
+    kept = [number for number, chain in enumerate(written) if all(size[axis] for axis in _axes_of(chain))]
+    factors: list[Axes] = []  # those that are trained; a term with a bond of size zero is zero for every input
+    pool = Constants(spec, {**widths, **options, **values}, named, None if gate is None else gate.axis)
+    operands: dict[int, list[list[Operands]]] = {}
+    for number in kept:
+        operands[number] = []
+        for pattern, link in zip(patterns[number], written[number], strict=True):
+            made = [pool.of(pattern.factors[f], _names(a), copy, str(number)) for a, f, copy in
+                    zip(link.factors, link.families, link.copies, strict=True)]  # fmt: skip
+            operands[number].append(made)
+    trained = sum(o.constant is None for links in operands.values() for link in links for o in link)
     terms: list[Term] = []
-    for number, term in enumerate(written):
-        axes = dict.fromkeys(itertools.chain(term.input, *term.factors, term.output))
-        if any(size[axis] == 0 for axis in axes):
-            continue  # a bond of size zero: the term is zero for every input
-        gathers = tuple(_gathers(spec, term, named, {**widths, **options, **values}, str(number)))
-        loaded = _loaded(spec, term, gathers, str(number))
-        positions = {len(factors) + i: _names(f) for i, f in enumerate(term.factors)}
-        families = dict(zip(positions, term.families, strict=True))
-        factors += positions.values()
-        output = _names(term.output)
-        steps = order_steps(counted, loaded, positions, families, output, gate.axis if gate else None)
-        terms.append(Term(_names(term.input), loaded, gathers, tuple(positions), output, steps))
+    for number in kept:
+        links = []
+        for link, own in zip(written[number], operands[number], strict=True):
+            gathers = tuple(_gathers(spec, link, named, {**widths, **options, **values}, str(number)))
+            loaded = _loaded(spec, link, gathers, str(number))
+            families = iter(link.families)
+            todo = []
+            for operand in own:
+                family = next(families)
+                if operand.constant is None:
+                    todo.append(operand._replace(position=len(factors), family=family))
+                    factors.append(operand.axes)
+                else:
+                    todo.append(operand._replace(family=family))
+            order = Order(counted, pool, trained, gate.axis if gate else None)
+            links += parted(Term(_names(link.input), loaded, gathers, (), _names(link.output), ()), todo, order)
+        text = spec.einsum[number] if any(o.constant for link in operands[number] for o in link) else ""
+        terms.append(replace(Term.of_links(links), written=text))
+    factors += pool.axes
     if gate and not any(gate.axis in f for f in factors):
         raise spec.error("every term with experts is dropped, since each has an axis of size zero", kind=SizeError)
     if not terms:
         raise spec.error("every term is dropped, since each has an axis of size zero", kind=SizeError)
-    used = dict.fromkeys(a for t in terms for a in (*t.input, *t.loaded, *t.output))
+    named |= pool.named
+    used = dict.fromkeys(a for t in terms for link in t.chain for a in (*link.input, *link.loaded, *link.output))
     used.update(dict.fromkeys(a for f in factors for a in f))
     return Map(
         name=spec.name,
@@ -270,7 +350,12 @@ def _assemble(
         terms=tuple(terms),
         spec=spec,
         gate=gate,
+        constants=tuple(pool.made),
     )
+
+
+def _axes_of(chain: Chain) -> Iterator[Axis]:
+    return (axis for link in chain for axis in itertools.chain(link.input, *link.factors, link.output))
 
 
 def _gate(spec: Entry, named: Mapping[str, int], names: Mapping[str, Value]) -> Gate | None:

@@ -7,11 +7,14 @@ an option at its default follows the expression of the default.
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from structures.algebra.map import Map
+from structures.algebra.steps import Axes
+from structures.language.entry import PAD
 from structures.language.expressions import WIDTHS, ExpressionError, Value, evaluate, parse
 
 Power = float | tuple[float, ...]
@@ -27,6 +30,8 @@ def axis_powers(structure: Map) -> dict[str, float] | None:
     No power: the number of axes grows with the width (a butterfly's), or a remainder or a difference of two growing
     sizes is taken.
     """
+    if structure.constants:
+        return None  # a Hadamard matrix has as many axes as the width has digits
     try:
         names = _sized(structure)
     except (Unknown, ExpressionError):
@@ -34,11 +39,21 @@ def axis_powers(structure: Map) -> dict[str, float] | None:
     found = {axis: _named(structure, axis, names) for axis in structure.size}
     for term in structure.terms:
         for view in (term.input, term.output):
-            missing = [axis for axis in view if found[axis] is None]
-            known = sum(found[axis] or 0.0 for axis in view)
-            if missing:
-                found[missing[0]] = max(0.0, 1.0 - known)
+            _infer(found, view, 1.0)
+    joints = [(x.output, y.input) for term in structure.terms for x, y in itertools.pairwise(term.chain)]
+    for _ in joints:  # a width that is found may give the next one
+        for before, after in joints:
+            for known, other in ((before, after), (after, before)):
+                if all(found[axis] is not None for axis in known):
+                    _infer(found, other, sum(found[axis] or 0.0 for axis in known))
     return {axis: power or 0.0 for axis, power in found.items()}
+
+
+def _infer(found: dict[str, float | None], view: Axes, width: float) -> None:
+    """The one axis of a view whose power is not known gets what the others leave of the view's width."""
+    missing = [axis for axis in view if found[axis] is None]
+    if len(missing) == 1:
+        found[missing[0]] = max(0.0, width - sum(found[axis] or 0.0 for axis in view))
 
 
 def free_options(structure: Map) -> frozenset[str]:
@@ -59,6 +74,8 @@ def _sized(structure: Map) -> dict[str, Power]:
     free = free_options(structure)
     defaults = dict(structure.spec.options)
     for name, value in structure.options:
+        if name == PAD:
+            continue
         reader = _PowerReader(values, powers)
         powers[name] = reader.power(str(defaults[name])) if name in free else _constant(value)
         values[name] = value  # type: ignore[assignment]

@@ -6,11 +6,12 @@ Nothing here is declared by an entry: all of it follows from the axes of its ein
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from structures.algebra.constants import Constant
 from structures.algebra.steps import Axes, Step, chained
 from structures.language.entry import Entry
 
@@ -33,7 +34,12 @@ class Gather:
 
 @dataclass(frozen=True)
 class Term:
-    """One einsum term with all axes written out; `loaded` is the input view once gathers are applied."""
+    """One einsum term with all axes written out; `loaded` is the input view once gathers are applied.
+
+    A chain of several has its `links`, each an einsum of its own that reads the result of the one before it, flat: the
+    same name of an axis in two links is a coincidence of size. `input`, `loaded` and `gathers` are then the first
+    link's, `output` the last one's, `factors` and `steps` those of all.
+    """
 
     input: Axes
     loaded: Axes
@@ -41,6 +47,23 @@ class Term:
     factors: tuple[int, ...]  # positions in Structure.factors, in written order
     output: Axes
     steps: tuple[Step, ...]  # in the order of contraction
+    links: tuple[Term, ...] = ()  # two or more; none of a term that is one einsum
+    written: str = ""  # the term as its entry has it, where it holds constants, which are taken apart above
+
+    @staticmethod
+    def of_links(links: Sequence[Term]) -> Term:
+        """The chain of these links; of one link itself."""
+        if len(links) == 1:
+            return links[0]
+        first, last = links[0], links[-1]
+        factors = tuple(f for link in links for f in link.factors)
+        steps = tuple(step for link in links for step in link.steps)
+        return Term(first.input, first.loaded, first.gathers, factors, last.output, steps, tuple(links))
+
+    @property
+    def chain(self) -> tuple[Term, ...]:
+        """The links, or the term itself where it is one einsum."""
+        return self.links or (self,)
 
 
 @dataclass(frozen=True)
@@ -66,8 +89,8 @@ class Gate:
 class Map:
     """A structured linear map of fixed widths: `y = W x`, W of shape (out_features, in_features) a sum of terms.
 
-    Frozen and hashable. `factors` holds the axes of each trainable factor, in written order; a factor's shape is the
-    sizes of its axes. Sizes and options are mappings stored as tuples of pairs.
+    Frozen and hashable. `factors` holds the axes of each trainable factor, in written order, and after them those of
+    the constants; a factor's shape is the sizes of its axes. Sizes and options are mappings stored as tuples of pairs.
     """
 
     name: str
@@ -80,6 +103,8 @@ class Map:
     terms: tuple[Term, ...]
     spec: Entry = field(compare=False, repr=False)  # the Spec it was bound from
     gate: Gate | None = None  # then W depends on the token: the chosen experts' terms, weighted
+    constants: tuple[Constant, ...] = ()  # the last of `factors`, which nobody trains
+    asked: tuple[int, int] | None = None  # the widths that these were taken in place of: input zero-filled, output cut
 
     def __hash__(self) -> int:  # three fields tell nearly all apart; hashing the terms would cost on every lookup
         return hash((self.name, self.in_features, self.out_features, self.sizes))
@@ -100,12 +125,52 @@ class Map:
     @cached_property
     def factor_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shape of each trainable factor, in written order."""
-        return tuple(self.shape(axes) for axes in self.factors)
+        return tuple(self.shape(axes) for axes in self.factors[: self.trainable])
+
+    @property
+    def trainable(self) -> int:
+        """How many of the factors are trained: all but the constants."""
+        return len(self.factors) - len(self.constants)
+
+    @cached_property
+    def chained(self) -> bool:
+        """Whether some term is a chain of several links."""
+        return any(term.links for term in self.terms)
+
+    def part(self, factors: Sequence[Axes], terms: Sequence[Term], gate: Gate | None = None) -> Self:
+        """A map of its own of these terms, whose `factors` are numbered anew and all alike, constants or not."""
+        used = {a for axes in factors for a in axes}
+        used |= {a for t in terms for x in t.chain for axes in (x.input, x.loaded, x.output) for a in axes}
+        return replace(
+            self,
+            in_features=self.numel(terms[0].input),
+            out_features=self.numel(terms[0].output),
+            sizes=tuple((a, n) for a, n in self.sizes if a in used),
+            factors=tuple(factors),
+            terms=tuple(terms),
+            gate=gate,
+            constants=(),
+            asked=None,
+        )
 
     @property
     def factor_names(self) -> tuple[str, ...]:
         """Names of the factors as parameters: `factor_0`, `factor_1`, ... in written order."""
-        return tuple(f"factor_{i}" for i in range(len(self.factors)))
+        return tuple(f"factor_{i}" for i in range(self.trainable))
+
+    def name_of(self, factor: int) -> str:
+        """What a factor is called in a page: its name, or the kind of constant."""
+        return self.factor_names[factor] if factor < self.trainable else self.constants[factor - self.trainable].kind
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether every term is one einsum of trainable factors, at these widths: no chain, constant or padding."""
+        return not self.chained and not self.constants and self.asked is None
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """(in_features, out_features) as asked for, before any padding."""
+        return self.asked or (self.in_features, self.out_features)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -128,11 +193,12 @@ class Map:
     @property
     def router_shape(self) -> tuple[int, ...]:
         """(experts, in_features); (0,) without a gate."""
-        return (0,) if self.gate is None else (self.gate.experts, self.in_features)
+        return (0,) if self.gate is None else (self.gate.experts, self.widths[0])
 
     @property
     def dense_params(self) -> int:
-        return self.in_features * self.out_features
+        """Entries of a dense weight, of the widths as asked for."""
+        return math.prod(self.widths)
 
     def flops(self, tokens: int = 1, *, train: bool = False) -> int:
         """Floating-point operations of `tokens` tokens: 2 per multiply-add, forward, without the bias.
@@ -173,16 +239,18 @@ class Map:
         """
         inputs, outputs = tokens * self.in_features, tokens * self.out_features
         between = tokens * self.activation_size if intermediates else 0
-        count = inputs + outputs + self.params + 2 * between
+        fixed = sum(constant.numel for constant in self.constants)
+        count = inputs + outputs + self.params + fixed + 2 * between
         if train:
-            count += 2 * inputs + outputs + 2 * self.params + 4 * between
+            count += 2 * inputs + outputs + 2 * self.params + fixed + 4 * between
         return count * itemsize
 
     def dense_bytes(self, tokens: int = 1, itemsize: int = 4, *, train: bool = False) -> int:
         """The same count for a dense layer of these widths."""
-        count = tokens * (self.in_features + self.out_features) + self.dense_params
+        inputs, outputs = self.widths
+        count = tokens * (inputs + outputs) + self.dense_params
         if train:
-            count += tokens * (2 * self.in_features + self.out_features) + 2 * self.dense_params
+            count += tokens * (2 * inputs + outputs) + 2 * self.dense_params
         return count * itemsize
 
     @cached_property
@@ -215,13 +283,17 @@ class Map:
         gate, factors, terms = self.gate, list(self.factors), []
         count = gate.active if experts is None else experts
         for term in self.terms:
-            if sum(gate.axis in factors[f] for f in term.factors) == 1:
-                for f in term.factors:
-                    factors[f] = tuple(a for a in factors[f] if a != gate.axis)
-            order = [step.factor for step in term.steps]
-            held = {f: factors[f] for f in term.factors}
-            terms.append(replace(term, steps=chained(term.loaded, order, held, term.output)))
-        used = {a for axes in (*factors, *(t.loaded for t in terms), *(t.output for t in terms)) for a in axes}
+            links = []
+            for link in term.chain:
+                if sum(gate.axis in factors[f] for f in link.factors) == 1:
+                    for f in link.factors:
+                        factors[f] = tuple(a for a in factors[f] if a != gate.axis)
+                order = [step.factor for step in link.steps]
+                held = {f: factors[f] for f in link.factors}
+                links.append(replace(link, steps=chained(link.loaded, order, held, link.output)))
+            terms.append(Term.of_links(links))
+        used = {a for axes in (*factors, *(v for t in terms for x in t.chain for v in (x.loaded, x.output)))
+                for a in axes}  # fmt: skip
         sizes = ((a, count if a == gate.axis else n) for a, n in self.sizes)
         kept = tuple((a, n) for a, n in sizes if a != gate.axis or a in used)
         return replace(self, sizes=kept, factors=tuple(factors), terms=tuple(terms), gate=None)

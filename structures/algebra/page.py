@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from structures.algebra import rank
-from structures.algebra.map import Gate, Map
+from structures.algebra.map import Gate, Map, Term
 from structures.algebra.steps import Axes
 from structures.algebra.taxonomy import Taxonomy, taxonomy
 
@@ -14,15 +14,20 @@ from structures.algebra.taxonomy import Taxonomy, taxonomy
 def page(s: Map) -> Iterator[str]:
     """Lines: the einsum, axes, steps with their shapes, and every count."""
     options = "".join(f", {name}={_plain(value)}" for name, value in s.options)
-    yield f"{s.name}({s.in_features} -> {s.out_features}{options})    {s.title}"
+    yield f"{s.name}({s.widths[0]} -> {s.widths[1]}{options})    {s.title}"
+    if s.asked:
+        yield f"  padded: it runs as {s.in_features} -> {s.out_features}, the input zero-filled, the output cut"
     yield ""
     for term in s.terms:
-        operands = [_view(_wide(s, term.input)), *(" ".join(_wide(s, s.factors[f])) for f in term.factors)]
-        if s.gate and any(s.gate.axis in s.factors[f] for f in term.factors):
-            operands.append(f"gate({s.gate.axis})")
-        yield f"  y {'=' if term is s.terms[0] else '+'} {', '.join(operands)} -> {_view(_wide(s, term.output))}"
-        for gather in term.gathers:
-            yield f"      {gather.axis} is read at {gather.text}"
+        if term.written:
+            sign = "=" if term is s.terms[0] else "+"
+            yield f"  y {sign} {' '.join(term.written.split())}"
+            yield "      its constants are not trained; it runs as"
+        for number, link in enumerate(term.chain):
+            start = ";" if number else "=" if term is s.terms[0] else "+"
+            yield f"  {' ' if number else 'y'} {start} {_written(s, link)}"
+            for gather in link.gathers:
+                yield f"      {gather.axis} is read at {gather.text}"
     wide = _wide(s, tuple(s.size))
     yield "  " + "  ".join(f"{axis}={s.size[axis]}" for axis in wide)
     yield f"  as powers of the width: {'  '.join(f'{a} {s.exponents[a]:.2f}' for a in wide)}"
@@ -38,7 +43,7 @@ def page(s: Map) -> Iterator[str]:
         batch, rows, contracted, cols = groups
         left = "tokens" if rows == "1" else f"tokens {rows}"
         yield (
-            f"  {number:3d}  {s.factor_names[step.factor]:10} {batch} x ({left}, {contracted}) @ ({contracted}, {cols})"
+            f"  {number:3d}  {s.name_of(step.factor):10} {batch} x ({left}, {contracted}) @ ({contracted}, {cols})"
             f"    {2 * s.active(step.axes):,} FLOPs a token"
         )
     if s.gate:
@@ -48,7 +53,7 @@ def page(s: Map) -> Iterator[str]:
     share = s.params / s.dense_params
     yield f"  parameters          {s.params:>15,}   {share:8.4f} of dense"
     freedom = rank.degrees_of_freedom(s.summed())
-    yield f"  degrees of freedom  {'not computed' if freedom is None else f'{freedom:,}':>15}"
+    yield f"  degrees of freedom  {'too large' if freedom is None else f'{freedom:,}':>15}"
     generic = rank.generic_rank(s.summed())
     full = min(s.in_features, s.out_features)
     between = f"{' to '.join(f'{bound:,}' for bound in rank.rank_bounds(s))}" if generic is None else f"{generic:,}"
@@ -58,6 +63,13 @@ def page(s: Map) -> Iterator[str]:
     yield f"  bytes for one token {s.bytes():>15,}   {s.bytes() / s.dense_bytes():8.4f} of dense, fp32"
     yield f"  intermediates       {s.activation_size:>15,}   numbers a token"
     yield from _placed(taxonomy(s))
+
+
+def _written(s: Map, link: Term) -> str:
+    operands = [_view(_wide(s, link.input)), *(" ".join(_wide(s, s.factors[f])) for f in link.factors)]
+    if s.gate and any(s.gate.axis in s.factors[f] for f in link.factors):
+        operands.append(f"gate({s.gate.axis})")
+    return f"{', '.join(operands)} -> {_view(_wide(s, link.output))}"
 
 
 def _placed(found: Taxonomy | None) -> Iterator[str]:

@@ -11,11 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from structures.algebra.binding import bind
+from structures.algebra.constants import residues
+from structures.algebra.constants import values as values_of
+from structures.algebra.links import joined, link_map
 from structures.algebra.map import Gather, Map, Term
 from structures.algebra.steps import Axes
 
 MAX_CUT_FACTORS = 16  # 2**16 cuts are looked at; no registry entry has more factors up to width 65536
 MAX_ELIMINATION = 2**19  # entries of a matrix whose rank is computed by elimination: about a second
+MAX_NUMBERS = 2**24  # of a tensor on the way there: 128 MiB
 MAX_SUPPORT = 2**28  # entries of a support mask: 256 MiB
 MAX_MIXING = 2**24  # entries of a matrix that mixing_depth multiplies: 4096 x 4096, seconds
 PRIME = 2**25 - 39  # a product of two residues summed over 4096 terms stays within int64
@@ -27,14 +31,17 @@ def support(structure: Map) -> NDArray[np.bool_]:
     Raises:
         ValueError: the matrix has more than 2**28 entries.
     """
-    if structure.dense_params > MAX_SUPPORT:
+    if _entries(structure) > MAX_SUPPORT:
         raise ValueError(
             f"{structure.name}: a support mask of {structure.out_features} x {structure.in_features} entries is too "
             f"large; ask at a smaller width"
         )
     mask = np.zeros((structure.out_features, structure.in_features), dtype=bool)
     for term in structure.terms:
-        _add_support(structure, term, mask)
+        if term.links:
+            mask |= _support_of_chain(structure, term)
+        else:
+            _add_support(structure, term, mask)
     return mask
 
 
@@ -46,7 +53,7 @@ def mixing_depth(structure: Map) -> int | None:
 
     Source: reference facts on DYAD; DYAD-DT with more blocks than features a block never mixes.
     """
-    if structure.dense_params > MAX_MIXING:
+    if _entries(structure) > MAX_MIXING:
         raise ValueError(
             f"{structure.name}: supports of {structure.out_features} x {structure.in_features} entries take too long "
             "to multiply; the answer depends on the options and the ratio of the widths, so ask at a smaller width"
@@ -55,7 +62,7 @@ def mixing_depth(structure: Map) -> int | None:
     if structure.in_features == structure.out_features:
         layers = [there]
     else:
-        back = bind(structure.spec, structure.out_features, structure.in_features, tuple(sorted(structure.options)))
+        back = bind(structure.spec, *reversed(structure.widths), tuple(sorted(structure.options)))
         layers = [there, support(back)]
     matrices = [layer.astype(np.float32) for layer in layers]
     reach, depth, seen = there, 1, set()
@@ -82,16 +89,18 @@ def generic_rank(structure: Map) -> int | None:
     The least cut alone, the closed form given for the two-factor einsum space, is not always reached: a Kronecker
     product of sizes (5, 6) x (6, 5) summed twice has rank 27, and every cut of it is at least 30.
     """
+    structure = joined(structure)
     lower, upper = rank_bounds(structure)
     if lower == upper:
         return lower
-    if structure.dense_params > MAX_ELIMINATION:
+    if _entries(structure) > MAX_ELIMINATION or _largest(structure) > MAX_NUMBERS:
         return None
     return max(_eliminate(dense(structure, _residues(structure, seed), PRIME)) for seed in range(2))
 
 
 def rank_bounds(structure: Map) -> tuple[int, int]:
     """(lower, upper) bound of the generic rank, as `generic_rank` tells; cheap at every width."""
+    structure = joined(structure)
     full = min(structure.in_features, structure.out_features)
     bounds = [_term_rank(structure, term) for term in structure.terms]
     return max(lower for lower, _ in bounds), min(full, sum(upper for _, upper in bounds))
@@ -103,22 +112,40 @@ def degrees_of_freedom(structure: Map) -> int | None:
     Exact for sums of one-factor terms in which each parameter is one entry (the union of the supports); otherwise the
     rank of the Jacobian of W at random factors, exact modulo a prime, up to 2**19 entries of it. Beyond that: None.
     """
-    if all(_is_mask(structure, term) for term in structure.terms) and structure.dense_params <= MAX_SUPPORT:
+    if all(_is_mask(structure, term) for term in structure.terms) and _entries(structure) <= MAX_SUPPORT:
         return int(support(structure).sum())
-    if structure.dense_params * structure.params > MAX_ELIMINATION:
+    if _entries(structure) * structure.params > MAX_ELIMINATION or _largest(structure) > MAX_NUMBERS:
         return None
     return _eliminate(_jacobian(structure))
 
 
+def _largest(structure: Map) -> int:
+    """Numbers of the largest tensor on the way to W: a factor, or an activation of all rows of the identity."""
+    loaded = [term.loaded for term in structure.terms] + [step.result for step in structure.steps]
+    rows = structure.in_features * max(structure.numel(axes) for axes in loaded)
+    return max([rows, *(structure.numel(axes) for axes in structure.factors)])
+
+
 def dense(structure: Map, factors: Sequence[NDArray[Any]], modulus: int | None = None) -> NDArray[Any]:
-    """W of shape (out_features, in_features) for the given factors; of integers modulo `modulus` if it is given."""
+    """W of shape (out_features, in_features) for the given factors; of integers modulo `modulus` if it is given.
+
+    `factors` are those that are trained; constants are added.
+    """
+    if len(factors) < len(structure.factors):
+        factors = [*factors, *(values_of(c) if modulus is None else residues(c, modulus) for c in structure.constants)]
     total = sum(_dense_term(structure, term, factors, modulus) for term in structure.terms)
     return np.asarray(total if modulus is None else total % modulus)
 
 
+def _entries(structure: Map) -> int:
+    """Of W, at the widths that run."""
+    return structure.in_features * structure.out_features
+
+
 def _residues(structure: Map, seed: int) -> list[NDArray[Any]]:
     rng = np.random.default_rng(seed)
-    return [rng.integers(1, PRIME, shape) for shape in structure.factor_shapes]
+    drawn = [rng.integers(1, PRIME, shape) for shape in structure.factor_shapes]
+    return [*drawn, *(residues(constant, PRIME) for constant in structure.constants)]
 
 
 def _eliminate(matrix: NDArray[Any]) -> int:
@@ -142,7 +169,7 @@ def _eliminate(matrix: NDArray[Any]) -> int:
 
 
 def _is_mask(structure: Map, term: Term) -> bool:
-    if len(term.factors) != 1:
+    if term.links or len(term.factors) != 1 or term.factors[0] >= structure.trainable:
         return False
     axes = set(structure.factors[term.factors[0]])
     return axes >= set(term.loaded) | set(term.output)
@@ -175,6 +202,21 @@ def _add_support(structure: Map, term: Term, mask: NDArray[np.bool_]) -> None:
         mask[np.ix_(r, c)] |= row_key[r][:, None] == column_key[c][None, :]
 
 
+def _support_of_chain(structure: Map, term: Term) -> NDArray[np.bool_]:
+    """The union of all paths through the links: generic factors cancel nowhere."""
+    widest = max(structure.numel(link.input) for link in term.links)
+    if widest * max(structure.in_features, structure.out_features) > MAX_SUPPORT:
+        raise ValueError(
+            f"{structure.name}: the supports of a chain {widest} wide are too large; ask at smaller widths"
+        )
+    reach: NDArray[Any] | None = None
+    for link in term.links:
+        own = support(link_map(structure, link)).astype(np.float32)
+        reach = own if reach is None else np.minimum(own @ reach, 1)
+    assert reach is not None
+    return reach > 0
+
+
 def _look_up(structure: Map, gather: Gather, at: dict[str, int]) -> int:
     index = 0
     for axis in gather.by:
@@ -192,7 +234,17 @@ def _key(
 
 
 def _term_rank(structure: Map, term: Term) -> tuple[int, int]:
-    """(lower, upper) bound of a term's generic rank."""
+    """(lower, upper) bound of a term's generic rank.
+
+    Of a chain: no more than any link has, and what Sylvester's inequality leaves of them one after another.
+    """
+    if term.links:
+        maps = [link_map(structure, link) for link in term.links]
+        bounds = [_term_rank(link, link.terms[0]) for link in maps]
+        lower = bounds[0][0]
+        for link, (own, _) in zip(maps[1:], bounds[1:], strict=True):
+            lower = max(0, lower + own - link.in_features)
+        return lower, min(upper for _, upper in bounds)
     full = min(structure.in_features, structure.out_features)
     lower = max(_narrowest(*narrowed) for narrowed in _narrowed(structure, term))
     if not term.gathers:
@@ -281,19 +333,28 @@ def _jacobian(structure: Map) -> NDArray[Any]:
     factors = _residues(structure, 0)
     rows = []
     for term in structure.terms:
-        for position in term.factors:
+        for position in (f for f in term.factors if f < structure.trainable):
             for index in np.ndindex(factors[position].shape):
                 unit = np.zeros_like(factors[position])
                 unit[index] = 1
                 changed = [*factors[:position], unit, *factors[position + 1 :]]
                 rows.append(_dense_term(structure, term, changed, PRIME).ravel())
-    return np.array(rows).reshape(structure.params, structure.dense_params)
+    return np.array(rows).reshape(structure.params, _entries(structure))
 
 
 def _dense_term(structure: Map, term: Term, factors: Sequence[NDArray[Any]], modulus: int | None) -> NDArray[Any]:
-    """The term applied to the identity, step by step."""
-    identity = np.eye(structure.in_features, dtype=np.float64 if modulus is None else np.int64)
-    result, axes = identity.reshape(-1, *structure.shape(term.input)), term.input
+    """The term applied to the identity, link by link."""
+    whole = np.eye(structure.in_features, dtype=np.float64 if modulus is None else np.int64)
+    for link in term.chain:
+        whole = _apply(structure, link, whole, factors, modulus)
+    return whole.T
+
+
+def _apply(
+    structure: Map, term: Term, rows: NDArray[Any], factors: Sequence[NDArray[Any]], modulus: int | None
+) -> NDArray[Any]:
+    """(rows, features in) -> (rows, features out), step by step."""
+    result, axes = rows.reshape(-1, *structure.shape(term.input)), term.input
     for gather in term.gathers:
         at = axes.index(gather.axis)
         result = np.take(result, np.array(gather.table).reshape(structure.shape(gather.by)), axis=1 + at)
@@ -301,7 +362,7 @@ def _dense_term(structure: Map, term: Term, factors: Sequence[NDArray[Any]], mod
     for step in term.steps:
         letters = {a: i + 1 for i, a in enumerate(dict.fromkeys((*step.left, *step.right)))}
         left, right, out = ([letters[a] for a in group] for group in (axes, step.right, step.result))
-        result = np.einsum(result, [0, *left], factors[step.factor], right, [0, *out])  # type: ignore[arg-type]
+        result = np.einsum(result, [0, *left], factors[step.factor], right, [0, *out])
         result, axes = result if modulus is None else result % modulus, step.result
     order = [1 + axes.index(a) for a in term.output]
-    return result.transpose(0, *order).reshape(structure.in_features, structure.out_features).T
+    return result.transpose(0, *order).reshape(len(rows), structure.numel(term.output))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 Axes = tuple[str, ...]
 
-MAX_ORDER_STATES = 1024  # partial contraction orders looked at; longer terms are contracted as written
+MAX_ALL_ORDERS = 6  # factors of a term up to which every order is looked at, whatever they are copies of
+MAX_ORDER_STATES = 4096  # partial contraction orders looked at; of longer terms a few orders are compared
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ def order_steps(
 ) -> tuple[Step, ...]:
     """The steps of a term in the cheapest order in which every step has the activation as an operand.
 
-    Cost is the product of all axis sizes of a step, summed; tokens multiply every step alike and do not matter.
-    Factors of one family (copies of one written factor) keep their order; ties go to the written order.
+    Cost is the product of all axis sizes of a step, summed; tokens multiply every step alike and do not matter. Of more
+    than six factors those of one family (copies of one written factor) are contracted from either end of it. Ties go to
+    the written order.
 
     Args:
         factors: axes of each factor of the term, by position in Structure.factors, in written order.
@@ -56,13 +59,7 @@ def order_steps(
         gate: the expert axis, which stays on the activation until no factor is left that holds it; the weighted sum
             over it is taken there and is no step. Its size is the number of experts chosen.
     """
-    chains: list[list[int]] = []
-    for position in factors:
-        if chains and families[chains[-1][0]] == families[position]:
-            chains[-1].append(position)
-        else:
-            chains.append([position])
-    order = _cheapest_order(size, loaded, factors, chains, output)
+    order = _cheapest_order(size, loaded, factors, _chains(factors, families), output)
     return chained(loaded, order, factors, output, gate)
 
 
@@ -96,26 +93,39 @@ def _step(left: Axes, position: int, right: Axes, needed: frozenset[str]) -> Ste
     )
 
 
+def _chains(factors: Mapping[int, Axes], families: Mapping[int, int]) -> list[list[int]]:
+    """What is contracted from its two ends: of few factors each one alone, so that every order is looked at."""
+    if len(factors) <= MAX_ALL_ORDERS:
+        return [[position] for position in factors]
+    chains: list[list[int]] = []
+    for position in factors:
+        if chains and families[chains[-1][0]] == families[position]:
+            chains[-1].append(position)
+        else:
+            chains.append([position])
+    return chains
+
+
+State = tuple[tuple[int, int], ...]  # of each chain, how many factors are done from its front and from its back
+
+
 def _cheapest_order(
     size: Mapping[str, int], loaded: Axes, factors: Mapping[int, Axes], chains: list[list[int]], output: Axes
 ) -> tuple[int, ...]:
-    """Shortest path over how far each chain has been contracted (dynamic programming over partial orders)."""
-    if math.prod(len(chain) + 1 for chain in chains) > MAX_ORDER_STATES:
-        return tuple(factors)
-    start = (0,) * len(chains)
+    """Shortest path over how far each chain has been contracted from either end (dynamic programming)."""
+    states = math.prod((len(chain) + 1) * (len(chain) + 2) // 2 for chain in chains)
+    if states > MAX_ORDER_STATES:
+        return _cheapest_of_some(size, loaded, factors, chains, output)
+    start: State = ((0, 0),) * len(chains)
     # state -> (cost, order, axes of the activation); the axes depend on the state alone
-    best: dict[tuple[int, ...], tuple[int, tuple[int, ...], frozenset[str]]] = {start: (0, (), frozenset(loaded))}
+    best: dict[State, tuple[int, tuple[int, ...], frozenset[str]]] = {start: (0, (), frozenset(loaded))}
     frontier = [start]
     for _ in factors:
-        following: dict[tuple[int, ...], None] = {}
+        following: dict[State, None] = {}
         for state in frontier:
             cost, order, axes = best[state]
-            remaining = [p for chain, done in zip(chains, state, strict=True) for p in chain[done:]]
-            for c, chain in enumerate(chains):
-                if state[c] == len(chain):
-                    continue
-                position = chain[state[c]]
-                reached = (*state[:c], state[c] + 1, *state[c + 1 :])
+            remaining = _remaining(chains, state)
+            for position, reached in _next(chains, state):
                 involved = axes.union(factors[position])
                 total = cost + math.prod(size[a] for a in involved)
                 if reached not in best or (total, (*order, position)) < best[reached][:2]:
@@ -123,4 +133,70 @@ def _cheapest_order(
                     best[reached] = (total, (*order, position), involved & needed)
                 following[reached] = None
         frontier = list(following)
-    return best[tuple(len(chain) for chain in chains)][1]
+    ends = (best[state] for state in frontier)  # a chain that is done may have been parted anywhere
+    return min(ends, key=lambda end: end[:2])[1]
+
+
+def _remaining(chains: list[list[int]], state: State) -> list[int]:
+    return [p for chain, (front, back) in zip(chains, state, strict=True) for p in chain[front : len(chain) - back]]
+
+
+def _next(chains: list[list[int]], state: State) -> Iterator[tuple[int, State]]:
+    """The factors that can be contracted next, and the state that each leads to."""
+    for c, (chain, (front, back)) in enumerate(zip(chains, state, strict=True)):
+        if front + back == len(chain):
+            continue
+        yield chain[front], (*state[:c], (front + 1, back), *state[c + 1 :])
+        if front + back + 1 < len(chain):
+            yield chain[len(chain) - 1 - back], (*state[:c], (front, back + 1), *state[c + 1 :])
+
+
+def _cheapest_of_some(
+    size: Mapping[str, int], loaded: Axes, factors: Mapping[int, Axes], chains: list[list[int]], output: Axes
+) -> tuple[int, ...]:
+    """The cheapest of a few orders: as written, backwards, and those that take the best next step, by two measures."""
+    orders = [tuple(factors), tuple(factors)[::-1]]
+    orders += [_greedy(size, loaded, factors, chains, output, by_result) for by_result in (False, True)]
+    return min(orders, key=lambda order: cost_of(size, loaded, order, factors, output))  # a tie: the written one
+
+
+def _greedy(
+    size: Mapping[str, int],
+    loaded: Axes,
+    factors: Mapping[int, Axes],
+    chains: list[list[int]],
+    output: Axes,
+    by_result: bool,
+) -> tuple[int, ...]:
+    """Each time the step that costs least, or that leaves the smallest activation."""
+    uses = Counter(axis for axes in factors.values() for axis in axes) + Counter(output)
+    state: State = ((0, 0),) * len(chains)
+    order: list[int] = []
+    here = frozenset(loaded)
+    while len(order) < len(factors):
+        options = []
+        for position, reached in _next(chains, state):
+            involved = here.union(factors[position])
+            left = frozenset(a for a in involved if uses[a] > (a in factors[position]))
+            measures = [math.prod(size[a] for a in axes) for axes in (involved, left)]
+            if by_result:
+                measures.reverse()
+            options.append((measures, position, reached, left))
+        _, position, state, here = min(options, key=lambda option: option[:2])
+        uses.subtract(factors[position])
+        order.append(position)
+    return tuple(order)
+
+
+def cost_of(
+    size: Mapping[str, int], loaded: Axes, order: Sequence[int], factors: Mapping[int, Axes], output: Axes
+) -> int:
+    """Multiply-adds of a token when the factors are applied in this order."""
+    last = {axis: place for place, position in enumerate(order) for axis in factors[position]}
+    last |= dict.fromkeys(output, len(order))
+    here, total = set(loaded), 0
+    for place, position in enumerate(order):
+        here.update(factors[position])
+        total += math.prod(size[a] for a in here)
+        here = {a for a in here if last.get(a, -1) > place}
+    return total

@@ -43,15 +43,17 @@ def taxonomy(structure: Map) -> Taxonomy | None:
     """The exponents of a bound structure; None where neither its sizes nor its counts at other widths tell.
 
     Closed form where every axis is a power of the width: nu is the largest product over the steps in the best order,
-    psi the least cut between input and output (reached up to a constant), the largest of the terms of a sum. Otherwise
+    psi the least cut between input and output (reached up to a constant), the least of a
+    chain's links, the largest of the terms of a sum. Otherwise
     slopes of the counts over widths of the same ratio, doubled up to ten times: a logarithmic factor then shows as
     about 0.1.
     """
     powers = axis_powers(structure)
-    if powers is None or any(term.gathers for term in structure.terms):
+    if powers is None or any(link.gathers for term in structure.terms for link in term.chain):
         return _fitted(structure, powers)
-    psi = max(_cut(structure, term, powers) for term in structure.terms)
-    return _closed(structure, powers, min(1.0, psi), False, "closed form")
+    psi = max(min(_cut(structure, link, powers) for link in term.chain) for term in structure.terms)
+    bound = structure.chained and len(set(rank.rank_bounds(structure))) > 1  # no more than any link has, perhaps less
+    return _closed(structure, powers, min(1.0, psi), bound, "closed form")
 
 
 def seven_axes(theta: Sequence[float]) -> tuple[float, float, float]:
@@ -66,8 +68,8 @@ def seven_axes(theta: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _closed(structure: Map, powers: Mapping[str, float], psi: float, bound: bool, how: str) -> Taxonomy:
-    written = any(factor.repeated for pattern in structure.spec.patterns for factor in pattern.factors)
-    steps = max((_largest_step(structure, term, powers, written) for term in structure.terms), default=0.0)
+    links = [link for term in structure.terms for link in term.chain]
+    steps = max((_largest_step(structure, link, powers) for link in links), default=0.0)
     factors = max((sum(powers[a] for a in factor) for factor in structure.factors), default=0.0)
     omega, nu = steps - factors, steps - 1
     return Taxonomy(_clean(omega), _clean(psi), _clean(nu), how, bound)
@@ -77,10 +79,10 @@ def _clean(value: float) -> float:
     return round(value, 9) + 0.0
 
 
-def _largest_step(structure: Map, term: Term, powers: Mapping[str, float], written: bool) -> float:
+def _largest_step(structure: Map, term: Term, powers: Mapping[str, float]) -> float:
     """The power of the costliest step, in the order of contraction where it is least."""
     order = tuple(structure.factors[step.factor] for step in term.steps)
-    several = itertools.permutations(order) if len(order) <= MAX_ORDERED and not written else [order]
+    several = itertools.permutations(order) if len(order) <= MAX_ORDERED else [order]
     return min(_cost(term, factors, powers) for factors in several)
 
 
@@ -121,7 +123,7 @@ def _at_widths(structure: Map) -> list[Map]:
     given = {name: value for name, value in structure.options if name not in free}
     points = [structure]
     for _ in range(DOUBLINGS):
-        widths = 2 * points[-1].in_features, 2 * points[-1].out_features
+        widths = 2 * points[-1].widths[0], 2 * points[-1].widths[1]
         if max(widths) > LARGEST:
             break
         try:

@@ -7,6 +7,8 @@
     release(factors) -> None                               optional: free what is kept of these factors
     GATED = True                                           optional: it runs structures with a gate, and no others
 
+Structures of several links (`;`) are cut into stages that have none: a backend is only ever given those.
+
 For a structure with a gate the router is the last of `factors`; `weighted` of such a backend takes a routing instead.
 
 `choose` is the one place that selects. A backend named by the user never falls back to another one.
@@ -14,16 +16,19 @@ For a structure with a gate the router is the last of `factors`; `weighted` of s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from structures.backends import bmm, einsum, native, planned
+from structures.backends import bmm, einsum, native, planned, stages, triton
 from structures.backends.experts import all_experts, grouped, preferred
+from structures.backends.views import whole
+from structures.exporting import exporting
 from structures.language.expressions import nearest
-from structures.routing import Routing
+from structures.routing import Routing, route
 from structures.structure import Structure
 
 
@@ -37,10 +42,13 @@ class Backend(Protocol):
     def executed_flops(self, structure: Structure, tokens: int = 1, *, train: bool = False) -> int: ...
 
 
-_BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned, "native": native}
+Weighted = Callable[[Structure, Tensor, Sequence[Tensor], Routing, Tensor | None], Tensor]
+
+_BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned, "native": native, "triton": triton}
 _BACKENDS |= {"all_experts": all_experts, "grouped": grouped}
 AUTO = "auto"
 OTHERWISE = ("planned", "einsum")  # what `auto` tries, in this order, where the native kernel is not preferred
+EXPORTED = ("bmm", "einsum")  # the same in an export, whose file is to hold the factors and no matrix made of them
 REMOVED = {  # names of former versions, and what to use now
     "autotune": "no measurement showed a gain; 'auto' runs the fastest program that is predicted",
     "dense_cache": "structures.to_linear(layer) gives the dense layer",
@@ -68,9 +76,46 @@ def check_name(name: str) -> None:
 
 
 def get(name: str) -> Backend:
-    """The backend called `name`."""
+    """The backend called `name`; it runs chains too, stage by stage."""
     check_name(name)
-    return _BACKENDS[name]
+    return _ByName(name)
+
+
+class _ByName:
+    """A backend by its name, for structures with links and without."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def refuses(self, structure: Structure, x: Tensor) -> str | None:
+        for stage in stages.every(structure) if not structure.plain else (structure,):
+            reason = _BACKENDS[_runs(self.name, stage, structure)].refuses(stage, x)
+            if reason is not None:
+                return reason
+        return None
+
+    def apply(self, structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+        return apply(self.name, structure, x, factors, bias)
+
+    def executed_flops(self, structure: Structure, tokens: int = 1, *, train: bool = False, **more: Any) -> int:
+        """As the backend's own; `more` is passed on."""
+        if structure.plain:
+            own: Any = _BACKENDS[self.name]
+            return int(own.executed_flops(structure, tokens, train=train, **more))
+        count = 0
+        for stage in stages.every(structure):
+            gated = {} if stage.gate is None else more
+            name = _runs(self.name, stage, structure)
+            module: Any = _BACKENDS[name]
+            count += module.executed_flops(stage, tokens, train=train, **gated)
+            # each gated stage has counted a router of its own width; there is one, of the whole's
+            count -= 2 * tokens * math.prod(stage.router_shape) * (3 if train else 1)
+        return count + 2 * tokens * math.prod(structure.router_shape) * (3 if train else 1)
+
+
+def _runs(name: str, stage: Structure, structure: Structure) -> str:
+    """What runs a stage: the backend asked for, but the planner where only other stages hold experts."""
+    return "planned" if structure.gate is not None and stage.gate is None else name
 
 
 def choose(name: str, structure: Structure, x: Tensor) -> str:
@@ -79,10 +124,10 @@ def choose(name: str, structure: Structure, x: Tensor) -> str:
     Raises:
         ValueError: the backend asked for refuses; its reason is the message.
     """
-    if name == AUTO and structure.gate is None and native.preferred(structure, x):
+    if name == AUTO and structure.gate is None and _native_preferred(structure, x):
         return "native"
     reason = None
-    automatic = OTHERWISE if structure.gate is None else preferred(structure, x)
+    automatic = (EXPORTED if exporting() else OTHERWISE) if structure.gate is None else preferred(_gated(structure), x)
     for candidate in automatic if name == AUTO else (name,):
         reason = refusal(candidate, structure, x)
         if reason is None:
@@ -90,20 +135,35 @@ def choose(name: str, structure: Structure, x: Tensor) -> str:
     raise ValueError(f"backend {name!r}: {reason}")
 
 
+def _native_preferred(structure: Structure, x: Tensor) -> bool:
+    if structure.plain:
+        return native.preferred(structure, x)
+    return all(native.preferred(stage, x) for stage in stages.every(structure))
+
+
+def _gated(structure: Structure) -> Structure:
+    """The structure, or of a chain the first stage that holds experts."""
+    if structure.plain:
+        return structure
+    return next(stage for stage in stages.every(structure) if stage.gate is not None)
+
+
 def refusal(name: str, structure: Structure, x: Tensor) -> str | None:
     """Why a backend cannot run this, as a sentence; None where it can."""
-    backend = get(name)
-    if structure.gate is not None and not getattr(backend, "GATED", False):
+    if name not in _BACKENDS:
+        check_name(name)
+    if structure.gate is not None and not getattr(_BACKENDS[name], "GATED", False):
         able = ", ".join(n for n, b in _BACKENDS.items() if getattr(b, "GATED", False))
         return f"{structure.name} has a gate, and W is each token's own; backends that run experts: {able}"
-    return backend.refuses(structure, x)
+    return get(name).refuses(structure, x) if not structure.plain else _BACKENDS[name].refuses(structure, x)
 
 
 def prepare(structure: Structure) -> None:
     """Let every backend work out what it can before the first call: a compiler's trace then finds plain constants."""
-    for backend in _BACKENDS.values():
-        if getattr(backend, "GATED", False) == (structure.gate is not None):
-            getattr(backend, "prepare", lambda structure: None)(structure)
+    for stage in stages.every(structure) if not structure.plain else (structure,):
+        for backend in _BACKENDS.values():
+            if getattr(backend, "GATED", False) == (stage.gate is not None):
+                getattr(backend, "prepare", lambda structure: None)(stage)
 
 
 def release(factors: Sequence[Tensor]) -> None:
@@ -114,12 +174,15 @@ def release(factors: Sequence[Tensor]) -> None:
 
 def plan(
     name: str, structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, bias: bool, grad: bool
-) -> planned.Plan | native.CallPlan:
+) -> planned.Plan | native.CallPlan | triton.LaunchPlan:
     """What the backend called `name` runs for so many tokens, with its predicted cost; print it.
 
     Raises:
-        ValueError: the native kernel is asked for by name and refuses.
+        ValueError: a kernel is asked for by name and refuses, or a chain runs as several programs.
     """
+    structure = structure if structure.plain else stages.one(structure)
+    if name == "triton":
+        return triton.plan(structure, tokens, dtype=dtype, device=device, grad=grad)
     if name in (AUTO, "native"):
         found = native.plan(structure, tokens, dtype=dtype, device=device, grad=grad, asked=name != AUTO)
         if found is not None:
@@ -131,8 +194,14 @@ def weighted(
     name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], routing: Routing, bias: Tensor | None
 ) -> Tensor:
     """y of a structure with a gate by the backend called `name`, for a routing that is decided."""
-    y: Tensor = getattr(_BACKENDS[name], "weighted")(structure, x, factors, routing, bias)  # noqa: B009
-    return y
+    own: Weighted = getattr(_BACKENDS[name], "weighted")  # noqa: B009
+    if structure.plain:
+        return _given(own(structure, x, factors, routing, bias))
+
+    def run(stage: Structure, z: Tensor, held: Sequence[Tensor], b: Tensor | None) -> Tensor:
+        return planned.apply(stage, z, held, b) if stage.gate is None else own(stage, z, held, routing, b)
+
+    return _given(stages.run(structure, x, factors, bias, run))
 
 
 def plain(name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor | None:
@@ -144,4 +213,13 @@ def plain(name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor],
 
 def apply(name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     """y (tokens, out_features) = W x + bias by the backend called `name`, which must not refuse."""
-    return _BACKENDS[name].apply(structure, x, factors, bias)
+    if structure.plain:
+        return _given(_BACKENDS[name].apply(structure, x, factors, bias))
+    if structure.gate is not None:
+        return weighted(name, structure, x, factors[:-1], route(structure.gate, x, factors[-1]), bias)
+    return _given(stages.run(structure, x, factors, bias, _BACKENDS[name].apply))
+
+
+def _given(y: Tensor) -> Tensor:
+    """Never a view where gradients are off: it could not be changed in place once they are on again."""
+    return y if torch.is_grad_enabled() or torch.compiler.is_compiling() else whole(y)

@@ -39,6 +39,8 @@ def apply(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tens
         piece = _run(program, structure, x, factors, None)
         total = piece if total is None else total + piece
     assert total is not None  # a Structure has a term
+    if len(structure.terms) == 1 and not structure.steps and bias is None:
+        return total.clone()  # of a term without factors it is x itself
     return total if bias is None else total + bias
 
 

@@ -9,6 +9,20 @@ from torch import Tensor
 
 from structures.structure import Gather, Structure, Term
 
+_functorch_active = torch._C._are_functorch_transforms_active
+
+
+def whole(y: Tensor) -> Tensor:
+    """`y` as a tensor of its own on the same memory, where nothing records what is done with it.
+
+    A view, which the last product of a chain may leave, cannot be changed in place behind an autograd function, nor,
+    made where gradients are off, where they are on: `nn.ReLU(inplace=True)` takes every output of nn.Linear.
+    """
+    if not y._is_view() or _functorch_active() or torch._C._get_tracing_state() is not None:
+        return y
+    own: Tensor = torch.empty(0, dtype=y.dtype, device=y.device).set_(y)  # type: ignore[call-overload]
+    return own
+
 
 def load(structure: Structure, term: Term, x: Tensor) -> Tensor:
     """x (tokens, in_features) -> (tokens, *term.loaded): a view, but for the copy that a gather makes."""

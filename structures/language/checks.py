@@ -5,23 +5,35 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
-from structures.language.entry import Entry
-from structures.language.expressions import WIDTHS, ExpressionError, evaluate, is_number, names_in, nearest, parse
-from structures.language.notation import POSITION, Expanded, NotationError, Operand, Pattern, parse_term
+from structures.language.entry import PAD, Entry
+from structures.language.expressions import (
+    WIDTHS,
+    ExpressionError,
+    evaluate,
+    is_name,
+    is_number,
+    names_in,
+    nearest,
+    parse,
+)
+from structures.language.notation import POSITION, Expanded, NotationError, Operand, Pattern, parse_chain
 
-RESERVED_OPTIONS = frozenset({*WIDTHS, "bias", "device", "dtype", "backend", "init"})
+RESERVED_OPTIONS = frozenset({*WIDTHS, PAD, "bias", "device", "dtype", "backend", "init"})
 MAX_TERMS = 64
 GATE = ("axis", "experts_active", "jitter", "capacity")
+INITS = ("uniform", "normal", "spectral")  # what a source's own initialisation gives
+OF_A_FACTOR = ("fan_in", "fan_out", "factors", "terms")  # names it may use: of the factor's product, term and sum
 
 
 def check(spec: Entry) -> None:
-    if not spec.name.isidentifier():
-        raise spec.error(f"{spec.name!r} is not a name; write letters, digits and _")
+    if not is_name(spec.name):
+        raise spec.error(f"{spec.name!r} is not a name; write ASCII letters, digits and _")
     if not spec.einsum:
         raise spec.error("the entry has no einsum", "einsum")
     if len(spec.einsum) > MAX_TERMS:
         raise spec.error(f"an einsum has at most {MAX_TERMS} terms, found {len(spec.einsum)}", "einsum")
     axes = _check_notation(spec)
+    _check_parsed(spec)
     known = _check_options(spec)
     _check_gate(spec, axes, known)
     _check_sizes(spec, known, axes)
@@ -34,18 +46,27 @@ def _check_notation(spec: Entry) -> set[str]:
     axes: set[str] = set()
     for number, text in enumerate(spec.einsum):
         try:
-            pattern = parse_term(text)
+            chain = parse_chain(text)
         except NotationError as error:
             raise spec.error(f"{error} in {text!r}", "einsum", str(number), offset=error.offset) from None
-        axes |= {a.name for operand in pattern.operands for a in operand.axes}
+        axes |= {a.name for link in chain for operand in link.operands for a in operand.axes}
     return axes
+
+
+def _check_parsed(spec: Entry) -> None:
+    """Every expression is in the arithmetic, before anything asks which names one reads."""
+    fields = {"options": spec.options, "sizes": spec.sizes, "index": spec.index, "gate": spec.gate, "init": spec.init}
+    for field, pairs in fields.items():
+        for name, text in pairs:
+            if isinstance(text, str) and (field, name) not in (("gate", "axis"), ("init", "source")):
+                _parse(spec, text, field, name)
 
 
 def _check_options(spec: Entry) -> set[str]:
     known = set(WIDTHS)
     for name, value in spec.options:
         path = ("options", name)
-        if not name.isidentifier() or name in RESERVED_OPTIONS or name == POSITION:
+        if not is_name(name) or name in RESERVED_OPTIONS or name == POSITION:
             raise spec.error(f"an option cannot be called {name!r}", *path)
         if isinstance(value, str):
             _parse_known(spec, value, known, *path)
@@ -66,7 +87,7 @@ def _check_sizes(spec: Entry, known: set[str], axes: set[str]) -> None:
         if not names_in(text):
             _check_constant(spec, text, *path)
         for name in names.split():
-            if not name.isidentifier() or name == POSITION or name in WIDTHS:
+            if not is_name(name) or name == POSITION or name in WIDTHS:
                 raise spec.error(f"an axis cannot be called {name!r}", *path)
             if name in sized:
                 raise spec.error(f"axis {name!r} has two sizes", *path)
@@ -80,11 +101,14 @@ def _check_sizes(spec: Entry, known: set[str], axes: set[str]) -> None:
         if name not in axes and name not in read:
             message = f"{name!r} has a size but stands neither in the einsum nor in another size"
             raise spec.error(message, "sizes", names)
+    read |= {factor.seed for _, link in spec.links for factor in link.factors}
     for name, _ in spec.options:
         if name not in read:
             raise spec.error(f"option {name!r} is used by no size", "options", name)
-    for number, pattern in enumerate(spec.patterns):
-        _check_inferred(spec, pattern, set(sized), str(number))
+    _check_seeds(spec)
+    for number, link in spec.links:
+        _check_inferred(spec, link, set(sized), number)
+    _check_between(spec, set(sized))
 
 
 def _check_inferred(spec: Entry, pattern: Pattern, sized: set[str], number: str) -> None:
@@ -105,6 +129,41 @@ def _check_inferred(spec: Entry, pattern: Pattern, sized: set[str], number: str)
                 hint = nearest(axis.name, sorted(sized | in_views)).replace("there are", "axes with a size")
                 message = f"axis {axis.name!r} of a factor has no size; give it one under sizes{hint}"
                 raise spec.error(message, "einsum", number, offset=axis.offset)
+            if axis.name not in sized and axis.subscript is not None:
+                message = f"axis {axis.name!r} is indexed and needs a size"
+                raise spec.error(message, "einsum", number, offset=axis.offset)
+
+
+def _check_seeds(spec: Entry) -> None:
+    options = dict(spec.options)
+    for number, link in spec.links:
+        for factor in link.factors:
+            if factor.seed and not factor.seed.isdigit() and factor.seed not in options:
+                message = f"the seed {factor.seed!r} of {factor.constant} is no option"
+                raise spec.error(message + nearest(factor.seed, sorted(options)), "einsum", number,
+                                 offset=factor.offset)  # fmt: skip
+
+
+def _check_between(spec: Entry, sized: set[str]) -> None:
+    """The width between two links is that of a view whose sizes are all known; the other may leave one open."""
+    known = set(sized)
+    for chain in spec.chains:
+        known |= {a.name for view in (chain[0].input, chain[-1].output) for a in view.axes}
+    joints = [
+        (number, [{a.name for a in view.axes} for view in (before.output, after.input)], after.input.offset)
+        for number, chain in enumerate(spec.chains)
+        for before, after in itertools.pairwise(chain)
+    ]
+    for _ in joints:  # a width that is found may give the next one
+        for _, views, _ in joints:
+            if any(view <= known for view in views):
+                known |= views[0] | views[1]
+    for number, views, offset in joints:
+        if not any(view <= known for view in views):
+            left, right = (", ".join(sorted(view - known)) for view in views)
+            message = f"the width between two links is found from neither side: no size is known of {left} before ';'"
+            raise spec.error(f"{message} and of {right} after it; give one a size", "einsum", str(number),
+                             offset=offset)  # fmt: skip
 
 
 def _check_index(spec: Entry, axes: set[str]) -> None:
@@ -134,10 +193,10 @@ def _check_gate(spec: Entry, axes: set[str], known: set[str]) -> None:
     if axis not in axes:
         raise spec.error(f"gate: {axis!r} is not an axis of the einsum{nearest(axis, sorted(axes))}", "gate", "axis")
     in_factors: set[str] = set()
-    for pattern in spec.patterns:
+    for _, pattern in spec.links:
         for view, what in ((pattern.input, "input"), (pattern.output, "output")):
             if axis in (a.name for a in view.axes):
-                free = sorted(axes - {a.name for p in spec.patterns for v in (p.input, p.output) for a in v.axes})
+                free = sorted(axes - {a.name for _, p in spec.links for v in (p.input, p.output) for a in v.axes})
                 hint = f"; axes that no view holds: {', '.join(free)}" if free else "; every axis stands in a view"
                 message = f"gate: the {what} view of {pattern.text!r} holds axis {axis!r}, so it cannot number experts"
                 raise spec.error(message + hint, "gate", "axis")
@@ -153,11 +212,20 @@ def _check_gate(spec: Entry, axes: set[str], known: set[str]) -> None:
 def _check_init(spec: Entry) -> None:
     if not spec.init:
         return
-    kinds = [key for key, _ in spec.init if key != "source"]
-    if len(kinds) != 1 or kinds[0] not in ("uniform", "normal"):
-        raise spec.error("init has one of 'uniform' (its bound) or 'normal' (its standard deviation)", "init")
-    known = {n for n, _ in spec.options} | set(spec.axis_sizes) | {*WIDTHS, "fan_in", "fan_out"}
-    _parse_known(spec, dict(spec.init)[kinds[0]], known, "init", kinds[0])
+    rules = dict(spec.init)
+    kinds = [key for key in rules if key not in ("source", "bias")]
+    if len(kinds) != 1 or kinds[0] not in INITS:
+        raise spec.error(
+            "init has one of 'uniform' (its bound), 'normal' (its standard deviation) or 'spectral' (a multiple of "
+            "that rule's), and may have 'bias' (its bound; 0 for none) and 'source'", "init")  # fmt: skip
+    known = {n for n, _ in spec.options} | set(spec.axis_sizes) | set(WIDTHS)
+    _parse_known(spec, rules[kinds[0]], known | set(OF_A_FACTOR), "init", kinds[0])
+    for name in OF_A_FACTOR:
+        if name in known and name in names_in(rules[kinds[0]]):
+            message = f"{name!r} is the factor's own in an init, and an option or axis too; rename that"
+            raise spec.error(message, "init", kinds[0])
+    if "bias" in rules:
+        _parse_known(spec, rules["bias"], known, "init", "bias")
 
 
 def count_uses(
@@ -193,11 +261,11 @@ def label(name: str, position: int | None) -> str:
 def _check_uses(spec: Entry) -> None:
     """Axes without an index can be counted before any size is known; the others when they are written out."""
     indexed = {axis for axis, _ in spec.index}
-    for number, pattern in enumerate(spec.patterns):
+    for number, pattern in spec.links:
         plain = Expanded(_plain(pattern.input), tuple(map(_plain, pattern.factors)), _plain(pattern.output), ())
         later = {a.name for f in pattern.factors if f.repeated for a in f.axes}
         later |= {a.name for operand in pattern.operands for a in operand.axes if a.subscript is not None}
-        count_uses(spec, plain, str(number), indexed, skip=later)
+        count_uses(spec, plain, number, indexed, skip=later)
 
 
 def _plain(operand: Operand) -> tuple[tuple[str, int | None], ...]:
@@ -212,11 +280,15 @@ def _check_constant(spec: Entry, text: str, *path: str) -> None:
         raise spec.error(f"{error}", *path, offset=error.offset) from None
 
 
-def _parse_known(spec: Entry, text: str, known: set[str], *path: str) -> None:
+def _parse(spec: Entry, text: str, *path: str) -> None:
     try:
         parse(text)
-        unknown = sorted(names_in(text) - known)
     except ExpressionError as error:
         raise spec.error(f"{error}", *path, offset=error.offset) from None
+
+
+def _parse_known(spec: Entry, text: str, known: set[str], *path: str) -> None:
+    _parse(spec, text, *path)
+    unknown = sorted(names_in(text) - known)
     if unknown:
         raise spec.error(f"unknown name {unknown[0]!r} in {text!r}{nearest(unknown[0], sorted(known))}", *path)

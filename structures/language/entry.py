@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from structures.language.errors import SpecError
-from structures.language.notation import Pattern, parse_term
+from structures.language.notation import Pattern, parse_chain
+
+PAD = "pad"  # what every entry takes beside its own options: widths that do not fit are padded
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Entry:
     gate: tuple[tuple[str, str], ...] = ()
     title: str = ""
     source: str = ""
+    pad: bool = False  # whether it is padded where nothing else is said
+    variant_of: str = ""  # the entry that it is a variant of: then it is left out of the default sweep
     file: str = field(default="", compare=False, repr=False)
     marks: tuple[tuple[tuple[str, ...], tuple[int, int, bool]], ...] = field(default=(), compare=False, repr=False)
 
@@ -63,9 +67,14 @@ class Entry:
         return kind(f"{place}: {self.name}: {message}" if place else f"{self.name}: {message}")
 
     @property
-    def patterns(self) -> tuple[Pattern, ...]:
-        """The parsed terms."""
-        return tuple(parse_term(text) for text in self.einsum)
+    def chains(self) -> tuple[tuple[Pattern, ...], ...]:
+        """The parsed terms, each as its links: one where there is no `;`."""
+        return tuple(parse_chain(text) for text in self.einsum)
+
+    @property
+    def links(self) -> tuple[tuple[str, Pattern], ...]:
+        """All links of all terms, each with the number of its term, as `error` takes it."""
+        return tuple((str(number), link) for number, chain in enumerate(self.chains) for link in chain)
 
     @property
     def axis_sizes(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
@@ -22,6 +23,18 @@ MAX_LENGTH = 200  # characters of one expression
 MAX_DEPTH = 20  # nesting of one expression
 MAX_VALUE = 2**53  # integers stay exact as floats up to here
 MAX_SPLIT = 2**24  # largest number that is factored
+
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` is a name of an entry, axis or option: ASCII letters, digits and _, as all names in a registry.
+
+    Python's parser brings identifiers to one Unicode form; an einsum's axes are compared as they are written. In ASCII
+    the two cannot differ.
+    """
+    return _NAME.fullmatch(text) is not None
 
 
 class ExpressionError(ValueError):
@@ -147,6 +160,9 @@ def _parse(source: str) -> ast.expr:
         raise ExpressionError("the expression is empty")
     if len(text) > MAX_LENGTH:
         raise ExpressionError(f"the expression has {len(text)} characters; at most {MAX_LENGTH} are allowed")
+    if not text.isascii():
+        at = next(i for i, character in enumerate(text) if not character.isascii())
+        raise ExpressionError(f"{text[at]!r} is no ASCII character; names are ASCII letters, digits and _", at)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # "1if 2else 3": an error follows anyway

@@ -1,4 +1,6 @@
-"""The einsum notation of a term: `input view, factor, factor, ... -> output view`.
+"""The einsum notation of a term: `input view, factor, factor, ... -> output view`, or several joined by `;`.
+
+Joined by `;` they are links of a chain: each reads the result of the one before it, flat, as its own input view.
 
 Parsing knows nothing of sizes; `expand` writes indexed axes (`i[:]`, `r[t+1]`) out once the lengths are known.
 """
@@ -9,10 +11,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from structures.language.expressions import ExpressionError, evaluate, names_in
+from structures.language.expressions import ExpressionError, evaluate, names_in, nearest
 
 MAX_LENGTH = 2000  # characters of one term
 MAX_AXES = 8000  # of all operands of one term, indexed axes written out
+LINK = ";"  # joins the links of a chain
+# constant factors: name -> how many axes it has, and whether it takes a seed
+CONSTANTS = {
+    "hadamard": (2, False),
+    "dct": (2, False),
+    "permutation": (2, True),
+    "sign": (1, True),
+    "normal": (2, True),
+}
 POSITION = "t"  # the letter that counts the copies of a repeated factor
 
 
@@ -47,10 +58,12 @@ class AxisRef:
 
 @dataclass(frozen=True)
 class Operand:
-    """A view or a factor: its axes in written order."""
+    """A view or a factor: its axes in written order; of a constant factor its name and its seed as written too."""
 
     axes: tuple[AxisRef, ...]
     offset: int
+    constant: str = ""
+    seed: str = ""
 
     @property
     def repeated(self) -> bool:
@@ -59,7 +72,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Pattern:
-    """A parsed term."""
+    """A parsed link: the whole term where there is no `;`. Offsets count from the start of the term."""
 
     text: str
     input: Operand
@@ -71,11 +84,26 @@ class Pattern:
         return (self.input, *self.factors, self.output)
 
 
-_TOKEN = re.compile(r"\s*(?:(?P<axis>[A-Za-z_]\w*)(?:\[(?P<subscript>[^\[\]]*)\])?|(?P<paren>[()]))")
+_TOKEN = re.compile(r"\s*(?:(?P<axis>[A-Za-z_][A-Za-z0-9_]*)(?:\[(?P<subscript>[^\[\]]*)\])?|(?P<paren>[()]))")
 
 
-def parse_term(text: str) -> Pattern:
-    """The pattern of one term.
+def parse_chain(text: str) -> tuple[Pattern, ...]:
+    """The patterns of a term's links, parted by `;`: one for an ordinary term.
+
+    Raises:
+        NotationError: as `parse_term`.
+    """
+    if len(text) > MAX_LENGTH:
+        raise NotationError(f"a term has at most {MAX_LENGTH} characters, found {len(text)}")
+    links, offset = [], 0
+    for part in text.split(LINK):
+        links.append(parse_term(part, offset))
+        offset += len(part) + len(LINK)
+    return tuple(links)
+
+
+def parse_term(text: str, start: int = 0) -> Pattern:
+    """The pattern of one link; `start` is where it begins in its term.
 
     Raises:
         NotationError: no or several `->`, an empty operand, stray characters or parentheses, an axis twice in one
@@ -84,21 +112,51 @@ def parse_term(text: str) -> Pattern:
     if len(text) > MAX_LENGTH:
         raise NotationError(f"a term has at most {MAX_LENGTH} characters, found {len(text)}")
     if text.count("->") != 1:
-        raise NotationError(f"a term has one '->', found {text.count('->')}", max(text.rfind("->"), 0))
+        what = "link" if start else "term"
+        raise NotationError(f"a {what} has one '->', found {text.count('->')}", start + max(text.rfind("->"), 0))
     left, right = text.split("->")
-    operands, offset = [], 0
+    operands: list[Operand] = []
+    offset = 0
     for part in left.split(","):
-        operands.append(_operand(part, offset))
+        operands.append((_factor if operands else _operand)(part, start + offset))
         offset += len(part) + 1
-    output = _operand(right, len(left) + 2)
+    output = _operand(right, start + len(left) + 2)
     for view, what in ((operands[0], "input view"), (output, "output view")):
-        grouped = text[view.offset] == "("
+        grouped = text[view.offset - start] == "("
         if len(view.axes) > 1 and not grouped:
             raise NotationError(f"the {what} has {len(view.axes)} axes and needs parentheses", view.offset)
     for factor in operands[1:]:
-        if text[factor.offset] == "(":
+        if text[factor.offset - start] == "(":
             raise NotationError("a factor is written without parentheses", factor.offset)
     return Pattern(text, operands[0], tuple(operands[1:]), output)
+
+
+_CONSTANT = re.compile(r"\s*(?P<name>[A-Za-z_]\w*)(?:\.(?P<seed>\w*))?\(")
+
+
+def _factor(text: str, offset: int) -> Operand:
+    """A factor: its axes, or a constant such as `permutation.3(x z)`."""
+    match = _CONSTANT.match(text)
+    if match is None:
+        return _operand(text, offset)
+    name, seed = match["name"], match["seed"]
+    at = offset + match.start("name")
+    if name not in CONSTANTS:
+        raise NotationError(f"there is no constant {name!r}{nearest(name, list(CONSTANTS))}", at)
+    if not text.rstrip().endswith(")"):
+        raise NotationError(f"the parenthesis of {name} is not closed", at)
+    inner = text.rstrip()[match.end() : -1]
+    axes = _operand(inner, offset + match.end()).axes
+    count, seeded = CONSTANTS[name]
+    if len(axes) != count:
+        raise NotationError(f"{name} has {count} {'axis' if count == 1 else 'axes'}, found {len(axes)}", at)
+    if any(axis.is_slice for axis in axes):
+        raise NotationError(f"{name} takes single axes, no slice", at)
+    if seed is not None and (not seeded or not seed):
+        raise NotationError(f"{name} takes {'a' if seeded else 'no'} seed after a dot, found {seed!r}", at)
+    if seed and not ((seed.isdigit() and len(seed) < 10) or seed.isidentifier()):
+        raise NotationError(f"a seed is a whole number below 10**9 or the name of an option, found {seed!r}", at)
+    return Operand(axes, at, name, seed or "")
 
 
 def _operand(text: str, offset: int) -> Operand:
@@ -156,6 +214,7 @@ class Expanded:
     factors: tuple[tuple[tuple[str, int | None], ...], ...]
     output: tuple[tuple[str, int | None], ...]
     families: tuple[int, ...]  # which written factor each factor comes from
+    copies: tuple[int, ...] = ()  # which copy of it each is
 
 
 def expand(pattern: Pattern, lengths: Mapping[str, int]) -> Expanded:
@@ -168,18 +227,19 @@ def expand(pattern: Pattern, lengths: Mapping[str, int]) -> Expanded:
     """
     copies = [_copies(factor, lengths) for factor in pattern.factors]
     highest = _highest_positions(pattern, copies, lengths)
-    factors, families, written = [], [], 0
+    factors, families, numbers, written = [], [], [], 0
     for family, (factor, count) in enumerate(zip(pattern.factors, copies, strict=True)):
         for t in range(count):
             factors.append(_expand_operand(factor, lengths, highest, t))
             families.append(family)
+            numbers.append(t)
             written += len(factors[-1])
             if written > MAX_AXES:
                 raise NotationError(f"the term has more than {MAX_AXES} axes when written out")
     views = [_expand_operand(v, lengths, highest, None) for v in (pattern.input, pattern.output)]
     if written + len(views[0]) + len(views[1]) > MAX_AXES:
         raise NotationError(f"the term has more than {MAX_AXES} axes when written out")
-    return Expanded(views[0], tuple(factors), views[1], tuple(families))
+    return Expanded(views[0], tuple(factors), views[1], tuple(families), tuple(numbers))
 
 
 def _copies(factor: Operand, lengths: Mapping[str, int]) -> int:

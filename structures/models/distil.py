@@ -153,6 +153,10 @@ def _pairs(model: nn.Module, teacher: nn.Module) -> dict[str, tuple[StructuredLi
         if linears.widths(dense) != (layer.in_features, layer.out_features):
             mine = (layer.in_features, layer.out_features)
             raise ValueError(f"distil: layer {name!r} is {mine}, the teacher's is {linears.widths(dense)}")
+        if linears.computed(layer):
+            raise ValueError(
+                f"distil: layer {name!r}: {linears.computed(layer)}; match it before, and register that afterwards"
+            )
         pairs[name] = (layer, dense)
     if not pairs:
         raise ValueError(f"distil: {type(model).__name__} has no StructuredLinear; swap(model, ...) makes them")

@@ -48,6 +48,8 @@ def refusal(module: nn.Module) -> str | None:
         return "its widths are unknown until the model has run once"
     if isinstance(module, nn.Linear) and "weight" not in module._parameters:
         return "its weight is computed (a parametrization, weight norm or pruning); remove that first"
+    if isinstance(module, StructuredLinear) and computed(module):
+        return f"{computed(module)}; remove that first"
     if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
         return f"{type(module).__name__} has a forward of its own"
     for parameter in module.parameters(recurse=False):
@@ -59,22 +61,62 @@ def refusal(module: nn.Module) -> str | None:
     return None
 
 
-def reader(parent: nn.Module, child: str) -> str | None:
-    """Why `child` of `parent` must stay dense: the parent's forward reads its weight. None where it may go.
+def computed(layer: StructuredLinear) -> str | None:
+    """Which factor, router or bias of a structured layer is no parameter, as a sentence; None where all are."""
+    for name, held in layer.held().items():
+        if held and name not in layer._parameters:
+            return f"its {name} is computed (a parametrization, weight norm or pruning)"
+    return None
 
-    nn.TransformerEncoderLayer reads weights on its fast path alone, which `swap` turns off.
+
+def wrapped(model: nn.Module) -> str | None:
+    """Why no layer of this model may be replaced, saved or loaded now: something outside holds its parameters.
+
+    As a sentence with the way out; None where nothing does.
+    """
+    for name, module in model.named_modules():
+        where = f"{name or type(model).__name__!r} "
+        bases = {c.__name__ for c in type(module).__mro__}
+        if "DistributedDataParallel" in bases:
+            return f"{where}is DistributedDataParallel, which holds the parameters it was given; swap before wrapping"
+        if bases & {"FullyShardedDataParallel", "FSDPModule"} or any(
+            "DTensor" in {c.__name__ for c in type(p).__mro__} for p in module.parameters(recurse=False)
+        ):
+            return (
+                f"{where}is sharded; swap and load before sharding it, and gather to save: get_model_state_dict(model, "
+                "options=StateDictOptions(full_state_dict=True)) of torch.distributed.checkpoint.state_dict, loaded "
+                "into an unsharded model"
+            )
+        if hasattr(module, "_hf_hook"):
+            return (
+                f"{where}is dispatched or offloaded by accelerate; "
+                "accelerate.hooks.remove_hook_from_module(model, recurse=True) first, and dispatch it again afterwards"
+            )
+    return None
+
+
+def reader(parent: nn.Module, child: str) -> str | None:
+    """Why replacing `child` of `parent` gains no time: the parent's forward uses its weight. None where it does not.
+
+    Looked for in the methods that forward calls too, inherited ones included; to ask for the weight's dtype or device
+    is no use of it. nn.TransformerEncoderLayer uses weights on its fast path alone, which `swap` turns off.
     """
     if isinstance(parent, nn.TransformerEncoderLayer) and child in ("linear1", "linear2"):
         return None
-    if not re.search(rf"\bself\.{re.escape(child)}\.weight\b", _source(type(parent).forward)):
+    name = re.escape(child)
+    looked = rf"isinstance\(\s*self\.{name}\.weight\b|\bself\.{name}\.weight\.(dtype|device|shape|size|ndim)\b"
+    text = re.sub(looked, "", _reached(type(parent)))  # type: ignore[arg-type]
+    if not re.search(rf"\bself\.{name}\.weight\b", text):
         return None
-    return f"{type(parent).__name__} reads {child}.weight itself"
+    return f"{type(parent).__name__} reads {child}.weight itself, so that it would be computed anew in every call"
 
 
 def as_linear(module: nn.Module) -> nn.Linear:
     """An nn.Linear of the same map: it shares the parameters where they have nn.Linear's form, and no hooks."""
     in_features, out_features = widths(module)
     bias = module._parameters.get("bias")
+    if bias is None and isinstance(module, StructuredLinear) and module.bias is not None:
+        bias = nn.Parameter(module.bias.detach())  # computed by a parametrization
     linear = nn.Linear(in_features, out_features, bias=bias is not None, device="meta")
     if isinstance(module, StructuredLinear):
         linear.weight = nn.Parameter(module.to_dense().detach(), requires_grad=trains(module))
@@ -145,6 +187,8 @@ def carry(old: nn.Module, new: nn.Module) -> None:
 
 def trains(layer: nn.Module) -> bool:
     """Whether the weight, or any factor, of a linear layer asks for gradients."""
+    if isinstance(layer, StructuredLinear):
+        return any(p.requires_grad for name, held in layer.held().items() if name != "bias" for p in held)
     return any(p.requires_grad for name, p in layer.named_parameters(recurse=False) if name != "bias")
 
 
@@ -160,6 +204,20 @@ def _is_conv1d(cls: type) -> bool:
 
 
 @lru_cache(maxsize=1024)
+def _reached(cls: type[nn.Module]) -> str:
+    """The source of a module's forward and of the methods that it calls on itself, of all classes it inherits from."""
+    own = [c.__dict__ for c in cls.__mro__ if issubclass(c, nn.Module) and c is not nn.Module]
+    texts: dict[str, str] = {}
+    to_read = ["forward"]
+    while to_read:
+        name = to_read.pop()
+        texts[name] = "\n".join(_source(methods[name]) for methods in own if name in methods)
+        called = set(re.findall(r"\bself\.(\w+)\(", texts[name])) - texts.keys()
+        to_read += [n for n in called if any(callable(methods.get(n)) for methods in own)]
+    return "\n".join(texts.values())
+
+
+@lru_cache(maxsize=4096)
 def _source(function: Callable[..., object]) -> str:
     try:
         return inspect.getsource(function)

@@ -34,7 +34,8 @@ def param_groups(
     """Groups for an optimizer, in which every factor learns at the rate of the structured muP rule.
 
     A factor's rate is `lr * multiplier(...)`, which is relative to a dense layer of the same widths: `lr` is the rate
-    that suits the model with nn.Linear in these places, at this width. Every other parameter gets `lr` itself.
+    that suits the model with nn.Linear in these places, at this width. So is that of all parameters that a factor is
+    computed from (weight norm, orthogonal, pruning). Every other parameter gets `lr` itself.
 
     Args:
         weight_decay: of everything but biases, norms and other vectors. A factor's is divided by its multiplier, so
@@ -64,7 +65,13 @@ def param_groups(
     if not isinstance(model, nn.Module):
         raise ValueError(f"param_groups: model is an nn.Module, found {type(model).__name__}")
     _check_rates(lr, weight_decay, base_width, optimizer)
-    factors = {id(f): (layer, i) for layer in _structured(model) for i, f in enumerate(layer.operands)}
+    factors = {
+        id(p): (layer, i)
+        for layer in _structured(model)
+        for i, (name, held) in enumerate(layer.held().items())
+        if name != "bias"
+        for p in held
+    }
     norms = {id(p) for m in model.modules() if "norm" in type(m).__name__.lower() for p in m.parameters(recurse=False)}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     refused = []
@@ -109,12 +116,13 @@ def multiplier(structure: Structure, factor: int, *, optimizer: type[Optimizer] 
 
     A router is a dense layer with as many outputs as experts, and is alone in what it adds: n = 1.
     """
-    wide, tall = structure.in_features, structure.out_features
-    if factor == len(structure.factors):
+    wide, tall = structure.widths
+    if factor == structure.trainable:
         shape, fan_in, fan_out, n = structure.router_shape, wide, structure.router_shape[0], 1
     else:
         shape, (fan_in, fan_out) = structure.factor_shapes[factor], structure.fan(factor)
-        n = sum(bool(term.factors) for term in structure.terms) * len(structure.term_of(factor).factors)
+        trained = [sum(f < structure.trainable for f in term.factors) for term in structure.terms]
+        n = sum(map(bool, trained)) * trained[structure.terms.index(structure.term_of(factor))]
     if optimizer.__name__ == "Muon":
         rows, columns = shape[:2]
         wanted = math.sqrt((fan_out / fan_in) / (tall / wide))
@@ -157,8 +165,10 @@ def _structured(model: nn.Module) -> list[StructuredLinear]:
 
 def _is_matrix(parameter: nn.Parameter, layer: StructuredLinear | None, factor: int) -> bool:
     """Two axes, both of the product: a batch axis would make it a stack of vectors."""
-    if parameter.dim() != 2 or layer is None or factor == len(layer.structure.factors):
+    if parameter.dim() != 2 or layer is None or factor == layer.structure.trainable:
         return parameter.dim() == 2
+    if parameter.shape != layer.structure.factor_shapes[factor]:
+        return False  # the norms that weight norm has taken apart
     step = next(step for step in layer.structure.steps if step.factor == factor)
     return not step.batch and len(step.contracted) == len(step.cols) == 1
 

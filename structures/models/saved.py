@@ -9,30 +9,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from structures import backends, initial, registry
 from structures.linear import StructuredLinear
-from structures.models import linears
+from structures.models import described, linears
+from structures.models.put import put, set_fast_paths, untie
 from structures.models.rules import linear_layers
-from structures.models.swap import put, set_fast_paths
-from structures.spec import Spec
 
 LAYERS = "structures.json"
 NUMBERS = "model.safetensors"
+SHARDS = "model.safetensors.index.json"
+CONFIG = "config.json"  # of transformers, where `save_pretrained` describes the layers
 FORMAT = 1
 MAX_BYTES = 2**24  # of the JSON: about a hundred thousand layers
-FIELDS = {"structure": str, "einsum": list, "options": dict, "widths": list, "bias": bool, "backend": str, "init": str}
 
 Folder = str | os.PathLike[str]
 
 
 def save_swapped(model: nn.Module, folder: Folder) -> None:
-    """Write `model.safetensors` and `structures.json` into `folder`; a transformers model's config too.
+    """Write `model.safetensors` and `structures.json` into `folder`; a transformers model's
+    config and generation config too, so that its `from_pretrained` reads the folder as well.
 
     Parameters that are shared are written once. Needs safetensors.
 
     Raises:
+        ValueError: the model is wrapped or sharded, or a factor is computed by a parametrization or a hook, which no
+            JSON can rebuild; the message has the way out. Nothing is written.
         OSError: the folder cannot be made or written into; of the kind that the system raised, and names the folder.
 
     >>> from tempfile import TemporaryDirectory
@@ -48,19 +51,23 @@ def save_swapped(model: nn.Module, folder: Folder) -> None:
     _check(model, "save_swapped")
     safetensors = _safetensors()
     folder = Path(folder)
-    entries = {
-        names[0]: {"aliases": list(names[1:]), **_entry(module)}
-        for names, module in linear_layers(model)
-        if isinstance(module, StructuredLinear)
-    }
-    save_config = getattr(getattr(model, "config", None), "save_pretrained", None)
-    written = json.dumps({"format": FORMAT, "layers": entries}, indent=1)
+    for names, module in linear_layers(model):
+        computed = linears.computed(module) if isinstance(module, StructuredLinear) else None
+        if computed:
+            raise ValueError(
+                f"save_swapped: {names[0] or '(the model itself)'}: {computed}; take it off first "
+                f"(torch.nn.utils.parametrize.remove_parametrizations and prune.remove keep its value)"
+            )
+    described.record(model)
+    written = json.dumps({"format": FORMAT, "layers": described.describe(model)}, indent=1)
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / LAYERS).write_text(written + "\n", encoding="utf-8")  # the little file first: it tells before long
-        safetensors.save_model(model, str(folder / NUMBERS), metadata={"format": "pt"})
-        if callable(save_config):
-            save_config(folder)
+        safetensors.torch.save_model(model, str(folder / NUMBERS), metadata={"format": "pt"})
+        for config in ("config", "generation_config"):
+            save_config = getattr(getattr(model, config, None), "save_pretrained", None)
+            if callable(save_config):
+                save_config(folder)
 
 
 @contextmanager
@@ -81,138 +88,179 @@ def load_swapped(model: nn.Module, folder: Folder) -> nn.Module:
     """Swap the layers of a dense `model` as those in `folder` were, then load the saved numbers into it.
 
     Args:
-        model: of the architecture that was saved, on a real device; its layers may be swapped already.
+        model: of the architecture that was saved; its layers may be swapped already. What is on the meta device comes
+            to be on the CPU.
+        folder: of `save_swapped`, or of transformers' `save_pretrained`; the numbers may be in several files.
     Returns:
         the model, changed in place; the new layer where the model itself was one.
     Raises:
-        FileNotFoundError: `folder` was not written by `save_swapped`.
-        ValueError: the JSON is malformed, asks for an unknown structure or one that is defined otherwise here, or
-            does not fit the model; the message names the layer. The model is unchanged then, unless it is the numbers
-            that do not fit.
+        FileNotFoundError: `folder` was not written by either.
+        ValueError: a file is malformed or damaged, asks for an unknown structure or one that is defined otherwise
+            here, or does not fit the model; the message names the layer or the numbers. The model is unchanged then.
     """
     _check(model, "load_swapped")
-    safetensors = _safetensors()
     folder = Path(folder)
-    for file in (LAYERS, NUMBERS):
-        if not (folder / file).is_file():
-            raise FileNotFoundError(f"{folder} has no {file}: was it written by structures.save_swapped?")
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError(f"{type(model).__name__} is on the meta device; build it on a real one to load numbers")
+    where, layers = _layers(folder)
+    numbers = _Numbers(folder)
     found = linear_layers(model)
-    modules = {name: module for names, module in found for name in names}
-    made: dict[int, nn.Module] = {}
-    for name, entry in _read(folder / LAYERS).items():
-        where = f"{folder / LAYERS}: layer {name!r}"
-        made |= _rebuilt(where, [name, *entry.get("aliases", [])], entry, modules)
+    made = described.rebuilt(where, layers, {name: module for names, module in found for name in names})
     for names, module in found:
         if isinstance(module, StructuredLinear) and id(module) not in made:
-            raise ValueError(f"{folder / LAYERS}: {names[0]!r} is structured in the model and dense in the folder")
+            raise ValueError(f"{where}: {names[0]!r} is structured in the model and dense in the folder")
+    olds = {id(new): old for old in model.modules() if (new := made.get(id(old))) is not None}
     root = put(model, made)
-    set_fast_paths(root)
     try:
-        safetensors.load_model(root, str(folder / NUMBERS), device=str(next(root.parameters()).device))
-    except RuntimeError as error:
-        raise ValueError(f"{folder / NUMBERS}: {error}") from error
+        _fill(root, numbers)
+    except BaseException:
+        put(root, olds)
+        raise
+    set_fast_paths(root)
+    untie(root)
+    described.record(root)
     return root
+
+
+class _Numbers:
+    """The tensors of a folder, in one file or several; the headers are read and checked at once."""
+
+    def __init__(self, folder: Path):
+        self.open = _safetensors().safe_open
+        self.file_of: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        files = _number_files(folder)
+        self.what = files[0] if len(files) == 1 else folder / SHARDS
+        for file in files:
+            with self.reading(file) as read:
+                for name in read.keys():
+                    self.file_of[name] = file
+                    self.shapes[name] = tuple(read.get_slice(name).get_shape())
+
+    @contextmanager
+    def reading(self, file: Path) -> Iterator[Any]:
+        """The file opened; whatever is wrong with it is a ValueError that names it."""
+        import safetensors
+
+        try:
+            with self.open(str(file), framework="pt") as read:
+                yield read
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{file}: damaged, or no safetensors file: {error}") from None
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor with its name, one file after another."""
+        for file in dict.fromkeys(self.file_of.values()):
+            with self.reading(file) as read:
+                for name, its in self.file_of.items():
+                    if its == file:
+                        yield name, read.get_tensor(name)
+
+
+def _fill(model: nn.Module, numbers: _Numbers) -> None:
+    """Load the numbers; nothing is written before all names and shapes were found to fit."""
+    held = model.state_dict(keep_vars=True)
+    shared: dict[int, list[str]] = {}
+    for name, tensor in held.items():
+        shared.setdefault(id(tensor), []).append(name)
+    absent = [names[0] for names in shared.values() if not set(names) & numbers.shapes.keys()]
+    unknown = sorted(numbers.shapes.keys() - held.keys())
+    wrong = [
+        f"{name} is {shape}, in the model {tuple(held[name].shape)}"
+        for name, shape in numbers.shapes.items()
+        if name in held and shape != tuple(held[name].shape)
+    ]
+    said = [f"{what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" for what, names in
+            (("missing", absent), ("not in the model", unknown), ("other shapes", wrong)) if names]  # fmt: skip
+    if said:
+        renamed = unknown and hasattr(model, "from_pretrained") and not (numbers.what.parent / LAYERS).exists()
+        hint = f"; {type(model).__name__}.from_pretrained knows names that transformers keeps otherwise"
+        raise ValueError(f"{numbers.what}: {'; '.join(said)}{hint if renamed else ''}")
+    unsaved = [name for name, buffer in model.named_buffers() if buffer.is_meta and name not in held]
+    if unsaved:
+        raise ValueError(
+            f"load_swapped: {', '.join(unsaved[:5])} is on the meta device and in no file; build the model with "
+            "accelerate.init_empty_weights(), which leaves such buffers real, or on a real device"
+        )
+    for name, tensor in numbers.tensors():
+        for alias in shared[id(held[name])]:
+            _assign(model, alias, held[name], tensor)
+    for name, tensor in held.items():  # a shared one that was on the meta device: one parameter again
+        first = shared[id(tensor)][0]
+        if tensor.is_meta and first != name:
+            _set(model, name, _get(model, first))
+
+
+def _assign(model: nn.Module, name: str, held: Tensor, tensor: Tensor) -> None:
+    if not held.is_meta:
+        with torch.no_grad():
+            held.copy_(tensor)
+        return
+    real = tensor.to(held.dtype)
+    _set(model, name, nn.Parameter(real, held.requires_grad) if isinstance(held, nn.Parameter) else real)
+
+
+def _get(model: nn.Module, name: str) -> Tensor:
+    path, _, own = name.rpartition(".")
+    found: Tensor = getattr(model.get_submodule(path), own)
+    return found
+
+
+def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    held: dict[str, Any] = module._parameters if own in module._parameters else module._buffers
+    held[own] = tensor
 
 
 def _check(model: object, what: str) -> None:
     if not isinstance(model, nn.Module):
         raise ValueError(f"{what}: model is an nn.Module, found {type(model).__name__}")
+    reason = linears.wrapped(model)
+    if reason is not None:
+        raise ValueError(f"{what}: {reason}")
 
 
-def _entry(layer: StructuredLinear) -> dict[str, object]:
-    structure = layer.structure
-    return {
-        "structure": structure.name,
-        "einsum": list(structure.spec.einsum),
-        **({"gate": dict(structure.spec.gate)} if structure.gate else {}),
-        "options": dict(structure.options),
-        "widths": [layer.in_features, layer.out_features],
-        "bias": layer.bias is not None,
-        "backend": layer.backend,
-        "init": layer.init,
-    }
+def _layers(folder: Path) -> tuple[str, described.Layers]:
+    """The file that describes the layers, and what it says."""
+    file = folder / LAYERS
+    if file.is_file():
+        read = _json(file)
+        if not isinstance(read, dict) or read.get("format") != FORMAT or not isinstance(read.get("layers"), dict):
+            expected = f'expected {{"format": {FORMAT}, "layers": {{...}}}}'
+            raise ValueError(f"{file}: {expected}; was it written by this version?")
+        return str(file), described.check(str(file), read["layers"])
+    config = folder / CONFIG
+    read = _json(config) if config.is_file() else None
+    method = read.get("quantization_config") if isinstance(read, dict) else None
+    if not isinstance(method, dict) or method.get("quant_method") != described.METHOD:
+        raise FileNotFoundError(f"{folder} has no {LAYERS}: was it written by structures.save_swapped?")
+    return str(config), described.check(str(config), method.get("layers"))
 
 
-def _read(file: Path) -> Mapping[str, Mapping[str, Any]]:
+def _number_files(folder: Path) -> list[Path]:
+    index = folder / SHARDS
+    if (folder / NUMBERS).is_file() or not index.is_file():
+        files = [folder / NUMBERS]
+    else:
+        read = _json(index)
+        names = read.get("weight_map") if isinstance(read, dict) else None
+        if not isinstance(names, Mapping) or not all(isinstance(n, str) for n in names.values()):
+            raise ValueError(f"{index}: weight_map maps names to files, found {str(names)[:80]}")
+        if any(Path(name).name != name for name in names.values()):
+            raise ValueError(f"{index}: weight_map names a file of another folder")
+        files = [folder / name for name in sorted(set(names.values()))]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{folder} has no {file.name}: was it written by structures.save_swapped?")
+    return files
+
+
+def _json(file: Path) -> Any:
     if file.stat().st_size > MAX_BYTES:
         raise ValueError(f"{file}: more than {MAX_BYTES} bytes")
     try:
-        read = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON: {error}") from None
-    if not isinstance(read, dict) or read.get("format") != FORMAT or not isinstance(read.get("layers"), dict):
-        raise ValueError(f'{file}: expected {{"format": {FORMAT}, "layers": {{...}}}}; was it written by this version?')
-    for name, entry in read["layers"].items():
-        where = f"{file}: layer {name!r}"
-        if not isinstance(entry, dict):
-            raise ValueError(f"{where}: expected a mapping, found {entry!r}")
-        for field, expected in FIELDS.items():
-            if not isinstance(entry.get(field), expected):
-                raise ValueError(f"{where}: {field} is a {expected.__name__}, found {entry.get(field)!r}")
-        for field in ("widths", "aliases"):
-            kind = int if field == "widths" else str
-            if not isinstance(entry.get(field, []), list) or not all(isinstance(v, kind) for v in entry.get(field, [])):
-                raise ValueError(f"{where}: {field} is a list of {kind.__name__}, found {entry[field]!r}")
-    linears: dict[str, dict[str, Any]] = read["layers"]
-    return linears
-
-
-def _rebuilt(
-    where: str, names: list[str], entry: Mapping[str, Any], modules: Mapping[str, nn.Module]
-) -> dict[int, nn.Module]:
-    """The modules that the entry's names stand for, by id, each mapped to the one new layer."""
-    for name in names:
-        if name not in modules:
-            raise ValueError(f"{where}: the model has no linear layer {name!r}")
-    olds = [modules[name] for name in names]
-    widths, has_bias = tuple(entry["widths"]), olds[0]._parameters.get("bias") is not None
-    for name, old in zip(names, olds, strict=True):
-        if linears.widths(old) != widths:
-            raise ValueError(f"{where}: {widths} was saved, {name!r} of the model is {linears.widths(old)}")
-    if has_bias != entry["bias"]:
-        raise ValueError(f"{where}: bias={entry['bias']} was saved, the model's layer has bias={has_bias}")
-    spec = _spec(where, entry)
-    if entry["init"] not in initial.INITS:
-        raise ValueError(f"{where}: init is one of {', '.join(initial.INITS)}, found {entry['init']!r}")
-    like = next(olds[0].parameters())
-    options: dict[str, Any] = entry["options"]
-    try:
-        backends.check_name(entry["backend"])
-        new = StructuredLinear(
-            spec,
-            widths[0],
-            widths[1],
-            has_bias,
-            device=like.device,
-            dtype=like.dtype,
-            backend=entry["backend"],
-            init=entry["init"],
-            **options,
-        )
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{where}: {error}") from None
-    linears.carry(olds[0], new)
-    return {id(old): new for old in olds}
-
-
-def _spec(where: str, entry: Mapping[str, Any]) -> Spec:
-    try:
-        spec = registry.get(entry["structure"])
-    except KeyError as error:
-        raise ValueError(f"{where}: {error.args[0]}; structures.load(file) adds entries of your own") from None
-    if list(spec.einsum) != entry["einsum"]:
-        raise ValueError(
-            f"{where}: {spec.name} was saved as {entry['einsum']}, the registry has {list(spec.einsum)}; load the file "
-            "that it was defined in"
-        )
-    if dict(spec.gate) != entry.get("gate", {}):
-        raise ValueError(
-            f"{where}: {spec.name} was saved with the gate {entry.get('gate')}, the registry has {dict(spec.gate)}; "
-            "load the file that it was defined in"
-        )
-    return spec
 
 
 def _safetensors() -> Any:
@@ -220,4 +268,4 @@ def _safetensors() -> Any:
         import safetensors.torch
     except ImportError:
         raise ImportError("a swapped model is saved with safetensors: pip install safetensors") from None
-    return safetensors.torch
+    return safetensors

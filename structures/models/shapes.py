@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from structures import registry
 from structures.language.expressions import nearest
-from structures.models.rules import SKIP, Key, Value
-from structures.models.swap import swap
+from structures.models.config import SwapConfig, rule_of_words, setting
+from structures.models.rules import SKIP
 
 
 def _neox(width: int, depth: int, heads: int) -> dict[str, Any]:
@@ -48,25 +48,29 @@ ENCODERS = ("bert", "roberta", "camembert", "electra", "xlm-roberta")  # a causa
 
 def plan_lines(
     config: str,
-    rules: Sequence[Sequence[str]],
+    rules: Sequence[Sequence[str]] | SwapConfig,
     *,
     overrides: Iterable[str] = (),
-    skip: Sequence[str] = SKIP,
+    skip: Sequence[str] | None = None,
     each: bool = False,
 ) -> list[str]:
     """The table of a swap, for a model built from its config on the meta device: offline, in no memory.
 
     Args:
         config: a well-known shape (`opt-125m`), a model type of transformers (`opt`), or a config.json or its folder.
-        rules: words for each rule: the key, the structure or `none`, and options as `n_blocks=8` (lists with commas).
+        rules: words for each rule: the key, the structure or `none`, and options as `n_blocks=8` (lists with commas);
+            or a config, whose `skip` then holds unless another is given.
         overrides: settings of the config, as `hidden_size=1024`.
         each: a line for every layer, also where they differ by their number alone.
     Raises:
         ValueError: transformers is not installed, or anything that cannot be; the message says what can.
     """
-    read: list[tuple[Key, Value]] = [_rule(words) for words in rules]
-    model = model_of(config, dict(_setting(text) for text in overrides))
-    plan = swap(model, read, dry_run=True, skip=skip)
+    if isinstance(rules, SwapConfig):
+        wanted = rules if skip is None else replace(rules, skip=skip)
+    else:
+        wanted = SwapConfig([rule_of_words(words) for words in rules], skip=SKIP if skip is None else skip)
+    model = model_of(config, dict(setting(text) for text in overrides))
+    plan = wanted.swap(model, dry_run=True)
     count = sum(p.numel() for p in model.parameters())
     return [f"{type(model).__name__} of {config}: {count:,} parameters, no weights", "", *plan.lines(each=each)]
 
@@ -119,31 +123,6 @@ def _config(transformers: Any, config: str, overrides: Mapping[str, object]) -> 
     if model_type == "opt" and "hidden_size" in settings:  # else its embeddings keep the default's width
         settings.setdefault("word_embed_proj_dim", settings["hidden_size"])
     return transformers.AutoConfig.for_model(model_type, **settings)
-
-
-def _rule(words: Sequence[str]) -> tuple[Key, Value]:
-    """`KEY NAME [option=value ...]`."""
-    if len(words) < 2:
-        raise ValueError(f"a rule is written KEY STRUCTURE [option=value ...], found {' '.join(words)!r}")
-    key, name, *options = words
-    if name == "none":
-        return key, None
-    registry.get(name)  # an unknown name is an error before transformers is loaded
-    return key, (name, dict(_setting(text) for text in options))
-
-
-def _setting(text: str) -> tuple[str, object]:
-    """`name=value`: a whole number, a real one, a list of numbers with commas, true or false, or text."""
-    name, equals, value = text.partition("=")
-    if not equals or not name or not value:
-        raise ValueError(f"a setting is written name=value, found {text!r}")
-    if value in ("true", "false"):
-        return name, value == "true"
-    try:
-        numbers = [int(n) if n.lstrip("-").isdigit() else float(n) for n in value.split(",")]
-    except ValueError:
-        return name, value
-    return name, tuple(numbers) if "," in value else numbers[0]
 
 
 def _transformers() -> Any:

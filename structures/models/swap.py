@@ -13,7 +13,8 @@ from torch.nn.parameter import UninitializedParameter
 from structures import backends, initial
 from structures.language.expressions import nearest
 from structures.linear import StructuredLinear
-from structures.models import linears
+from structures.models import described, linears
+from structures.models.put import put, set_fast_paths, untie
 from structures.models.rules import SKIP, Choice, Key, Rules, collapse, select
 from structures.models.sequential import batches_of, made_in_order
 from structures.models.table import SwapRow, SwapTable
@@ -62,15 +63,18 @@ def swap(
             conversions.
         init, backend: of the new layers, as StructuredLinear takes them.
         dry_run: only return the table. Needs no weights: the model may be on the meta device.
-        skip: what stays though a rule names it: `heads` (the model's output layer, and names that end in lm_head,
-            head, classifier, ...), `tied` (a parameter is shared with another module), and keys as in `rules`.
-            `()` swaps them all. A layer whose weight its parent reads (nn.MultiheadAttention's out_proj) always stays.
+        skip: what stays though a rule names it: `heads` (the model's output layer, and names with a part lm_head,
+            head, classifier, ...), `routers` (of experts, and what has one output), `tied` (a parameter is shared with
+            another module), `read` (its parent uses its weight, as nn.MultiheadAttention does out_proj's: the dense
+            form would be computed in every call), and keys as in `rules`. `()` swaps them all. Adapters of peft always
+            stay; the layer below them may be replaced.
         predict_error: let a dry run project every layer and forget the result: the table then has the errors.
     Returns:
         the table, also of what was left alone, and the model as `.model`: the new layer, where the model was one.
     Raises:
         ValueError: nothing is named by the rules, or by a key of `skip` or `inputs` (the message lists near names), a
-            structure does not fit a layer, or there is no weight to project. The model is unchanged.
+            structure does not fit a layer, there is no weight to project, or the model is wrapped, sharded or offloaded
+            so that something outside holds its parameters. The model is unchanged.
         KeyError: an unknown structure.
 
     Kept: modules that are shared stay shared, hooks on calls, training flag, device, dtype, requires_grad. Make the
@@ -109,11 +113,15 @@ def swap(
         if new is not None and not dry_run:
             made[id(choice.module)] = new
         rows.append(_row(choice, structure, getattr(new, "projection", None)))
-    plan = SwapTable(tuple(rows), selection.skipped, selection.unused, *_totals(model, jobs, rows), model)
+    plan = SwapTable(
+        tuple(rows), selection.skipped, selection.unused, *_totals(model, jobs, rows), model, selection.others
+    )
     if dry_run:
         return plan
     root = put(model, made)
     set_fast_paths(root)
+    untie(root)
+    described.record(root)
     if plan.remarks():
         log.warning("swap: %s", "; ".join(plan.remarks()))
     return replace(plan, model=root)
@@ -131,6 +139,9 @@ def _check(
     """The arguments of `swap` for themselves; all mistakes are found before anything is built."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"swap: model is an nn.Module, found {type(model).__name__}")
+    reason = linears.wrapped(model)
+    if reason is not None:
+        raise ValueError(f"swap: {reason}")
     if not isinstance(project, bool | Mapping):
         raise ValueError(f"swap: project is True, False or a mapping of arguments of from_linear, found {project!r}")
     for name in project if isinstance(project, Mapping) else ():
@@ -267,8 +278,7 @@ def _fresh(old: nn.Module, structure: Structure, init: str, backend: str) -> Str
     like = next(p for name, p in old.named_parameters(recurse=False) if name != "bias")
     new = StructuredLinear(
         spec_of(structure),
-        structure.in_features,
-        structure.out_features,
+        *structure.widths,
         bias is not None,
         device=like.device,
         dtype=like.dtype,
@@ -315,37 +325,3 @@ def _totals(model: nn.Module, jobs: list[Job], rows: list[SwapRow]) -> tuple[int
     before = {parameter: size for _, parameter, size in sizes}
     stays = {parameter: size for is_gone, parameter, size in sizes if not is_gone}
     return sum(before.values()), sum(stays.values()) + sum(row.params_after for row in rows)
-
-
-def put(model: nn.Module, made: Mapping[int, nn.Module]) -> nn.Module:
-    """Put the new layers in the old ones' places, all or none; returns the model, or what takes its place."""
-    places = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
-    done: list[tuple[nn.Module, str, nn.Module]] = []
-    try:
-        for parent, name, child in places:
-            if child is not None and id(child) in made:
-                done.append((parent, name, child))
-                setattr(parent, name, made[id(child)])
-    except BaseException:
-        for parent, name, child in done:
-            parent._modules[name] = child
-        raise
-    return made.get(id(model), model)
-
-
-def set_fast_paths(model: nn.Module) -> None:
-    """Turn the fast path of nn.TransformerEncoder off where a layer is structured, and on again where none is.
-
-    It hands the weights of linear1 and linear2 to one fused function, in eval and without gradients. The layers'
-    `activation_relu_or_gelu` and the encoder's `use_nested_tensor` say whether it may be taken, and nothing else.
-    """
-    for module in model.modules():
-        if not isinstance(module, nn.TransformerEncoderLayer | nn.TransformerEncoder):
-            continue
-        structured = any(isinstance(m, StructuredLinear) for m in module.modules())
-        for flag in ("activation_relu_or_gelu", "use_nested_tensor"):
-            if structured and getattr(module, flag, None):
-                module.__dict__[f"_dense_{flag}"] = getattr(module, flag)
-                setattr(module, flag, 0 if flag == "activation_relu_or_gelu" else False)
-            elif not structured and f"_dense_{flag}" in module.__dict__:
-                setattr(module, flag, module.__dict__.pop(f"_dense_{flag}"))

@@ -39,6 +39,7 @@ class SwapTable:
     params_before: int  # of the whole model, shared parameters once
     params_after: int
     model: nn.Module = field(repr=False, compare=False)  # the model; the new layer where the model itself was one
+    others: tuple[tuple[str, tuple[int, ...], float], ...] = ()  # weights of no linear layer: name, shape, share
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,6 +78,10 @@ class SwapTable:
             line = collapse(name), reason
             reasons[line] = reasons.get(line, 0) + 1
         left = [f"left alone: {name or '(itself)'}{_times(n)}: {reason}" for (name, reason), n in reasons.items()]
+        left += [
+            f"not in a linear layer, left alone: {name} {shape}: {share:.0%} of the parameters"
+            for name, shape, share in self.others
+        ]
         return [*left, *(f"no linear layer is named by {key!r}" for key in self.unused)]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from structures.algebra.steps import Axes
+from structures.projection.links import ChainView
 from structures.projection.problem import Problem
 from structures.projection.two_factor import arrange, matricise
 from structures.projection.views import contract, primed
@@ -29,13 +30,20 @@ def sweep(problem: Problem, term: int) -> None:
 
 def improve(problem: Problem, term: int, factor: int, steps: int = CG_STEPS) -> bool:
     """Move one factor to where the objective is least, all others held; whether it got there in so many steps."""
-    change, done = _Subproblem(problem, term, factor).solve(steps)
+    if isinstance(problem.terms[term], ChainView):
+        change, done = _conjugate_gradients(
+            lambda moved: _image(problem, term, factor, moved), pull(problem, term, factor, problem.weighted()), steps
+        )
+    else:
+        change, done = _Subproblem(problem, term, factor).solve(steps)
     problem.move(term, factor, change)
     return done
 
 
 def improve_direct(problem: Problem, term: int) -> None:
     """Improve those factors of a term whose normal equations are small enough to be solved at once."""
+    if isinstance(problem.terms[term], ChainView):
+        return
     for factor in range(len(problem.factors[term])):
         part = _Subproblem(problem, term, factor)
         if part.is_direct:
@@ -45,11 +53,21 @@ def improve_direct(problem: Problem, term: int) -> None:
 def pull(problem: Problem, term: int, factor: int, matrix: Tensor) -> Tensor:
     """A gradient by W, (out_features, in_features), as the gradient by one factor."""
     view = problem.terms[term]
+    if isinstance(view, ChainView):
+        return view.pull(problem.factors[term], factor, matrix)
     entries = view.read(matrix)
     missing = [i for i, a in enumerate(view.axes) if a not in view.held]
     operands: Operands = [(entries.sum(missing) if missing else entries, view.held)]
     operands += [pair for i, pair in enumerate(zip(problem.factors[term], view.factors, strict=True)) if i != factor]
     return contract(operands, view.factors[factor])
+
+
+def _image(problem: Problem, term: int, factor: int, change: Tensor) -> Tensor:
+    """The normal equations of a chain's factor applied to a change of it: there and back through the whole chain."""
+    factors = problem.factors[term]
+    moved = problem.terms[term].entries([*factors[:factor], change, *factors[factor + 1 :]])
+    weighted = moved if problem.covariance is None else moved @ problem.covariance
+    return pull(problem, term, factor, weighted)
 
 
 class _Subproblem:
@@ -64,6 +82,7 @@ class _Subproblem:
 
     def __init__(self, problem: Problem, term: int, factor: int):
         view = problem.terms[term]
+        assert not isinstance(view, ChainView)
         self.size = view.structure.size
         self.axes = view.factors[factor]
         self.others: Operands = [

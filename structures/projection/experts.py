@@ -14,22 +14,24 @@ from structures.structure import Structure
 def are_copies(structure: Structure) -> bool:
     """Whether the expert axis stands in one factor of each term: every expert can then be the whole by itself."""
     assert structure.gate is not None
-    held = [sum(structure.gate.axis in structure.factors[f] for f in term.factors) for term in structure.terms]
+    links = [link for term in structure.terms for link in term.chain]
+    held = [sum(structure.gate.axis in structure.factors[f] for f in link.factors) for link in links]
     return max(held) == 1
 
 
 def spread(structure: Structure, factors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Factors of the experts from those of `structure.summed(experts)`.
 
-    Where the axis stands in one factor of a term, every expert gets a copy: with weights that sum to one, any choice of
-    experts is the whole. Elsewhere expert e is the e-th summand times the number of active experts, so that these add
+    Where the axis stands in one factor of a term, or of a link, every expert gets a copy: with weights that sum to
+    one, any choice of experts is the whole. Elsewhere expert e is the e-th summand times the number of active
+    experts, so that these add
     up to the sum of the first summands, which an SVD has put first by size, while the router is zero.
     """
     gate = structure.gate
     assert gate is not None
     made = list(factors)
-    for term in structure.terms:
-        held = [f for f in term.factors if gate.axis in structure.factors[f]]
+    for link in (x for term in structure.terms for x in term.chain):
+        held = [f for f in link.factors if gate.axis in structure.factors[f]]
         for f in held:
             if len(held) > 1:
                 made[f] = made[f] * gate.active ** (1 / len(held))

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from structures.projection.problem import Problem, squared
-from structures.projection.views import TermView
+from structures.projection.links import ChainView
+from structures.projection.problem import Problem, View, squared, view_of
 from structures.structure import Structure
 
 
@@ -19,9 +19,9 @@ def scaled_problem(structure: Structure, dense: Tensor, covariance: Tensor | Non
     """
     target = dense.clone()
     for term in structure.terms:
-        if not term.factors:
-            view = TermView(structure, term)
-            view.add_to(target, target.new_full((), -1.0).expand(view.shape))
+        if not any(f < structure.trainable for f in term.factors):
+            view = view_of(structure, term)
+            view.add_to(target, -_without_factors(view, target))
     scale = 2.0 ** (math.frexp(float(target.abs().amax()))[1] - 1)
     return Problem(structure, target.div_(scale), covariance), scale
 
@@ -40,10 +40,15 @@ def residual_of(problem: Problem, dense: Tensor, factors: tuple[Tensor, ...]) ->
     """W - What of the factors as they are returned."""
     residual = dense.clone()
     for term in problem.structure.terms:
-        view = TermView(problem.structure, term)
+        view = view_of(problem.structure, term)
         held = [view.shrink(n, factors[p].to(dense.dtype)) for n, p in enumerate(view.positions)]
-        view.add_to(residual, -view.entries(held) if held else residual.new_full((), -1.0).expand(view.shape))
+        view.add_to(residual, -(view.entries(held) if held else _without_factors(view, residual)))
     return residual
+
+
+def _without_factors(view: View, like: Tensor) -> Tensor:
+    """The entries of a term that has nothing to train."""
+    return view.entries([], like) if isinstance(view, ChainView) else like.new_ones(()).expand(view.shape)
 
 
 def ratio(residual: Tensor, dense: Tensor, moment: Tensor | None) -> float:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from structures.projection.links import ChainView
 from structures.projection.views import TermView
-from structures.structure import Structure
+from structures.structure import Structure, Term
 
 ROWS = 512  # of a matrix converted at a time
 
@@ -24,6 +25,15 @@ def squared(matrix: Tensor, covariance: Tensor | None) -> float:
     return max(0.0, total)
 
 
+View = TermView | ChainView
+
+
+def view_of(structure: Structure, term: Term) -> View:
+    """How a term's entries are reached: over its axes, or the whole matrix of a chain."""
+    whole = term.links or any(f >= structure.trainable for f in term.factors)
+    return ChainView(structure, term) if whole else TermView(structure, term)
+
+
 class Problem:
     """Minimise ||(W - sum of terms) C^(1/2)||, C the covariance of the inputs; without one the identity.
 
@@ -33,12 +43,18 @@ class Problem:
 
     def __init__(self, structure: Structure, weight: Tensor, covariance: Tensor | None = None):
         self.structure, self.weight, self.covariance = structure, weight, covariance
-        terms = [TermView(structure, term) for term in structure.terms]
+        terms = [view_of(structure, term) for term in structure.terms]
         self.terms = [view for view in terms if view.factors]  # a term without factors is the caller's to take off
         self.factors: list[list[Tensor]] = []
         self.residual = weight
         self.clear()
         self.whole = self.objective()
+
+    def over_axes(self, term: int) -> TermView:
+        """The view of a term that is no chain."""
+        view = self.terms[term]
+        assert not isinstance(view, ChainView)
+        return view
 
     def clear(self) -> None:
         """All terms with factors zero."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from structures import backends, registry
+from structures.algebra.links import joined
 from structures.linear import StructuredLinear
 from structures.projection import experts
 from structures.projection.covariance import damped, second_moment
@@ -96,7 +97,7 @@ def project(
     factors, record = project_factors(weight, shape, inputs=inputs, held_out=held_out, damping=damping, refine=refine,
                                       tolerance=tolerance, limit=limit, progress=progress)  # fmt: skip
     options = dict(shape.options)
-    layer = StructuredLinear(spec_of(shape), shape.in_features, shape.out_features, False, device="meta",
+    layer = StructuredLinear(spec_of(shape), *shape.widths, False, device="meta",
                              dtype=weight.dtype, backend=backend, **options)  # type: ignore[arg-type]  # fmt: skip
     for name, factor in zip(shape.factor_names, factors, strict=True):
         setattr(layer, name, nn.Parameter(factor))
@@ -161,6 +162,8 @@ def project_factors(
     Without `inputs` the Frobenius norm of the difference is minimised. Exact: terms of one factor (supports, overlaps
     included) and any single term of two factors (one batched truncated SVD). Sums are refitted term by term, chains of
     more factors are split by SVDs and then improved, all else is fitted factor by factor; no sweep raises the error.
+    Links (`;`) are joined where they can be; two that cannot, of one factor each whose product falls into rectangles
+    that do not overlap, are fitted exactly too (one truncated SVD a rectangle), longer ones like other chains.
     With `inputs`, ||(W - What) X^T|| is minimised instead: exact for supports and low rank; otherwise from the plain
     solution on, for coupled blocks (Monarch, BTT) one group of blocks after another by a whitened SVD, else factor by
     factor.
@@ -213,14 +216,17 @@ def _fitted(
     fitted = None if inputs is None else _moment(structure, inputs, dense, "inputs")
     measured = fitted if held_out is None else _moment(structure, held_out, dense, "held_out")
     line = Line(structure.name, progress)
-    problem, scale = scaled_problem(structure, dense, None if fitted is None else damped(fitted, damping))
+    shorter = Structure.of(joined(structure))  # the same numbers under other axes
+    problem, scale = scaled_problem(shorter, _zero_filled(dense, structure), None if fitted is None else damped(
+        _zero_filled(fitted, structure, square=True), damping))  # fmt: skip
     outcome = solve(problem, tolerance=tolerance, limit=limit, report=line.sweep)
     if refine and not outcome.optimal:
         outcome = polish(problem, outcome, refine, line.step)
     line.end()
     balance(problem)
     factors = written(problem, scale, weight.dtype)
-    residual = residual_of(problem, dense, factors)
+    residual = residual_of(problem, _zero_filled(dense, structure), factors)
+    residual = residual[: dense.shape[0], : dense.shape[1]].contiguous()
     record = Projection(
         method=outcome.method,
         weight_error=ratio(residual, dense, None),
@@ -231,7 +237,16 @@ def _fitted(
         converged=outcome.converged,
         history=outcome.history,
     )
-    return factors, record
+    return tuple(f.reshape(shape) for f, shape in zip(factors, structure.factor_shapes, strict=True)), record
+
+
+def _zero_filled(matrix: Tensor, structure: Structure, *, square: bool = False) -> Tensor:
+    """A weight, or a covariance of the inputs, at the widths that run."""
+    if structure.asked is None:
+        return matrix
+    rows = structure.in_features if square else structure.out_features
+    more = 0, structure.in_features - matrix.shape[1], 0, rows - matrix.shape[0]
+    return torch.nn.functional.pad(matrix, more)
 
 
 def _dense(weight: Tensor) -> Tensor:
@@ -280,7 +295,7 @@ def bound(weight: Tensor, structure: str | Spec | Structure, options: Mapping[st
 
 def _check(weight: Tensor, structure: Structure, damping: float, refine: int, tolerance: float, limit: int) -> None:
     name = structure.name
-    wanted = (structure.out_features, structure.in_features)
+    wanted = structure.widths[::-1]
     if not isinstance(weight, Tensor) or tuple(weight.shape) != wanted:
         found = f"shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
         hint = "; it fits transposed, as transformers' Conv1D stores it" if found == f"shape {wanted[::-1]}" else ""
@@ -300,5 +315,5 @@ def _check(weight: Tensor, structure: Structure, damping: float, refine: int, to
 
 
 def _moment(structure: Structure, inputs: Tensor, dense: Tensor, what: str) -> Tensor:
-    moment = second_moment(inputs, structure.in_features, f"{structure.name}: {what}", dense.dtype)
+    moment = second_moment(inputs, structure.widths[0], f"{structure.name}: {what}", dense.dtype)
     return moment.to(dense.device)

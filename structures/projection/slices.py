@@ -41,7 +41,7 @@ class Groups:
 
     def __init__(self, problem: Problem, term: int):
         assert problem.covariance is not None
-        view = problem.terms[term]
+        view = problem.over_axes(term)
         reader = reader_of(view)
         assert reader is not None
         self.problem, self.term, self.reader, self.view = problem, term, reader, view

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from structures.projection import alternating, chain, shared_bond, slices, supports, two_factor
+from structures.projection import alternating, chain, links, shared_bond, slices, supports, two_factor
 from structures.projection.problem import Problem
 
 SEEDS = 4  # starts tried where no factorisation gives one
@@ -70,13 +70,16 @@ def solve(problem: Problem, *, tolerance: float, limit: int, report: Report) -> 
 
 def blocks_of(problem: Problem) -> list[TermGroup]:
     """The terms grouped by how they are fitted: one-factor terms together, every other term for itself."""
-    single = tuple(t for t, view in enumerate(problem.terms) if len(view.factors) == 1)
-    masks = all(problem.terms[t].is_mask for t in single)
+    views = {t: view for t, view in enumerate(problem.terms) if not isinstance(view, links.ChainView)}
+    single = tuple(t for t, view in views.items() if len(view.factors) == 1)
+    masks = all(views[t].is_mask for t in single)
     blocks = [TermGroup("support" if masks else "linear least squares", single, True)] if single else []
     for t, view in enumerate(problem.terms):
         if t in single:
             continue
-        if problem.covariance is None and two_factor.is_product(view):
+        if isinstance(view, links.ChainView):
+            blocks.append(_of_chain(problem, t, view))
+        elif problem.covariance is None and two_factor.is_product(view):
             blocks.append(TermGroup("truncated SVD", (t,), True))
         elif problem.covariance is not None and two_factor.whitens(view):
             blocks.append(TermGroup("whitened SVD", (t,), True))
@@ -87,6 +90,14 @@ def blocks_of(problem: Problem) -> list[TermGroup]:
         else:
             blocks.append(TermGroup("alternating least squares", (t,), False))
     return blocks
+
+
+def _of_chain(problem: Problem, term: int, view: links.ChainView) -> TermGroup:
+    if problem.covariance is None and links.is_exact(view):
+        return TermGroup("truncated SVD", (term,), True)
+    if problem.covariance is None and view.supports:
+        return TermGroup("hierarchical SVD", (term,), False)
+    return TermGroup("alternating least squares", (term,), False)
 
 
 def _best_start(problem: Problem, blocks: Sequence[TermGroup], limit: int) -> int:
@@ -120,9 +131,13 @@ def _start(problem: Problem, block: TermGroup, seed: int) -> None:
     term = block.terms[0]
     view = problem.terms[term]
     if block.method == "hierarchical SVD":
-        problem.set(term, chain.nearest_chain(view, problem.target(term)))
+        whole = problem.target(term)
+        found = links.nearest(view, whole) if isinstance(view, links.ChainView) else chain.nearest_chain(view, whole)
+        problem.set(term, found)
     elif block.method == "alternating least squares" or _is_costly(problem, block):
-        known = shared_bond.from_eigenvectors(view, problem.target(term)) if seed == 0 else None
+        known = None
+        if seed == 0 and not isinstance(view, links.ChainView):
+            known = shared_bond.from_eigenvectors(view, problem.target(term))
         problem.set(term, known or _random(problem, term, seed))
         alternating.sweep(problem, term)
     else:
@@ -150,6 +165,8 @@ def _fit(problem: Problem, block: TermGroup) -> bool:
         return alternating.improve(problem, term, 0, LINEAR_STEPS)
     elif block.method == "linear least squares":
         return alternating.solve_jointly(problem, block.terms, LINEAR_STEPS)
+    elif isinstance(view, links.ChainView):
+        problem.set(term, links.nearest(view, problem.target(term)))
     elif block.method == "truncated SVD":
         problem.set(term, two_factor.nearest_product(view, problem.target(term)))
     else:
@@ -165,6 +182,8 @@ def _is_costly(problem: Problem, block: TermGroup) -> bool:
     if block.method not in ("truncated SVD", "whitened SVD"):
         return False
     view = problem.terms[block.terms[0]]
+    if isinstance(view, links.ChainView):
+        return False
     cut = two_factor.Cut.of(view.held, *view.factors)
     side = min(math.prod(view.sizes(cut.rows)), math.prod(view.sizes(cut.cols)))
     return side > CHEAP_SIDE and side >= CHEAP_RANK * math.prod(view.sizes(cut.bond))
@@ -236,9 +255,9 @@ def balance(problem: Problem) -> None:
     """Factors of a term made equally large; the term stays what it is."""
     for term, view in enumerate(problem.terms):
         factors = problem.factors[term]
-        if len(factors) == 2:
+        if len(factors) == 2 and not isinstance(view, links.ChainView):
             problem.factors[term] = two_factor.rebalance(view, factors)
-        elif len(factors) > 2:
+        elif len(factors) > 1:
             norms = [float(f.norm()) for f in factors]
             if all(norm > 0 for norm in norms):
                 mean = math.exp(sum(map(math.log, norms)) / len(norms))

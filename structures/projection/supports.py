@@ -16,7 +16,7 @@ def fit_supports(problem: Problem, terms: Sequence[int]) -> None:
     Without a covariance that is the target on the union of the supports. An entry that several parameters reach is
     divided evenly among them, which is the solution of least norm.
     """
-    views = [problem.terms[t] for t in terms]
+    views = [problem.over_axes(t) for t in terms]
     counts = None
     if len(terms) > 1 or not views[0].injective or problem.covariance is not None:
         counts = torch.zeros(problem.weight.shape, dtype=torch.int32, device=problem.weight.device)

@@ -106,8 +106,8 @@ def bind(name: str, widths: tuple[int, int], options: dict[str, object] | None =
 
 def network(einsum: str, size: dict[str, int]) -> Structure:
     spec = Spec(name="network", einsum=einsum, sizes={a: str(n) for a, n in size.items()})  # type: ignore[arg-type]
-    (pattern,) = spec.patterns
-    widths = [math.prod(size[a.name] for a in view.axes) for view in (pattern.input, pattern.output)]
+    (chain,) = spec.chains
+    widths = [math.prod(size[a.name] for a in view.axes) for view in (chain[0].input, chain[-1].output)]
     return spec.bind(*widths)
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract import FLOOR, error
+from contract import assert_right, error, limits_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import structures
-from structures import reference
+from structures import exactness, reference
 from structures.__main__ import main as command
-from structures.backends import einsum, planned
+from structures.backends import einsum, planned, stages
 from structures.backends.planned import dense, emit, figures, measure, price, problem, rates, search, source
 from structures.backends.planned import run as programs
 from structures.backends.planned.grouping import merged_whole
@@ -28,12 +28,17 @@ from structures.backends.planned.program import Assemble, GatherBlocks, Multiply
 from structures.spec import Spec
 
 NAMES = [name for name in structures.names() if not structures.get(name).gate]  # the others: test_experts.py
-EXACT = 1e-12  # relative, float64
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the compiler's own
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.*"),
 ]
+
+
+def bound(spec: str | Spec, *widths: int, **options: object):
+    """The structure of an entry as the planner gets it: of a chain what its links are joined to."""
+    found = (structures.get(spec) if isinstance(spec, str) else spec).bind(*widths, **options)
+    return found if found.plain else stages.one(found)
 
 
 def odd(einsum: str | tuple[str, ...], **more: object) -> Spec:
@@ -122,7 +127,7 @@ def structure_of(name: str, width: str):
     if name in ODD:
         spec, *widths = ODD[name]
         return spec.bind(*widths)
-    return structures.get(name).bind(*WIDTHS[width])
+    return bound(name, *WIDTHS[width])
 
 
 def operands(structure, tokens: int, dtype: torch.dtype = torch.float64, seed: int = 0):
@@ -143,6 +148,19 @@ def wanted(structure, made, dy):
     y = reference.apply(structure, made[0], made[2:], made[1])
     found = torch.autograd.grad(y, made, dy, materialize_grads=True)
     return [y.detach(), *found]
+
+
+def allowed(structure, made, dy, truth, usual=None):
+    """The largest error of each result; all in the order of `wanted`."""
+    (x, bias, *factors), turn = made, [0, 1, *range(3, len(made) + 1), 2]  # the bias stands last among parameters
+    ordered = [[rs[i] for i in turn] for rs in (truth, usual or truth)]
+    y, dx, *rest, db = limits_of(structure, x, [*factors, bias], dy, *ordered)
+    return [y, dx, db, *rest]
+
+
+def share(structure, tokens, dtype=torch.float64):
+    """The same for random numbers and whatever is derived from the results: the largest deviation of any of them."""
+    return max(s.share(dtype) for s in exactness.sums(structure, tokens))
 
 
 def whole(structure, made, dy, backend=planned):
@@ -229,6 +247,7 @@ def test_every_program_that_the_search_keeps_agrees_with_the_reference(name, wid
     structure = structure_of(name, width)
     made, dy = operands(structure, tokens)
     truth = wanted(structure, made, dy)
+    most = allowed(structure, made, dy, truth)
     setting = search.Conditions("float64", want=everything(structure))
     plans = search.candidates(structure, tokens, setting, figures.built_in("float32", 2))
     assert plans
@@ -236,24 +255,22 @@ def test_every_program_that_the_search_keeps_agrees_with_the_reference(name, wid
         plans = plans[::6]  # the others are run at the other width
     for plan in plans:
         for pure in (False, True):
-            found = run(plan, made, dy, pure)
-            for f, t in zip(found, truth, strict=True):
-                assert f.shape == t.shape and error(f, t) < EXACT, f"{plan}\npure={pure}"
+            assert_right(run(plan, made, dy, pure), truth, most, f"{plan}\npure={pure}")
 
 
 @pytest.mark.parametrize("name", ["dyad_ot", "dyad_dt", "monarch", "pixelfly", "btt"])
 def test_programs_planned_for_16_bits_agree_as_well(name, poison):
-    structure = structures.get(name).bind(48, 96)
+    structure = bound(name, 48, 96)
     made, dy = operands(structure, 7)
     truth = wanted(structure, made, dy)
+    most = allowed(structure, made, dy, truth)
     setting = search.Conditions("bfloat16", want=everything(structure))
     for plan in search.candidates(structure, 7, setting, figures.built_in("bfloat16", 2)):
-        for f, t in zip(run(plan, made, dy, False), truth, strict=True):  # in float64, where a wrong program shows
-            assert error(f, t) < EXACT, str(plan)
+        assert_right(run(plan, made, dy, False), truth, most, str(plan))  # in float64, where a wrong program shows
 
 
 def test_16_bit_pieces_are_turned_before_they_are_added():
-    structure = structures.get("dyad_dt").bind(1024, 1024)
+    structure = bound("dyad_dt", 1024, 1024)
     place = planned.plan(structure, 128, dtype=torch.bfloat16).forward[-1]
     assert isinstance(place, Assemble) and all(view[-1] == target[-1] for _, view, target in place.pieces)
 
@@ -273,7 +290,7 @@ class Dtypes(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_16_bits_are_never_widened(name):
-    structure = structures.get(name).bind(48, 96)
+    structure = bound(name, 48, 96)
     made, dy = operands(structure, 7, torch.bfloat16)
     posed = through_matrix(structure, 7, everything(structure), figures.built_in("bfloat16", 2))
     with Dtypes() as mode:
@@ -311,31 +328,32 @@ def test_forward_programs_agree_whole_and_in_chunks_with_a_ragged_tail(name, wid
     x, bias, *factors = made
     for b in (bias, None):
         truth = reference.apply(structure, x, factors, b)
+        (most,) = limits_of(structure, x, [*factors, torch.zeros_like(bias) if b is None else b], None, [truth])
         setting = search.Conditions("float64", bias=b is not None)
         plans = search.candidates(structure, 35, setting, figures.built_in("float32", 2))
         assert any(plan.chunk for plan in plans)
         for plan in plans[::3] if width == "square" else plans:
             y = source.compiled(emit.forward_source(plan, pure=False), "forward")(x, *factors, b)[0]
-            assert error(y, truth) < EXACT, str(plan)
+            assert error(y, truth) <= most, str(plan)
             assert y.data_ptr() != x.data_ptr() and y.is_contiguous()
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if len(structures.get(n).bind(48, 96).steps) > 1])
+@pytest.mark.parametrize("name", [n for n in NAMES if len(bound(n, 48, 96).steps) > 1])
 def test_every_grouping_of_neighbouring_factors_is_exact(name, monkeypatch):
-    structure = structures.get(name).bind(48, 96)
+    structure = bound(name, 48, 96)
     made, dy = operands(structure, 5)
     truth = wanted(structure, made, dy)
+    most = allowed(structure, made, dy, truth)
     setting = search.Conditions("float64", want=everything(structure))
-    for merged in groupings_of(structure):
+    for merged in dict.fromkeys(groupings_of(structure)):  # of two factors, several are one
         monkeypatch.setattr(search, "groupings", lambda *a, _m=merged, **k: [_m])
         for plan in search.candidates(structure, 5, setting, figures.built_in("float32", 2))[:3]:
-            for f, t in zip(run(plan, made, dy, False), truth, strict=True):
-                assert error(f, t) < EXACT, str(plan)
+            assert_right(run(plan, made, dy, False), truth, most, str(plan))
 
 
 @pytest.mark.parametrize("name", ["block_diagonal", "dyad_it"])
 def test_few_wide_matrices_are_multiplied_one_by_one(name):
-    structure = structures.get(name).bind(2048, 2048, n_blocks=2)
+    structure = bound(name, 2048, 2048, n_blocks=2)
     plan = planned.plan(structure, 128, dtype=torch.float32)
     assert "2 times mm" in str(plan) and ("2 times addmm" in str(plan)) == (len(structure.terms) > 1)
     few, half = planned.plan(structure, 4, dtype=torch.float32), planned.plan(structure, 128, dtype=torch.bfloat16)
@@ -343,7 +361,8 @@ def test_few_wide_matrices_are_multiplied_one_by_one(name):
     made, _ = operands(structure, 96, torch.float32)
     with torch.no_grad():
         y = planned.apply(structure, made[0], made[2:], made[1])
-        assert error(y, reference.apply(structure, made[0], made[2:], made[1])) < 1e-5
+        truth = reference.apply(structure, made[0].double(), [f.double() for f in made[2:]], made[1].double())
+        assert error(y, truth) <= share(structure, 96, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -360,11 +379,11 @@ def test_few_wide_matrices_are_multiplied_one_by_one(name):
 )
 @pytest.mark.parametrize("widths", [(16384, 16384), (4096, 16384)], ids=str)
 def test_widths_to_16384_agree_with_the_reference(name, options, widths):
-    structure = structures.get(name).bind(*widths, **options)
+    structure = bound(name, *widths, **options)
     made, dy = operands(structure, 3, torch.float32)
     truth = wanted(structure, made, dy)
-    for f, t in zip(whole(structure, made, dy), truth, strict=True):
-        assert f.shape == t.shape and error(f, t) < 2e-6
+    both = 2 * share(structure, 3, torch.float32)  # the reference is in float32 too, and as far off
+    assert_right(whole(structure, made, dy), truth, [both] * len(truth))
 
 
 def through_matrix(structure, tokens, want, rates):
@@ -388,11 +407,11 @@ def test_what_a_gather_reads_equally_often_goes_back_in_one_product(name, equall
     assert bool(by_product) == equally
     made, dy = operands(structure, 9)
     truth = wanted(structure, made, dy)
+    most = allowed(structure, made, dy, truth)
     for plan in by_product[:4]:
         assert not any(isinstance(op, Scatter) for op in plan.backward)
         for pure in (False, True):
-            for f, t in zip(run(plan, made, dy, pure), truth, strict=True):
-                assert error(f, t) < EXACT, str(plan)
+            assert_right(run(plan, made, dy, pure), truth, most, str(plan))
 
 
 @pytest.mark.parametrize(("name", "width"), [case for case in CASES if case[1] != "square"])
@@ -401,9 +420,10 @@ def test_the_dense_matrix_of_a_call_is_exact(name, width):
     made, dy = operands(structure, 7)
     plans = through_matrix(structure, 7, everything(structure), figures.built_in("float32", 2))
     assert bool(plans) == (bool(structure.factors) and all(term.factors for term in structure.terms))
+    truth = wanted(structure, made, dy)
+    most = allowed(structure, made, dy, truth)
     for plan in plans:
-        for f, t in zip(run(plan, made, dy, True), wanted(structure, made, dy), strict=True):
-            assert f.shape == t.shape and error(f, t) < EXACT, str(plan)
+        assert_right(run(plan, made, dy, True), truth, most, str(plan))
 
 
 def test_a_position_that_a_term_reads_twice_has_no_dense_matrix():
@@ -412,12 +432,12 @@ def test_a_position_that_a_term_reads_twice_has_no_dense_matrix():
     )
     assert not through_matrix(structure, 7, None, figures.built_in("float32", 2))
     made, dy = operands(structure, 7)
-    for f, t in zip(whole(structure, made, dy), wanted(structure, made, dy), strict=True):
-        assert error(f, t) < EXACT
+    truth = wanted(structure, made, dy)
+    assert_right(whole(structure, made, dy), truth, allowed(structure, made, dy, truth))
 
 
 def test_16_bits_take_the_dense_matrix_at_thousands_of_tokens_and_the_flops_say_so(no_measured_rates):
-    structure = structures.get("pixelfly").bind(1024, 1024, n_blocks=32, n_strides=5, rank=0)
+    structure = bound("pixelfly", 1024, 1024, n_blocks=32, n_strides=5, rank=0)
     few, many = (planned.plan(structure, tokens, dtype=torch.bfloat16, grad=True) for tokens in (16, 4096))
     assert few.flops(16) == structure.flops(16, train=True)
     assert many.flops(4096) == structure.dense_flops(4096, train=True) and "the dense matrix of" in str(many)
@@ -458,29 +478,30 @@ def halves(factors):
 def test_the_backend_agrees_with_the_reference(name, width, tokens, poison):
     structure = structure_of(name, width)
     made, dy = operands(structure, tokens)
-    for f, t in zip(whole(structure, made, dy), wanted(structure, made, dy), strict=True):
-        assert f.shape == t.shape and error(f, t) < EXACT
+    truth = wanted(structure, made, dy)
+    assert_right(whole(structure, made, dy), truth, allowed(structure, made, dy, truth))
+    made[1].zero_()
     with torch.no_grad():
         y = planned.apply(structure, made[0], made[2:], None)
-        assert error(y, reference.apply(structure, made[0], made[2:])) < EXACT
+    truth = wanted(structure, made, dy)
+    assert_right([y], truth[:1], allowed(structure, made, dy, truth)[:1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_error_is_at_most_twice_that_of_plain_einsum(name, dtype):
-    structure = structures.get(name).bind(240, 240)
+    structure = bound(name, 240, 240)
     made, dy = operands(structure, 63, dtype)
     truth = wanted(structure, [t.double() for t in made], dy.double())
-    plain = whole(structure, made, dy, einsum)
-    for f, p, t in zip(whole(structure, made, dy), plain, truth, strict=True):
-        assert f.dtype == dtype
-        assert error(f, t) <= 2 * error(p, t) + FLOOR * torch.finfo(dtype).eps
+    found = whole(structure, made, dy)
+    assert {f.dtype for f in found} == {dtype}
+    assert_right(found, truth, allowed(structure, made, dy, truth, whole(structure, made, dy, einsum)))
 
 
 @pytest.mark.parametrize("pattern", ["x", "factors", "bias", "first factor", "x and last factor"])
 @pytest.mark.parametrize("name", ["low_rank", "dyad_dt", "butterfly", "pixelfly"])
 def test_only_the_gradients_asked_for_are_computed(name, pattern, poison):
-    structure = structures.get(name).bind(48, 96)
+    structure = bound(name, 48, 96)
     made, dy = operands(structure, 9)
     last = len(made) - 1
     asked = {
@@ -491,15 +512,16 @@ def test_only_the_gradients_asked_for_are_computed(name, pattern, poison):
         "x and last factor": [0, last],
     }
     made = [t.requires_grad_(i in asked[pattern]) for i, t in enumerate(made)]
-    truth = wanted(structure, made, dy)[1:]
+    truth = wanted(structure, made, dy)
+    most = allowed(structure, made, dy, truth)
     y = planned.apply(structure, made[0], made[2:], made[1])
     found = torch.autograd.grad(y, [made[i] for i in asked[pattern]], dy)
     for i, f in zip(asked[pattern], found, strict=True):
-        assert error(f, truth[i]) < EXACT
+        assert error(f, truth[1 + i]) <= most[1 + i]
 
 
 def test_strided_inputs_and_gradients_are_taken():
-    structure = structures.get("monarch").bind(48, 96)
+    structure = bound("monarch", 48, 96)
     made, dy = operands(structure, 14)
     dy = dy[::2]
     for x in (made[0][::2], made[0].t().contiguous().t()[:7], made[0][:1].expand(7, 48)):
@@ -507,22 +529,21 @@ def test_strided_inputs_and_gradients_are_taken():
         leaf = x.detach().requires_grad_()
         y = planned.apply(structure, leaf, made[2:], made[1])
         truth = wanted(structure, strided, dy)
-        assert error(y, truth[0]) < EXACT
-        assert error(torch.autograd.grad(y, leaf, dy)[0], truth[1]) < EXACT
+        found = [y, *torch.autograd.grad(y, leaf, dy)]
+        assert_right(found, truth[:2], allowed(structure, strided, dy, truth)[:2])
 
 
 def test_a_structure_whose_axes_all_have_size_one():
-    structure = structures.get("dense").bind(1, 1)
+    structure = bound("dense", 1, 1)
     made, dy = operands(structure, 5)
     x, bias, factor = made
     truth = [x * factor + bias, dy * factor, dy.sum(0), (x * dy).sum().reshape(1, 1)]
-    for f, t in zip(whole(structure, made, dy), truth, strict=True):
-        assert error(f, t) < EXACT
+    assert_right(whole(structure, made, dy), truth, allowed(structure, made, dy, truth))
 
 
 def test_results_are_the_same_each_time():
     for name in NAMES:
-        structure = structures.get(name).bind(48, 96)
+        structure = bound(name, 48, 96)
         made, dy = operands(structure, 63, torch.float32)
         for one, two in zip(whole(structure, made, dy), whole(structure, made, dy), strict=True):
             assert torch.equal(one, two)
@@ -536,7 +557,7 @@ SMALL = {"monarch": {"n_blocks": 2}, "dyad_dt": {"n_blocks": 2}, "low_rank": {"r
 
 @pytest.mark.parametrize("name", SMALL)
 def test_it_can_be_differentiated_twice(name):
-    structure = structures.get(name).bind(8, 8, **SMALL[name])
+    structure = bound(name, 8, 8, **SMALL[name])
     made, _ = operands(structure, 2)
     made = [t.requires_grad_() for t in made]
 
@@ -548,18 +569,18 @@ def test_it_can_be_differentiated_twice(name):
 
 
 def test_second_derivatives_exist_where_x_alone_was_differentiated():
-    structure = structures.get("btt").bind(48, 96)
+    structure = bound("btt", 48, 96)
     made, dy = operands(structure, 3)
     dy.requires_grad_()
     x = made[0].requires_grad_()
     y = planned.apply(structure, x, made[2:], made[1])
     (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
     (found,) = torch.autograd.grad(dx.sum(), dy)
-    assert error(found, reference.apply(structure, torch.ones_like(x), made[2:])) < EXACT
+    assert error(found, reference.apply(structure, torch.ones_like(x), made[2:])) <= share(structure, 3)
 
 
 def test_an_input_computed_from_a_factor_gets_both_paths_once():
-    structure = structures.get("low_rank").bind(12, 12, rank=12)
+    structure = bound("low_rank", 12, 12, rank=12)
     factors = [torch.randn(12, 12, dtype=torch.float64, requires_grad=True) for _ in range(2)]
 
     def loss(apply):
@@ -568,12 +589,12 @@ def test_an_input_computed_from_a_factor_gets_both_paths_once():
         return torch.autograd.grad(g.pow(2).sum(), factors)
 
     for f, t in zip(loss(planned.apply), loss(reference.apply), strict=True):
-        assert error(f, t) < 1e-10
+        assert error(f, t) <= 10 * share(structure, 12)  # of degree 10 in the factors: as many relative errors add
 
 
 @pytest.mark.parametrize("name", ["monarch", "dyad_it", "pixelfly", "butterfly", "kronecker"])
 def test_function_transforms_agree_with_the_reference(name):
-    structure = structures.get(name).bind(48, 48)
+    structure = bound(name, 48, 48)
     made, _ = operands(structure, 3)
     x, bias, *factors = made
     stacked = torch.stack([x, 2 * x, -x])
@@ -594,45 +615,44 @@ def test_function_transforms_agree_with_the_reference(name):
         return [mapped, jacobian, *per_sample, ensembled]
 
     for f, t in zip(of(planned.apply), of(reference.apply), strict=True):
-        assert error(f, t) < EXACT
+        assert error(f, t) <= 2 * share(structure, 3)  # the loss squares y
 
 
 def test_forward_mode_derivatives_agree_with_the_reference():
-    structure = structures.get("pixelfly").bind(48, 48)
+    structure = bound("pixelfly", 48, 48)
     (x, bias, *factors), direction = operands(structure, 3)
     call = [lambda x, a=apply: a(structure, x, factors, bias) for apply in (planned.apply, reference.apply)]
     found, wanted = (torch.func.jvp(c, (x,), (direction,))[1] for c in call)
-    assert error(found, wanted) < EXACT
+    assert error(found, wanted) <= share(structure, 3)
     for requires in (False, True):
         with torch.autograd.forward_ad.dual_level():
             dual = torch.autograd.forward_ad.make_dual(x.clone().requires_grad_(requires), direction)
             found = torch.autograd.forward_ad.unpack_dual(call[0](dual)).tangent
-        assert error(found, wanted) < EXACT
+        assert error(found, wanted) <= share(structure, 3)
 
 
 def test_fake_tensors_leave_no_trace():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    structure = structures.get("pixelfly").bind(48, 96, n_blocks=4)
+    structure = bound("pixelfly", 48, 96, n_blocks=4)
     made, dy = operands(structure, 3)
     truth = wanted(structure, made, dy)
     for _ in range(2):
         with FakeTensorMode() as mode:
             fake = whole(structure, [mode.from_tensor(t) for t in made], mode.from_tensor(dy))
         assert [f.shape for f in fake] == [t.shape for t in truth]
-        for f, t in zip(whole(structure, made, dy), truth, strict=True):
-            assert error(f, t) < EXACT
+        assert_right(whole(structure, made, dy), truth, allowed(structure, made, dy, truth))
 
 
 def test_several_output_gradients_at_once():
-    structure = structures.get("monarch").bind(48, 96)
+    structure = bound("monarch", 48, 96)
     made, dy = operands(structure, 3)
     x = made[0].requires_grad_()
     batch = torch.stack([dy, 2 * dy])
     y = planned.apply(structure, x, made[2:], made[1])
     (found,) = torch.autograd.grad(y, x, batch, is_grads_batched=True)
     (once,) = torch.autograd.grad(reference.apply(structure, x, made[2:], made[1]), x, dy)
-    assert error(found, torch.stack([once, 2 * once])) < EXACT
+    assert error(found, torch.stack([once, 2 * once])) <= share(structure, 3)
 
 
 def test_autocast_runs_in_its_dtype_and_differentiates():
@@ -647,7 +667,7 @@ def test_autocast_runs_in_its_dtype_and_differentiates():
 
 def test_meta_tensors_pass_through():
     for name in NAMES:
-        structure = structures.get(name).bind(48, 96)
+        structure = bound(name, 48, 96)
         x = torch.empty(5, 48, device="meta", requires_grad=True)
         factors = [torch.empty(s, device="meta", requires_grad=True) for s in structure.factor_shapes]
         y = planned.apply(structure, x, factors, torch.empty(96, device="meta"))
@@ -686,15 +706,15 @@ def test_it_compiles_to_one_graph_for_any_number_of_tokens(name, fresh_compiler)
     for tokens in (11, 63):  # no size of an axis, or the compiler would take it for one
         made, dy = operands(structure, tokens)
         truth = wanted(structure, made, dy)
+        most = allowed(structure, made, dy, truth)
         made = [t.requires_grad_() for t in made]
         y = compiled(*made)
-        for f, t in zip([y, *torch.autograd.grad(y, made, dy, materialize_grads=True)], truth, strict=True):
-            assert error(f, t) < EXACT
+        assert_right([y, *torch.autograd.grad(y, made, dy, materialize_grads=True)], truth, most)
     assert len(graphs) == 1
 
 
 def test_it_is_exported_with_dynamic_tokens():
-    structure = structures.get("monarch").bind(48, 96)
+    structure = bound("monarch", 48, 96)
 
     class Module(torch.nn.Module):
         def forward(self, x, factors, bias):
@@ -707,14 +727,14 @@ def test_it_is_exported_with_dynamic_tokens():
     )
     (more, _, *_), _ = operands(structure, 100, seed=1)
     found = exported.module()(more, factors, bias)
-    assert error(found, reference.apply(structure, more, factors, bias)) < EXACT
+    assert error(found, reference.apply(structure, more, factors, bias)) <= share(structure, 100)
 
 
 # -- plans
 
 
 def test_a_plan_is_frozen_hashable_and_says_what_it_does():
-    structure = structures.get("monarch").bind(64, 64)
+    structure = bound("monarch", 64, 64)
     plan = planned.plan(structure, 100, grad=True)
     assert hash(plan) == hash(replace(plan)) and plan == replace(plan, seconds=0.0)
     text = str(plan)
@@ -724,21 +744,21 @@ def test_a_plan_is_frozen_hashable_and_says_what_it_does():
 
 
 def test_dense_is_one_addmm_and_low_rank_two_products():
-    dense = planned.plan(structures.get("dense").bind(64, 96), 100)
+    dense = planned.plan(bound("dense", 64, 96), 100)
     (op,) = dense.forward
     assert isinstance(op, Multiply) and op.bias and not op.product.batch and op.layout == (TOKENS, "y")
-    first, second = planned.plan(structures.get("low_rank").bind(1024, 1024, rank=128), 128).forward
+    first, second = planned.plan(bound("low_rank", 1024, 1024, rank=128), 128).forward
     assert isinstance(first, Multiply) and isinstance(second, Multiply) and second.bias
 
 
 def test_terms_of_one_layout_are_accumulated_by_one_product():
-    plan = planned.plan(structures.get("dyad_it").bind(2048, 2048), 128)
+    plan = planned.plan(bound("dyad_it", 2048, 2048), 128)
     assert any(isinstance(op, Multiply) and op.into for op in plan.forward)
     assert sum(isinstance(op, Assemble) for op in plan.forward) == 1
 
 
 def test_the_butterfly_is_merged_into_few_factors_and_the_flops_say_so():
-    structure = structures.get("butterfly").bind(1024, 1024)
+    structure = bound("butterfly", 1024, 1024)
     plan = planned.plan(structure, 128)
     assert 2 <= sum(isinstance(op, Multiply) and TOKENS in op.layout for op in plan.forward) <= 4
     assert planned.executed_flops(structure, 128) > structure.flops(128)
@@ -746,15 +766,15 @@ def test_the_butterfly_is_merged_into_few_factors_and_the_flops_say_so():
 
 @pytest.mark.parametrize("name", ["dense", "block_diagonal", "dyad_it", "monarch", "kronecker", "btt"])
 def test_executed_flops_are_the_structure_s_where_nothing_is_merged(name):
-    structure = structures.get(name).bind(1024, 1024)
+    structure = bound(name, 1024, 1024)
     assert planned.executed_flops(structure, 128) == structure.flops(128)
     assert planned.executed_flops(structure, 128, train=True) == structure.flops(128, train=True)
 
 
 def test_the_problem_drops_axes_of_size_one_and_joins_neighbours():
-    made = problem.pose(structures.get("btt").bind(64, 64))
+    made = problem.pose(bound("btt", 64, 64))
     assert all("r" not in axes for axes in made.factors)
-    assert problem.pose(structures.get("tensor_train").bind(64, 64)).chains[0].output[0] == TOKENS
+    assert problem.pose(bound("tensor_train", 64, 64)).chains[0].output[0] == TOKENS
 
 
 def test_equal_structures_share_their_programs():
@@ -775,7 +795,7 @@ def test_no_name_of_the_registry_stands_in_the_code():
 
 def test_a_longer_run_of_tokens_is_never_predicted_to_be_faster():
     for name in ("dense", "monarch", "dyad_dt"):
-        structure = structures.get(name).bind(1024, 1024)
+        structure = bound(name, 1024, 1024)
         seconds = [planned.plan(structure, tokens).seconds for tokens in (1, 16, 128, 1024, 4096)]
         assert seconds == sorted(seconds)
 
@@ -806,7 +826,7 @@ def test_measured_figures_take_the_place_of_built_in_ones(folder):
 
 
 def test_a_plan_is_priced_with_them(folder):
-    structure = structures.get("low_rank").bind(64, 96)
+    structure = bound("low_rank", 64, 96)
     before = planned.plan(structure, 8, dtype=torch.float32).seconds
     rates.write(key(threads=torch.get_num_threads()), *rates.parts(slowed(1e-3)))
     assert planned.plan(structure, 8, dtype=torch.float32).seconds > before + 1e-3
@@ -874,7 +894,7 @@ def test_a_home_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch):
 
 
 def test_importing_or_planning_measures_and_writes_nothing(folder):
-    planned.plan(structures.get("monarch").bind(64, 64), 3)
+    planned.plan(bound("monarch", 64, 64), 3)
     assert list(folder.iterdir()) == []
 
 

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 
 from bench.__main__ import main
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from bench.training import data
 from bench.training.data import cache, images, records, tokens
 
 # name as given, words of the error
 REFUSED: list[tuple[str, type[Exception], str]] = [
-    ("nothing", Wrong, "Allowed: digits, fashion-mnist"),
-    ("fashionmnist", Wrong, "did you mean 'fashion-mnist'"),
-    ("digits:folder", Wrong, "takes no folder"),
+    ("nothing", UsageError, "Allowed: digits, fashion-mnist"),
+    ("fashionmnist", UsageError, "did you mean 'fashion-mnist'"),
+    ("digits:folder", UsageError, "takes no folder"),
     ("folder", data.MissingData, "folder:PATH"),
-    ("folder:", Wrong, "names no folder"),
+    ("folder:", UsageError, "names no folder"),
     ("folder:not/there", data.MissingData, "there is no folder not/there"),
     ("fashion-mnist", data.MissingData, "python -m bench data fetch fashion-mnist"),
     ("sotu", data.MissingData, "python -m bench data fetch sotu"),
@@ -169,7 +169,7 @@ def test_what_is_not_there_is_an_error_that_says_how_to_get_it(name, kind, words
 
 
 def test_a_folder_is_given_once(tmp_path):
-    with pytest.raises(Wrong, match="names a folder, and root="):
+    with pytest.raises(UsageError, match="names a folder, and root="):
         data.load(f"folder:{tmp_path}", root=tmp_path)
 
 
@@ -294,9 +294,9 @@ def test_a_tokenizer_gives_the_same_text_back(tokenizer):
 def test_characters_are_those_of_every_document():
     made = data.characters(["cab", "d"])
     assert made.size == 4 and list(made.encode("abcd")) == [0, 1, 2, 3]
-    with pytest.raises(Wrong, match=r"'\?', 'e' not in the vocabulary of 4; build it from all documents"):
+    with pytest.raises(UsageError, match=r"'\?', 'e' not in the vocabulary of 4; build it from all documents"):
         made.encode("abe?")
-    with pytest.raises(Wrong, match="the text is empty"):
+    with pytest.raises(UsageError, match="the text is empty"):
         data.characters("")
 
 
@@ -321,7 +321,7 @@ def test_bpe_is_trained_once_and_alike(tmp_path, monkeypatch):
     (again,) = (tmp_path / "other" / "tokenizers").iterdir()
     assert {file.name: file.read_bytes() for file in again.iterdir()} == files
     assert data.bpe(TEXT, 280).size == 280 and len(list((tmp_path / "other" / "tokenizers").iterdir())) == 2
-    with pytest.raises(Wrong, match="vocab=100 is too small"):
+    with pytest.raises(UsageError, match="vocab=100 is too small"):
         data.bpe(TEXT, 100)
 
 

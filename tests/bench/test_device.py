@@ -6,11 +6,12 @@ import types
 from dataclasses import replace
 
 import pytest
+import standin
 import torch
 from bench_runs import quick
 
 from bench.files import rows
-from bench.machine import device, energy, standin
+from bench.machine import device, energy
 from bench.sweep import cell
 from bench.sweep.points import Point
 from bench.sweep.subject import subject
@@ -181,7 +182,7 @@ def test_a_counter_that_stands_still_gives_no_figure():
 
 FAKE_NVML = """
 import itertools, sys, types
-from bench import energy
+from bench.machine import energy
 energy.SECONDS = {"cpu": 1e-3, "cuda": 1e-3}
 readings = itertools.count(1000, 500)
 sys.modules["pynvml"] = types.SimpleNamespace(NVMLError=OSError, nvmlInit=lambda: None,
@@ -195,7 +196,7 @@ def gpu(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpu")
     (folder / "plugin_nvml.py").write_text(FAKE_NVML)
     status, text, document = quick(
-        folder, "-p", "plugin_nvml", *TINY, "--device=cuda", "--stand-in", "--dtypes=float32,bfloat16", "--cold"
+        folder, "-p", "plugin_nvml", *TINY, "--device=cuda", "-p", "standin", "--dtypes=float32,bfloat16", "--cold"
     )
     assert status == 0, text
     return folder, text, document
@@ -221,7 +222,7 @@ def test_host_time_and_device_time_are_rows_of_their_own(gpu):
 
 def test_a_stand_in_is_named_wherever_the_device_is(gpu):
     run = gpu[2]["structures"]["run"]
-    assert run["device_names"]["cuda"] == standin.NAME and run["request"]["stand_in"] is True
+    assert run["device_names"]["cuda"] == standin.NAME
     assert run["energy"] == {"cuda": "NVML"} and run["tf32"] in (True, False)
 
 
@@ -235,7 +236,7 @@ def test_parameters_and_checkpoints_are_counted_in_their_dtype(gpu):
 
 
 def test_a_check_runs_every_point_and_times_none(tmp_path):
-    status, text, document = quick(tmp_path, *TINY, "--device=cuda", "--stand-in", "--check", json_file=False)
+    status, text, document = quick(tmp_path, *TINY, "--device=cuda", "-p", "standin", "--check", json_file=False)
     assert status == 0 and document is None, text
     assert text.count("passed the check") == 12 and " ms " not in text
     assert "12 points checked, 0 refused or failed" in text

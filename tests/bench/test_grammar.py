@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from scipy.stats import binomtest
 
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from bench.training import data, grammar
 from bench.training.data import cache
 
@@ -121,12 +121,12 @@ def test_the_same_seed_gives_the_same_pairs_and_another_one_others():
 
 @pytest.mark.parametrize("count", [0, -2, 3])
 def test_a_number_that_makes_no_couples_is_refused(count):
-    with pytest.raises(Wrong, match=f"{count} of each phenomenon; pairs come in couples"):
+    with pytest.raises(UsageError, match=f"{count} of each phenomenon; pairs come in couples"):
         grammar.pairs(count)
 
 
 def test_more_pairs_than_there_are_is_an_error():
-    with pytest.raises(Wrong, match=r"100000000 of 'agreement', which has \d+"):
+    with pytest.raises(UsageError, match=r"100000000 of 'agreement', which has \d+"):
         grammar.pairs(100_000_000)
     assert len(grammar.pairs(900)) == 900 * len(grammar.phenomena())
 

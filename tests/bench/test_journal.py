@@ -14,7 +14,7 @@ import pytest
 from bench_runs import environment, quick
 
 from bench.files import journal, rows
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from bench.machine import setup
 from bench.sweep import launch, request
 from bench.sweep.points import points
@@ -27,7 +27,7 @@ TINY = ("--structures=dyad_it:n_blocks=2,3 low_rank:rank=4", "--widths=16", "--t
 
 
 def test_a_sweep_killed_ten_times_at_random_moments_ends_with_the_file_of_an_unbroken_run(tmp_path):
-    script = [sys.executable, str(ROOT / "tests" / "kill_sweep.py"), str(tmp_path), "10", "0"]
+    script = [sys.executable, str(ROOT / "tests" / "support" / "kill_sweep.py"), str(tmp_path), "10", "0"]
     done = subprocess.run(script, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -87,31 +87,33 @@ def test_a_whole_journal_has_nothing_to_say(begun):
 def test_a_line_broken_in_the_middle_is_refused(begun):
     lines = journal.of(begun).read_bytes().splitlines(keepends=True)
     journal.of(begun).write_bytes(lines[0] + b"[{\n" + lines[2])
-    with pytest.raises(Wrong, match=r"line 2 is broken, and lines follow it"):
+    with pytest.raises(UsageError, match=r"line 2 is broken, and lines follow it"):
         journal.resume(begun)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]\n", b'[{"schema":99}]\n', b"[1]\n"], ids=repr)
 def test_a_journal_without_a_header_of_this_version_is_refused(tmp_path, content):
     journal.of(tmp_path / "r.json").write_bytes(content)
-    with pytest.raises(Wrong, match="is no journal of this version; delete it"):
+    with pytest.raises(UsageError, match="is no journal of this version; delete it"):
         journal.resume(tmp_path / "r.json")
 
 
 def test_what_is_there_is_never_overwritten_and_one_process_writes_at_a_time(begun):
-    with pytest.raises(Wrong, match=r"a run that did not end: go on with it by --resume .*r.json .*, or delete it"):
+    with pytest.raises(
+        UsageError, match=r"a run that did not end: go on with it by --resume .*r.json .*, or delete it"
+    ):
         journal.start(begun, {})
     kept, *_ = journal.resume(begun)
-    with pytest.raises(Wrong, match="another run is writing it"):
+    with pytest.raises(UsageError, match="another run is writing it"):
         journal.resume(begun)
     kept.close()
 
 
 def test_nothing_to_go_on_with_is_said(tmp_path):
-    with pytest.raises(Wrong, match=r"there is no .*r.json.journal: nothing was begun there"):
+    with pytest.raises(UsageError, match=r"there is no .*r.json.journal: nothing was begun there"):
         journal.resume(tmp_path / "r.json")
     (tmp_path / "r.json").write_text("{}")
-    with pytest.raises(Wrong, match="the run that wrote the results file has ended"):
+    with pytest.raises(UsageError, match="the run that wrote the results file has ended"):
         journal.resume(tmp_path / "r.json")
 
 
@@ -187,7 +189,7 @@ def test_another_run_is_not_gone_on_with_and_what_differs_is_named(tmp_path, mon
     kept.close()
 
     def refused(sweep):
-        with pytest.raises(Wrong) as error:
+        with pytest.raises(UsageError) as error:
             launch.journal_of(output, sweep, resume=True)
         text = str(error.value)
         assert text.startswith(f"--resume: {output} was begun as another run: ")

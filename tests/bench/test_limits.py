@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.files.errors import Wrong
+from bench.files import options
+from bench.files.errors import UsageError
 from bench.machine import roofline, setup, timing
 from bench.machine.roofline import Roofline
 from bench.machine.timing import Effort
@@ -61,9 +62,9 @@ def test_a_curve_is_whole_in_one_shard_and_the_shards_take_about_as_long(default
 
 @pytest.mark.parametrize("text", ["", "3", "0/2", "3/2", "1/0", "-1/2", "1/2/3", "a/b", "1/9999"])
 def test_a_wrong_shard_says_what_is_allowed(text):
-    with pytest.raises(Wrong, match=r"is no shard. Allowed: K/N with K from 1 to N"):
-        shards.parse(text)
-    assert shards.parse("2/8") == (2, 8)
+    with pytest.raises(UsageError, match=r"is no shard. Allowed: K/N with K from 1 to N"):
+        options.shard(text)
+    assert options.shard("2/8") == (2, 8)
 
 
 # -- time
@@ -76,7 +77,7 @@ def test_times_are_numbers_with_a_unit(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "10", "m", "0s", "-5m", "1d", "10 m", "1e3s", "9999h"])
 def test_a_wrong_time_says_what_is_allowed(text):
-    with pytest.raises(Wrong, match=r"--time-budget: .* is not a time. Allowed: 90s, 10m, 1.5h"):
+    with pytest.raises(UsageError, match=r"--time-budget: .* is not a time. Allowed: 90s, 10m, 1.5h"):
         limits.duration("--time-budget", text)
 
 
@@ -90,7 +91,7 @@ def cells(*widths):
 
 
 def simulated(budget_seconds, *, takes, widths=(64, 128, 256, 512), expected=1.0, setup=0.0):
-    """Which points run, each taking `takes` seconds where `expected` were foretold; and the reasons of the others."""
+    """Which points run, each taking `takes` seconds where `expected` were estimated; and the reasons of the others."""
     now = [0.0]
     some = cells(*widths)
     budget = TimeBudget(budget_seconds, some, lambda p: expected, since=0.0, clock=lambda: now[0])
@@ -118,9 +119,9 @@ def test_a_budget_leaves_out_whole_cells_and_is_kept(seconds, takes):
     assert widths == sorted(widths)  # the cheap ones
 
 
-def test_a_run_that_is_slower_than_foretold_learns_its_pace():
+def test_a_run_that_is_slower_than_estimated_learns_its_pace():
     ran, reasons, took = simulated(20, takes=3.0)
-    assert len(ran) == 6 and took == 18  # two cells of 9 seconds; 3 were foretold
+    assert len(ran) == 6 and took == 18  # two cells of 9 seconds; 3 were estimated
     assert all("leaves no time for all structures" in reason for reason in reasons)
 
 
@@ -132,7 +133,7 @@ def test_the_first_point_sets_up_the_machine_and_tells_no_pace():
 def test_a_cell_that_takes_much_longer_is_broken_off():
     ran, reasons, took = simulated(4, takes=3.0)
     assert len(ran) == 2 and took == 6
-    assert "--time-budget 4s was spent, sooner than foretold" in reasons[0]
+    assert "--time-budget 4s ran out earlier than estimated" in reasons[0]
 
 
 def test_an_alarm_ends_a_call_even_where_its_errors_are_swallowed():

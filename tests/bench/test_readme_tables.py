@@ -276,9 +276,9 @@ def test_what_is_wrong_is_said_and_nothing_written(
 
 
 def test_a_file_without_budgets_or_squares_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(readme.Wrong, match="the results hold none at equal cost"):
+    with pytest.raises(readme.UsageError, match="the results hold none at equal cost"):
         written(results(tmp_path, dense(), point("monarch")))
-    with pytest.raises(readme.Wrong, match="holds no square layer with a speed-up over dense"):
+    with pytest.raises(readme.UsageError, match="holds no square layer with a speed-up over dense"):
         written(results(tmp_path, dense(out_features=512), point(out_features=512)))
 
 
@@ -286,7 +286,8 @@ def test_panels_of_two_clocks_are_told_apart_by_an_option(tmp_path: Path) -> Non
     rows = [row for clock in ("host", "device") for row in (dense(clock=clock), point(clock=clock))]
     path = results(tmp_path, *rows)
     with pytest.raises(
-        readme.Wrong, match=r"2 panels fit: Made-up CPU, 2 threads, device clock; .*host clock; choose by --threads"
+        readme.UsageError,
+        match=r"2 panels fit: Made-up CPU, 2 threads, device clock; .*host clock; choose by --threads",
     ):
         written(path)
     assert "device clock" in written(

@@ -9,7 +9,7 @@ from made_up import BROKEN, dense, document, point, refusal, saved
 
 from bench.__main__ import main
 from bench.answers.recommend import BETWEEN, EXACT, NEIGHBOUR, Answer, Estimate, Query, recommend
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from bench.files.rows import Spread, read
 
 HERE = Query(1024, 1024, 128, params=0.25)
@@ -288,7 +288,7 @@ def test_a_wrong_value_names_what_the_file_holds(
 
 
 def test_a_cost_must_be_named(tmp_path: Path) -> None:
-    with pytest.raises(Wrong, match="name a cost: --params 50% or --flops 25%; without one the smallest"):
+    with pytest.raises(UsageError, match="name a cost: --params 50% or --flops 25%; without one the smallest"):
         answer(tmp_path, point(), query=Query(1024, 1024, 128))
 
 

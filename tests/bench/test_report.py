@@ -21,7 +21,8 @@ from bench.__main__ import main
 from bench.files.fields import BadResults
 from bench.files.rows import Results, Spread, read
 from bench.report import page
-from bench.report.drawing import curve, layout, style, views, words
+from bench.report.drawing import layout, style, views, words
+from bench.report.drawing.curve import CONTROL, DENSE, STRUCTURE, Curve
 from bench.report.sweep import breaks, charts, panels, pareto, verdicts, winners
 from bench.report.sweep.charts import specifications
 
@@ -491,7 +492,7 @@ def test_dense_and_the_controls_are_in_every_panel(tmp_path: Path) -> None:
     assert sorted({panel.budget or "" for panel in made}) == ["", "params=0.125", "params=0.25", "params=0.5"]
     for panel in made:
         kinds = {curve.label: curve.kind for curve in panel.curves}
-        assert kinds["dense"] == curve.DENSE and kinds["nn.Linear"] == curve.CONTROL
+        assert kinds["dense"] == DENSE and kinds["nn.Linear"] == CONTROL
         assert ("dense_narrow" in kinds) == (panel.budget is not None)
         assert {row.budget for row in panel.rows} <= {None, panel.budget}
     assert (made[0].budget, made[0].mode, made[0].tokens) == ("params=0.25", "forward", 128)
@@ -516,7 +517,7 @@ def test_backends_are_curves_of_their_own(tmp_path: Path) -> None:
         content["benchmarks"] += extra[:4]
     [panel] = panels.panels(results(tmp_path, content))
     labels = {curve.label: curve.kind for curve in panel.curves}
-    assert labels["monarch · einsum"] == labels["monarch · planned"] == curve.STRUCTURE
+    assert labels["monarch · einsum"] == labels["monarch · planned"] == STRUCTURE
     assert all(len({row.backend for row in curve.rows}) == 1 for curve in panel.curves)
 
 
@@ -538,7 +539,7 @@ def test_rectangles_are_in_no_curve_against_width(tmp_path: Path) -> None:
     assert '{"filter": "datum.square"}' in squares and "1536" not in squares
 
 
-def with_speedups(folder: Path, *speedups: float) -> curve.Curve:
+def with_speedups(folder: Path, *speedups: float) -> Curve:
     """The curve of one structure, with the given speed-ups at widths 256, 512, ..."""
     content = small(structures={"monarch": STRUCTURES["monarch"]}, shapes=SQUARES[: len(speedups)])
     rows = [b["extra_info"] for b in content["benchmarks"] if b["extra_info"]["structure"] == "monarch"]
@@ -772,7 +773,7 @@ def test_curves_differ_without_their_colours(tmp_path: Path) -> None:
         seen = [(look.marker, look.dash, look.hollow) for look in looks.values()]
         assert len(seen) >= 13 and len(set(seen)) == len(seen)
         dyad = {looks[curve.id].colour for curve in panel.curves if curve.structure.startswith("dyad")}
-        assert dyad == {style.DYAD} != {looks[curve.id].colour for curve in panel.curves if curve.kind == curve.DENSE}
+        assert dyad == {style.DYAD} != {looks[curve.id].colour for curve in panel.curves if curve.kind == DENSE}
 
 
 @pytest.mark.parametrize("wanted", [[], [5], [50, 50, 50], [0, 1, 99, 100], [100] * 8, list(range(0, 100, 12))])

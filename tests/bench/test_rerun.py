@@ -10,7 +10,7 @@ from bench_runs import quick
 from made_up import document, point, saved
 
 from bench.__main__ import main
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from bench.sweep import rerun
 
 TINY = ("--structures=low_rank:rank=4", "--widths=16,32", "--tokens=4", "--no-controls", "--mode=forward")
@@ -77,7 +77,7 @@ def test_the_command_stands_where_something_is_flagged_alone():
 )
 def test_a_file_that_cannot_be_repeated_says_why(tmp_path, file, message):
     [path] = saved(tmp_path, a=file)
-    with pytest.raises(Wrong, match=message):
+    with pytest.raises(UsageError, match=message):
         rerun.flagged(path)
 
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from test_report import saved
 import structures
 from bench import report
 from bench.__main__ import _parser, main
-from bench.files.errors import Wrong
-from bench.files.stages import StageJournal
+from bench.files.errors import UsageError
+from bench.files.journal import Records
+from bench.files.journal import of as journal_of
 from bench.search import quality, request
 from bench.search.candidates import Candidate, all_candidates, chosen, exponents, refusal
 from bench.search.front import FrontPoint, front, layers, reasons, verdict
@@ -109,8 +110,12 @@ def timed_by_count(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
+def records(path: Path, asked_for: SearchRequest) -> Records:
+    return Records(path, {"search": asdict(asked_for)})
+
+
 def search(path: Path, asked_for: SearchRequest, **kwargs: Any) -> Search:
-    made = Search(asked_for, run_of("search", path), StageJournal(path.with_suffix(".journal"), asked_for), **kwargs)
+    made = Search(asked_for, run_of("search", path), records(path, asked_for), **kwargs)
     made.said = made.search()  # type: ignore[attr-defined]
     made.journal.close()
     return made
@@ -200,9 +205,9 @@ def test_the_result_is_the_front_and_runs_as_it_is(
     assert content(path)["run"]["complete"] and len(finished) >= 4 and survivors
     assert any(row["named"] for row in rows) and any(not row["named"] for row in rows)
     rejected = content(path)["setup"]["rejected"]
-    assert sum(count for reason, count in rejected.items() if reason.startswith(("outlived", "slower"))) == len(
-        rows
-    ) - len(finished)
+    assert sum(
+        count for reason, count in rejected.items() if reason.startswith(("dropped in favour", "slower"))
+    ) == len(rows) - len(finished)
 
     monkeypatch.setattr(registry, "_added", {})
     names = structures.load(path.with_suffix(".yaml"))
@@ -233,14 +238,14 @@ def test_a_search_goes_on_where_it_stopped(tmp_path: Path, timed_by_count: list[
     path, r = tmp_path / "found.json", asked(quality="projection", candidates=24, finalists=2)
     search(path, r)
     whole, order = content(path)["rows"], list(timed_by_count)
-    journal = path.with_suffix(".journal")
+    journal = journal_of(path)
     lines = journal.read_text().splitlines(keepends=True)
     for kept in (1, 7, 25, len(lines) - 1):
         journal.write_text("".join(lines[:kept]) + lines[kept][: len(lines[kept]) // 2])  # cut off within a line
         timed_by_count.clear()
         search(path, r)
         assert content(path)["rows"] == whole
-        there = sum('"stage": "time"' in line or '"stage": "final"' in line for line in lines[:kept])
+        there = sum('"stage":"time"' in line or '"stage":"final"' in line for line in lines[:kept])
         assert timed_by_count == order[there:]
         assert journal.read_text().splitlines() == [line.strip() for line in lines]
 
@@ -273,7 +278,7 @@ def test_a_search_that_is_killed_goes_on(tmp_path: Path, no_setup: None) -> None
     path = tmp_path / "found.json"
     words = [*COMMAND, "--candidates", "14", "--finalists", "2", "-o", str(path)]
     process = subprocess.Popen([sys.executable, "-m", "bench", *words], cwd=ROOT, stdout=subprocess.DEVNULL)
-    journal = path.with_suffix(".journal")
+    journal = journal_of(path)
     deadline = time.monotonic() + 120
     while (
         process.poll() is None
@@ -292,25 +297,31 @@ def test_a_search_that_is_killed_goes_on(tmp_path: Path, no_setup: None) -> None
 
 
 def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "found.journal"
-    StageJournal(path, asked()).close()
-    with pytest.raises(Wrong, match="was written by a search with other arguments; give the same ones to go on"):
-        StageJournal(path, asked(seed=1))
-    again = StageJournal(path, asked())
+    output = tmp_path / "found.json"
+    path = journal_of(output)
+    kept = records(output, asked())
+    kept.add("time", "a", seconds=1.0)
+    kept.close()
+    header = path.read_text().splitlines()[0]
+    with pytest.raises(
+        UsageError, match="search seed was '0' and is '1'; choose another -o, or --fresh to start again"
+    ):
+        records(output, asked(seed=1))
+    again = records(output, asked())
     again.close()
-    assert again.resumed
+    assert again.get("time", "a") == {"seconds": 1.0}
     for text, message in (
-        ("hello\n", "is no journal of a search"),
-        (f'{{"search": "{asked().fingerprint}"}}\n[1]\n', "has a line that is no record"),
+        ("hello\n", "is no journal of this version"),
+        (f"{header}\n[1]\n", "has a line that is no record"),
     ):
         path.write_text(text)
-        with pytest.raises(Wrong, match=message):
-            StageJournal(path, asked())
+        with pytest.raises(UsageError, match=message):
+            records(output, asked())
         assert path.read_text() == text
     path.write_text("no line end")
-    anew = StageJournal(path, asked())
+    anew = records(output, asked())
     anew.close()
-    assert not anew.resumed
+    assert not anew.found
 
 
 @pytest.mark.parametrize(("words", "message"), WRONG)
@@ -348,7 +359,8 @@ def test_the_output_is_json_in_a_folder_that_exists(no_setup: None, capsys: pyte
 def test_a_timer_checks_and_pairs_with_dense() -> None:
     timer = Timer(asked(mode="train"))
     found = timer.measure(structures.get("low_rank").bind(32, 64, rank=4), request_effort())
-    assert set(found) == {"speedup", "seconds", "backend", "error"} and found["error"] < 1e-4
+    assert set(found) == {"speedup", "seconds", "backend", "error"}
+    assert 0 <= found["error"] < torch.finfo(torch.float32).eps ** 0.5  # half of the digits: no rounding takes more
     assert found["speedup"]["q1"] <= found["speedup"]["median"] <= found["speedup"]["q3"]
     assert timer.way in ("linear", "addmm") and timer.seconds > 0
 
@@ -413,7 +425,7 @@ def test_a_weight_is_read_from_three_kinds_of_file(tmp_path: Path) -> None:
         ("whole.npy", None, (4, 6), r"does not hold finite floating-point numbers"),
         ("cut.pt", None, (4, 6), r"cut.pt cannot be read"),
     ):
-        with pytest.raises(Wrong, match=message):
+        with pytest.raises(UsageError, match=message):
             quality.load(tmp_path / name, key, *widths)
 
 

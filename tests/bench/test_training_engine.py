@@ -194,7 +194,7 @@ def test_a_time_is_met_where_steps_are_timed_and_by_what_every_width_has(
 
     monkeypatch.setattr(Pairs, "__init__", lambda self, *arguments: None)
     monkeypatch.setattr(Pairs, "matched", matched)
-    monkeypatch.setattr(timed, "times", lambda session: None)
+    monkeypatch.setattr(timed, "times", lambda ledger, trainer: None)
     words = "train regression --scale smoke --widths 128,512 --steps 2 --tune-steps 2 --batch 8 --held-out 32 --seeds 1"
     words += " --rates 0.001"
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from test_report import saved, small
 
-from bench import report
 from bench.__main__ import main
 from bench.answers import readme_training
 from bench.files import kinds
+from bench.files.fields import Fields
 from bench.report.training import claims, fronts, grammar, stats, tables
 from bench.report.training import rows as training_rows
 
@@ -92,7 +92,7 @@ def test_equal_structures_are_seldom_told_apart() -> None:
         some = [("dense", s) for s in range(3)] + [("dense_narrow", s) for s in range(3)]
         some += [(f"dyad_{k}", 0) for k in range(8)]
         fields = [row(name, math.exp(generator.gauss(0, 0.02)), seed) for name, seed in some]
-        runs = [training_rows._run(report.sections.Fields("made up", f)) for f in fields]
+        runs = [training_rows._run(Fields("made up", f)) for f in fields]
         [results] = stats.results(runs).values()
         told_apart += any(r.verdict in ("better", "worse") for r in results)
     assert told_apart <= 12  # 5 expected; 13 or more in less than 1 of 500 such tests
@@ -128,7 +128,7 @@ def test_exponents_are_those_the_losses_were_made_with(tmp_path: Path) -> None:
 def test_claims_say_what_was_measured_and_no_more(tmp_path: Path) -> None:
     runs = read(comparison(), tmp_path)
     results = stats.results(runs)
-    times = [training_rows._time(report.sections.Fields("made up", time_row("dyad_it", 1.07)))]
+    times = [training_rows._time(Fields("made up", time_row("dyad_it", 1.07)))]
     found = claims.claims(results, times, [])
     lines = [line for claim in found for line in claim.measured]
     assert any("dyad_it @ params=0.25: loss" in line and "a tie" in line for line in lines)
@@ -221,7 +221,7 @@ def test_grammar_is_told_from_chance_phenomenon_by_phenomenon(tmp_path: Path) ->
     text = (out / "index.html").read_text()
     assert "Minimal pairs decided rightly" in text and "chance is 50%" in text
     assert readme_training._phenomena([results[0].first.place], {results[0].first.place: results}) == (
-        "*grammar*: of 2 phenomena, 2 (agreement, pronoun case) is told from chance in any network, at 95 % for all "
+        "*grammar*: of 2 phenomena, 2 (agreement, pronoun case) differ from chance in any network, at 95 % for all "
         "together."
     )
     rows[0]["grammar_by_phenomenon"]["agreement"]["accuracy"] = 1.5

@@ -123,7 +123,7 @@ def test_weights_that_are_read_or_computed_elsewhere_stay():
     plan = swap(model, {"all-linear": "dense"})
     reasons = dict(plan.skipped)
     assert list(structured(model)) == ["plain"]
-    assert reasons["attention.out_proj"] == "MultiheadAttention reads out_proj.weight itself"
+    assert reasons["attention.out_proj"].startswith("MultiheadAttention reads out_proj.weight itself")
     assert "is computed" in reasons["normed"] and "unknown until" in reasons["lazy"]
     assert reasons["own"] == "Own has a forward of its own"
 
@@ -167,7 +167,7 @@ def test_a_model_without_linear_layers_says_so():
 
 
 def test_other_arguments_are_checked():
-    with pytest.raises(ValueError, match="init is one of linear, spectral, paper, found 'xavier'"):
+    with pytest.raises(ValueError, match="init is one of linear, spectral, paper, zero, identity, found 'xavier'"):
         swap(perceptron(), {"0": "dense"}, init="xavier")
     with pytest.raises(ValueError, match="unknown backend 'cuda'"):
         swap(perceptron(), {"0": "dense"}, backend="cuda")
@@ -185,7 +185,10 @@ def test_other_arguments_are_checked():
         ({"inputs": {"0": torch.ones(3, 16), "7": torch.ones(3, 16)}, "project": True}, "inputs names '7'"),
         ({"inputs": torch.ones(3, 16), "project": True}, "inputs maps layers' names to tensors, found Tensor"),
         ({"predict_error": True}, "predict_error is for dry_run=True"),
-        ({"skip": ["head"]}, "skip: no linear layer is named by 'head'; skip takes 'heads', 'tied' and keys"),
+        (
+            {"skip": ["head"]},
+            "skip: no linear layer is named by 'head'; skip takes 'heads', 'routers', 'tied', 'read' and keys",
+        ),
     ],
 )
 def test_an_argument_that_would_do_nothing_is_an_error(arguments, message):
@@ -260,12 +263,12 @@ def test_hooks_flags_dtype_and_device_are_kept():
     model[0].eval()
     model[0].weight.requires_grad_(False)
     seen = []
-    handle = model[0].register_forward_hook(lambda module, args, y: seen.append(type(module)))
+    handle = model[0].register_forward_hook(lambda module, args, y: seen.append(type(module).__name__))
     model[2].register_forward_pre_hook(lambda module, args, kwargs: seen.append("pre"), with_kwargs=True)
     bias = model[0].bias.detach().clone()
     swap(model, {"all-linear": "monarch"}, init="spectral", backend="einsum")
     model(torch.ones(2, 16, dtype=torch.float64))
-    assert seen == [StructuredLinear, "pre"]
+    assert seen == ["StructuredLinear", "pre"]
     assert not model[0].training and model[2].training
     assert [p.requires_grad for p in model[0].parameters()] == [False, False, True]
     assert all(p.requires_grad for p in model[2].parameters())
@@ -273,7 +276,7 @@ def test_hooks_flags_dtype_and_device_are_kept():
     assert (model[0].init, model[0].backend, model[0].ran) == ("spectral", "einsum", "einsum")
     handle.remove()
     model(torch.ones(2, 16, dtype=torch.float64))
-    assert seen == [StructuredLinear, "pre", "pre"]
+    assert seen == ["StructuredLinear", "pre", "pre"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -442,8 +445,6 @@ def test_a_folder_or_model_that_does_not_fit_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no structures.json: was it written by structures.save_swapped\?"):
         load_swapped(perceptron(), tmp_path)
     saved_perceptron(tmp_path)
-    with pytest.raises(ValueError, match="is on the meta device"):
-        load_swapped(perceptron().to("meta"), tmp_path)
     model = perceptron()
     swap(model, {"2": "dense"})
     with pytest.raises(ValueError, match="'2' is structured in the model and dense in the folder"):

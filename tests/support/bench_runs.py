@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[2]
 # What takes seconds and is no part of the test, and what may change while it runs: somebody may commit.
 QUICK = """
 import pytest_benchmark.plugin
-from bench import machine
-machine.commit = lambda: {"commit": "0" * 40, "dirty": False}
+from bench.machine import setup
+setup.commit = lambda: {"commit": "0" * 40, "dirty": False}
 pytest_benchmark.plugin.get_cpu_info = lambda: {}
 def pytest_configure(config):  # not before: it brings torch, and its threads come first
-    from bench import roofline
+    from bench.machine import roofline
     roofline.COPIES, roofline.GEMM, roofline.SECONDS = (2**12, 2**14), {"cpu": 64}, 1e-3
 """
 
@@ -24,7 +24,7 @@ def pytest_configure(config):  # not before: it brings torch, and its threads co
 def environment():
     # PYTEST_XDIST_*: pytest-benchmark measures nothing in what it takes for a worker of this run
     kept = {n: value for n, value in os.environ.items() if n not in setup.OPENMP and not n.startswith("PYTEST_")}
-    return kept | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return kept | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/support")])}
 
 
 def command(folder, *arguments):

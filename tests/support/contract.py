@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 import structures
-from structures import backends, reference
+from structures import backends, exactness, reference
+from structures.structure import Structure
 
 # Widths that suit every entry's default options: two rectangles and a square, none a power of two.
 SHAPES = ((48, 96), (144, 48), (240, 240))
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-FLOOR = 8  # units in the last place that two orders of summing 1000 tokens may differ by: 4.2 were seen
-# Of a router's gradient in float64, where plain is the truth itself: products of dy with outputs of the experts are
-# subtracted; 13 were seen.
-ROUTER_FLOOR = 32
+# Of small matrices in float64, relative to their largest number: sums of well under 1000 products of up to 6 numbers.
+ROUNDING = exactness.Sums(1000, 6).share(torch.float64)
 
 
-def runs(dtype: torch.dtype) -> list[tuple[str, str]]:
-    """Every entry with every backend that runs its kind, with a gate or without, in this dtype."""
-    found = []
+def _runs(dtype: torch.dtype) -> list[tuple[str, str]]:
+    """Every entry with every backend that runs its kind in this dtype: with a gate or without."""
+    runs = []
     for name in structures.names():
         structure = structures.get(name).bind(*SHAPES[0])
         x = torch.empty(1, SHAPES[0][0], dtype=dtype)
-        found += [(name, b) for b in backends.names() if backends.refusal(b, structure, x) is None]
-    return found
+        runs += [(name, b) for b in backends.names() if backends.refusal(b, structure, x) is None]
+    return runs
 
 
-RUNS = runs(torch.float64)
+RUNS = _runs(torch.float64)  # in which a wrong program shows
+RUNS_IN = [(name, backend, dtype) for dtype in DTYPES for name, backend in _runs(dtype)]
 TRACED = [(name, backend) for name, backend in RUNS if backend != "grouped"]  # whose groups no graph can hold
 
 
@@ -94,8 +96,44 @@ def plain(made, x: Tensor, dy: Tensor) -> list[Tensor]:
     return value_and_gradients(lambda x, p: reference.apply(made.structure, x, p[:-1], p[-1]), x, parameters, dy)
 
 
+def limits(made, x: Tensor, dy: Tensor, wanted: list[Tensor], usual: list[Tensor]) -> list[float]:
+    """The largest `error` of each of [y, dx, a gradient for each parameter] that the error rule allows.
+
+    Args:
+        x, dy: in the dtype that is judged.
+        wanted: the `truth` for them.
+        usual: the results of `plain`.
+    """
+    return limits_of(made.structure, x, list(made.parameters()), dy, wanted, usual)
+
+
+def limits_of(
+    structure: Structure,
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    dy: Tensor | None,
+    wanted: Sequence[Tensor],
+    usual: Sequence[Tensor] | None = None,
+) -> list[float]:
+    """The same for a structure and its operands; without `dy` of y alone, without `usual` none of plain's errors."""
+    double = [p.detach().double() for p in parameters]
+    off = exactness.deviations(structure, x.double(), double, None if dy is None else dy.double(), wanted, x.dtype)
+    found = zip(wanted if usual is None else usual, wanted, off, strict=True)
+    return [exactness.allowed(error(p, w), float(d.norm() / _norm(w))) for p, w, d in found]
+
+
+def assert_right(found: Sequence[Tensor], wanted: Sequence[Tensor], most: Sequence[float], said: str = "") -> None:
+    """Shapes are as wanted and no error is above its limit."""
+    for number, (f, w, limit) in enumerate(zip(found, wanted, most, strict=True)):
+        assert f.shape == w.shape and error(f, w) <= limit, f"result {number}: {said}"
+
+
 def error(found: Tensor, wanted: Tensor) -> float:
     """Relative error in the Frobenius norm; 0 for two zeros."""
     found, wanted = found.detach().double(), wanted.detach().double()
     difference = (found - wanted).norm()
-    return float(difference / wanted.norm().clamp_min(1e-300)) if difference > 0 else 0.0
+    return float(difference / _norm(wanted)) if difference != 0 else 0.0  # NaN where there is one
+
+
+def _norm(wanted: Tensor) -> Tensor:
+    return wanted.detach().double().norm().clamp_min(1e-300)

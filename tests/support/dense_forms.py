@@ -11,6 +11,7 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import block_diag
+from scipy.linalg import hadamard as scipy_hadamard
 
 Matrix = NDArray[np.float64]
 Sizes = Mapping[str, int]
@@ -79,17 +80,11 @@ def kronecker_sparse(w: Matrix) -> Matrix:
 
 
 def monarch(w1: Matrix, w2: Matrix) -> Matrix:
-    """K2 Q K1: a block-diagonal factor, then a factor of diagonal blocks, (k, lq, p, 1) and (1, s, kq, l).
+    """K2 K1: a block-diagonal factor, then a factor of diagonal blocks, (k, q, p, 1) and (1, s, r, l).
 
-    w1 (k, p, l, q), w2 (l, k, q, s). Q swaps l and q, so that l is the fast index of what K2 reads.
+    w1 (k, p, q), w2 (l, r, s); k q = r l, whatever divides what.
     """
-    k, p, ell, q = w1.shape
-    s = w2.shape[-1]
-    k1 = block_diag(*(block.reshape(p, ell * q).T for block in w1))
-    k2 = np.zeros((s * ell, k * q * ell))
-    for j in range(ell):
-        k2[j::ell, j::ell] = w2[j].reshape(k * q, s).T
-    return k2 @ np.kron(np.eye(k), perfect_shuffle(ell, q).T) @ k1
+    return kronecker_sparse(w2.transpose(2, 1, 0)[None]) @ kronecker_sparse(w1.transpose(0, 2, 1)[..., None])
 
 
 def monarch_reread(w1: Matrix, w2: Matrix) -> Matrix:
@@ -183,6 +178,81 @@ def block_dense(v: Matrix, u: Matrix) -> Matrix:
     return np.hstack([block.T for block in u]) @ block_diagonal(v)
 
 
+def kaleidoscope(*factors: Matrix) -> Matrix:
+    """A butterfly times a mirrored one; the first half of the factors (m[:t], i[t], m[t], i[t+1:]), the second
+    (m[:t], m[t], o[t], o[t+1:]), of which the last is applied first."""
+    depth = len(factors) // 2
+    whole = np.eye(math.prod(factors[0].shape[:1] + factors[0].shape[2:]))
+    order = [*range(depth), *range(2 * depth - 1, depth - 1, -1)]
+    for number in order:
+        t, factor = number % depth, factors[number]
+        before, after = math.prod(factor.shape[:t]), math.prod(factor.shape[t + 2 :])
+        whole = _sparse(factor.reshape(before, *factor.shape[t : t + 2], after)) @ whole
+    return whole
+
+
+def _sparse(w: Matrix) -> Matrix:
+    """The sparse matrix of a factor (before, in, out, after): a Kronecker-sparse one, its two sides swapped."""
+    return kronecker_sparse(w.transpose(0, 2, 1, 3))
+
+
+def deformable_butterfly(*factors: Matrix) -> Matrix:
+    """A product of rectangular sparse factors, the last applied first; factor t (i[:t], i[t], o[t], o[t+1:])."""
+    sparse = []
+    for t, factor in enumerate(factors):
+        before, after = math.prod(factor.shape[:t]), math.prod(factor.shape[t + 2 :])
+        sparse.append(_sparse(factor.reshape(before, *factor.shape[t : t + 2], after)))
+    return reduce(lambda product, factor: product @ factor, sparse)
+
+
+def tucker(u1: Matrix, u2: Matrix, core: Matrix, v1: Matrix, v2: Matrix) -> Matrix:
+    """A core between two Kronecker products; u1 (i, p), u2 (j, q), core (p, q, r, s), v1 (r, k), v2 (s, l)."""
+    p, q, r, s = core.shape
+    return np.kron(v1, v2).T @ core.reshape(p * q, r * s).T @ np.kron(u1, u2).T
+
+
+def cp(a: Matrix, b: Matrix, c: Matrix, d: Matrix) -> Matrix:
+    """A sum of outer products of Kronecker vectors; a (i, r), b (j, r), c (k, r), d (l, r)."""
+    return sum(np.outer(np.kron(c[:, r], d[:, r]), np.kron(a[:, r], b[:, r])) for r in range(a.shape[1]))  # type: ignore[return-value]
+
+
+def lokr(c: Matrix, b: Matrix, a: Matrix) -> Matrix:
+    """kron(C, B A); c (a, d), b (b, r), a (r, e). Source: arXiv:2309.14859."""
+    return np.kron(c.T, low_rank(b, a))
+
+
+def loha(a: Matrix, b: Matrix, c: Matrix, d: Matrix) -> Matrix:
+    """(B A) times (D C), entry by entry; a (x, r), b (r, y), c (x, s), d (s, y). Source: arXiv:2108.06098."""
+    return low_rank(a, b) * low_rank(c, d)
+
+
+def group_and_shuffle(right: Matrix, left: Matrix) -> Matrix:
+    """L P R; right (k, p, q), left (l, r, s). P gathers what R has written at the stride of L's blocks."""
+    ell, r, _ = left.shape
+    return block_diagonal(left) @ perfect_shuffle(ell, r) @ block_diagonal(right)
+
+
+def boft(first: Matrix, second: Matrix) -> Matrix:
+    """Two factors of blocks, the second reads blocks two apart; first (g, u, v, c, w, d), second (g, w, u, d, z, s)."""
+    g, u, v, c, w, d = first.shape
+    z, s = second.shape[-2:]
+    one = block_diag(*(first[k, m].reshape(v * c, w * d).T for k in range(g) for m in range(u)))  # (g u w d)
+    swap = np.kron(np.kron(np.eye(g), perfect_shuffle(w, u)), np.eye(d))  # to (g w u d)
+    two = block_diag(*(second[k, m].reshape(u * d, z * s).T for k in range(g) for m in range(w)))  # (g w z s)
+    back = np.kron(np.kron(np.eye(g), perfect_shuffle(z, w)), np.eye(s))  # to (g z w s)
+    return back @ two @ swap @ one
+
+
+def fastfood(b: Matrix, g: Matrix, s: Matrix) -> Matrix:
+    """S H G P H B, B, G and S diagonals; the permutation of seed 0 is given by PCG64's raw numbers in order."""
+    n = len(b)
+    h = scipy_hadamard(n) / math.sqrt(n)
+    drawn = np.random.PCG64([2, 0, 0]).random_raw(n)
+    p = np.zeros((n, n))
+    p[np.argsort(drawn, kind="stable"), np.arange(n)] = 1  # x goes to p[x]
+    return np.diag(s) @ h @ np.diag(g) @ p @ h @ np.diag(b)
+
+
 # name -> f(sizes of the axes, factors) -> W. The sizes are for an entry with an axis that no factor has.
 DENSE_FORMS: dict[str, Callable[[Sizes, Sequence[Matrix]], Matrix]] = {
     "dense": lambda sizes, factors: dense(*factors),
@@ -201,4 +271,19 @@ DENSE_FORMS: dict[str, Callable[[Sizes, Sequence[Matrix]], Matrix]] = {
     "einsum": lambda sizes, factors: two_factor_einsum(*factors),
     "blast": lambda sizes, factors: blast(*factors),
     "block_dense": lambda sizes, factors: block_dense(*factors),
+    "kaleidoscope": lambda sizes, factors: kaleidoscope(*factors),
+    "deformable_butterfly": lambda sizes, factors: deformable_butterfly(*factors),
+    "kronecker_sparse_chain": lambda sizes, factors: kronecker_sparse(factors[1]) @ kronecker_sparse(factors[0]),
+    "tucker": lambda sizes, factors: tucker(*factors),
+    "cp": lambda sizes, factors: cp(*factors),
+    "lokr": lambda sizes, factors: lokr(*factors),
+    "loha": lambda sizes, factors: loha(*factors),
+    "group_and_shuffle": lambda sizes, factors: group_and_shuffle(*factors),
+    "boft": lambda sizes, factors: boft(*factors),
+    "fastfood": lambda sizes, factors: fastfood(*factors),
+}
+
+# Entries with a gate have no one matrix: their experts are written out by hand instead.
+WITHOUT: dict[str, str] = {
+    name: "experts are chosen for every token: experts_by_hand.py" for name in ("btt_moe", "low_rank_moe", "dense_moe")
 }

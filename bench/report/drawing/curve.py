@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bench.files.rows import Row
+from bench.files.vocabulary import DENSE
 
-DENSE, STRUCTURE, CONTROL = "dense", "structure", "control"
+STRUCTURE, CONTROL = "structure", "control"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import altair as alt
 import vl_convert
 from altair.utils.schemapi import debug_mode
 
+from bench.report.drawing.style import GREY, Style
+
 VEGALITE = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
 CONFIG: dict[str, Any] = {
@@ -95,6 +97,37 @@ def at_once(writing: Iterable[Callable[[], object]]) -> None:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
         for done in [pool.submit(write) for write in writing]:
             done.result()
+
+
+def encodings(styles: Mapping[str, Style]) -> dict[str, Any]:
+    """Encodings of a record's id `c` as colour, dashes, width, marker and fill, without a legend."""
+    own = list(styles.values())
+
+    def scale(values: Sequence[Any]) -> dict[str, Any]:
+        return {"legend": None, "scale": alt.Scale(domain=list(styles), range=list(values))}
+
+    return {
+        "color": alt.Color("c:N", **scale([look.colour for look in own])),
+        "strokeDash": alt.StrokeDash("c:N", **scale([list(look.dash) for look in own])),
+        "width": alt.StrokeWidth("c:O", **scale([look.width for look in own])),
+        "shape": alt.Shape("c:N", **scale([look.marker for look in own])),
+        "fill": alt.Fill("c:N", **scale(["transparent" if look.hollow else look.colour for look in own])),
+    }
+
+
+def edge_labels(
+    base: alt.Chart, x: alt.X, end: alt.Y, at: alt.Y, look: Mapping[str, Any], limit: int
+) -> list[alt.Chart]:
+    """Each record's marker and name right of the plot at the height `at`, joined to its last point at `end`."""
+    leaders = base.mark_rule(strokeWidth=0.7, x2Offset=12, color=GREY, opacity=0.7, aria=False)
+    markers = base.mark_point(size=40, strokeWidth=1.3, opacity=1, xOffset=17, aria=False)
+    texts = base.mark_text(align="left", xOffset=25, limit=limit, aria=False)
+    edge = alt.value("width")
+    return [
+        leaders.encode(x=x, y=end, x2=edge, y2="at"),
+        markers.encode(x=edge, y=at, color=look["color"], shape=look["shape"], fill=look["fill"]),
+        texts.encode(x=edge, y=at, text="label:N"),
+    ]
 
 
 Width = float | Literal["container"]

@@ -12,7 +12,8 @@ from typing import Any
 
 import altair as alt
 
-from bench.files.rows import VERSIONS, Run
+from bench.files.rows import Run
+from bench.files.vocabulary import VERSIONS
 from bench.report.drawing import figures, style
 from bench.report.drawing.figures import Width
 from bench.report.drawing.style import Style
@@ -107,18 +108,3 @@ def filled(look: Style, fill: bool) -> Style:
 
 CONTROL = Style(style.GREY, style.DOT, style.DASHES[2], 1.1, True)
 DENSE = Style("currentColor", style.DOT, style.DASHES[0], 3.2, False)
-
-
-def encodings(by_id: Mapping[str, Style]) -> dict[str, Any]:
-    """Colour, marker, fill and dashes by a record's id `c`, without a legend."""
-
-    def scale(values: Sequence[Any]) -> dict[str, Any]:
-        return {"legend": None, "scale": alt.Scale(domain=list(by_id), range=list(values))}
-
-    own = list(by_id.values())
-    return {
-        "color": alt.Color("c:N", **scale([look.colour for look in own])),
-        "shape": alt.Shape("c:N", **scale([look.marker for look in own])),
-        "fill": alt.Fill("c:N", **scale(["transparent" if look.hollow else look.colour for look in own])),
-        "strokeDash": alt.StrokeDash("c:N", **scale([list(look.dash) for look in own])),
-    }

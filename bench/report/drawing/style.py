@@ -7,7 +7,8 @@ vermilion triangles; dense is thick and plain; controls are thin, grey and dashe
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.report.drawing.curve import CONTROL, DENSE, STRUCTURE, Curve, dyad
+from bench.files.vocabulary import DENSE
+from bench.report.drawing.curve import CONTROL, STRUCTURE, Curve, dyad
 
 GREY = "#8a8a8a"
 DYAD = "#D55E00"

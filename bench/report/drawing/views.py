@@ -10,7 +10,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from bench.files.rows import VERSIONS, Row, Run
+from bench.files.rows import Row, Run
+from bench.files.vocabulary import VERSIONS
 from bench.report.drawing import figures, points, words
 from bench.report.drawing.curve import Place
 from bench.report.drawing.figures import Width

@@ -3,15 +3,16 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import altair as alt
 
+from bench.files import declared
 from bench.files.fields import Fields, printable
 from bench.files.kinds import File
 from bench.files.rows import Spread
 from bench.report.drawing import layout, words
-from bench.report.drawing.figures import Width
+from bench.report.drawing.figures import Width, encodings
 from bench.report.drawing.sections import (
     CONTROL,
     DENSE,
@@ -19,17 +20,13 @@ from bench.report.drawing.sections import (
     RECORDS,
     Charts,
     Section,
-    encodings,
     filled,
     looks,
     measured,
 )
 from bench.report.drawing.style import GREY, Style
 
-_FROM_ZERO = (
-    "weight_error", "output_error", "feed_forward_params", "feed_forward_share", "projection_seconds", "sweeps"
-)  # fmt: skip
-WAYS = ("plain", "aware", "sequential", "control")
+Way = Annotated[str, declared.choice("plain", "aware", "sequential", "control")]
 NEAREST = {"plain": "weights", "aware": "outputs", "sequential": "outputs, in order", "control": "control"}
 HEIGHT = 420
 COLUMN = 0.14  # of dense's parameters: shares this far apart are named in one column
@@ -45,23 +42,23 @@ AGREEMENT = "Agreement of embeddings (mean cosine)"
 class ConversionRow:
     """The encoder converted to one structure at one share; errors are means over its feed-forward layers."""
 
-    structure: str
-    way: str
-    budget: str | None
-    options: Mapping[str, Any]
-    weight_error: float
-    output_error: float
-    cosine: float
-    neighbour: float
-    feed_forward_params: float
-    feed_forward_share: float
-    params: float
+    structure: declared.Name
+    way: Way
+    budget: declared.Budget
+    options: declared.Object
+    weight_error: declared.FromZero
+    output_error: declared.FromZero
+    cosine: Annotated[float, declared.within(-1.001, 1.001)]
+    neighbour: declared.Share
+    feed_forward_params: declared.FromZero
+    feed_forward_share: declared.FromZero
+    params: declared.Number
     speedup: Spread | None  # dense's time over this one's; None on dense itself
-    seconds: float
-    projection_seconds: float
-    sweeps: float
-    limited: bool
-    flags: tuple[str, ...]
+    seconds: Annotated[float, declared.Reader(Fields.number), declared.Key("seconds_per_sentence")]
+    projection_seconds: declared.FromZero
+    sweeps: declared.FromZero
+    flags: declared.Names
+    limited: declared.Flag = False
 
     @property
     def time(self) -> tuple[float, float, float]:
@@ -73,10 +70,10 @@ class ConversionRow:
 
 @dataclass(frozen=True)
 class _Refusal:
-    structure: str
-    way: str | None
-    budget: str | None
-    reason: str
+    structure: declared.Name
+    budget: declared.Budget
+    reason: declared.Words
+    way: Way | None = None
 
 
 def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Section:
@@ -86,7 +83,7 @@ def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Se
         BadResults: a field is missing or impossible.
     """
     rows = sorted(map(_row, file.rows), key=lambda row: (-row.cosine, row.structure))
-    refused = [_refusal(fields) for fields in file.refused]
+    refused = [declared.read(_Refusal, fields) for fields in file.refused]
     setup = {key: printable(str(value)) for key, value in file.setup.values.items()}
     structures = {*structures, *file.structures}
     own = looks(structures)
@@ -266,7 +263,7 @@ def _record(id: str, row: ConversionRow) -> dict[str, Any]:
 
 def _faster(speedup: Spread | None) -> str:
     if speedup is None:
-        return "the measure"
+        return "the baseline"
     return f"speed-up over dense {words.ratio(speedup.median)} ({words.quartiles(speedup)})"
 
 
@@ -295,30 +292,7 @@ def _options(row: ConversionRow) -> str:
 
 
 def _row(fields: Fields) -> ConversionRow:
-    way = fields.choice("way", WAYS)
-    return ConversionRow(
-        structure=fields.name("structure"),
-        way=way,
-        budget=fields.budget("budget"),
-        options=fields.object("options"),
-        speedup=None if way == "control" and fields.get("speedup") is None else _spread(fields.inside("speedup")),
-        cosine=fields.within("cosine", -1.001, 1.001),
-        neighbour=fields.within("neighbour", 0, 1),
-        seconds=fields.number("seconds_per_sentence"),
-        params=fields.number("params"),
-        limited=fields.flag("limited") if "limited" in fields else False,
-        flags=fields.names("flags"),
-        **{key: fields.within(key, 0, 1e30) for key in _FROM_ZERO},
-    )
-
-
-def _spread(fields: Fields) -> Spread:
-    spread = Spread(fields.number("median"), fields.number("q1"), fields.number("q3"), fields.count("rounds"))
-    if not spread.q1 <= spread.median * (1 + 1e-9) or not spread.median <= spread.q3 * (1 + 1e-9):
-        raise fields.bad("median", f"between q1 = {spread.q1:g} and q3 = {spread.q3:g}")
-    return spread
-
-
-def _refusal(fields: Fields) -> _Refusal:
-    way = fields.choice("way", WAYS) if "way" in fields else None
-    return _Refusal(fields.name("structure"), way, fields.budget("budget"), fields.words("reason"))
+    row = declared.read(ConversionRow, fields)
+    if row.speedup is None and row.way != "control":
+        raise fields.bad("speedup", "an object")
+    return row

@@ -1,35 +1,46 @@
 """Sections of `bench/test_ff.py` and `bench/test_decoder.py`: whole modules and models, as tables."""
 
 from collections.abc import Callable, Collection, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
+from bench.files import declared
 from bench.files.fields import BadResults, Fields, printable
 from bench.files.kinds import File
-from bench.files.rows import DEVICES, DTYPES, MODES, VERSIONS, Run, Spread
+from bench.files.rows import Run, Spread
+from bench.files.vocabulary import DENSE, DEVICES, DTYPES, MODES, NEAR, VERSIONS
 from bench.report.drawing import words
 from bench.report.drawing.sections import Section
 from bench.report.others import published
 
 PLACES = ("rest", "feed-forward", "feed-forward and attention")
-DENSE = "dense"
-NEAR = 0.15  # how far from its share a structure may stay and count as one of equal parameters
 
 
 @dataclass(frozen=True)
 class Measured:
     """One row: times of one mode, and the row's own fields."""
 
-    structure: str
-    mode: str
-    dtype: str
-    device: str
-    tokens: int
+    structure: declared.Name
+    mode: declared.Mode
+    dtype: declared.Dtype
+    device: declared.Device
+    tokens: declared.Count
     time: Spread
     speedup: Spread | None
-    activation_bytes: float | None
-    checkpoint_bytes: float
-    flags: tuple[str, ...]
+    activation_bytes: declared.Number | None
+    checkpoint_bytes: declared.Number
+    flags: declared.Names
+
+
+@dataclass(frozen=True)
+class ModuleKey:
+    """What tells modules apart."""
+
+    names: declared.Words
+    width: declared.Count
+    activation: declared.Words
+    structure: declared.Name
+    n_blocks: declared.Count | None
 
 
 @dataclass(frozen=True)
@@ -95,14 +106,7 @@ def feed_forward(file: File, number: int = 0, structures: Collection[str] = ()) 
     found: dict[tuple[Any, ...], dict[str, Measured]] = {}
     shares: dict[tuple[Any, ...], float] = {}
     for fields in file.rows:
-        blocks = None if fields.get("n_blocks") is None else fields.count("n_blocks")
-        key = (
-            fields.words("names"),
-            fields.count("width"),
-            fields.words("activation"),
-            fields.name("structure"),
-            blocks,
-        )
+        key = astuple(declared.read(ModuleKey, fields))
         _add(found, key, fields)
         shares[key] = fields.number("params_share")
     rows = [
@@ -202,29 +206,11 @@ def _told(run: Run, file: File) -> tuple[str, ...]:
 
 
 def _add(found: dict[tuple[Any, ...], dict[str, Measured]], key: tuple[Any, ...], fields: Fields) -> None:
-    measured = Measured(
-        structure=fields.name("structure"),
-        mode=fields.choice("mode", MODES),
-        dtype=fields.choice("dtype", DTYPES),
-        device=fields.choice("device", DEVICES),
-        tokens=fields.count("tokens"),
-        time=_spread(fields.inside("time")),
-        speedup=None if fields.get("speedup") is None else _spread(fields.inside("speedup")),
-        activation_bytes=None if fields.get("activation_bytes") is None else fields.number("activation_bytes"),
-        checkpoint_bytes=fields.number("checkpoint_bytes"),
-        flags=fields.names("flags"),
-    )
+    measured = declared.read(Measured, fields)
     modes = found.setdefault(key, {})
     if measured.mode in modes:
         raise BadResults(f"{fields.where}: {measured.mode} stands twice")
     modes[measured.mode] = measured
-
-
-def _spread(fields: Fields) -> Spread:
-    spread = Spread(fields.number("median"), fields.number("q1"), fields.number("q3"), fields.count("rounds"))
-    if not spread.q1 <= spread.median * (1 + 1e-9) or not spread.median <= spread.q3 * (1 + 1e-9):
-        raise fields.bad("median", f"between q1 = {spread.q1:g} and q3 = {spread.q3:g}")
-    return spread
 
 
 def _modes(rows: Sequence[ModuleResult | Decoder]) -> list[str]:

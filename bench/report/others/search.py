@@ -2,16 +2,17 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import altair as alt
 
+from bench.files import declared
 from bench.files.fields import Fields, printable
 from bench.files.kinds import File
 from bench.files.rows import Spread
 from bench.report.drawing import layout, style, words
-from bench.report.drawing.figures import Width
-from bench.report.drawing.sections import LABEL_GAP, RECORDS, Charts, Section, encodings, looks, measured
+from bench.report.drawing.figures import Width, encodings
+from bench.report.drawing.sections import LABEL_GAP, RECORDS, Charts, Section, looks, measured
 from bench.report.drawing.style import GREY, Style
 
 HEIGHT = 400
@@ -29,19 +30,25 @@ SHOWN = 3  # names in the label of a place of the taxonomy
 class CandidateRow:
     """A candidate that was timed; shares are of dense."""
 
-    name: str
-    family: str
-    named: bool
-    title: str
-    einsum: str
-    params: float
-    flops: float
-    exponents: tuple[float, float, float]  # omega, psi, nu at these widths
+    name: Annotated[str, declared.Reader(Fields.name), declared.Key("structure")]
+    family: declared.Name
+    named: declared.Flag
+    title: declared.Words
+    einsum: Annotated[str, declared.Reader(lambda fields, key: " + ".join(fields.names(key)))]
+    params: Annotated[float, declared.Reader(Fields.number), declared.Key("params_share")]
+    flops: Annotated[float, declared.Reader(Fields.number), declared.Key("flops_share")]
+    omega: Annotated[float, declared.within(-9, 9)]  # at these widths, as psi and nu
+    psi: Annotated[float, declared.within(0, 9)]
+    nu: Annotated[float, declared.within(-9, 9)]
     speedup: Spread
-    backend: str
-    quality: float | None
-    finished: bool
-    reason: str | None  # why it survived
+    backend: declared.Name
+    finished: declared.Flag
+    quality: Annotated[float, declared.within(0, 1e9)] | None = None
+    reason: declared.Words | None = None  # why it survived
+
+    @property
+    def exponents(self) -> tuple[float, float, float]:
+        return self.omega, self.psi, self.nu
 
     @property
     def time(self) -> float:
@@ -65,7 +72,7 @@ def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Se
     Raises:
         BadResults: a field is missing or impossible.
     """
-    rows = sorted(map(_row, file.rows), key=lambda row: row.time)
+    rows = sorted((declared.read(CandidateRow, fields) for fields in file.rows), key=lambda row: row.time)
     request = file.setup.inside("request")
     own = looks({*structures, *(row.name for row in rows if row.named)})
     styles = {_id(i): own[r.name] if r.named else MEMBER if r.reason else OTHER for i, r in enumerate(rows)}
@@ -128,10 +135,8 @@ def _front(rows: Sequence[CandidateRow], styles: Mapping[str, Style], width: Wid
     steps = alt.Chart(alt.InlineData([{"time": row.time, "quality": row.quality} for row in survivors]))
     line = steps.mark_line(interpolate="step-after", color=GREY, strokeWidth=1.3, opacity=0.7, aria=False)
     named = {row.name: row for row in [*survivors, *(row for row in kept if row.named)]}
-    return _layered(
-        [line.encode(x=x, y=y)], named, "quality", rows, styles, x, y, x_scale, y_scale, width,
-        "datum.quality !== null", "Quality against time",
-    )  # fmt: skip
+    plot = _Plot("Quality against time", "quality", "datum.quality !== null", x, y, y_scale, named)
+    return _layered(plot, [line.encode(x=x, y=y)], styles, width)
 
 
 def _times(rows: Sequence[CandidateRow], styles: Mapping[str, Style], width: Width) -> alt.LayerChart:
@@ -146,38 +151,36 @@ def _times(rows: Sequence[CandidateRow], styles: Mapping[str, Style], width: Wid
     line = equal.mark_line(color=GREY, strokeDash=[3, 3], strokeWidth=1, clip=True, aria=False).encode(x=x, y=y)
     dense = alt.Chart(alt.InlineData([{"time": 1.0}])).mark_rule(strokeWidth=1.4, aria=False).encode(y=y)
     named = {row.name: row for row in rows if row.named or row.reason}
-    return _layered(
-        [line, dense], named, "time", rows, styles, x, y, x_scale, y_scale, width, "true", "Time against FLOPs"
-    )
+    return _layered(_Plot("Time against FLOPs", "time", "true", x, y, y_scale, named), [line, dense], styles, width)
 
 
-def _layered(
-    below: list[Any],
-    named: Mapping[str, CandidateRow],
-    field: str,
-    rows: Sequence[CandidateRow],
-    styles: Mapping[str, Style],
-    x: alt.X,
-    y: alt.Y,
-    x_scale: alt.Scale,
-    y_scale: alt.Scale,
-    width: Width,
-    kept: str,
-    name: str,
-) -> alt.LayerChart:
+@dataclass(frozen=True)
+class _Plot:
+    """A chart of candidates: of those that `kept` keeps, `field` against x; `named` have their names beside it."""
+
+    name: str
+    field: str
+    kept: str
+    x: alt.X
+    y: alt.Y
+    scale: alt.Scale
+    named: Mapping[str, CandidateRow]
+
+
+def _layered(plot: _Plot, below: list[Any], styles: Mapping[str, Style], width: Width) -> alt.LayerChart:
     """Points over `below`, and beside the plot the names of some, at the heights of their points or near them."""
-    look = encodings(styles)
-    base = alt.Chart(RECORDS).transform_filter(kept)
+    look, x, y, name = encodings(styles), plot.x, plot.y, plot.name
+    base = alt.Chart(RECORDS).transform_filter(plot.kept)
     points = base.mark_point(size=46, strokeWidth=1.3, opacity=0.95, clip=True).encode(
         x=x, y=y, color=look["color"], shape=look["shape"], fill=look["fill"], tooltip=_tooltip()
     )
-    labels = _labels(named, field, y_scale)
+    labels = _labels(plot.named, plot.field, plot.scale)
     texts = alt.Chart(alt.InlineData(labels))
     edge = alt.value("width")
     leaders = texts.mark_rule(strokeWidth=0.6, x2Offset=8, color=GREY, opacity=0.6, aria=False)
     leaders = leaders.encode(x=x, y=y, x2=edge, y2="at")
     written = texts.mark_text(align="left", xOffset=11, limit=150, fontSize=10.5, aria=False)
-    written = written.encode(x=edge, y=alt.Y("at:Q", scale=y_scale), text="label:N")
+    written = written.encode(x=edge, y=alt.Y("at:Q", scale=plot.scale), text="label:N")
     height = max(HEIGHT, LABEL_GAP * (len(labels) + 1))
     return alt.LayerChart(
         layer=[*below, leaders, points, written], width=width, height=height, title=name, description=f"{name}."
@@ -268,26 +271,6 @@ def _id(i: int) -> str:
 
 
 # -- reading
-
-
-def _row(fields: Fields) -> CandidateRow:
-    einsum = fields.names("einsum")
-    spread = fields.inside("speedup")
-    return CandidateRow(
-        name=fields.name("structure"),
-        family=fields.name("family"),
-        named=fields.flag("named"),
-        title=fields.words("title"),
-        einsum=" + ".join(einsum),
-        params=fields.number("params_share"),
-        flops=fields.number("flops_share"),
-        exponents=(fields.within("omega", -9, 9), fields.within("psi", 0, 9), fields.within("nu", -9, 9)),
-        speedup=Spread(spread.number("median"), spread.number("q1"), spread.number("q3"), spread.count("rounds")),
-        backend=fields.name("backend"),
-        quality=fields.within("quality", 0, 1e9) if "quality" in fields else None,
-        finished=fields.flag("finished"),
-        reason=fields.words("reason") if "reason" in fields else None,
-    )
 
 
 def _asked(request: Fields) -> str:

@@ -9,9 +9,9 @@ import altair as alt
 from bench.files.fields import BadResults, Fields, printable
 from bench.files.kinds import File
 from bench.report.drawing import layout
-from bench.report.drawing.figures import Width
-from bench.report.drawing.sections import LABEL_GAP, RECORDS, Section, encodings, looks, measured
-from bench.report.drawing.style import GREY, Style
+from bench.report.drawing.figures import Width, edge_labels, encodings
+from bench.report.drawing.sections import LABEL_GAP, RECORDS, Section, looks, measured
+from bench.report.drawing.style import Style
 from bench.report.sweep.charts import LABEL_WIDTH
 
 BAND = 2.5  # times the size at the smallest width, or a share of it, that a width should stay within
@@ -128,15 +128,7 @@ def _labels(
         for id, (width, _) in last.items()
     ]
     base = alt.Chart(alt.InlineData(values))
-    leaders = base.mark_rule(strokeWidth=0.7, x2Offset=12, color=GREY, opacity=0.7, aria=False)
-    markers = base.mark_point(size=40, strokeWidth=1.3, opacity=1, xOffset=17, aria=False)
-    texts = base.mark_text(align="left", xOffset=25, limit=LABEL_WIDTH, aria=False)
-    edge, at = alt.value("width"), alt.Y("at:Q", scale=y)
-    return [
-        leaders.encode(x=x, y=alt.Y("end:Q", scale=y), x2=edge, y2="at"),
-        markers.encode(x=edge, y=at, color=look["color"], shape=look["shape"], fill=look["fill"]),
-        texts.encode(x=edge, y=at, text="label:N"),
-    ]
+    return edge_labels(base, x, alt.Y("end:Q", scale=y), alt.Y("at:Q", scale=y), look, LABEL_WIDTH)
 
 
 def _records(line: WidthCurve) -> list[dict[str, Any]]:

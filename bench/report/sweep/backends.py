@@ -100,7 +100,7 @@ def _view(place: Place, held: Sequence[Contest], slug: str, mode: str, tokens: i
 
 
 def _chart(rows: Sequence[Row], lines: int, looks: Mapping[str, Style], width: figures.Width) -> alt.LayerChart:
-    look = charts.encodings(looks)
+    look = figures.encodings(looks)
     limits = layout.limits([1.0, *(v for row in rows if (s := row.speedup) for v in (s.q1, s.q3))], 1.1)
     scale = alt.Scale(type="log", domain=limits, nice=False)
     axis = alt.Axis(values=layout.ticks(*limits), labelExpr=charts.written(words.TIMES), title=None)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.files.rows import DTYPES, MODES, Row
+from bench.files.rows import Row
+from bench.files.vocabulary import DTYPES, MODES
 from bench.report.drawing.curve import CONTROL, STRUCTURE, dyad
 from bench.report.sweep.panels import Panel
 from bench.report.sweep.verdicts import break_even

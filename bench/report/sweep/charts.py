@@ -11,10 +11,11 @@ from typing import Any
 import altair as alt
 
 from bench.files.rows import Row, Spread
+from bench.files.vocabulary import DENSE
 from bench.report.drawing import layout, words
-from bench.report.drawing.curve import DENSE, STRUCTURE
-from bench.report.drawing.figures import Width
-from bench.report.drawing.style import GREY, Style
+from bench.report.drawing.curve import STRUCTURE
+from bench.report.drawing.figures import Width, edge_labels, encodings
+from bench.report.drawing.style import Style
 from bench.report.sweep.panels import Panel
 from bench.report.sweep.verdicts import break_even
 
@@ -152,7 +153,7 @@ def _lines(plot: _Plot) -> list[alt.Chart]:
     shared = {"x": plot.x, "color": look["color"], "opacity": alt.condition(pointed, alt.value(1), alt.value(0.15))}
     squares = alt.Chart(ROWS).transform_filter("datum.square")
     lines = squares.mark_line(aria=False).encode(
-        y=plot.y(field, axis), strokeDash=look["dash"], strokeWidth=look["width"], detail="c:N", **shared
+        y=plot.y(field, axis), strokeDash=look["strokeDash"], strokeWidth=look["width"], detail="c:N", **shared
     )
     points = squares.mark_point(size=52, strokeWidth=1.3, opacity=1, **TOLD).encode(
         y=plot.y(field, axis), shape=look["shape"], fill=look["fill"], description=SAID, **shared
@@ -184,7 +185,7 @@ def _labels(plot: _Plot) -> list[alt.Chart]:
     """Each curve's marker and name right of the plot, at the height of its last point or near it."""
     names = {curve.id: curve.label for curve in plot.panel.curves}
     last = {c.id: (row, v.median) for c in plot.panel.curves for row in c.squares if (v := plot.quantity.of(row))}
-    if plot.quantity.field == "speedup":  # dense is the measure, so it has no ratio of its own
+    if plot.quantity.field == "speedup":  # dense is the baseline, so it has no ratio of its own
         dense = [curve for curve in plot.panel.curves if curve.kind == DENSE and curve.squares]
         last |= {curve.id: (curve.squares[-1], 1.0) for curve in dense}
         names |= {curve.id: f"{curve.label} (break-even)" for curve in dense}
@@ -195,31 +196,7 @@ def _labels(plot: _Plot) -> list[alt.Chart]:
         for id, (row, end) in last.items()
     ]
     base = alt.Chart(alt.InlineData(values))
-    leaders = base.mark_rule(strokeWidth=0.7, x2Offset=12, color=GREY, opacity=0.7, aria=False)
-    markers = base.mark_point(size=40, strokeWidth=1.3, opacity=1, xOffset=17, aria=False)
-    texts = base.mark_text(align="left", xOffset=25, limit=LABEL_WIDTH, aria=False)
-    edge, look = alt.value("width"), plot.look
-    return [
-        leaders.encode(x=plot.x, y=plot.y("end"), x2=edge, y2="at"),
-        markers.encode(x=edge, y=plot.y("at"), color=look["color"], shape=look["shape"], fill=look["fill"]),
-        texts.encode(x=edge, y=plot.y("at"), text="label:N"),
-    ]
-
-
-def encodings(styles: Mapping[str, Style]) -> dict[str, Any]:
-    """Encodings of a record's id `c` as colour, dashes, width, marker and fill, without a legend."""
-    own = list(styles.values())
-
-    def scale(values: Sequence[Any]) -> dict[str, Any]:
-        return {"legend": None, "scale": alt.Scale(domain=list(styles), range=list(values))}
-
-    return {
-        "color": alt.Color("c:N", **scale([look.colour for look in own])),
-        "dash": alt.StrokeDash("c:N", **scale([list(look.dash) for look in own])),
-        "width": alt.StrokeWidth("c:O", **scale([look.width for look in own])),
-        "shape": alt.Shape("c:N", **scale([look.marker for look in own])),
-        "fill": alt.Fill("c:N", **scale(["transparent" if look.hollow else look.colour for look in own])),
-    }
+    return edge_labels(base, plot.x, plot.y("end"), plot.y("at"), plot.look, LABEL_WIDTH)
 
 
 def _figures(quantity: Quantity, rows: Sequence[Row]) -> list[float]:

@@ -4,8 +4,9 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from bench.files.rows import Row
+from bench.files.vocabulary import DENSE
 from bench.report.drawing import figures, views, words
-from bench.report.drawing.curve import CONTROL, DENSE, Curve
+from bench.report.drawing.curve import CONTROL, Curve
 from bench.report.drawing.style import Style, styles
 from bench.report.drawing.views import View
 from bench.report.sweep import charts
@@ -76,7 +77,7 @@ def _line(curve: Curve, style: Style) -> dict[str, Any]:
         "params": words.span([row.params_share for row in curve.rows]),
         "flops": words.span([row.flops_share for row in curve.rows]),
         "executed": words.span([row.executed_share for row in curve.rows]),
-        "break_even": "is the measure" if curve.kind == DENSE else break_even(curve.rows)[1],
+        "break_even": "baseline" if curve.kind == DENSE else break_even(curve.rows)[1],
         "flags": ", ".join(sorted({flag for row in curve.rows for flag in row.flags})) or "none",
         "options": _options(curve),
     }

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bench.files.rows import MODES, Results, Row, Run
+from bench.files.rows import Results, Row, Run
+from bench.files.vocabulary import DENSE, MODES
 from bench.report.drawing import words
-from bench.report.drawing.curve import CONTROL, DENSE, STRUCTURE, Curve, Place, dyad, kind
+from bench.report.drawing.curve import CONTROL, STRUCTURE, Curve, Place, dyad, kind
 
 
 @dataclass(frozen=True)

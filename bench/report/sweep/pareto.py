@@ -6,8 +6,9 @@ from typing import Any
 import altair as alt
 
 from bench.files.rows import Row
+from bench.files.vocabulary import DENSE
 from bench.report.drawing import figures, layout, views, words
-from bench.report.drawing.curve import CONTROL, DENSE, STRUCTURE, Place, kind
+from bench.report.drawing.curve import CONTROL, STRUCTURE, Place, kind
 from bench.report.drawing.style import DASHES, DOT, GREY, Style, by_name
 from bench.report.drawing.views import View
 from bench.report.sweep import charts
@@ -106,7 +107,7 @@ def _chart(
     budgets: Sequence[str],
     width: figures.Width,
 ) -> alt.LayerChart:
-    look = charts.encodings(ids)
+    look = figures.encodings(ids)
     xs = layout.limits([getattr(row, cost) for row in rows], 1.25)
     xs[1] *= (xs[1] / xs[0]) ** NAME_ROOM
     ends = [record.get(key, record["relative"]) for record in records for key in ("relative_low", "relative_high")]

@@ -7,7 +7,8 @@ from typing import Any
 
 import altair as alt
 
-from bench.files.rows import BOUNDS, Limits, Row
+from bench.files.rows import Limits, Row
+from bench.files.vocabulary import BOUNDS
 from bench.report.drawing import figures, layout, views, words
 from bench.report.drawing.curve import CONTROL, Place, kind
 from bench.report.drawing.style import DOT, MARKERS, TRIANGLES

@@ -8,8 +8,9 @@ from typing import Any
 import altair as alt
 
 from bench.files.rows import Row
+from bench.files.vocabulary import DENSE
 from bench.report.drawing import figures, views, words
-from bench.report.drawing.curve import DENSE, Place, dyad
+from bench.report.drawing.curve import Place, dyad
 from bench.report.drawing.style import Style, by_name
 from bench.report.drawing.views import View
 from bench.report.sweep import charts
@@ -158,7 +159,7 @@ def _map(
         "x": alt.X("shape:N", scale=alt.Scale(domain=shapes, paddingInner=0.04, paddingOuter=0), axis=below),
         "y": alt.Y("y:N", scale=alt.Scale(domain=tokens, paddingInner=0.06, paddingOuter=0), axis=axis),
     }
-    look = charts.encodings(ids)
+    look = figures.encodings(ids)
     base = alt.Chart(charts.ROWS).transform_filter(f"datum.map === {number}").encode(**place)
     colours = alt.Scale(domain=list(ids), range=[look.colour for look in ids.values()])
     dashes = alt.ExprRef("datum.tie ? [4, 3] : [1, 0]")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import altair as alt
@@ -10,8 +11,7 @@ from bench.report.drawing import words
 from bench.report.drawing.figures import Width
 from bench.report.drawing.views import View
 from bench.report.training.curves import OWN
-from bench.report.training.marks import Looks, Times, legend, looks_of, room, ticks, told
-from bench.report.training.rows import TrainingPlace
+from bench.report.training.marks import Looks, Trained, looks_of, room, ticks, told
 from bench.report.training.stats import TIE, Result, budgets
 
 GROUP = "Beside dense"
@@ -19,20 +19,18 @@ ROW = 17  # pixels of a series
 TITLE = "loss over dense's: left of the line is better"
 
 
-def made(
-    results: Mapping[TrainingPlace, Sequence[Result]], times: Times, look: Looks, caption: Sequence[str], stem: str
-) -> list[View]:
+def made(of: Trained) -> list[View]:
     """A view for each budget, of every task at its largest width that has it."""
-    largest = {place.setting: place for place in results}  # by width within a setting
+    largest = {place.setting: place for place in of.results}  # by width within a setting
     found: list[View] = []
-    for budget, start in budgets([r for p in largest.values() for r in results[p]]):
+    for budget, start in budgets([r for p in largest.values() for r in of.results[p]]):
         charts = {}
         for place in largest.values():
-            kept = chosen(results[place], budget, start)
+            kept = chosen(of.results[place], budget, start)
             if any(not r.first.control for r in kept):
                 charts[f"{place.setting}, width {place.width}"] = kept
         if charts:
-            found.append(view(charts, budget, start, times, look, caption, f"{stem}-beside-{len(found) + 1}"))
+            found.append(view(of, charts, budget, start, f"beside-{len(found) + 1}"))
     return found
 
 
@@ -48,47 +46,34 @@ def chosen(several: Sequence[Result], budget: str | None, start: str) -> list[Re
 
 
 def view(
-    charts: Mapping[str, Sequence[Result]], budget: str | None, start: str, times: Times, look: Looks,
-    caption: Sequence[str], slug: str, columns: int = 2,
-) -> View:  # fmt: skip
+    of: Trained, charts: Mapping[str, Sequence[Result]], budget: str | None, start: str, slug: str = "beside"
+) -> View:
     """One chart for each title, its series from the least loss down."""
     numbered = [(i, result) for i, several in enumerate(charts.values()) for result in several]
-    records = [_record(i, result, budget, times, look) for i, result in numbered]
+    records = [_record(i, result, budget, of) for i, result in numbered]
     structures = [r.first.structure for several in charts.values() for r in several]
     at = OWN if budget is None else words.budget(budget)
-
-    def draw(width: Width) -> Mapping[str, Any]:
-        return {
-            title: _chart(i, [r for r in records if r["chart"] == i], look, width, title)
-            for i, title in enumerate(charts)
-        }
 
     told_of = (
         "Mean loss over seeds beside dense's. Bars: the noise of that difference, at 95 % for all of a chart together; "
         "a bar across the line is a tie with dense, and is written so."
     )
-    return View(
-        group=GROUP,
-        slug=slug,
-        title=f"{at[0].upper()}{at[1:]}{f', {start} start' if start else ''}",
-        choices={"Compared at": at, **({"Start": start} if start else {})},
-        caption=[told_of, *caption],
-        draw=draw,
-        rows=(),
-        records=records,
-        figures={slug: list(charts)},
-        legend=legend(look, structures),
-        columns=columns,
-    )
+    drawn = {
+        title: partial(_chart, i, [r for r in records if r["chart"] == i], of.look, title)
+        for i, title in enumerate(charts)
+    }
+    heading = f"{at[0].upper()}{at[1:]}{f', {start} start' if start else ''}"
+    asked = {"Compared at": at, **({"Start": start} if start else {})}
+    return of.view(GROUP, slug, heading, asked, [told_of], drawn, records, structures)
 
 
-def _record(chart: int, result: Result, budget: str | None, times: Times, look: Looks) -> dict[str, Any]:
+def _record(chart: int, result: Result, budget: str | None, of: Trained) -> dict[str, Any]:
     first, ratio, margin = result.first, 1 + (result.difference or 0.0), result.margin or 0.0
     tie = result.verdict == TIE
     percent = f"{(ratio - 1) * 100:+.1f} %" if abs(ratio - 1) < 0.995 else f"{words.ratio(ratio)}"
     return {
         "chart": chart,
-        "c": look[first.structure][0],
+        "c": of.look[first.structure][0],
         "row": first.series,
         "name": first.structure if budget else first.series,
         "ratio": ratio,
@@ -96,11 +81,11 @@ def _record(chart: int, result: Result, budget: str | None, times: Times, look: 
         "high": ratio * math.exp(margin),
         "tie": tie,
         "written": f"{percent} (tie)" if tie else percent,
-        "told": told(result, times.get((first.place, first.series.partition(", ")[0]))),
+        "told": told(result, of.time_of(result)),
     }
 
 
-def _chart(number: int, records: Sequence[Mapping[str, Any]], look: Looks, width: Width, title: str) -> alt.LayerChart:
+def _chart(number: int, records: Sequence[Mapping[str, Any]], look: Looks, title: str, width: Width) -> alt.LayerChart:
     ordered = sorted(records, key=lambda r: r["ratio"])
     rows = [r["row"] for r in ordered]
     names = {r["row"]: r["name"] for r in ordered}

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import altair as alt
 
-from bench.files.kinds import MIX
+from bench.files.vocabulary import MIX
 from bench.report.drawing import layout
 from bench.report.drawing.figures import Width
 from bench.report.drawing.style import GREY
@@ -14,10 +16,10 @@ from bench.report.drawing.views import View
 from bench.report.training.marks import (
     HEIGHT,
     Looks,
-    Times,
+    Trained,
     at_end,
+    choices,
     labels,
-    legend,
     looks_of,
     reach,
     records,
@@ -38,16 +40,14 @@ QUANTITIES = {
 TRADE = {"share": "Loss against parameters, as blocks grow", "time": "Loss against time of a step, as blocks grow"}
 
 
-def made(
-    results: Mapping[TrainingPlace, Sequence[Result]], times: Times, look: Looks, caption: Sequence[str], stem: str
-) -> list[View]:
+def made(of: Trained) -> list[View]:
     """A view for each place where one structure was trained with several numbers of blocks."""
-    found = []
-    for place, several in results.items():
+    found: list[View] = []
+    for place, several in of.results.items():
         own = [(r, _blocks(r)) for r in several if r.loss is not None and r.first.budget is None]
         counts = {(r.first.structure, n) for r, n in own if n}
         if any(sum(name == other for name, _ in counts) > 1 for other, _ in counts):
-            found.append(_view(place, own, times, look, caption, f"{stem}-blocks-{len(found) + 1}"))
+            found.append(_view(of, place, own, f"blocks-{len(found) + 1}"))
     return found
 
 
@@ -57,45 +57,23 @@ def _blocks(result: Result) -> int | None:
     return int(match[1]) if match and not result.first.control else None
 
 
-def _view(
-    place: TrainingPlace,
-    own: Sequence[tuple[Result, int | None]],
-    times: Times,
-    look: Looks,
-    caption: Sequence[str],
-    slug: str,
-) -> View:
+def _view(of: Trained, place: TrainingPlace, own: Sequence[tuple[Result, int | None]], slug: str) -> View:
     values = []
     for result, blocks in own:
-        record = at_end(result, times, look)
-        time = times.get((place, result.first.series))
-        record |= {"blocks": blocks, "mix": MIX in result.first.structure, "label": result.first.structure}
-        record |= {"speed": time.speedup if time else None, "speed_low": time.q1 if time else None,
-                   "speed_high": time.q3 if time else None, "time": 1 / time.speedup if time else None}  # fmt: skip
-        values.append(record)
-    structures = [r.first.structure for r, _ in own]
+        time = of.times.get((place, result.first.series))
+        record = at_end(result, of) | {"blocks": blocks, "mix": MIX in result.first.structure}
+        record |= {"label": result.first.structure, "speed": time and time.speedup}
+        record |= {"speed_low": time and time.ratio.q1, "speed_high": time and time.ratio.q3}
+        values.append(record | {"time": time and 1 / time.speedup})
     have = {key: name for key, name in QUANTITIES.items() if any(r["blocks"] and r[key] is not None for r in values)}
     trades = {key: name for key, name in TRADE.items() if sum(r[key] is not None and r["blocks"] is not None
                                                               for r in values) > 1}  # fmt: skip
-
-    def draw(width: Width) -> Mapping[str, Any]:
-        charts = {name: _against(key, name, values, look, width) for key, name in have.items()}
-        return charts | {name: _trade(key, name, values, look, width) for key, name in trades.items()}
-
-    told = "Lines join one variant's numbers of blocks, mixes of two variants (they take turns by layer) stand alone. "
-    told += "Bars of losses: two that meet are a tie; of speed-ups: quartiles. The grey line is dense."
-    return View(
-        group=GROUP,
-        slug=slug,
-        title=title(place),
-        choices={"Task": place.setting, "Width": str(place.width)},
-        caption=[told, *caption],
-        draw=draw,
-        rows=(),
-        records=values,
-        figures={slug: [*have.values(), *trades.values()]},
-        legend=legend(look, structures),
-    )
+    charts = {name: partial(_against, key, name, values, of.look) for key, name in have.items()}
+    charts |= {name: partial(_trade, key, name, values, of.look) for key, name in trades.items()}
+    said = "Lines join one variant's numbers of blocks, mixes of two variants (they take turns by layer) stand alone. "
+    said += "Bars of losses: two that meet are a tie; of speed-ups: quartiles. The grey line is dense."
+    structures = [r.first.structure for r, _ in own]
+    return of.view(GROUP, slug, title(place), choices(place), [said], charts, values, structures)
 
 
 def _against(key: str, name: str, values: Sequence[Mapping[str, Any]], look: Looks, width: Width) -> alt.LayerChart:
@@ -108,7 +86,7 @@ def _against(key: str, name: str, values: Sequence[Mapping[str, Any]], look: Loo
     limits = room(ends + [v["y"] for v in level])
     scale, axis = y_axis(limits, ".2~%" if key == "share" else "~g")
     x = _blocks_axis(have)
-    return _layers(key, low, high, level, x, scale, axis, have, look, width, name, "blocks")
+    return _layers(_Plot(key, low, high, "blocks", level, x, scale, axis, have), name, look, width)
 
 
 def _trade(key: str, name: str, values: Sequence[Mapping[str, Any]], look: Looks, width: Width) -> alt.LayerChart:
@@ -117,7 +95,7 @@ def _trade(key: str, name: str, values: Sequence[Mapping[str, Any]], look: Looks
     scale, axis = y_axis(room(reach(have) + [v["y"] for v in level]))
     text = "parameters, of dense" if key == "share" else "time of a step, of dense (paired)"
     x = x_axis([r[key] for r in have], text, share=True)
-    return _layers("loss", "low", "high", level, x, scale, axis, have, look, width, name, key)
+    return _layers(_Plot("loss", "low", "high", key, level, x, scale, axis, have), name, look, width)
 
 
 def _blocks_axis(have: Sequence[Mapping[str, Any]]) -> alt.X:
@@ -126,28 +104,43 @@ def _blocks_axis(have: Sequence[Mapping[str, Any]]) -> alt.X:
     return alt.X("x:Q", scale=scale, axis=alt.Axis(values=counts, format="d", title="n_blocks"))
 
 
-def _layers(
-    key: str, low: str, high: str, level: Sequence[Mapping[str, float]], x: alt.X, scale: alt.Scale, axis: alt.Axis,
-    have: Sequence[Mapping[str, Any]], look: Looks, width: Width, name: str, across: str,
-) -> alt.LayerChart:  # fmt: skip
-    own = looks_of(look)
-    base = records(across).transform_filter("isValid(datum.blocks)").transform_filter(f"isValid(datum.{key})")
-    y = alt.Y(f"{key}:Q", scale=scale, axis=axis)
-    flat = alt.Chart(alt.InlineData(list(level))).mark_rule(color=GREY, strokeWidth=1.2, aria=False)
+@dataclass(frozen=True)
+class _Plot:
+    """What one chart draws: `key`, with bars from `low` to `high`, against `across`, and dense's level."""
+
+    key: str
+    low: str
+    high: str
+    across: str
+    level: Sequence[Mapping[str, float]]
+    x: alt.X
+    scale: alt.Scale
+    axis: alt.Axis
+    have: Sequence[Mapping[str, Any]]
+
+    def y(self, field: str) -> alt.Y:
+        return alt.Y(f"{field}:Q", scale=self.scale, axis=self.axis)
+
+
+def _layers(plot: _Plot, name: str, look: Looks, width: Width) -> alt.LayerChart:
+    own, x, y, across = looks_of(look), plot.x, plot.y(plot.key), plot.across
+    base = records(across).transform_filter("isValid(datum.blocks)").transform_filter(f"isValid(datum.{plot.key})")
+    flat = alt.Chart(alt.InlineData(list(plot.level))).mark_rule(color=GREY, strokeWidth=1.2, aria=False)
     lines = base.mark_line(strokeWidth=1.5, aria=False)
     bars = base.mark_rule(strokeWidth=1, opacity=0.6, aria=False)
     points = base.mark_point(size=52, strokeWidth=1.3, opacity=1).encode(
         x=x, y=y, color=own["color"], shape=own["shape"], fill=own["fill"],
         tooltip=[alt.Tooltip("told:N", title="series"), alt.Tooltip("blocks:Q", title="n_blocks")],
     )  # fmt: skip
-    last = {r["label"]: {**r, "x": r[across], "loss": r[key]} for r in sorted(have, key=lambda r: r["blocks"])}
-    named = labels(list(last.values()), x, scale, HEIGHT, own)
+    ordered = sorted(plot.have, key=lambda r: r["blocks"])
+    last = {r["label"]: {**r, "x": r[across], "loss": r[plot.key]} for r in ordered}
+    named = labels(list(last.values()), x, plot.scale, HEIGHT, own)
     return alt.LayerChart(
         layer=[
-            flat.encode(y=alt.Y("y:Q", scale=scale, axis=axis)),
+            flat.encode(y=plot.y("y")),
             lines.encode(x=x, y=y, color=own["color"], strokeDash=own["strokeDash"], detail="c:N",
                          order=alt.Order("blocks:Q")),
-            bars.encode(x=x, y=alt.Y(f"{low}:Q", scale=scale, axis=axis), y2=high, color=own["color"]),
+            bars.encode(x=x, y=plot.y(plot.low), y2=plot.high, color=own["color"]),
             points,
             *named,
         ],

@@ -66,7 +66,10 @@ def _measured(
         settings = {place.setting for place in chosen}
         ours = [t for t in times if t.place.setting in settings and t.structure in asked["structures"]]
         return _by_place(
-            (t.place, f"{t.series}: a step {t.speedup:.2f} times as fast as dense's ({t.q1:.2f} to {t.q3:.2f})")
+            (
+                t.place,
+                f"{t.series}: a step {t.speedup:.2f} times as fast as dense's ({t.ratio.q1:.2f} to {t.ratio.q3:.2f})",
+            )
             for t in ours
         )
     lines = {"accuracy": accuracy, "recovered": recovered}.get(what, loss)

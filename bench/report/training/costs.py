@@ -1,6 +1,7 @@
 """Losses at the end of runs against what they cost: parameters, FLOPs counted and executed, seconds."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import altair as alt
@@ -14,10 +15,10 @@ from bench.report.training.marks import (
     REMOVED,
     SECONDS,
     Looks,
-    Times,
+    Trained,
     at_end,
+    choices,
     labels,
-    legend,
     looks_of,
     ordered,
     reach,
@@ -44,16 +45,13 @@ COSTS = {
 }
 
 
-def made(
-    results: Mapping[TrainingPlace, Sequence[Result]], times: Times, look: Looks, caption: Sequence[str], stem: str
-) -> list[View]:
+def made(of: Trained) -> list[View]:
     """A view for each place."""
-    found = []
-    for place, several in ordered(results).items():
-        kept = [at_end(r, times, look) for r in several if r.loss is not None]
-        if len(kept) > 1:
-            structures = [r.first.structure for r in several if r.loss is not None]
-            found.append(_view(place, kept, structures, look, caption, f"{stem}-costs-{len(found) + 1}"))
+    found: list[View] = []
+    for place, several in ordered(of.results).items():
+        trained = [r for r in several if r.loss is not None]
+        if len(trained) > 1:
+            found.append(_view(of, place, trained, f"costs-{len(found) + 1}"))
     return found
 
 
@@ -62,43 +60,25 @@ def same(some: Sequence[Mapping[str, Any]]) -> bool:
     return all(abs(r["executed"] / r["flops"] - 1) < 0.005 for r in some)
 
 
-def _view(
-    place: TrainingPlace,
-    kept: list[dict[str, Any]],
-    structures: list[str],
-    look: Looks,
-    caption: Sequence[str],
-    slug: str,
-) -> View:
+def _view(of: Trained, place: TrainingPlace, trained: Sequence[Result], slug: str) -> View:
+    kept = [at_end(result, of) for result in trained]
     costs = {k: v for k, v in COSTS.items() if k != "executed" or not same(kept)}
     if same(kept):
         costs["flops"] = ("FLOPs of the training run (as many executed as counted)", "")
-    costs = {k: v for k, v in costs.items() if sum(r[k] is not None for r in kept) > 1}
-    names = {key: f"Loss against {text.partition(', as')[0] if key == 'seconds' else text}"
-             for key, (text, _) in costs.items()}  # fmt: skip
-
-    def draw(width: Width) -> Mapping[str, Any]:
-        return {names[key]: _chart(key, text, unit, kept, look, width)
-                for key, (text, unit) in costs.items()}  # fmt: skip
-
-    return View(
-        group=GROUP,
-        slug=slug,
-        title=title(place),
-        choices={"Task": place.setting, "Width": str(place.width)},
-        caption=[NOISE, *caption],
-        draw=draw,
-        rows=(),
-        records=kept,
-        figures={slug: list(names.values())},
-        legend=legend(look, structures),
-    )
+    charts = {
+        f"Loss against {text.partition(', as')[0] if key == 'seconds' else text}": partial(
+            _chart, key, text, unit, kept, of.look
+        )
+        for key, (text, unit) in costs.items()
+        if sum(r[key] is not None for r in kept) > 1
+    }
+    structures = [r.first.structure for r in trained]
+    return of.view(GROUP, slug, title(place), choices(place), [NOISE], charts, kept, structures)
 
 
 def _chart(
-    key: str, text: str, unit: str, kept: Sequence[Mapping[str, Any]], look: Looks,
-    width: Width,
-) -> alt.LayerChart:  # fmt: skip
+    key: str, text: str, unit: str, kept: Sequence[Mapping[str, Any]], look: Looks, width: Width
+) -> alt.LayerChart:
     """Points with their bars; named are dense, the layers removed, and those that none of less cost beats."""
     have = [r for r in kept if r[key] is not None]
     scale, axis = y_axis(room(reach(kept)))

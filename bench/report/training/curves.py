@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -17,9 +18,9 @@ from bench.report.training.marks import (
     NARROW,
     SECONDS,
     Looks,
-    Times,
+    Trained,
+    choices,
     labels,
-    legend,
     looks_of,
     ordered,
     records,
@@ -37,17 +38,15 @@ GROUP = "Loss while training"
 OWN = "options of their own"
 
 
-def made(
-    results: Mapping[TrainingPlace, Sequence[Result]], times: Times, look: Looks, caption: Sequence[str], stem: str
-) -> list[View]:
+def made(of: Trained) -> list[View]:
     """A view for each place and each budget (and start) in it, with the controls in all of them."""
     found: list[View] = []
-    for place, several in ordered(results).items():
+    for place, several in ordered(of.results).items():
         trained = [r for r in several if r.loss is not None]
         for budget, start in budgets(trained):
             own = [r for r in trained if _within(r, budget, start)]
             if sum(not r.first.control for r in own) and len(own) > 1:
-                found.append(_view(place, budget, start, own, times, look, caption, f"{stem}-curves-{len(found) + 1}"))
+                found.append(_view(of, place, budget, start, own, f"curves-{len(found) + 1}"))
     return found
 
 
@@ -59,11 +58,8 @@ def _within(result: Result, budget: str | None, start: str) -> bool:
     return (first.budget, first.start) == (budget, start) or (first.control and at)
 
 
-def _view(
-    place: TrainingPlace, budget: str | None, start: str, own: Sequence[Result], times: Times, look: Looks,
-    caption: Sequence[str], slug: str,
-) -> View:  # fmt: skip
-    points = [record for result in own for record in _points(result, budget, times, look)]
+def _view(of: Trained, place: TrainingPlace, budget: str | None, start: str, own: Sequence[Result], slug: str) -> View:
+    points = [record for result in own for record in _points(result, budget, of)]
     unit = "tokens" if any(r.first.task in ("language", "distil") for r in own) else "samples"
     axes = {"tokens": (f"{unit} trained on", ""), "flops": ("FLOPs of training, counted", ""),
             "executed": ("FLOPs of training, as executed", ""), "seconds": (SECONDS, "s")}  # fmt: skip
@@ -77,28 +73,19 @@ def _view(
         points = [p for p in points if p["step"]]  # what was never trained has no place on a logarithmic axis
     if sum(p["seconds"] is not None for p in points) < 2:
         del axes["seconds"]
-    structures = [r.first.structure for r in own]
     teacher = own[0].first.teacher_loss if start else None
     what = "Recovered loss" if start else "Loss"
-    names = {key: f"{what} against {text.partition(', as paired')[0]}" for key, (text, _) in axes.items()}
-
-    def draw(width: Width) -> Mapping[str, Any]:
-        return {names[key]: _chart(key, *axes[key], points, look, width, teacher) for key in axes}
-
+    charts = {
+        f"{what} against {text.partition(', as paired')[0]}": partial(
+            _chart, key, text, unit, points, of.look, teacher=teacher
+        )
+        for key, (text, unit) in axes.items()
+    }
     at = OWN if budget is None else words.budget(budget)
-    own_choices = {"Task": place.setting, "Width": str(place.width), "Compared at": at}
-    return View(
-        group=GROUP,
-        slug=slug,
-        title=f"{title(place)}, {at}{f', {start} start' if start else ''}",
-        choices={**own_choices, **({"Start": start} if start else {})},
-        caption=[_schedule(own, start), *caption],
-        draw=draw,
-        rows=(),
-        records=points,
-        figures={slug: list(names.values())},
-        legend=legend(look, structures),
-    )
+    heading = f"{title(place)}, {at}{f', {start} start' if start else ''}"
+    asked = {**choices(place), "Compared at": at, **({"Start": start} if start else {})}
+    structures = [r.first.structure for r in own]
+    return of.view(GROUP, slug, heading, asked, [_schedule(own, start)], charts, points, structures)
 
 
 def _schedule(own: Sequence[Result], start: str) -> str:
@@ -112,7 +99,7 @@ def _schedule(own: Sequence[Result], start: str) -> str:
     return "The rate falls to zero over a run, so that only the ends of curves are results: the rate is higher before."
 
 
-def _points(result: Result, budget: str | None, times: Times, look: Looks) -> list[dict[str, Any]]:
+def _points(result: Result, budget: str | None, of: Trained) -> list[dict[str, Any]]:
     """The mean curve over seeds, with its range."""
     first = result.first
     by_step: dict[int, list[float]] = {}
@@ -120,11 +107,11 @@ def _points(result: Result, budget: str | None, times: Times, look: Looks) -> li
         if run.loss is not None:
             for step, loss in run.curve:
                 by_step.setdefault(step, []).append(loss)
-    seconds = step_seconds(first.place, first.series, first.structure, times)
-    said = told(result, times.get((first.place, first.series.partition(", ")[0])))
+    seconds = step_seconds(first.place, first.series, first.structure, of.times)
+    said = told(result, of.time_of(result))
     return [
         {
-            "c": look[first.structure][0],
+            "c": of.look[first.structure][0],
             "label": first.structure if budget else first.series,
             "series": first.series,
             "step": step,

@@ -1,6 +1,7 @@
 """Minimal pairs by phenomenon: of which the right sentence was preferred, beside chance."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -11,7 +12,7 @@ from bench.report.drawing.sections import RECORDS
 from bench.report.drawing.style import COLOURS, DYAD
 from bench.report.drawing.views import View
 from bench.report.sweep.charts import TOLD
-from bench.report.training.marks import Looks, title
+from bench.report.training.marks import Trained, choices, title
 from bench.report.training.rows import Grammar, TrainingPlace
 from bench.report.training.stats import Result, proportion
 
@@ -23,15 +24,13 @@ ABOVE, BELOW = COLOURS[0], DYAD
 SIDES = ("above chance", "below chance", "as chance")
 
 
-def made(
-    results: Mapping[TrainingPlace, Sequence[Result]], look: Looks, caption: Sequence[str], stem: str
-) -> list[View]:
+def made(of: Trained) -> list[View]:
     """A view for each place whose networks were asked for minimal pairs."""
-    found = []
-    for place, several in results.items():
+    found: list[View] = []
+    for place, several in of.results.items():
         asked = [r for r in several if any(run.phenomena for run in r.runs)]
         if asked:
-            found.append(_view(place, asked, look, caption, f"{stem}-grammar-{len(found) + 1}"))
+            found.append(_view(of, place, asked, f"grammar-{len(found) + 1}"))
     return found
 
 
@@ -63,19 +62,15 @@ def _said(result: Result, name: str, some: Sequence[Grammar], cells: int) -> dic
     return {"share": share, "away": share - first.chance, "side": side, "written": f"{share * 100:.0f}", "told": told}
 
 
-def _view(place: TrainingPlace, asked: Sequence[Result], look: Looks, caption: Sequence[str], slug: str) -> View:
+def _view(of: Trained, place: TrainingPlace, asked: Sequence[Result], slug: str) -> View:
     values = cells(asked)
-    records = [{**value, "c": look[value["structure"]][0]} for value in values]
+    records = [{**value, "c": of.look[value["structure"]][0]} for value in values]
     columns = list(dict.fromkeys(value["series"] for value in values))  # the least loss first
     names = list(dict.fromkeys(value["phenomenon"] for value in values))
     run = next(run for r in asked for run in r.runs if run.grammar)
     assert run.grammar is not None
     each = next(iter(run.phenomena.values())).pairs
     heading = "Minimal pairs decided rightly, %"
-
-    def draw(width: Width) -> Mapping[str, Any]:
-        return {heading: _chart(columns, names, width, heading)}
-
     told = [
         f"Of two sentences that differ in one word, how often the right one is the more probable: {each} pairs of each "
         f"phenomenon, {run.grammar.pairs} in all; chance is {run.grammar.chance:.0%}.",
@@ -87,21 +82,11 @@ def _view(place: TrainingPlace, asked: Sequence[Result], look: Looks, caption: S
             "Pairs come in mirrored couples, of which the frequency of words alone gets one of two right; those of "
             f"{ONE_SIDED} do not, so that a network may do well there that knows no grammar."
         )
-    return View(
-        group=GROUP,
-        slug=slug,
-        title=title(place),
-        choices={"Task": place.setting, "Width": str(place.width)},
-        caption=[*told, *caption],
-        draw=draw,
-        rows=(),
-        records=records,
-        figures={slug: [heading]},
-        columns=1,
-    )
+    charts = {heading: partial(_chart, columns, names, heading)}
+    return of.view(GROUP, slug, title(place), choices(place), told, charts, records, columns=1)
 
 
-def _chart(columns: Sequence[str], names: Sequence[str], width: Width, heading: str) -> alt.LayerChart:
+def _chart(columns: Sequence[str], names: Sequence[str], heading: str, width: Width) -> alt.LayerChart:
     plain: dict[str, Any] = {"title": None, "grid": False, "ticks": False, "domain": False, "labelOverlap": False}
     short = [name.partition(" @ ")[0] for name in columns]
     named = {"labelExpr": "split(datum.label, ' @ ')[0]"} if len(set(short)) == len(short) else {}  # of one budget

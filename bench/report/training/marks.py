@@ -1,25 +1,76 @@
 """What charts of training runs share: looks by id, records of series and of their curves, axes, labels at the edge."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
 
-from bench.files.kinds import MIX
+from bench.files.vocabulary import MIX, NARROW
 from bench.report.drawing import layout, style, words
-from bench.report.drawing.sections import CONTROL, LABEL_GAP, RECORDS, encodings
+from bench.report.drawing.figures import Width, encodings
+from bench.report.drawing.sections import CONTROL, LABEL_GAP, RECORDS
 from bench.report.drawing.style import GREY, Style
+from bench.report.drawing.views import View
 from bench.report.sweep import charts
 from bench.report.training.claims import difference
 from bench.report.training.rows import Time, TrainingPlace, TrainingRun
 from bench.report.training.stats import Result
 
 HEIGHT = 340
-NARROW, REMOVED = "dense_narrow", "removed"
+REMOVED = "removed"
 SECONDS = "seconds of steps, as paired with dense's"
 Looks = Mapping[str, tuple[str, Style]]  # by structure: what charts call it, and its look
 Times = Mapping[tuple[TrainingPlace, str], Time]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What all charts of one training file are drawn from; `stem` begins the names of its figures."""
+
+    results: Mapping[TrainingPlace, Sequence[Result]]
+    times: Times
+    look: Looks
+    caption: Sequence[str]
+    stem: str
+
+    def time_of(self, result: Result) -> Time | None:
+        """The time of a series, whatever it started from."""
+        return self.times.get((result.first.place, result.first.series.partition(", ")[0]))
+
+    def view(
+        self,
+        group: str,
+        slug: str,
+        heading: str,
+        choices: Mapping[str, str],
+        said: Sequence[str],
+        charts: Mapping[str, Callable[[Width], alt.LayerChart]],
+        records: Sequence[Mapping[str, Any]],
+        structures: Collection[str] = (),
+        columns: int = 2,
+    ) -> View:
+        """A view of charts by heading; `said` stands before the file's own caption."""
+        slug = f"{self.stem}-{slug}"
+        return View(
+            group=group,
+            slug=slug,
+            title=heading,
+            choices=choices,
+            caption=[*said, *self.caption],
+            draw=lambda width: {name: draw(width) for name, draw in charts.items()},
+            rows=(),
+            records=records,
+            figures={slug: list(charts)},
+            legend=legend(self.look, structures),
+            columns=columns,
+        )
+
+
+def choices(place: TrainingPlace) -> dict[str, str]:
+    """How a reader finds a view of a place."""
+    return {"Task": place.setting, "Width": str(place.width)}
 
 
 def looks(names: Collection[str], runs: Sequence[TrainingRun]) -> Looks:
@@ -59,15 +110,15 @@ def step_seconds(place: TrainingPlace, series: str, structure: str, times: Times
     return middle / own.speedup if own else None
 
 
-def at_end(result: Result, times: Times, found: Looks) -> dict[str, Any]:
+def at_end(result: Result, of: Trained) -> dict[str, Any]:
     """What is known of a series at its end: its loss, the bar of its noise, and what it took."""
     first = result.first
     assert result.loss is not None
     total = first.tokens * first.steps
-    seconds = step_seconds(first.place, first.series, first.structure, times)
+    seconds = step_seconds(first.place, first.series, first.structure, of.times)
     bar = result.bar or 0.0
     return {
-        "c": found[first.structure][0],
+        "c": of.look[first.structure][0],
         "label": first.series,
         "loss": result.loss,
         "low": result.loss * math.exp(-bar),
@@ -77,7 +128,7 @@ def at_end(result: Result, times: Times, found: Looks) -> dict[str, Any]:
         "flops": first.train_flops * total,
         "executed": first.executed * total,
         "seconds": seconds * first.steps if seconds else None,
-        "told": told(result, times.get((first.place, first.series.partition(", ")[0]))),
+        "told": told(result, of.time_of(result)),
     }
 
 

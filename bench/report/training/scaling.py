@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import altair as alt
@@ -12,7 +13,7 @@ from bench.report.drawing.style import GREY
 from bench.report.drawing.views import View
 from bench.report.training.curves import OWN
 from bench.report.training.fronts import Front
-from bench.report.training.marks import HEIGHT, Looks, labels, legend, looks_of, records, room, x_axis, y_axis
+from bench.report.training.marks import HEIGHT, Looks, Trained, labels, looks_of, records, room, x_axis, y_axis
 
 GROUP = "Compute-optimal fronts"
 ROW = 17
@@ -23,9 +24,7 @@ CAPTION = (
 )
 
 
-def made(
-    counted: Sequence[Front], executed: Sequence[Front], look: Looks, caption: Sequence[str], stem: str
-) -> list[View]:
+def made(of: Trained, counted: Sequence[Front], executed: Sequence[Front]) -> list[View]:
     """A view for each setting with several widths, and each budget in it."""
     counts = Counter((f.setting, f.budget) for f in counted if not f.control)
     classes = sorted(counts, key=lambda own: (own[0], own[1] is None, -counts[own], own[1] or ""))
@@ -33,7 +32,7 @@ def made(
     for setting, budget in classes:
         some = [[f for f in own if f.setting == setting and _within(f, budget)] for own in (counted, executed)]
         if any(f.exponent is not None for f in some[0]):
-            found.append(_view(setting, budget, some[0], some[1], look, caption, f"{stem}-fronts-{len(found) + 1}"))
+            found.append(_view(of, setting, budget, *some, f"fronts-{len(found) + 1}"))
     return found
 
 
@@ -47,38 +46,23 @@ def _within(front: Front, budget: str | None) -> bool:
 
 
 def _view(
-    setting: str, budget: str | None, counted: Sequence[Front], executed: Sequence[Front], look: Looks,
-    caption: Sequence[str], slug: str,
-) -> View:  # fmt: skip
+    of: Trained, setting: str, budget: str | None, counted: Sequence[Front], executed: Sequence[Front], slug: str
+) -> View:
     kinds = {"counted": counted, "as executed": executed}
     if all(abs(a.points[-1][0] / b.points[-1][0] - 1) < 0.005 for a, b in zip(counted, executed, strict=True)):
         kinds = {"(as many executed as counted)": counted}
     records = [
-        {"kind": i, "c": look[f.structure][0], "label": f.structure, "x": x, "loss": loss, "series": f.series,
+        {"kind": i, "c": of.look[f.structure][0], "label": f.structure, "x": x, "loss": loss, "series": f.series,
          "fit": None if f.exponent is None or f.factor is None else f.factor * x**-f.exponent, "told": said(f)}
         for i, several in enumerate(kinds.values()) for f in several for x, loss in f.points
     ]  # fmt: skip
-    structures = [f.structure for f in counted]
     at = OWN if budget is None else words.budget(budget)
-    names = [*(f"Least loss against FLOPs {kind}" for kind in kinds), *(f"Exponents, FLOPs {kind}" for kind in kinds)]
-
-    def draw(width: Width) -> Mapping[str, Any]:
-        lines = [_lines(i, records, look, width, names[i]) for i in range(len(kinds))]
-        dots = [_exponents(f, look, width) for f in kinds.values()]
-        return dict(zip(names, [*lines, *dots], strict=True))
-
-    return View(
-        group=GROUP,
-        slug=slug,
-        title=f"{setting}, {at}",
-        choices={"Task": setting, "Compared at": at},
-        caption=[CAPTION, *caption],
-        draw=draw,
-        rows=(),
-        records=records,
-        figures={slug: names},
-        legend=legend(look, structures),
-    )
+    lines = [f"Least loss against FLOPs {kind}" for kind in kinds]
+    charts = {name: partial(_lines, i, records, of.look, name) for i, name in enumerate(lines)}
+    charts |= {f"Exponents, FLOPs {kind}": partial(_exponents, some, of.look) for kind, some in kinds.items()}
+    asked = {"Task": setting, "Compared at": at}
+    structures = [f.structure for f in counted]
+    return of.view(GROUP, slug, f"{setting}, {at}", asked, [CAPTION], charts, records, structures)
 
 
 def said(front: Front) -> str:
@@ -88,7 +72,7 @@ def said(front: Front) -> str:
     return f"{front.series}: exponent {front.exponent:.3f} ({front.low:.3f} to {front.high:.3f})"
 
 
-def _lines(kind: int, values: Sequence[Mapping[str, Any]], look: Looks, width: Width, name: str) -> alt.LayerChart:
+def _lines(kind: int, values: Sequence[Mapping[str, Any]], look: Looks, name: str, width: Width) -> alt.LayerChart:
     have = [r for r in values if r["kind"] == kind]
     scale, axis = y_axis(room([r["loss"] for r in have]))
     x = x_axis([r["x"] for r in have], "FLOPs of training")

@@ -9,7 +9,7 @@ from bench.files.kinds import TRAINING, File
 from bench.report.drawing.sections import Section, measured
 from bench.report.drawing.views import View
 from bench.report.training import beside, blocks, claims, costs, curves, fronts, grammar, rows, scaling, stats, tables
-from bench.report.training.marks import Times, looks, step_seconds
+from bench.report.training.marks import Times, Trained, looks, step_seconds
 from bench.report.training.rows import TrainingPlace, TrainingRun
 from bench.report.training.stats import Result
 
@@ -28,14 +28,14 @@ def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Se
     structures = {*structures, *file.structures}
     times: Times = {(t.place, t.series): t for t in several_times}
     stem = f"{TRAINING}-{number + 1}" if number else TRAINING
-    look, told = looks(structures, runs), measured(file.run)
+    of = Trained(results, times, looks(structures, runs), told := measured(file.run), stem)
     views = [
-        *beside.made(results, times, look, told, stem),
-        *_with_tables(costs.made(results, times, look, told, stem), results, times),
-        *curves.made(results, times, look, told, stem),
-        *scaling.made(counted, _in_order(executed, counted), look, told, stem),
-        *blocks.made(results, times, look, told, stem),
-        *grammar.made(results, look, told, stem),
+        *beside.made(of),
+        *_with_tables(costs.made(of), results, times),
+        *curves.made(of),
+        *scaling.made(of, counted, _in_order(executed, counted)),
+        *blocks.made(of),
+        *grammar.made(of),
     ]
     largest = {place.setting: place for place in results}
     return Section(

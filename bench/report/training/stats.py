@@ -31,7 +31,7 @@ class Result:
     place at once). None where there is no dense loss or nothing tells the noise.
     bar: how far the ends of a bar around the loss are from it (in logarithms), drawn so that bars of two series which
         are a tie meet.
-    best, last: the ranks that it may have among the series of its place: others outside these are more than noise away.
+    best, last: first and last rank compatible with the noise, among the series of its place.
     """
 
     runs: tuple[TrainingRun, ...]

@@ -1,4 +1,4 @@
-"""Tables of training runs: every series of a place, what is said of its length, and who is told apart from dense."""
+"""Tables of training runs: every series of a place, warnings about its length, and which series differ from dense."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ def _cells(result: Result, times: Times) -> dict[str, Cell]:
     return {
         "Loss": ("diverged" if result.loss is None else f"{result.loss:.4g}", spread),
         "Seeds": (str(seeds), f"{result.diverged} diverged" if result.diverged else ""),
-        "Beside dense": ("is the measure", "") if first.structure == "dense" else (beside, noise),
+        "Beside dense": ("baseline", "") if first.structure == "dense" else (beside, noise),
         "Ranks it may have": (ranks, ""),
         "Bits per byte": (_mean(result, "bits_per_byte", ".3f"), ""),
         "Accuracy": (_mean(result, "accuracy", ".1%").replace("%", " %"), ""),
@@ -57,7 +57,7 @@ def _cells(result: Result, times: Times) -> dict[str, Cell]:
         "FLOPs a token": (words.prefixed(first.train_flops), f"{words.prefixed(executed)} executed"),
         "Step, of dense's speed": ("", "")
         if time is None
-        else (words.ratio(time.speedup), f"{time.q1:.2f} to {time.q3:.2f} {flags}".strip()),
+        else (words.ratio(time.speedup), f"{time.ratio.q1:.2f} to {time.ratio.q3:.2f} {flags}".strip()),
         "Rate": (f"{first.lr:.2g}", "the end of those tried" if first.rate_at_end else ""),
     }
 
@@ -97,8 +97,8 @@ def warnings(several: Sequence[Result]) -> list[str]:
     known = length(several)
     if known.fell is not None and known.fell > FALLING:
         found.append(
-            f"Dense's loss was still falling ({known.fell * 100:.1f} % over the last half of the steps): what is told "
-            "here holds for runs of this length, not for longer ones."
+            f"Dense's loss was still falling ({known.fell * 100:.1f} % over the last half of the steps): these "
+            "comparisons hold for runs of this length, not for longer ones."
         )
     removed = next((r for r in several if r.first.structure == REMOVED and r.verdict in (TIE, BETTER)), None)
     if removed is not None:
@@ -108,13 +108,13 @@ def warnings(several: Sequence[Result]) -> list[str]:
             "anything of what stands in their place."
         )
     if all(r.margin is None for r in several):
-        found.append("No series has two seeds: nothing tells how much of a difference is noise.")
+        found.append("No series has two seeds: it is unknown how much of a difference is noise.")
     return found
 
 
 def noise_line(known: Noise | None) -> str:
     if known is None:
-        return "One seed each: nothing tells how much of a difference is noise."
+        return "One seed each: it is unknown how much of a difference is noise."
     return (
         f"From seed to seed losses vary by {known.deviation * 100:.2f} % (standard deviation, {known.freedom} degrees "
         "of freedom)."
@@ -122,7 +122,7 @@ def noise_line(known: Noise | None) -> str:
 
 
 def summary(results: Mapping[TrainingPlace, Sequence[Result]]) -> list[str]:
-    """For every task at its largest width and each budget: which structures are told apart from dense."""
+    """For every task at its largest width and each budget: which structures differ from dense."""
     lines = []
     for place in {p.setting: p for p in results}.values():
         for budget, start in budgets(results[place]):

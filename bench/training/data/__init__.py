@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.files.errors import Wrong, one_of
+from bench.files.errors import UsageError, one_of
 from bench.training.data.cache import place
 from bench.training.data.records import BadData, Dataset, Images, MissingData, Text, bits_per_byte
 from bench.training.data.sources import SOURCES
@@ -38,21 +38,21 @@ def load(name: str, *, root: str | Path | None = None) -> Dataset:
         name: one of `names()`, or `NAME:PATH` with the folder that holds it, as `folder:PATH` or `cifar-10:PATH`.
         root: the folder, in place of `:PATH`; without either, the data set's own in the cache.
     Raises:
-        Wrong: no such name, or a folder for what is built in.
+        UsageError: no such name, or a folder for what is built in.
         MissingData: it is not there; the message names the command that fetches it, or what the folder has to hold.
         BadData: it is damaged, incomplete or of another format. Nothing is ever put in its place.
     """
     word, colon, path = name.partition(":")
     source = SOURCES[one_of("data", word, SOURCES, "each with :PATH for a folder of your own")]
     if colon and root is not None:
-        raise Wrong(f"data: {name!r} names a folder, and root={str(root)!r} another; give one")
+        raise UsageError(f"data: {name!r} names a folder, and root={str(root)!r} another; give one")
     given = root if root is not None else path
     if source.built_in:
         if colon or root is not None:
-            raise Wrong(f"data: {word} comes with Python or a package and takes no folder, got {str(given)!r}")
+            raise UsageError(f"data: {word} comes with Python or a package and takes no folder, got {str(given)!r}")
         return source.load(word, Path())
     if (colon or root is not None) and not str(given):
-        raise Wrong(f"data: {name!r} names no folder; write {word}:PATH")
+        raise UsageError(f"data: {name!r} names no folder; write {word}:PATH")
     folder = Path(given).expanduser() if given else place(word)
     if not folder.is_dir():
         raise MissingData(_how(word, folder, named=bool(given)))

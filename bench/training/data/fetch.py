@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.files.errors import Wrong, one_of
+from bench.files.errors import UsageError, one_of
 from bench.files.terminal import wrapped
 from bench.training.data.cache import VARIABLE, cache, place
 from bench.training.data.records import BadData, Dataset, Images
@@ -42,12 +42,12 @@ def fetch(name: str, *, say: Callable[[str], None] = print) -> Dataset:
     fetch leaves nothing half.
 
     Raises:
-        Wrong: it cannot be fetched, the client fails, or it is not installed.
+        UsageError: it cannot be fetched, the client fails, or it is not installed.
         BadData: what came is damaged or has another checksum.
     """
     source = SOURCES[one_of("data fetch", name, SOURCES)]
     if source.archive is None:
-        raise Wrong(f"data fetch: {_why_not(name, source)}")
+        raise UsageError(f"data fetch: {_why_not(name, source)}")
     folder = place(name)
     if folder.is_dir():
         try:
@@ -62,7 +62,7 @@ def fetch(name: str, *, say: Callable[[str], None] = print) -> Dataset:
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as scratch:
             return _into(folder, Path(scratch), name, source, source.archive, say)
     except OSError as error:
-        raise Wrong(f"data fetch: cannot write {error.filename or folder}: {error.strerror}") from None
+        raise UsageError(f"data fetch: cannot write {error.filename or folder}: {error.strerror}") from None
 
 
 def _into(
@@ -89,18 +89,20 @@ def _into(
 
 def _run(name: str, archive: Archive, command: list[str], folder: Path) -> None:
     if shutil.which(command[0]) is None:
-        raise Wrong(f"data fetch: {name} comes by {command[0]}, which is not installed: {ADVICE[archive.client]}")
+        raise UsageError(f"data fetch: {name} comes by {command[0]}, which is not installed: {ADVICE[archive.client]}")
     try:
         done = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=60 * MINUTES, check=False
         )
     except subprocess.TimeoutExpired:
-        raise Wrong(f"data fetch: {name}: {command[0]} took more than {MINUTES} minutes; try again") from None
+        raise UsageError(f"data fetch: {name}: {command[0]} took more than {MINUTES} minutes; try again") from None
     if done.returncode:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         errors = [line for line in lines if re.match(r"(E:|npm (ERR!|error)|ERROR)", line)] or lines
         told = "; ".join(line.strip() for line in errors[:3]) or "it said nothing"
-        raise Wrong(f"data fetch: {name}: {command[0]} ended with {done.returncode}: {told}. {ADVICE[archive.client]}")
+        raise UsageError(
+            f"data fetch: {name}: {command[0]} ended with {done.returncode}: {told}. {ADVICE[archive.client]}"
+        )
 
 
 def _unpack(name: str, archive: Path, members: re.Pattern[str], folder: Path) -> None:
@@ -151,7 +153,7 @@ def _why_not(name: str, source: DataSource) -> str:
 
 
 def listing() -> list[str]:
-    """Lines that tell of every data set where it is, or how to get it, its licence and what must be said of it."""
+    """A line for every data set: where it is or how to get it, its licence, and the attribution that it requires."""
     lines = [f"The cache is {cache()}; {VARIABLE} names another folder."]
     for name, source in SOURCES.items():
         lines += ["", f"{name}  ({source.kind})  {_where(name, source)}"]

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 
 Bytes = NDArray[np.uint8]
 
 
-class MissingData(Wrong):
+class MissingData(UsageError):
     """A data set is not there; the message says how to get it or what its folder has to hold."""
 
 
-class BadData(Wrong):
+class BadData(UsageError):
     """A data set is there and is not what it has to be: damaged, incomplete or of another format."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.files.errors import Wrong
+from bench.files.errors import UsageError
 from bench.training.data.cache import cache
 from bench.training.data.records import MissingData
 
@@ -54,7 +54,7 @@ def characters(text: str | Sequence[str]) -> Tokenizer:
     points = [np.unique(_points(part)) for part in ([text] if isinstance(text, str) else text)]
     known = np.unique(np.concatenate(points)) if points else np.empty(0, np.uint32)
     if not len(known):
-        raise Wrong("characters: the text is empty, so there is no vocabulary")
+        raise UsageError("characters: the text is empty, so there is no vocabulary")
     dtype = _dtype(len(known))
 
     def encode(text: str) -> Ids:
@@ -63,7 +63,7 @@ def characters(text: str | Sequence[str]) -> Tokenizer:
         strange = np.unique(found[known[ids] != found])
         if len(strange):
             shown = ", ".join(repr(chr(c)) for c in strange[:8])
-            raise Wrong(f"characters: {shown} not in the vocabulary of {len(known)}; build it from all documents")
+            raise UsageError(f"characters: {shown} not in the vocabulary of {len(known)}; build it from all documents")
         return ids.astype(dtype)
 
     def decode(ids: Iterable[int]) -> str:
@@ -87,7 +87,7 @@ def bpe(text: str | Sequence[str], vocab: int) -> Tokenizer:
     except ModuleNotFoundError:
         raise MissingData("bpe: needs tokenizers: pip install 'structures[training]'") from None
     if vocab < LEAST:
-        raise Wrong(f"bpe: vocab={vocab} is too small; it has a token for every byte, so at least {LEAST}")
+        raise UsageError(f"bpe: vocab={vocab} is too small; it has a token for every byte, so at least {LEAST}")
     texts = [text] if isinstance(text, str) else list(text)
     digest = hashlib.sha256(str(vocab).encode())
     for part in texts:

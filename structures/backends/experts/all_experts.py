@@ -36,11 +36,12 @@ def weighted(
 ) -> Tensor:
     """The same for a routing that is decided; `factors` without the router."""
     made = program(structure)
-    gates = routing.gates.to(x.dtype)
+    chosen = routing.chosen
+    gates = routing.gates.to(x.dtype).masked_fill(~chosen, 0)  # nor does a gradient come back from the others
     total = None
     for number, term in enumerate(made.terms):
         last = number == len(made.terms) - 1 and made.rest.structure is None
-        piece = _run(term, x, factors, gates, bias if last else None)
+        piece = _run(term, x, factors, gates, chosen, bias if last else None)
         total = piece if total is None else total + piece
     assert total is not None  # some term holds the expert axis
     return total if made.rest.structure is None else total + made.rest(x, factors, bias)
@@ -82,14 +83,20 @@ class AllExpertsProgram:
     rest: Part
 
 
-def _run(term: _Weighted, x: Tensor, factors: Sequence[Tensor], gates: Tensor, bias: Tensor | None) -> Tensor:
-    tokens, experts = gates.shape
+def _run(
+    term: _Weighted, x: Tensor, factors: Sequence[Tensor], gates: Tensor, chosen: Tensor, bias: Tensor | None
+) -> Tensor:
+    # An expert that was not chosen may overflow, forward or backward, and 0 * inf is NaN: it is masked, not weighted.
+    (tokens, experts), others = gates.shape, ~chosen[:, None, :, None]
     z = term.head(x, factors)
+    if term.spread:
+        z = (z.reshape(tokens, term.outer, 1, term.inner) * gates[:, None, :, None]).masked_fill(others, 0)
+        return term.tail(z.reshape(tokens, term.outer * experts * term.inner), factors, bias)
+    z = z.reshape(tokens, term.outer, experts, term.inner).masked_fill(others, 0)
     if term.sums:
-        z = torch.bmm(gates[:, None, :], z.reshape(tokens, experts, term.inner))[:, 0]
+        z = torch.bmm(gates[:, None, :], z.reshape(tokens, experts, term.inner)).reshape(tokens, term.inner)
     else:
-        z = z.reshape(tokens, term.outer, 1 if term.spread else experts, term.inner) * gates[:, None, :, None]
-        z = z.reshape(tokens, term.outer * experts * term.inner)
+        z = (z * gates[:, None, :, None]).reshape(tokens, term.outer * experts * term.inner)
     return term.tail(z, factors, bias)
 
 

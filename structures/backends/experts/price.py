@@ -72,7 +72,7 @@ def seconds(structure: Structure, tokens: int, *, train: bool, half: bool = Fals
         held = [structure.factor_shapes[i] for i, at in g.slices if at >= 0]
         factors = sum(map(math.prod, held)) / gate.experts
         steps = sum(structure.numel(s.axes) for s in a.term.steps)
-        weighted = a.outer * gate.experts * a.inner * (2 if a.spread or a.sums else 3)
+        weighted = a.outer * gate.experts * a.inner * (4 if a.sums or a.spread else 5)
         widths = structure.in_features + structure.out_features
         every += 2 * tokens * steps / f.flops
         every += (tokens * (widths + weighted) + passes * factors * gate.experts) / f.moved

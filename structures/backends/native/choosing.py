@@ -11,7 +11,10 @@ from structures.backends import planned
 from structures.backends.native import kernel, price
 from structures.backends.native.library import Plan
 from structures.backends.native.run import DTYPES, MOST, executed_flops, programs
+from structures.exporting import exporting
 from structures.structure import Structure
+
+TRACED_TOKENS = 2048  # what a graph of an unknown number of tokens is decided for
 
 
 def refuses(structure: Structure, x: Tensor) -> str | None:
@@ -76,13 +79,6 @@ def _way(structure: Structure, dtype: torch.dtype, tokens: int, grad: bool) -> P
 
 
 _decided._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a trace goes on with the answer
-
-
-# Before torch 2.7 nobody says whether it is an export that traces; then all graphs hold torch's own operations.
-exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-
-
-TRACED_TOKENS = 2048  # what a graph of an unknown number of tokens is decided for
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,9 @@ def _multiply(writer: Writer, op: Multiply) -> None:
     right = _matrix(writer, op.right, op.right_view, p.right, p.batch, last=True)
     shape = [writer.extent(g) for g in ((p.batch, p.rows, p.cols) if p.batch else (p.rows, p.cols))]
     plain, adding = ("bmm", "baddbmm") if p.batch else ("mm", "addmm")
+    if op.placed:
+        _into_blocks(writer, op, left, right)
+        return
     if op.apart and not op.bias and not writer.pure:
         _one_by_one(writer, op, left, right, shape)
         return
@@ -127,6 +130,29 @@ def _one_by_one(writer: Writer, op: Multiply, left: str, right: str, shape: Sequ
     writer.assign(op.result, writer.view(op.into, shape) if op.into else target or empty, shape)
     call = "o.addmm_(l, r)" if op.into else "torch.mm(l, r, out=o)"
     writer.lines.append(f"for l, r, o in zip({left}.unbind(), {right}.unbind(), {op.result}.unbind()): {call}")
+
+
+def _into_blocks(writer: Writer, op: Multiply, left: str, right: str) -> None:
+    """A product whose matrices are written where their blocks lie in the flat result."""
+    p = op.product
+    width = writer.problem.in_features if op.result.startswith("dx") else writer.problem.out_features
+    whole = (writer.rows, str(width))
+    batch, cols = writer.extent(p.batch), writer.extent(p.cols)
+    if writer.pure:
+        flat = f"torch.bmm({left}, {right}).transpose(0, 1).reshape({', '.join(whole)})"
+        added = op.into or ("b" if op.bias else "")
+        writer.assign(op.result, f"{added} + {flat}" if added else f"{flat}.clone()", whole)
+        return
+    blocks = f"view({writer.rows}, {batch}, {cols}).transpose(0, 1)"
+    if op.into:
+        writer.lines.append(f"{op.into}.{blocks}.baddbmm_({left}, {right})")
+        writer.assign(op.result, op.into, whole)
+        return
+    place, writer.out = writer.out, ""
+    empty = f"torch.empty(({', '.join(whole)}), dtype={op.left}.dtype, device={op.left}.device)"
+    writer.assign(op.result, place or empty, whole)
+    first = f"torch.baddbmm(b.view({batch}, 1, {cols}), " if op.bias else "torch.bmm("
+    writer.lines.append(f"{first}{left}, {right}, out={op.result}.{blocks})")
 
 
 def _target(writer: Writer, op: Multiply, shape: Sequence[str]) -> str:

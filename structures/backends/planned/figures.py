@@ -35,6 +35,7 @@ class Rates:
         copy: GB/s, read and write counted, by total bytes ("plain"), and for the change of the innermost axis in a
             tensor within that cache by the bytes that lie between two uses of a cache line ("turn").
         l2: bytes of a thread's nearest large cache, times threads.
+        placed: a batched product may write its matrices where their blocks lie in the result, at no cost.
     """
 
     call: float = 2e-6
@@ -50,6 +51,7 @@ class Rates:
     copy: tuple[tuple[str, Curve], ...] = ()
     l2: int = 4 * 2**20
     threads: int = 1
+    placed: bool = False
 
     def replaced(self, seconds: Mapping[str, float], curves: Mapping[str, Curve]) -> Rates:
         """These rates with the measured figures in the place of the built-in ones."""
@@ -86,11 +88,20 @@ _COPY: dict[str, Curve] = {
 _COPY_16_BITS = {"plain": 0.6, "turn": 0.55}  # elementwise loops go by elements more than by bytes
 _ENTRY_16_BITS = 4e-5
 _ONE_THREAD = 0.55  # of two threads
-# An order of magnitude, not measured.
-_GPU_PRODUCT: Curve = ((1, 500.0), (8, 2000.0), (32, 8000.0), (64, 20000.0), (128, 40000.0))
+# Of an H100's data sheet and assumptions (a batched product reaches 85 % of the tensor cores' rate, and less where a
+# matrix is narrower than a tile; what fits L2 moves faster): predictions, not measured.
+_GPU_PRODUCT: Curve = ((1, 500.0), (8, 4000.0), (32, 16000.0), (64, 32000.0), (128, 50000.0))
+_GPU_PRODUCT_16_BITS: Curve = (
+    (1, 2000.0),
+    (8, 30000.0),
+    (32, 150000.0),
+    (64, 300000.0),
+    (128, 500000.0),
+    (256, 670000.0),
+)
 _GPU_COPY: dict[str, Curve] = {
-    "plain": ((2**20, 1500.0), (2**27, 3000.0)),
-    "turn": ((2**12, 800.0), (2**23, 400.0)),
+    "plain": ((2**20, 1500.0), (2**23, 5000.0), (2**26, 3000.0)),
+    "turn": ((2**12, 1500.0), (2**23, 1000.0)),
 }
 
 
@@ -102,9 +113,10 @@ def built_in(dtype: str, threads: int, device: str = "cpu") -> Rates:
         device: a torch device type; anything but "cpu" takes one rough table.
     """
     if device != "cpu":
-        products = dict.fromkeys(PRODUCTS, _GPU_PRODUCT)
+        narrow = dtype in ("bfloat16", "float16")
+        products = dict.fromkeys(PRODUCTS, _GPU_PRODUCT_16_BITS if narrow else _GPU_PRODUCT)
         quick = {"call": 6e-6, "view": 1e-6, "fork": 0.0, "item": 2e-9, "row": 0.0, "tile": 0.0}
-        return Rates(l2=48 * 2**20, threads=1).replaced(quick, {**products, **_GPU_COPY})
+        return Rates(l2=48 * 2**20, threads=1, placed=device == "cuda").replaced(quick, {**products, **_GPU_COPY})
     scale = {"float64": 0.5, "float16": 0.2}.get(dtype, 1.0)
     one = _ONE_THREAD if threads == 1 else 1.0
     table = _BF16 if dtype == "bfloat16" else _FP32

@@ -10,7 +10,7 @@ from structures.backends.planned.contract import Tensor, copied, ways
 from structures.backends.planned.layout import TOKENS, Layout, Product
 from structures.backends.planned.price import Price
 from structures.backends.planned.problem import Chain, ChainProblem, Node, X, factor_name
-from structures.backends.planned.program import Assemble, Copy, GatherBlocks, Multiply, Op, Plan, renamed
+from structures.backends.planned.program import Assemble, Copy, GatherBlocks, Multiply, Op, Plan, reads, renamed
 
 MERGES = 8  # programs kept of factors contracted with one another
 BEAM = 24  # partial programs kept after each step of a term of up to 3 nodes; fewer for longer ones (breadth)
@@ -163,6 +163,10 @@ def finish(
     A product is added onto an earlier piece that lies alike; the bias is folded into a first piece that is the result
     already; what is left is placed by permuting additions.
     """
+    if price.rates.placed:
+        placed = _into_blocks(price, result, chains, pieces, outputs, bias=bias)
+        if placed is not None:
+            return placed
     ops: list[Op] = []
     left: list[tuple[str, Layout, Layout]] = []
     extra = 0.0
@@ -190,6 +194,32 @@ def finish(
         ops, extra = [*ops, *turned], extra + sum(price(op) for op in turned)
     place = Assemble(result, tuple(left), bias)
     return (*ops, place), extra + price(place)
+
+
+def _into_blocks(
+    price: Price, result: str, chains: Sequence[tuple[Op, ...]], pieces: Sequence[Tensor], outputs: Sequence[Layout],
+    *, bias: bool,
+) -> tuple[tuple[Op, ...], float] | None:  # fmt: skip
+    """The last product of every term written where its blocks lie in the flat result, each added onto the one before.
+
+    None where a term ends otherwise, or its blocks lie with the cols outside.
+    """
+    ops: list[Op] = []
+    extra, into = 0.0, ""
+    for number, (chain, (name, _), output) in enumerate(zip(chains, pieces, outputs, strict=True)):
+        at = next((i for i, op in enumerate(chain) if op.result == name), None)
+        last = None if at is None else chain[at]
+        if not isinstance(last, Multiply) or last.into or any(name in reads(op) for op in chain):
+            return None
+        p = last.product
+        whole = (*p.rows, *p.batch, *p.cols)
+        if p.reduced or p.rows != (TOKENS,) or not p.batch or not p.cols or output != whole:
+            return None
+        target = result if number == len(chains) - 1 else f"{result}_{number}"
+        op = replace(last, result=target, into=into, bias=bias and not number, apart=False, placed=True)
+        ops += [op if other is last else other for other in chain]
+        extra, into = extra + price(op) - price(last), target
+    return tuple(ops), extra
 
 
 def _turned_first(left: Sequence[tuple[str, Layout, Layout]]) -> tuple[list[Op], list[tuple[str, Layout, Layout]]]:

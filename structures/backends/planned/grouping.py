@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from structures.algebra.steps import chained, cost_of
 from structures.backends.planned.figures import Rates
 from structures.backends.planned.price import Price
 from structures.backends.planned.problem import Grouping, Tree, pose
@@ -14,6 +15,7 @@ from structures.structure import Structure, Term
 Groupings = tuple[Grouping, ...]  # one a term
 
 KEPT = 3  # groupings of a term that a full search is made for
+MORE_FLOPS = 2.0  # times the cheapest order's: dearer orders are not priced
 WORTH = 1.5  # times the cheapest: groupings dearer than this are not searched
 
 
@@ -58,6 +60,23 @@ def merged_whole(structure: Structure, tokens: int, rates: Rates, itemsize: int)
 
 
 def _of_term(term: Term, rough: Rough) -> list[tuple[float, Grouping]]:
+    """The cheapest groupings of a term, of all orders of its steps that are worth a look."""
+    found = [pair for order in _orders(term, rough.structure) for pair in _of_order(order, rough)]
+    found.sort(key=lambda pair: pair[0])
+    return [pair for pair in found if pair[0] <= WORTH * found[0][0]][:KEPT]
+
+
+def _orders(term: Term, structure: Structure) -> list[Term]:
+    """The term, and the term with its steps as written and backwards: the fewest FLOPs are not always the fastest."""
+    held = {f: structure.factors[f] for f in term.factors}
+    cheapest = tuple(step.factor for step in term.steps)
+    orders = dict.fromkeys((cheapest, term.factors, term.factors[::-1]))
+    cost = {order: cost_of(structure.size, term.loaded, order, held, term.output) for order in orders}
+    worth = [order for order in orders if cost[order] <= MORE_FLOPS * cost[cheapest]]
+    return [replace(term, steps=chained(term.loaded, order, held, term.output)) for order in worth]
+
+
+def _of_order(term: Term, rough: Rough) -> list[tuple[float, Grouping]]:
     """The cheapest grouping for each number of groups (dynamic programming over where to cut the steps)."""
     count = len(term.steps)
     merges = _Merges(term, rough)
@@ -71,8 +90,7 @@ def _of_term(term: Term, rough: Rough) -> list[tuple[float, Grouping]]:
                 if (groups - 1, cut) in best
             ]
             best[groups, end] = min(options, key=lambda option: option[0])
-    found = sorted((best[groups, count] for groups in range(min(count, 1), count + 1)), key=lambda pair: pair[0])
-    return [pair for pair in found if pair[0] <= WORTH * found[0][0]][:KEPT]
+    return [best[groups, count] for groups in range(min(count, 1), count + 1)]
 
 
 class _Merges:

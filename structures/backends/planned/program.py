@@ -65,6 +65,7 @@ class Multiply:
         into: an earlier tensor of the result's layout that the product is added to (and which it replaces).
         bias: the layer's bias is added to every row; the result is then y itself.
         apart: the matrices of the batch are multiplied one after another, each by all threads.
+        placed: the matrices are written where their blocks lie in the flat result, (tokens, batch, cols).
     """
 
     result: str
@@ -76,6 +77,7 @@ class Multiply:
     into: str = ""
     bias: bool = False
     apart: bool = False
+    placed: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -283,9 +285,10 @@ def _describe_product(op: Multiply, sizes: Mapping[str, int]) -> str:
     if op.apart and not op.bias:
         name = f"{extent(p.batch)} times {'addmm' if op.into else 'mm'}"
     added = "bias, " if op.bias else f"{op.into}, " if op.into else ""
+    placed = ", into its blocks" if op.placed else ""
     spread = f", {p.expand} read with stride 0" if p.expand else ", summed over the batch" if p.reduced else ""
     left, right = f"{op.left} {_axes(op.left_view)}", f"{op.right} {_axes(op.right_view)}"
     shape = (
         f"{extent(p.batch)} x ({extent(p.rows)}, {extent(p.contracted)}) @ ({extent(p.contracted)}, {extent(p.cols)})"
     )
-    return f"{name}({added}{left}, {right}){spread}    {shape}"
+    return f"{name}({added}{left}, {right}){spread}{placed}    {shape}"

@@ -18,6 +18,7 @@ from structures.backends.planned.problem import X
 from structures.backends.planned.program import Plan, Want
 from structures.backends.planned.search import Conditions, candidates
 from structures.backends.planned.source import Run, compiled
+from structures.backends.views import whole
 from structures.structure import Structure
 
 TRACED_TOKENS = 2048  # what a graph of an unknown number of tokens is planned for
@@ -55,7 +56,7 @@ class Program:
     def run(self, want: tuple[bool, ...] | None, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
         """y (tokens, out_features) by this program, which was planned for the gradients in `want`."""
         if want is None:
-            return self.forward(x.contiguous(), *_contiguous(factors), bias)[0]
+            return whole(self.forward(x.contiguous(), *_contiguous(factors), bias)[0])
         if self.native:
             return self.pure()[0](x, *factors, bias)[0]
         return _planned(self, want, x, bias, *factors)
@@ -90,7 +91,7 @@ def apply(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tens
     program = table.get(key) or _add(table, key, structure, x, bias, None)
     if not x.is_contiguous():
         x = x.contiguous()
-    return program.forward(x, *_contiguous(factors), bias)[0]
+    return whole(program.forward(x, *_contiguous(factors), bias)[0])
 
 
 def _cast(x: Tensor, *others: Tensor | None) -> list[Any]:
@@ -172,10 +173,11 @@ _traced_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _traced(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-    """The pure form: under a transform differentiated as it stands, in a graph with the planned backward."""
+    """The pure form: under a transform and in torch.jit.trace, which checks itself without gradients, differentiated as
+    it stands; in a compiled graph with the planned backward."""
     want = None
-    dual = not torch.compiler.is_compiling() and forward_ad._current_level >= 0
-    if torch.is_grad_enabled() and not _functorch_active() and not dual:
+    as_it_stands = not torch.compiler.is_compiling() and (forward_ad._current_level >= 0 or torch._C._is_tracing())
+    if torch.is_grad_enabled() and not _functorch_active() and not as_it_stands:
         want = (x.requires_grad, bias is not None and bias.requires_grad, *[f.requires_grad for f in factors])
         if True not in want:
             want = None
@@ -206,6 +208,7 @@ class _Planned(torch.autograd.Function):
         else:
             x = x.contiguous()
             y, *saved = program.forward(x, *_contiguous(factors), bias)
+            y = whole(y)
         ctx.program, ctx.want = program, want
         ctx.save_for_backward(x if program.saves_input else None, *factors, *saved)
         return y

@@ -12,7 +12,7 @@ from structures.backends.planned.forward import forwards
 from structures.backends.planned.grouping import groupings, merged_whole
 from structures.backends.planned.layout import TOKENS
 from structures.backends.planned.price import Price
-from structures.backends.planned.problem import ChainProblem, X, pose
+from structures.backends.planned.problem import ChainProblem, X, as_written, pose
 from structures.backends.planned.program import Op, Plan, Want, reads
 from structures.structure import Structure
 
@@ -54,11 +54,16 @@ def candidates(structure: Structure, tokens: int, setting: Conditions, rates: Ra
 def _whole(structure: Structure, tokens: int, setting: Conditions, rates: Rates) -> list[Plan]:
     itemsize = setting.itemsize
     found = []
-    for grouping in groupings(structure, tokens, rates, itemsize, train=setting.want is not None):
+    # A product of factors may leave the range of float16 where the chain, which meets the input first, does not.
+    merges = setting.dtype != "float16"
+    several = groupings(structure, tokens, rates, itemsize, train=setting.want is not None) if merges else None
+    for grouping in [as_written(structure)] if several is None else several:
         problem = pose(structure, grouping, single=tokens == 1)
         price = Price(problem, tokens, rates, itemsize, train=setting.want is not None)
         found += plans(problem, price, bias=setting.bias, want=setting.want)
     found.sort(key=lambda plan: plan.seconds)
+    if not merges and len(structure.factors) > 1:
+        return found
     merged = with_matrix(pose(structure, merged_whole(structure, tokens, rates, itemsize)))
     price = Price(merged, tokens, rates, itemsize, train=setting.want is not None)
     passes = 1 if setting.want is None else 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import linecache
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ def compiled(source: Source, name: str) -> Run:
 def _compiled(source: Source, name: str) -> Run:
     scope: dict[str, object] = {"torch": torch, "index": index}
     scope.update((f"table{i}", IndexTable(positions)) for i, positions in enumerate(source.tables))
-    file = f"<plan {abs(hash(source)):x}>"
+    # by what it says, so that two traces of one program name one file: hash() differs between processes
+    file = f"<plan {hashlib.sha256(repr((source.text, source.tables)).encode()).hexdigest()[:16]}>"
     lines = source.text.splitlines(keepends=True)
     linecache.cache[file] = (len(source.text), None, lines, file)  # shown in tracebacks
     exec(compile(source.text, file, "exec"), scope)

@@ -1,17 +1,20 @@
 """A stand-in for `torch.cuda` on the CPU: the same names, for the lines that time, capture and watch a GPU.
 
-`pytest bench --device cuda --stand-in` runs every path of a GPU on a machine without one. Its figures mean nothing and
-its rows are marked by the device's name. A graph records the operations below autograd and runs them again on replay.
+`pytest bench --device cuda -p standin`, with this folder on the path, runs every path of a GPU on a machine without
+one. The figures mean nothing, and the device's name says so. A graph records the operations below autograd and runs
+them again on replay.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -146,6 +149,14 @@ def max_memory_allocated() -> int:
     _peak.__exit__(None, None, None)
     found, _peak = _peak.bytes, None
     return found
+
+
+@pytest.hookimpl(tryfirst=True)  # before the sweep asks which devices there are
+def pytest_configure(config: Any) -> None:
+    """As a plugin of pytest: take the place of `torch.cuda` in a run of the sweep."""
+    from bench.machine import device
+
+    device.use(sys.modules[__name__], "cpu")
 
 
 def _tensors(values: Any) -> list[Tensor]:

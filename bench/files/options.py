@@ -1,0 +1,95 @@
+"""How the options of every command are read: lists of words and numbers, shares of dense, shards, registry files."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from bench.files.errors import UsageError, one_of
+
+SHARDS = 1000  # the most that a run is divided into
+
+
+def words(text: str | None) -> list[str]:
+    """The words of a list, which commas or blanks separate."""
+    return [word for word in re.split(r"[,\s]+", text or "") if word]
+
+
+def some_of(option: str, text: str | None, allowed: Iterable[str]) -> tuple[str, ...]:
+    """The words of a list, each once.
+
+    Raises:
+        UsageError: one of them is not allowed.
+    """
+    known = list(allowed)
+    return tuple(dict.fromkeys(one_of(option, word, known) for word in words(text)))
+
+
+def numbers(option: str, text: str | None, most: int) -> tuple[int, ...]:
+    """The whole numbers of a list, each once.
+
+    Raises:
+        UsageError: one of them is not from 1 to `most`.
+    """
+    for word in words(text):
+        if not word.isdigit() or not 1 <= int(word) <= most:
+            raise UsageError(f"{option}: {word!r} is not allowed; write whole numbers from 1 to {most}")
+    return tuple(dict.fromkeys(map(int, words(text))))
+
+
+def shard(text: str) -> tuple[int, int]:
+    """`2/8` -> (2, 8).
+
+    Raises:
+        UsageError: it is no shard K/N with K from 1 to N.
+    """
+    match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text.strip())
+    k, n = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= k <= n <= SHARDS:
+        raise UsageError(f"--shard: {text!r} is no shard. Allowed: K/N with K from 1 to N and N up to {SHARDS}: 1/4")
+    return k, n
+
+
+def check_output(option: str, path: Path) -> None:
+    """Raise UsageError where a file cannot be written to."""
+    if path.is_dir():
+        raise UsageError(f"{option}: {path} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise UsageError(f"{option}: there is no folder {path.parent}")
+
+
+# -- for argparse
+
+
+def share(text: str) -> float:
+    """`10%` or `0.1` -> 0.1."""
+    match = re.fullmatch(r"(\d*\.?\d+) ?(%?)", text.strip())
+    value = float(match[1]) / (100 if match[2] else 1) if match else -1.0
+    if not 0 <= value < 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share; write 10% or 0.1")
+    return value
+
+
+def shares(text: str) -> tuple[float, ...]:
+    """`0.5,25%` -> (0.5, 0.25): shares above 0 and below 1."""
+    found = tuple(share(word) for word in text.split(","))
+    if not all(0 < value < 1 for value in found):
+        raise argparse.ArgumentTypeError(f"{text!r} has a share that is not between 0 and 1; write 0.5,0.25")
+    return found
+
+
+def count(text: str) -> int:
+    """A whole number from 1."""
+    if not re.fullmatch(r"[0-9]{1,12}", text) or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """`128,256` -> (128, 256): two or more whole numbers from 1, all different."""
+    found = tuple(count(word.strip()) for word in text.split(","))
+    if len(set(found)) < max(2, len(found)):
+        raise argparse.ArgumentTypeError(f"{text!r} names no two different numbers; write 128,256,512")
+    return found

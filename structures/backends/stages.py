@@ -1,0 +1,130 @@
+"""Chains and constants as structures of one einsum a term, one after another: a backend never sees them.
+
+Links that can be joined are (`structures.algebra.links`), so that most chains run as one structure, of the same
+numbers under other axes. What is left apart is run link by link, the result of one the input of the next. Constants
+are factors like others there, only without a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from structures import constants
+from structures.algebra.links import joined, link_map
+from structures.structure import Structure, Term
+
+Apply = Callable[[Structure, Tensor, Sequence[Tensor], Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A structure without chains, and which of the whole's factors it takes, in its own shapes."""
+
+    structure: Structure
+    factors: tuple[int, ...]
+    shapes: tuple[tuple[int, ...] | None, ...]  # of a factor whose axes are cut; None as it is
+
+    @staticmethod
+    def of(whole: Structure, structure: Structure, factors: tuple[int, ...]) -> Stage:
+        """The stage of these factors of `whole`."""
+        shapes = (
+            None if whole.shape(whole.factors[f]) == shape else shape
+            for f, shape in zip(factors, structure.factor_shapes, strict=True)
+        )
+        return Stage(structure, factors, tuple(shapes))
+
+    def held(self, factors: Sequence[Tensor]) -> list[Tensor]:
+        """Its factors, of the whole's."""
+        return [
+            factors[f] if shape is None else factors[f].reshape(shape)
+            for f, shape in zip(self.factors, self.shapes, strict=True)
+        ]
+
+
+Stages = tuple[tuple[Stage, ...], ...]  # chains, which are summed
+
+
+def stages(structure: Structure) -> Stages:
+    """The stages of a structure; kept with it."""
+    found: Stages | None = structure.memo.get("stages")
+    if found is None:
+        found = structure.memo["stages"] = tuple(_chains(structure))
+    return found
+
+
+def every(structure: Structure) -> Iterator[Structure]:
+    """The structures of all stages."""
+    return (stage.structure for chain in stages(structure) for stage in chain)
+
+
+def one(structure: Structure) -> Structure:
+    """The one structure that a chained one runs as.
+
+    Raises:
+        ValueError: its links cannot be joined, so that it runs as several.
+    """
+    found = list(every(structure))
+    if len(found) > 1:
+        raise ValueError(
+            f"{structure.name}: the cuts of its links do not divide each other at these sizes, so it runs as "
+            f"{len(found)} programs one after another, each planned by itself; there is no one plan"
+        )
+    return found[0]
+
+
+def run(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, apply: Apply) -> Tensor:
+    """y (tokens, out_features) by `apply`, which runs one stage; the bias is added by the last stage of one chain."""
+    total = None
+    asked, after = structure.asked, bias
+    if asked is not None:  # zeros in, cut off again out of what comes
+        x, bias = torch.nn.functional.pad(x, (0, structure.in_features - asked[0])), None
+    factors = [*factors, *constants.tensors(structure, x)]
+    for number, chain in enumerate(stages(structure)):
+        z = x
+        for stage in chain[:-1]:
+            z = apply(stage.structure, z, stage.held(factors), None)
+        z = apply(chain[-1].structure, z, chain[-1].held(factors), None if number else bias)
+        total = z if total is None else total + z
+    assert total is not None  # a Structure has a term
+    if asked is None:
+        return total
+    y = total[:, : asked[1]]
+    return y.contiguous() if after is None else y + after
+
+
+def _chains(structure: Structure) -> Iterator[tuple[Stage, ...]]:
+    whole = Structure.of(joined(structure))
+    if not whole.chained:
+        yield (
+            Stage.of(
+                structure, Structure.of(replace(whole, constants=(), asked=None)), tuple(range(len(whole.factors)))
+            ),
+        )
+        return
+    single = [term for term in whole.terms if not term.links]
+    if single:
+        yield (_together(structure, whole, single),)
+    for term in whole.terms:
+        if term.links:
+            yield tuple(Stage.of(structure, Structure.of(link_map(whole, link)), link.factors) for link in term.links)
+
+
+def _together(structure: Structure, whole: Structure, terms: Sequence[Term]) -> Stage:
+    """Terms of one einsum each, as one structure."""
+    kept = tuple(f for term in terms for f in term.factors)
+    number = {f: i for i, f in enumerate(kept)}
+    renumbered = [
+        replace(
+            term,
+            factors=tuple(number[f] for f in term.factors),
+            steps=tuple(replace(step, factor=number[step.factor]) for step in term.steps),
+        )
+        for term in terms
+    ]
+    gate = whole.gate if whole.gate and any(whole.gate.axis in whole.factors[f] for f in kept) else None
+    part = Structure.of(whole.part([whole.factors[f] for f in kept], renumbered, gate))
+    return Stage.of(structure, part, kept)

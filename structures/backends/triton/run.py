@@ -1,0 +1,331 @@
+"""Launches of the kernels: a structure's forward and its gradients, as one autograd function for all structures."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from structures.backends.native.lower import lower
+from structures.backends.native.run import differentiable
+from structures.backends.triton import launches as plans
+from structures.backends.triton.affine import AffineProgram, AffineStep, NotAffine, affine
+from structures.backends.triton.digits import Digits, dims
+from structures.backends.triton.launches import Card, Launch, TiledLaunch
+from structures.structure import Structure
+
+CLASSES = (1, 16, 64, 256, 1024, 4096, 16384)  # a call runs the way of the first of these that holds its tokens
+GROUP = 8  # tiles of rows that share a factor's blocks in L2
+
+
+class TritonProgram:
+    """A structure's launches. It holds no factor, and layers of equal structures share it."""
+
+    def __init__(self, structure: Structure):
+        self.refusal: str | None = None
+        self.affine: AffineProgram | None = None
+        try:
+            self.affine = affine(lower(structure))
+        except (NotAffine, ValueError) as error:
+            self.refusal = str(error)
+            return
+        self.forward = plans.launches(self.affine.forward)
+        self.backward = plans.launches(self.affine.backward)
+        self.zeroed = not all(s.covers for s in self.affine.backward if s.target == 0)  # dx: what nothing reads
+        if self.zeroed:
+            self.backward = [replace(launch, add=launch.add or launch.target == 0) for launch in self.backward]
+        self.forced: str | None = None  # a form to run in wherever it can, for comparisons
+        self._ways: dict[tuple[Any, ...], TiledLaunch] = {}
+        self._tables: dict[tuple[AffineStep, torch.device], Tensor] = {}
+
+    def way(self, launch: Launch, tokens: int, itemsize: int, on: Card) -> TiledLaunch:
+        """How a launch runs for this many tokens."""
+        most = next((c for c in CLASSES if tokens <= c), CLASSES[-1])
+        key = (id(launch), most, itemsize, on.name, self.forced)  # launches live as long as this
+        found = self._ways.get(key)
+        if found is None:
+            every = plans.ways(launch, most, itemsize, on)
+            found = self._ways[key] = next((w for w in every if w.form == self.forced), every[0])
+        return found
+
+    def table(self, step: AffineStep, device: torch.device) -> Tensor | None:
+        """The starts of a gather's runs, on the device."""
+        if step.table is None:
+            return None
+        found = self._tables.get((step, device))
+        if found is None:
+            found = self._tables[step, device] = torch.tensor(step.table, dtype=torch.int32, device=device)
+        return found
+
+
+_programs: weakref.WeakKeyDictionary[Structure, TritonProgram] = weakref.WeakKeyDictionary()
+
+
+def program(structure: Structure) -> TritonProgram:
+    """The launches of a structure; equal structures share them."""
+    found = structure.memo.get("triton")
+    if found is None:
+        found = _programs.get(structure)
+        if found is None:
+            found = _programs[structure] = TritonProgram(structure)
+        structure.memo["triton"] = found
+    return found
+
+
+@lru_cache(maxsize=16)
+def card(device: torch.device) -> Card:
+    """The card that a tensor lies on; on the CPU, where only the interpreter runs, any one."""
+    if device.type != "cuda":
+        return plans.CARDS[0]
+    properties = torch.cuda.get_device_properties(device)
+    return plans.card(properties.name, properties.major * 10 + properties.minor)
+
+
+def forward(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> list[Tensor]:
+    """All buffers, x first, y last: (tokens, features) each."""
+    made = program(structure)
+    assert made.affine is not None  # what is refused is not run
+    x = x if x.stride(1) == 1 else x.contiguous()
+    buffers = [x, *(x.new_empty(x.shape[0], size) for size in made.affine.sizes[1:])]
+    if x.shape[0]:
+        _run(made, made.forward, buffers, factors, bias)
+    return buffers
+
+
+def backward(
+    structure: Structure, buffers: Sequence[Tensor], factors: Sequence[Tensor], dy: Tensor, want: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of x, the bias and every factor, None for those not wanted.
+
+    Args:
+        buffers: those of `forward`; x's and the intermediates are read where a factor's gradient is wanted.
+    """
+    made = program(structure)
+    assert made.affine is not None
+    dy = dy if dy.stride(1) == 1 else dy.contiguous()
+    db = dy.sum(0) if want[1] else None
+    found: list[Tensor | None] = [torch.empty_like(f) if w else None for f, w in zip(factors, want[2:], strict=True)]
+    gradients = [dy.new_empty(dy.shape[0], size) for size in made.affine.sizes[:-1]] + [dy]
+    if not dy.shape[0]:
+        return [gradients[0] if want[0] else None, db, *[None if g is None else g.zero_() for g in found]]
+    if want[0] and made.zeroed:
+        gradients[0].zero_()
+    needed = made.backward if want[0] else [launch for launch in made.backward if launch.target]
+    if want[0] or any(want[2:]):
+        _run(made, needed, gradients, factors, None)
+    met: set[int] = set()
+    for step in made.affine.forward:
+        target = found[step.factor] if step.factor >= 0 else None
+        if target is not None:
+            _gradient(made, step, target, buffers[step.source], gradients[step.target], add=step.factor in met)
+            met.add(step.factor)
+    return [gradients[0] if want[0] else None, db, *found]
+
+
+class _Triton(torch.autograd.Function):
+    """Forward and gradients by the kernels; every buffer is saved. With `create_graph` gradients are the planner's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, structure: Structure, want: tuple[bool, ...], x: Tensor, bias: Tensor | None, *factors: Tensor
+    ) -> Tensor:
+        buffers = forward(structure, x, factors, bias)
+        ctx.structure, ctx.want, ctx.between = structure, want, len(buffers) - 2
+        ctx.save_for_backward(x, *buffers[1:-1], *factors)
+        return buffers[-1]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, *rest = ctx.saved_tensors
+        between, factors = rest[: ctx.between], rest[ctx.between :]
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            found = differentiable(ctx.structure, ctx.want, x, factors, dy, graph=torch.is_grad_enabled())
+        else:
+            found = backward(
+                ctx.structure, [x if x.stride(1) == 1 else x.contiguous(), *between, dy], factors, dy, ctx.want
+            )
+        return None, None, *found
+
+
+def eager(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    """y (tokens, out_features), with a graph where a gradient is wanted."""
+    factors = [f if f.is_contiguous() else f.contiguous() for f in factors]
+    if torch.is_grad_enabled():
+        want = (x.requires_grad, bias is not None and bias.requires_grad, *[f.requires_grad for f in factors])
+        if True in want:
+            return _Triton.apply(structure, want, x, bias, *factors)  # type: ignore[no-untyped-call,no-any-return]
+    return forward(structure, x, factors, bias)[-1]
+
+
+def executed_flops(structure: Structure, tokens: int = 1, *, train: bool = False) -> int:
+    """Floating-point operations of a call, 2 per multiply-add, without the bias. Nothing is worked out again."""
+    return structure.flops(tokens, train=train)
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """The launches of a call of so many tokens, with predicted times; print it. No launch was timed on a card."""
+
+    structure: Structure
+    tokens: int
+    grad: bool
+    card: Card
+    ways: tuple[TiledLaunch, ...]  # forward, then the launches that take the gradient of y to that of x
+
+    @property
+    def seconds(self) -> float:
+        """Predicted, without the factors' gradients."""
+        return sum(way.predicted for way in self.ways)
+
+    def flops(self, tokens: int) -> int:
+        """Floating-point operations, 2 per multiply-add, without the bias."""
+        return executed_flops(self.structure, tokens, train=self.grad)
+
+    def __str__(self) -> str:
+        s = self.structure
+        head = f"{s.in_features} -> {s.out_features}, {self.tokens} tokens on {self.card.name}: Triton launches"
+        return "\n".join([f"{head}, times predicted on paper", *(f"  {way}" for way in self.ways)])
+
+
+def plan(structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, grad: bool) -> LaunchPlan:
+    """What a call launches; where there is no card, on the first of `launches.CARDS`.
+
+    Raises:
+        ValueError: the structure has steps that the kernels do not take.
+    """
+    made = program(structure)
+    if made.refusal is not None:
+        raise ValueError(f"backend 'triton': {made.refusal}")
+    on = card(torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device("cpu"))
+    found = [*made.forward, *(made.backward if grad else ())]
+    return LaunchPlan(
+        structure, tokens, grad, on, tuple(made.way(launch, tokens, dtype.itemsize, on) for launch in found)
+    )
+
+
+def _run(
+    made: TritonProgram,
+    order: Sequence[Launch],
+    buffers: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    bias: Tensor | None,
+) -> None:
+    x = buffers[0]
+    last = len(buffers) - 1
+    on, biased = card(x.device), False
+    for launch in order:
+        way = made.way(launch, x.shape[0], x.element_size(), on)
+        with_bias = bias if launch.target == last and not biased else None
+        biased = biased or with_bias is not None
+        _launch(made, way, launch, buffers, factors, with_bias)
+
+
+def _launch(
+    made: TritonProgram,
+    way: TiledLaunch,
+    launch: Launch,
+    buffers: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    bias: Tensor | None,
+) -> None:
+    from structures.backends.triton import kernels  # triton is imported where it runs
+
+    c = buffers[launch.target]
+    tokens = c.shape[0]
+    operands = []
+    for step, lies, copied, canonical in zip(way.steps, launch.steps, way.copied, way.canonical, strict=True):
+        a = _copied(buffers[lies.source], lies, tokens) if copied else buffers[lies.source]
+        w = _factor(factors, lies, c, canonical)
+        table = made.table(step, c.device)
+        operands.append((a, w, c if table is None else table, step.constants))
+    (a0, w0, t0, d0), (a1, w1, t1, d1) = operands[0], operands[-1]
+    bp, bm, bk = way.block
+    rows = tokens * way.steps[0].rows
+    precision = _precision(c)
+    options = {"num_warps": way.warps, "num_stages": way.stages}
+    given = c if bias is None else bias
+    tiles_p, tiles_m = -(-rows // bp), -(-way.steps[0].cols // bm)
+    if way.form == plans.TURNED:
+        kernels.turned[tiles_p, tiles_m](
+            c, given, a0, w0, a1, w1, tokens, c.stride(0), a0.stride(0), a1.stride(0), d0, d1,
+            len(operands), bp, bm, bk, bias is not None, launch.add, precision, **options,
+        )  # fmt: skip
+        return
+    tiles = tiles_p * tiles_m * way.steps[0].batch
+    work, count = _workspace(c, tiles, way.split, bp * bm)
+    kernels.step[tiles, way.split](
+        c, given, a0, w0, t0, a1, w1, t1, work, count, tokens, c.stride(0), a0.stride(0), a1.stride(0), d0, d1,
+        len(operands), bp, bm, bk, way.split, way.even, bias is not None, launch.add, precision, GROUP, **options,
+    )  # fmt: skip
+
+
+def _gradient(made: TritonProgram, step: AffineStep, target: Tensor, a: Tensor, g: Tensor, *, add: bool) -> None:
+    from structures.backends.triton import kernels  # triton is imported where it runs
+
+    tokens = g.shape[0]
+    bp, bm, bk = plans.gradient_block(step, g.element_size())
+    rows = tokens * step.rows
+    tiles = step.batch * -(-step.contracted // bk) * -(-step.cols // bm)
+    split = max(1, min(card(g.device).processors // tiles, rows // (4 * bp), 32))
+    length = -(-rows // (split * bp)) * bp
+    table = made.table(step, g.device)
+    work, count = _workspace(g, tiles, split, bk * bm)
+    kernels.gradient[tiles, split](
+        target, a, g, g if table is None else table, work, count, tokens, a.stride(0), g.stride(0), step.constants,
+        length, bp, bm, bk, split, add, _precision(g), num_warps=8 if bk * bm >= 128 * 128 else 4, num_stages=3,
+    )  # fmt: skip
+
+
+_counters: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def _workspace(like: Tensor, tiles: int, split: int, size: int) -> tuple[Tensor, Tensor]:
+    """Room for the parts of a split, and a counter a tile, at zero: the kernel leaves it so.
+
+    The counters of a stream are kept. While a graph is recorded they are its own, as graphs may run side by side.
+    """
+    if split == 1:
+        return like, like
+    work = like.new_empty(tiles * split * size, dtype=torch.float32)
+    if like.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return work, like.new_zeros(tiles, dtype=torch.int32)
+    key = (like.device, torch.cuda.current_stream(like.device).cuda_stream)
+    count = _counters.get(key)
+    if count is None or len(count) < tiles:
+        count = _counters[key] = like.new_zeros(max(tiles, 4096), dtype=torch.int32)
+    return work, count
+
+
+def _precision(x: Tensor) -> str:
+    """float32 is multiplied as torch multiplies it: in tf32 only where that is allowed."""
+    return "tf32" if x.dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def _factor(factors: Sequence[Tensor], step: AffineStep, like: Tensor, canonical: bool) -> Tensor:
+    if step.factor < 0:
+        return like.new_ones(1)
+    factor = factors[step.factor]
+    if not canonical:
+        return factor
+    groups = ((step.w_batch, step.batch), (step.w_contracted, step.contracted), (step.w_cols, step.cols))
+    return _strided(factor, (), (), groups)
+
+
+def _copied(buffer: Tensor, step: AffineStep, tokens: int) -> Tensor:
+    """The operand in the order batch, contracted: one copy, after which every read is a whole vector."""
+    groups = ((step.a_batch, step.batch), (step.a_contracted, step.contracted))
+    return _strided(buffer, (tokens,), (buffer.stride(0),), groups).view(tokens, -1)
+
+
+def _strided(
+    of: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...], groups: Sequence[tuple[Digits, int]]
+) -> Tensor:
+    for digits, length in groups:
+        more, apart = dims(digits, length)
+        sizes, strides = (*sizes, *more), (*strides, *apart)
+    return torch.as_strided(of, sizes, strides, of.storage_offset()).contiguous()

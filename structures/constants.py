@@ -1,0 +1,43 @@
+"""The constant factors of a structure as tensors: made anew for every dtype and device, and never saved."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from structures.algebra.constants import Constant, values
+from structures.structure import Structure
+
+
+def tensors(structure: Structure, like: Tensor) -> list[Tensor]:
+    """One tensor a constant, in the dtype and on the device of `like`."""
+    if not structure.constants:
+        return []
+    dtype, device = like.dtype, like.device
+    if torch.compiler.is_compiling():
+        return [getattr(_held, _name(constant, dtype, device)) for constant in structure.constants]
+    return [_made(constant, dtype, device) for constant in structure.constants]
+
+
+@lru_cache(maxsize=256)
+def _made(constant: Constant, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():  # one made under inference could not be saved for a backward
+        return torch.from_numpy(values(constant).copy()).to(device=device, dtype=dtype)
+
+
+# Constants of graphs as attributes of a module: a compiler can guard on such a place, and sees what was added later.
+_held = ModuleType("structures_constants")
+
+
+def _name(constant: Constant, dtype: torch.dtype, device: torch.device) -> str:
+    made = _made(constant, dtype, device)
+    name = f"constant_{id(made)}"
+    setattr(_held, name, made)
+    return name
+
+
+# What torch.compiler.assume_constant_result does, without importing the compiler where nothing is compiled.
+_name._dynamo_marked_constant = True  # type: ignore[attr-defined]

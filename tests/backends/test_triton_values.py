@@ -1,0 +1,126 @@
+"""The Triton kernels' values and gradients, on a card or, with TRITON_INTERPRET=1, in Triton's interpreter on the CPU.
+
+    TRITON_INTERPRET=1 pytest tests/backends/test_triton_values.py       every entry, every form
+
+`test_triton.py` runs one entry of each pattern of steps in such a process.
+"""
+
+import os
+
+import pytest
+import torch
+from contract import assert_right, layer, limits, of_backend, plain, tensors, truth
+
+import structures
+from structures import backends
+from structures.backends import operators, stages
+from structures.backends.triton import run
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+pytestmark = pytest.mark.skipif(
+    not INTERPRETED and not torch.cuda.is_available(), reason="no GPU here: TRITON_INTERPRET=1 runs the interpreter"
+)
+DTYPES = (torch.float32, torch.float16) + (() if INTERPRETED else (torch.bfloat16,))
+
+# entry, widths, options: one for each pattern of steps
+PATTERNS = [
+    ("dense", (37, 53), {}),  # one block, odd widths
+    ("dyad_it", (36, 60), {"n_blocks": 3}),  # two terms in one launch, one read with a stride
+    ("dyad_ot", (64, 64), {"n_blocks": 4}),  # a second launch that adds, written with a stride; turned
+    ("monarch", (64, 128), {"n_blocks": 4}),  # two steps
+    ("kronecker", (36, 30), {}),  # rows besides tokens
+    ("kronecker_sparse", (60, 36), {"a": 2, "d": 3}),  # a factor with the batch innermost
+    ("pixelfly", (64, 96), {"n_blocks": 8, "rank": 5}),  # a gather beside a chain of two
+    ("blast", (36, 48), {"n_blocks": 3, "rank": 5}),  # three steps
+]
+FORMS = (None, "strided", "copied", "turned")
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch):
+    """Memory that nothing has written holds NaN; and Triton 3.6's interpreter takes numpy 2.4's scalars as bounds."""
+    if INTERPRETED:
+        _let_scalars_be_bounds(monkeypatch)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def _let_scalars_be_bounds(monkeypatch):
+    """A scalar tensor is an array of one element there, which numpy >= 2.4 no longer takes as an integer."""
+    from triton.runtime import interpreter
+
+    kept = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        kept(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.reshape(-1)[0]))
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+
+
+def _check(name, shape, options, dtype, tokens, form=None):
+    made = layer(name, shape, dtype=dtype, **options)
+    programs = [run.program(stage) for stage in stages.every(made.structure)]
+    for program in programs:
+        program.forced = form
+        program._ways.clear()
+    x, dy = tensors(made, tokens, dtype)
+    made, x, dy = made.to(DEVICE), x.to(DEVICE), dy.to(DEVICE)
+    wanted = truth(made, x, dy)
+    most = limits(made, x, dy, wanted, plain(made, x, dy))
+    assert_right(of_backend(made, "triton", x, dy), wanted, most, f"{name} {shape} {form}")
+    used = {way.form for program in programs for way in program._ways.values()}
+    for program in programs:
+        program.forced = None
+    return used
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("name", "shape", "options"), PATTERNS, ids=[p[0] for p in PATTERNS])
+def test_a_pattern_of_steps_has_the_references_values_and_gradients(name, shape, options, dtype):
+    _check(name, shape, options, dtype, 19)
+
+
+@pytest.mark.parametrize("form", ["copied", "turned"])
+def test_every_form_of_a_launch_has_the_same_values_and_gradients(form):
+    assert form in _check("dyad_dt", (64, 64), {"n_blocks": 4}, torch.float32, 5, form)
+
+
+@pytest.mark.parametrize("tokens", [1, 33])
+def test_a_sum_in_parts_is_added_in_their_order(tokens, monkeypatch):
+    """One token leaves most processors without a tile, so that what is contracted is split among them."""
+    made = layer("dense", (1024, 16), dtype=torch.float32).to(DEVICE)
+    x, dy = (t.to(DEVICE) for t in tensors(made, tokens, torch.float32))
+    wanted = truth(made, x, dy)
+    most = limits(made, x, dy, wanted, plain(made, x, dy))
+    found = of_backend(made, "triton", x, dy)
+    assert any(way.split > 1 for way in run.program(made.structure)._ways.values())
+    assert_right(found, wanted, most)
+    again = of_backend(made, "triton", x, dy)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+
+def test_the_operator_in_a_graph_gives_what_the_call_gives():
+    made = layer("dyad_ot", (64, 64), dtype=torch.float32, n_blocks=4, backend="triton").to(DEVICE)
+    x, _ = tensors(made, 3, torch.float32)
+    x = x.to(DEVICE).requires_grad_()
+    called = made(x)
+    text = operators.name(made.structure)
+    written = torch.ops.structures.triton(x, list(made.factors), made.bias, text)
+    assert torch.equal(called, written)
+    parameters = [x, *made.factors, made.bias]
+    for a, b in zip(*(torch.autograd.grad(y.sum(), parameters) for y in (called, written)), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("tokens", [1, 19])
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("name", structures.names())
+def test_every_entry_has_the_references_values_and_gradients(name, form, tokens):
+    shape = (48, 96)
+    if structures.get(name).bind(*shape).gate is not None:
+        pytest.skip("an entry with a gate runs by experts")
+    assert backends.refusal("triton", structures.get(name).bind(*shape), torch.empty(1, 48, device=DEVICE)) is None
+    _check(name, shape, {}, torch.float32, tokens, form)
