@@ -16,4 +16,4 @@ for wheel in bench/wheels/*.whl; do
     mkdir -p bench/wheels/unpacked
     "$python" -m zipfile -e "$wheel" bench/wheels/unpacked
 done
-PYTHONPATH=${PWD}/bench/wheels/unpacked${PYTHONPATH:+:$PYTHONPATH} exec "$python" -m bench.gpu "$folder" "$@"
+PYTHONPATH=${PWD}/bench/wheels/unpacked${PYTHONPATH:+:$PYTHONPATH} exec "$python" -m bench.sweep.gpu "$folder" "$@"

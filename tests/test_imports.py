@@ -60,8 +60,6 @@ BELOW: dict[str, tuple[str, ...]] = {
     "bench.search": ("bench.sweep",),
     "bench.minilm": ("bench.sweep",),
     "bench.answers": ("bench.report",),
-    "bench.first_minute": ("bench.machine",),
-    "bench.gpu": ("bench.first_minute",),
     "bench.__main__": ("bench.answers", "bench.training", "bench.search", "bench.minilm"),
     "bench.conftest": ("bench.modules",),
     "bench.test_linear": ("bench.sweep",),

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import structures
-from bench import first_minute, gpu
-from bench.sweep import points, request
+from bench.sweep import first_minute, gpu, points, request
 from structures import reference
 
 
@@ -79,5 +78,7 @@ def test_the_comparisons_are_those_that_decide():
 
 
 def test_it_is_a_command_of_its_own():
-    done = subprocess.run([sys.executable, "-m", "bench.gpu", "--help"], capture_output=True, text=True, cwd=gpu.ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.sweep.gpu", "--help"], capture_output=True, text=True, cwd=gpu.ROOT
+    )
     assert done.returncode == 0 and "--minutes" in done.stdout

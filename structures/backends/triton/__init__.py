@@ -76,4 +76,4 @@ def _refusal(structure: Structure) -> str | None:
 
 
 for _constant in (interpreted, _missing, _old, _refusal):
-    _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a trace goes on with the answer
+    setattr(_constant, "_dynamo_marked_constant", True)  # noqa: B010  # a trace goes on with the answer

@@ -113,7 +113,7 @@ def launches(steps: Sequence[AffineStep]) -> list[Launch]:
 
 def ways(launch: Launch, tokens: int, itemsize: int, on: Card) -> list[TiledLaunch]:
     """The forms in which a launch can run, each with its best tile."""
-    found = []
+    found: list[TiledLaunch] = []
     canonical = tuple(s.factor >= 0 and s.w_runs is None and s.factor_run < VECTOR for s in launch.steps)
     steps = tuple(s.canonical if c else s for s, c in zip(launch.steps, canonical, strict=True))
     narrow = tuple(s.read_run < VECTOR and s.a_runs is None and s.rows == 1 and s.contracted > 1 for s in steps)

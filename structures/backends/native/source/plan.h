@@ -22,7 +22,7 @@ static int64_t rows_limit(const Program& p, int keeps) {
 static Plan planned(const Program& p, int64_t n, int threads, int keeps, bool training) {
   Plan plan = {};
   plan.threads = std::max(threads, 1);
-  if (n <= rows_limit(p, keeps) && !training) {
+  if (n <= rows_limit(p, keeps)) {
     plan.path = ROWS;
     if (!p.rows_in_place) plan.needs = CANONICAL;
     if (p.weights * (p.dtype == BFLOAT16 ? 2 : 4) * std::max<int64_t>(1, n / 4) < (256 << 10)) plan.threads = 1;

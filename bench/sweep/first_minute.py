@@ -1,6 +1,6 @@
 """The comparisons that come first on a new card: they say whether the step kernel and its forms are worth a sweep.
 
-    python -m bench.first_minute FILE           a line of JSON for each comparison, written at once
+    python -m bench.sweep.first_minute FILE           a line of JSON for each comparison, written at once
 
 1. a dense layer of 4096 x 4096 for 4096 tokens by the step kernel and by the vendor's library: its rate is the ceiling
    of every other launch;

@@ -1,6 +1,6 @@
 """A GPU run of ten minutes on a bare rented machine: check everything, compare what decides, sweep in order of worth.
 
-    python -m bench.gpu FOLDER [--minutes 9.5]
+    python -m bench.sweep.gpu FOLDER [--minutes 9.5]
 
 Needs the repository, torch with CUDA, triton, pytest, pytest-benchmark and scipy; installs nothing, asks nobody. Every
 point is written at once, so that a run that is cut off is a whole result; what is left of the time goes to the sweep.
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FULL = 9.5 * 60  # seconds that the stages are made for: a rented machine ends a command after ten minutes
 CHECK, FIRST = 90.0, 75.0  # seconds at most
 LEAST = 15.0  # a portion of the sweep that has less is not begun
@@ -111,7 +111,7 @@ class RentedRun:
         """What decides whether the step kernel and its forms are worth a sweep."""
         rehearse = ["--rehearse"] if self.rehearsal else []
         process = self._begin(
-            ["-m", "bench.gpu", str(self.folder), "--only-first-minute", *rehearse], "first-minute.log"
+            ["-m", "bench.sweep.gpu", str(self.folder), "--only-first-minute", *rehearse], "first-minute.log"
         )
         code = self._finish(process, min(self.scale * FIRST, self.left))
         for line in (self.folder / "first-minute.log").read_text().splitlines():
@@ -185,7 +185,7 @@ def missing() -> list[str]:
 
 def main(argv: Sequence[str]) -> int:
     """The whole run; 1 where a check failed. A wrong point is not timed: the sweep checks each before it."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.sweep.gpu", description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=FULL / 60)
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on a stand-in; the figures mean nothing")
@@ -195,7 +195,7 @@ def main(argv: Sequence[str]) -> int:
         _first_minute(given.folder, given.rehearse)
         return 0
     if lacks := missing():
-        print(f"python -m bench.gpu: this machine lacks {', '.join(lacks)}: put wheels into bench/wheels/")
+        print(f"python -m bench.sweep.gpu: this machine lacks {', '.join(lacks)}: put wheels into bench/wheels/")
         return 2
     run = RentedRun(given.folder.resolve(), 60 * given.minutes, Rehearsal() if given.rehearse else None)
     run.say(facts())
@@ -212,7 +212,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _first_minute(folder: Path, rehearse: bool) -> None:
-    from bench import first_minute
+    from bench.sweep import first_minute
 
     path = folder / "first-minute.jsonl"
     if not rehearse:
