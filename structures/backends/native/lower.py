@@ -193,7 +193,7 @@ def lower(structure: Structure) -> Lowered:
         ValueError: the structure has a gate, or a factor or buffer has 2**31 numbers or more.
     """
     if structure.gate is not None:
-        raise ValueError(f"{structure.name} has a gate: its tables are those of one expert, see `lower_expert`")
+        raise ValueError(f"{structure.name} has a gate: the native kernel runs structures without one")
     return _lower(structure.terms, structure.size, structure.factors, structure.in_features, structure.out_features)
 
 
