@@ -2,8 +2,18 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 import torch
 
-os.environ["STRUCTURES_CACHE"] = tempfile.mkdtemp(prefix="structures-")  # plans must not depend on what was measured
+from structures.backends.planned import rates
+
+_own = Path(tempfile.mkdtemp(prefix="structures-"))
+_objects = rates.folder().absolute() / "native"
+try:
+    _objects.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (_own / "native").symlink_to(_objects)  # the kernel's object is the same for all: compiled once, not a process each
+except OSError:  # no home to write to
+    pass
+os.environ["STRUCTURES_CACHE"] = str(_own)  # plans must not depend on what was measured
 torch.set_num_threads(1)

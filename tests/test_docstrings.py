@@ -12,8 +12,8 @@ from torch import nn
 import structures
 
 # what takes or makes a model or a weight
-SHOWN = ("SwapConfig", "collect_covariances", "coordinate_check", "distil", "fit_options", "from_linear", "param_groups", "project",
-         "save_swapped", "shard_placement", "swap", "to_linear")  # fmt: skip
+SHOWN = ("SwapConfig", "collect_covariances", "coordinate_check", "distil", "fit_options", "from_linear",
+         "param_groups", "project", "save_swapped", "shard_placement", "swap", "to_linear")  # fmt: skip
 
 
 def failures(function, said):

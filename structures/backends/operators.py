@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from structures.backends import stages
-from structures.spec import Spec
+from structures.algebra.map import Gather, Term
+from structures.algebra.steps import Step
+from structures.language.entry import Entry
 from structures.structure import Structure
 
 NAMESPACE = "structures"
 _FORWARD = "(Tensor x, Tensor[] factors, Tensor? bias, str structure) -> Tensor"
 _BACKWARD = "(Tensor dy, Tensor x, Tensor[] factors, bool[] want, str structure) -> Tensor[]"
-_NOT_DEFINING = ("title", "source", "file", "marks", "init")  # fields of a Spec that change no product
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class KernelCalls:
 
 
 def name(structure: Structure) -> str:
-    """A structure as text: its entry, widths and options; of a stage those of the whole, and its number."""
+    """A structure without links, a gate or constants as text: its axes, their sizes and its steps.
+
+    Of the entry it was bound from nothing is needed, and a stage of a chain has none of its own.
+    """
     found: str | None = structure.memo.get("operator name")
     if found is None:
-        whole, number = stages.place(structure)
-        entry = {f.name: getattr(whole.spec, f.name) for f in fields(Spec) if f.name not in _NOT_DEFINING}
-        given = {option: _number(value) for option, value in whole.options}
-        widths = [whole.in_features, whole.out_features]  # padded already
-        about = {"entry": {**entry, "pad": False}, "widths": widths, "options": given, "stage": number}
-        found = json.dumps(about, separators=(",", ":"))
+        if not structure.plain or structure.gate is not None:
+            raise ValueError(f"{structure.name}: an operator runs structures without links, gate, constants or padding")
+        found = json.dumps(_written(structure), separators=(",", ":"))
         structure.memo["operator name"] = found
     return found
 
@@ -67,11 +67,44 @@ def bound(text: str) -> Structure:
     """
     try:
         found = json.loads(text)
-        entry, (in_features, out_features), options = found["entry"], found["widths"], found["options"]
-        whole = Spec(**entry).bind(in_features, out_features, **options)
-        return whole if found["stage"] is None else list(stages.every(whole))[found["stage"]]
+        widths, axes = found["widths"], found["factors"]
+        return Structure(
+            name=str(found["name"]),
+            title="",
+            in_features=int(widths[0]),
+            out_features=int(widths[1]),
+            options=(),
+            sizes=tuple((str(axis), int(size)) for axis, size in found["sizes"]),
+            factors=tuple(map(tuple, axes)),
+            terms=tuple(map(_term, found["terms"])),
+            spec=Entry(str(found["name"]), ()),
+        )
     except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
         raise ValueError(f"operators of {NAMESPACE}: {text[:80]!r} is no structure: {error}") from None
+
+
+def _written(structure: Structure) -> dict[str, Any]:
+    return {
+        "name": structure.name,
+        "widths": [structure.in_features, structure.out_features],
+        "sizes": structure.sizes,
+        "factors": structure.factors,
+        "terms": [
+            {
+                "views": [term.input, term.loaded, term.output],
+                "gathers": [[g.axis, g.by, g.table] for g in term.gathers],
+                "steps": [[s.factor, s.batch, s.rows, s.contracted, s.cols, s.left, s.right] for s in term.steps],
+            }
+            for term in structure.terms
+        ],
+    }
+
+
+def _term(found: dict[str, Any]) -> Term:
+    read, loaded, written = map(tuple, found["views"])
+    gathers = tuple(Gather(axis, tuple(by), tuple(table), "") for axis, by, table in found["gathers"])
+    steps = tuple(Step(int(factor), *map(tuple, groups)) for factor, *groups in found["steps"])
+    return Term(read, loaded, gathers, tuple(sorted(step.factor for step in steps)), written, steps)
 
 
 def define(kernel: str, devices: Sequence[str], calls: KernelCalls) -> None:
@@ -113,10 +146,6 @@ def define(kernel: str, devices: Sequence[str], calls: KernelCalls) -> None:
     torch.library.register_autograd(forward_name, differentiate, setup_context=_save)
     register_flop_formula(getattr(torch.ops.structures, kernel))(forward_flops)
     register_flop_formula(getattr(torch.ops.structures, f"{kernel}_backward"))(backward_flops)
-
-
-def _number(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _forward_fake(x: Tensor, factors: list[Tensor], bias: Tensor | None, structure: str) -> Tensor:

@@ -53,14 +53,6 @@ def stages(structure: Structure) -> Stages:
     found: Stages | None = structure.memo.get("stages")
     if found is None:
         found = structure.memo["stages"] = tuple(_chains(structure))
-        for number, stage in enumerate(stage for chain in found for stage in chain):
-            stage.structure.memo["place"] = structure, number
-    return found
-
-
-def place(structure: Structure) -> tuple[Structure, int | None]:
-    """The structure that this one is a stage of, and its number among all stages; itself and None where it is whole."""
-    found: tuple[Structure, int | None] = structure.memo.get("place", (structure, None))
     return found
 
 

@@ -16,11 +16,12 @@ from torch import Tensor
 
 import structures
 from structures import reference
-from structures.backends import einsum, native
+from structures.backends import einsum, native, stages
 from structures.backends.native import build, kept, kernel, library, operators
 from structures.spec import Spec
 
 NAMES = [name for name in structures.names() if not structures.get(name).gate]
+NAMES = [name for name in NAMES if structures.get(name).bind(*SHAPES[0]).plain]  # chains run stage by stage
 DTYPES = (torch.float32, torch.bfloat16)
 TOKENS = (1, 3, 16, 33, 130)  # both sides of where rows end and tiles begin, and tiles that are not full
 PROCESSORS = {"this processor": build.MACHINE, "AVX2": ("-march=x86-64-v3",), "x86-64": ("-march=x86-64",)}
@@ -70,7 +71,12 @@ def structure_of(name: str, shape: tuple[int, int]):
     if name in ODD:
         spec, *widths = ODD[name]
         return spec.bind(*widths)
-    return structures.get(name).bind(*shape)
+    return bound(name, *shape)
+
+
+def bound(name: str, *widths: int, **options: object):
+    """An entry at these widths; of one whose links are joined what a backend is given."""
+    return stages.one(structures.get(name).bind(*widths, **options))
 
 
 def operands(structure, tokens: int, dtype: torch.dtype = torch.float32, seed: int = 0):
@@ -175,7 +181,7 @@ def test_other_processors_instructions_give_as_exact_results(name, dtype, proces
     ],
 )
 def test_wide_layers_and_many_tokens_keep_the_error_small(name, options, widths, dtype, threads):
-    structure = structures.get(name).bind(*widths, **options)
+    structure = bound(name, *widths, **options)
     for tokens in (2, 300):
         check(structure, tokens, dtype)
 
@@ -192,7 +198,7 @@ def test_the_comparison_can_fail():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_bits_are_the_same_for_any_number_of_threads_and_each_time(name, dtype):
-    structure = structures.get(name).bind(240, 240)
+    structure = bound(name, 240, 240)
     for tokens in (1, 17, 200):
         made, dy = operands(structure, tokens, dtype)
         first = whole(native.apply, structure, made, dy)
@@ -203,9 +209,26 @@ def test_the_bits_are_the_same_for_any_number_of_threads_and_each_time(name, dty
         torch.set_num_threads(1)
 
 
+CHAINED = [name for name in structures.names() if not structures.get(name).bind(144, 144).plain]
+
+
+@pytest.mark.parametrize("name", [name for name in CHAINED if not structures.get(name).gate])
+def test_layers_whose_links_run_one_after_another_are_as_exact_as_torch_s_own(name):
+    made = structures.StructuredLinear(name, 144, 144, backend="native")
+    plain = structures.StructuredLinear(name, 144, 144, backend="einsum")
+    plain.load_state_dict(made.state_dict())
+    x, dy = torch.randn(33, 144, requires_grad=True), torch.randn(33, 144)
+    exact = made.to_dense().detach().double()
+    wanted = (x.double() @ exact.t() + made.bias.double(), dy.double() @ exact)
+    found, usual = ([y := layer(x), torch.autograd.grad(y, x, dy)[0]] for layer in (made, plain))
+    assert made.ran == "native"
+    for f, p, w in zip(found, usual, wanted, strict=True):
+        assert error(f, w) <= 2 * error(p, w) + (1 + len(made.structure.steps)) * torch.finfo(torch.float32).eps
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_without_bias_nothing_is_added(name):
-    structure = structures.get(name).bind(48, 96)
+    structure = bound(name, 48, 96)
     made, _ = operands(structure, 20)
     y = native.apply(structure, made[0], made[2:], None)
     torch.testing.assert_close(y, einsum.apply(structure, made[0], made[2:], None), rtol=1e-4, atol=1e-5)
@@ -274,7 +297,7 @@ SPECIAL = (float("nan"), float("inf"), -float("inf"), 1e-40, -1e-45, 3e38, -0.0)
 @pytest.mark.parametrize("tokens", [1, 40])
 @pytest.mark.parametrize("value", SPECIAL)
 def test_nan_inf_and_subnormals_go_where_they_go_in_torch(value, tokens):
-    structure = structures.get("block_diagonal").bind(64, 64)
+    structure = bound("block_diagonal", 64, 64)
     made, _ = operands(structure, tokens)
     made[0][tokens // 2, 5] = value
     made[2].copy_(torch.eye(16).expand(4, 16, 16))
@@ -287,9 +310,9 @@ def test_nan_inf_and_subnormals_go_where_they_go_in_torch(value, tokens):
 
 MADE = """
 import os, torch, structures
-from structures.backends import native
+from structures.backends import native, stages
 torch.set_num_threads(2)
-structure = structures.get("monarch").bind(256, 256)
+structure = structures.get("btt").bind(256, 256)
 x, dy = torch.randn(300, 256), torch.randn(300, 256)
 factors = [torch.randn(shape, requires_grad=True) for shape in structure.factor_shapes]
 def call():
@@ -418,7 +441,7 @@ from structures.backends import native
 import structures
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
-    structure = structures.get("monarch").bind(48, 96)
+    structure = structures.get("btt").bind(48, 96)
     for _ in range(3):
         print(native.refuses(structure, torch.empty(1, 48)))
 print(len([w for w in seen if "native" in str(w.message)]))
@@ -458,7 +481,7 @@ def parameters(structure, tokens: int, dtype: torch.dtype):
 
 def copied(dtype: torch.dtype):
     """A structure, tokens and parameters that keep a copy."""
-    structure = structures.get("butterfly").bind(256, 256, radix=4)
+    structure = bound("butterfly", 256, 256, radix=4)
     tokens = 1 if dtype is torch.float32 else 128
     x, bias, factors = parameters(structure, tokens, dtype)
     with torch.no_grad():
@@ -531,7 +554,7 @@ quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::Future
 
 @pytest.mark.parametrize("name", ["dyad_it", "monarch", "pixelfly"])
 def test_it_is_differentiable_twice(name):
-    structure = structures.get(name).bind(48, 96, **({"rank": 2} if name == "pixelfly" else {}))
+    structure = bound(name, 48, 96, **({"rank": 2} if name == "pixelfly" else {}))
     made, dy = smooth(structure, 6)
 
     def second(apply) -> tuple[Tensor, ...]:
@@ -689,13 +712,16 @@ def test_a_trace_holds_the_operator_and_no_constant():
     assert torch.equal(traced(other), native.apply(structure, other, made[2:], made[1]))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_structure_written_as_text_is_bound_again(name):
-    structure = structures.get(name).bind(144, 48)
-    again = operators.bound(operators.name(structure))
-    assert again is not structure
-    for field in ("terms", "factors", "sizes", "in_features", "out_features"):
-        assert getattr(again, field) == getattr(structure, field)
+@pytest.mark.parametrize("name", [name for name in structures.names() if not structures.get(name).gate])
+def test_a_structure_written_as_text_is_bound_again_and_so_is_every_stage_of_a_chain(name):
+    for structure in stages.every(structures.get(name).bind(144, 144)):
+        again = operators.bound(operators.name(structure))
+        assert again.plain and again.gate is None
+        for field in ("factors", "sizes", "in_features", "out_features", "factor_shapes", "steps"):
+            assert getattr(again, field) == getattr(structure, field)
+        made, _ = operands(structure, 5)
+        wanted = native.apply(structure, made[0], made[2:], made[1])
+        assert torch.equal(native.apply(again, made[0], made[2:], made[1]), wanted)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"entry": {}, "widths": [1], "options": {}}', "[" * 2000])
@@ -716,7 +742,7 @@ class Product(torch.nn.Module):
 
     def __init__(self, name: str, dtype: torch.dtype = torch.float32, **options: object):
         super().__init__()
-        self.structure = structures.get(name).bind(48, 96, **options)
+        self.structure = bound(name, 48, 96, **options)
         made, _ = operands(self.structure, 1, dtype)
         self.bias = torch.nn.Parameter(made[1])
         self.factors = torch.nn.ParameterList(made[2:])

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from structures.backends.native import kernel
+from structures.backends import planned
+from structures.backends.native import kernel, price
 from structures.backends.native.library import Plan
 from structures.backends.native.run import DTYPES, MOST, executed_flops, programs
 from structures.exporting import exporting
 from structures.structure import Structure
+
+TRACED_TOKENS = 2048  # what a graph of an unknown number of tokens is decided for
 
 
 def refuses(structure: Structure, x: Tensor) -> str | None:
@@ -39,20 +42,43 @@ def preferred(structure: Structure, x: Tensor) -> bool:
 
 def _decided(structure: Structure, dtype: torch.dtype, tokens: int, grad: bool) -> bool:
     """Whether the kernel is predicted to be faster than the planner's program; decided once."""
-    program, key = programs(structure).of(dtype), (tokens, torch.get_num_threads())
+    program, threads = programs(structure).of(dtype), torch.get_num_threads()
     decided = program.decided_train if grad else program.decided
-    known = decided.get(key)
+    known = decided.get((tokens, threads))
     if known is None:
         if len(decided) >= MOST:
             decided.clear()
-        known = decided[key] = True
+        known = decided[tokens, threads] = _faster(structure, dtype, tokens, grad)
     return known
 
 
+def _faster(structure: Structure, dtype: torch.dtype, tokens: int, grad: bool) -> bool:
+    """Whether the kernel is predicted to be faster than the planner's program.
+
+    In float32 nothing else was, at 256 to 4096 features and 1 to 4096 tokens, as long as the structure takes fewer
+    FLOPs than the dense matrix that the planner can multiply by; then, and in bfloat16, where torch's own large
+    products reach the processor's peak, the two predictions decide.
+    """
+    if dtype == torch.float32 and structure.flops() <= structure.dense_flops():
+        return True
+    other = planned.plan(structure, max(tokens, 1), dtype=dtype, grad=grad)
+    return predicted(structure, dtype, tokens, grad) <= other.seconds
+
+
+def predicted(structure: Structure, dtype: torch.dtype, tokens: int, grad: bool) -> float:
+    """Seconds of a call by the kernel, forward or with `grad` forward and backward."""
+    program = programs(structure).of(dtype)
+    figures = price.figures(program.library, DTYPES[dtype])
+    way = _way(structure, dtype, tokens, grad)
+    return price.seconds(program.lowered, tokens, way, figures, itemsize=dtype.itemsize, training=grad)
+
+
+def _way(structure: Structure, dtype: torch.dtype, tokens: int, grad: bool) -> Plan:
+    program = programs(structure).of(dtype)
+    return program.plan(tokens, torch.get_num_threads(), 0 if grad else program.keeps, training=grad)
+
+
 _decided._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a trace goes on with the answer
-
-
-TRACED_TOKENS = 2048  # what a graph of an unknown number of tokens is decided for
 
 
 @dataclass(frozen=True)
@@ -63,6 +89,7 @@ class CallPlan:
     tokens: int
     grad: bool
     way: Plan
+    seconds: float  # predicted
 
     def flops(self, tokens: int) -> int:
         """Floating-point operations, 2 per multiply-add, without the bias."""
@@ -73,7 +100,8 @@ class CallPlan:
         what = "forward and backward" if self.grad else "forward"
         steps = ", ".join(str(tuple(s.numel(g) for g in (x.batch, x.rows, x.contracted, x.cols))) for x in s.steps)
         return (
-            f"{s.in_features} -> {s.out_features}, {self.tokens} tokens, {what}: the native kernel, {self.way}\n"
+            f"{s.in_features} -> {s.out_features}, {self.tokens} tokens, {what}: the native kernel, {self.way}; "
+            f"predicted {self.seconds * 1e6:.3g} us\n"
             f"steps (batch, rows, contracted, cols): {steps}"
         )
 
@@ -90,11 +118,10 @@ def plan(
     reason = refuses(structure, x)
     if asked and reason is not None:
         raise ValueError(f"backend 'native': {reason}")
-    if reason is not None or not (asked or preferred(structure, x)):
+    if reason is not None or not (asked or (x.is_cpu and _decided(structure, dtype, tokens, grad))):
         return None
-    program = programs(structure).of(dtype)
-    keeps = 0 if grad else program.keeps
-    return CallPlan(structure, tokens, grad, program.plan(tokens, torch.get_num_threads(), keeps, training=grad))
+    way, seconds = _way(structure, dtype, tokens, grad), predicted(structure, dtype, tokens, grad)
+    return CallPlan(structure, tokens, grad, way, seconds)
 
 
 def _refusal(structure: Structure) -> str | None:

@@ -190,10 +190,12 @@ def lower(structure: Structure) -> Lowered:
     """The programs of a structure.
 
     Raises:
-        ValueError: the structure has a gate, or a factor or buffer has 2**31 numbers or more.
+        ValueError: the structure has a gate or several links, or a factor or buffer has 2**31 numbers or more.
     """
+    if not structure.plain:
+        raise ValueError(f"{structure.name} has links, constants or padding: its stages are lowered one by one")
     if structure.gate is not None:
-        raise ValueError(f"{structure.name} has a gate: its tables are those of one expert, see `lower_expert`")
+        raise ValueError(f"{structure.name} has a gate: the native kernel runs structures without one")
     return _lower(structure.terms, structure.size, structure.factors, structure.in_features, structure.out_features)
 
 

@@ -92,8 +92,8 @@ static Weights weights(const Program& p, int i, bool back, const void* const* fa
 }
 
 // Units [u0, u1) of a step on a tile; `formed` holds the pairs of one entry.
-static void run(Dtype dtype, const Step& s, Weights w, const float* A, float* C, int64_t T, int64_t tokens, uint32_t* formed,
-                int64_t u0, int64_t u1) {
+static void run([[maybe_unused]] Dtype dtype, const Step& s, Weights w, const float* A, float* C, int64_t T, int64_t tokens,
+                [[maybe_unused]] uint32_t* formed, int64_t u0, int64_t u1) {
 #if PAIRED
   if (dtype == BFLOAT16) {
     product(Pairs{s, (const bf16*)w.factor, (const uint32_t*)w.copy, A, C, T, formed}, tokens, u0, u1);

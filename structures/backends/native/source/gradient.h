@@ -131,7 +131,7 @@ struct Chunk {
 
 // One unit: a block of the factor, cols [m0, m0 + cols), rows [k0, k1): into D[k - k0][COLS]. g holds SUMMED x COLS.
 template <class Sums>
-static void unit_sums(const Step& s, const Chunk& chunk, int64_t block, int64_t m0, int cols, int64_t k0, int64_t k1, float* g,
+APART void unit_sums(const Step& s, const Chunk& chunk, int64_t block, int64_t m0, int cols, int64_t k0, int64_t k1, float* g,
                       float* D) {
   const int64_t rows = s.entries / s.blocks, T = chunk.T;
   memset(D, 0, (k1 - k0) * COLS * 4);
@@ -169,7 +169,7 @@ static void unit_sums(const Step& s, const Chunk& chunk, int64_t block, int64_t 
 // A unit's sums to where they belong in the factor's gradient: added to `sum` (or written, for the first chunk), and, if
 // it is not nullptr, rounded into dW.
 template <class E>
-static void write_unit(const Step& s, int64_t block, int64_t m0, int cols, int64_t k0, int64_t k1, const float* D, bool first,
+APART void write_unit(const Step& s, int64_t block, int64_t m0, int cols, int64_t k0, int64_t k1, const float* D, bool first,
                        float* sum, E* dW) {
   const int64_t base = s.w_base[block * (s.entries / s.blocks)];
   auto put = [&](int64_t at, float v) {

@@ -75,6 +75,13 @@ EXPORT int32_t structures_backward(const Program* p, const void* const* factors,
                                    int32_t threads, int64_t how) {
   if (how && ((how >> 8 & 0xfff) < 16 || (how >> 8 & 0xf))) return NOT_POSSIBLE;
   threads = std::max(threads, 1);
+  if (n <= 0) {  // empty sums
+    const size_t itemsize = p->dtype == FLOAT32 ? 4 : 2;
+    for (size_t f = 0; dfactors && f < p->numbers.size(); f++)
+      if (dfactors[f]) memset(dfactors[f], 0, p->numbers[f] * itemsize);
+    if (dbias) memset(dbias, 0, p->out * itemsize);
+    return FINE;
+  }
   if (p->dtype == FLOAT32)
     return backward(*p, factors, copies, (const float*)x, ldx, (const float*)dy, ldy, n, (float*)dx, (float* const*)dfactors,
                     (float*)dbias, threads, how);

@@ -21,7 +21,7 @@ INLINE __m512i paired(__m512 low, __m512 high) {
   return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(high, low));
 }
 INLINE __m512 add_pairs(__m512 sum, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
-INLINE uint32_t pair_at(const bf16* p) {
+INLINE uint32_t pair_at(const char* p) {
   uint32_t u;
   memcpy(&u, p, 4);
   return u;
@@ -31,7 +31,7 @@ struct Pairs {
   static constexpr int BLOCK = 128;  // pairs summed from zero
   const Step& s;
   const bf16* W;          // the factor, or nullptr
-  const uint32_t* packed;  // else its copy [block][pairs][cols]
+  const uint32_t* packed;  // else its copy: [block][up to 6 cols][pairs][those cols]
   const float* A;
   float* C;
   int64_t T;
@@ -66,36 +66,27 @@ struct Pairs {
     for (int r = 0; r < R; r++)
       for (int v = 0; v < V; v++) sums[r][v] = _mm512_setzero_ps();
     const uint32_t* from = formed + t;
-    if (packed) {
-      for (int64_t k = k0; k < k1; k++) {
-        __m512i pairs[V];
-        for (int v = 0; v < V; v++) pairs[v] = _mm512_load_si512(from + k * tokens + v * 16);
-        const uint32_t* row = q + k * s.cols + m;
-        for (int r = 0; r < R; r++) {
-          __m512i weight = _mm512_set1_epi32((int)row[r]);
-          for (int v = 0; v < V; v++) sums[r][v] = add_pairs(sums[r][v], weight, pairs[v]);
-        }
-      }
-    } else {
-      const bf16* row[R];
-      for (int r = 0; r < R; r++) row[r] = w + s.w_m[m + r];
-      int64_t whole = std::min(k1, s.contracted / 2);
-      for (int64_t k = k0; k < whole; k++) {
-        __m512i pairs[V];
-        for (int v = 0; v < V; v++) pairs[v] = _mm512_load_si512(from + k * tokens + v * 16);
-        for (int r = 0; r < R; r++) {
-          __m512i weight = _mm512_set1_epi32((int)pair_at(row[r] + 2 * k));
-          for (int v = 0; v < V; v++) sums[r][v] = add_pairs(sums[r][v], weight, pairs[v]);
-        }
-      }
-      for (int64_t k = whole; k < k1; k++) {  // the last number of an odd count stands alone
-        for (int r = 0; r < R; r++) {
-          __m512i weight = _mm512_set1_epi32((int)row[r][2 * k].bits);
-          for (int v = 0; v < V; v++)
-            sums[r][v] = add_pairs(sums[r][v], weight, _mm512_load_si512(from + k * tokens + v * 16));
-        }
+    const char* row[R];
+    for (int r = 0; r < R; r++) row[r] = packed ? (const char*)(q + m * contracted() + r) : (const char*)(w + s.w_m[m + r]);
+    const int64_t step = packed ? R * 4 : 4;
+    const int64_t whole = packed ? k1 : std::min(k1, s.contracted / 2);
+    for (int64_t k = k0; k < whole; k++) {
+      __m512i pairs[V];
+      for (int v = 0; v < V; v++) pairs[v] = _mm512_load_si512(from + k * tokens + v * 16);
+      const int64_t o = k * step;
+      for (int r = 0; r < R; r++) {
+        __m512i weight = _mm512_set1_epi32((int)pair_at(row[r] + o));
+        for (int v = 0; v < V; v++) sums[r][v] = add_pairs(sums[r][v], weight, pairs[v]);
       }
     }
+    if (whole < k1)  // the last number of an odd count stands alone: what lies behind it is another's
+      for (int r = 0; r < R; r++) {
+        uint16_t alone;
+        memcpy(&alone, row[r] + whole * 4, 2);
+        __m512i weight = _mm512_set1_epi32(alone);
+        for (int v = 0; v < V; v++)
+          sums[r][v] = add_pairs(sums[r][v], weight, _mm512_load_si512(from + whole * tokens + v * 16));
+      }
     for (int r = 0; r < R; r++) {
       float* to = c + t + moff[m + r] * T;
       for (int v = 0; v < V; v++)
@@ -104,22 +95,38 @@ struct Pairs {
   }
 };
 
-// Part `me` of `many` of a step's factor as pairs, [block][pairs][cols].
+// Part `me` of `many` of a step's factor as pairs, in the order in which `block` reads them. Six register tiles' cols are
+// done at once, so that lines of the factor are read whole.
 static void pack_pairs(const Step& s, const bf16* W, uint32_t* to, int me, int many) {
-  int64_t rows = s.entries / s.blocks, pairs = (s.contracted + 1) / 2;
-  bool inner = consecutive(s.w_m, s.cols);
-  Share mine = share(s.blocks * pairs, me, many);
+  constexpr int TOGETHER = 6;
+  const int64_t rows = s.entries / s.blocks, pairs = (s.contracted + 1) / 2, mb = row_blocks(s), groups = parts(mb, TOGETHER);
+  const bool inner = consecutive(s.w_m, s.cols);
+  Share mine = share(s.blocks * groups, me, many);
   for (int64_t u = mine.begin; u < mine.end; u++) {
-    int64_t block = u / pairs, k = u % pairs;
-    bool two = 2 * k + 1 < s.contracted;
-    const bf16* p = W + s.w_base[block * rows] + s.w_k[2 * k];
-    const bf16* q = two ? p - s.w_k[2 * k] + s.w_k[2 * k + 1] : p;
-    uint32_t* o = to + u * s.cols;
-    uint32_t mask = two ? ~0u : 0u;
-    if (inner)
-      for (int64_t m = 0; m < s.cols; m++) o[m] = p[s.w_m[0] + m].bits | ((uint32_t)q[s.w_m[0] + m].bits << 16 & mask);
-    else
-      for (int64_t m = 0; m < s.cols; m++) o[m] = p[s.w_m[m]].bits | ((uint32_t)q[s.w_m[m]].bits << 16 & mask);
+    const int64_t block = u / groups, first = u % groups * TOGETHER, end = std::min(mb, first + TOGETHER);
+    const bf16* w = W + s.w_base[block * rows];
+    uint32_t* o = to + block * pairs * s.cols;
+    for (int64_t k = 0; k < pairs; k++) {
+      const bool two = 2 * k + 1 < s.contracted;
+      const bf16 *p = w + s.w_k[2 * k], *q = w + s.w_k[two ? 2 * k + 1 : 2 * k];
+      for (int64_t i = first; i < end; i++) {
+        const int64_t m = s.cols * i / mb;
+        const int n = (int)(s.cols * (i + 1) / mb - m);
+        uint32_t* at = o + m * pairs + k * n;
+        if (inner) {
+          const __mmask8 some = (__mmask8)((1u << n) - 1);
+          const __m128i low = _mm_maskz_loadu_epi16(some, p + s.w_m[m]);
+          const __m128i high = two ? _mm_maskz_loadu_epi16(some, q + s.w_m[m]) : _mm_setzero_si128();
+          const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi16(low, high)), _mm_unpackhi_epi16(low, high), 1);
+          _mm256_mask_storeu_epi32(at, some, both);
+        } else {
+          for (int r = 0; r < n; r++) {
+            const int32_t c = s.w_m[m + r];
+            at[r] = p[c].bits | (two ? (uint32_t)q[c].bits << 16 : 0u);
+          }
+        }
+      }
+    }
   }
 }
 #endif

@@ -38,7 +38,7 @@ struct Description {
 };
 struct Plan { int32_t path, tile, split, threads, needs, unused; };
 
-// How a factor's numbers are read: where they lie, or from a copy [block][contracted][cols] (pairs: [block][K/2][cols]).
+// How a factor's numbers are read: where they lie, or from a copy.
 struct Copy {
   bool made = false;
   int64_t at = 0, bytes = 0;  // in the buffer of copies of its kind

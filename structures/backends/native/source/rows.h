@@ -87,7 +87,7 @@ static inline void rows_block(const float* a, int64_t lda, const int32_t* koff, 
 }
 
 template <class E, int NV, bool PART = false>
-static void rows_of_tokens(int n, const float* a, int64_t lda, const int32_t* koff, const E* w, const int32_t* wk, int64_t K,
+APART void rows_of_tokens(int n, const float* a, int64_t lda, const int32_t* koff, const E* w, const int32_t* wk, int64_t K,
                            const Finish<E>& to, int64_t m, int left = 0) {
   int t = 0;
   if (NV <= 4) {
@@ -95,7 +95,7 @@ static void rows_of_tokens(int n, const float* a, int64_t lda, const int32_t* ko
     if (MOST == 6)
       for (; t + 6 <= n; t += 6) rows_block<E, 6, NV, PART>(a + t * lda, lda, koff, w, wk, K, to, t, m, left);
     if (MOST == 6)
-      for (; t + 4 <= n; t += 4) rows_block<E, 4, NV, PART>(a + t * lda, lda, koff, w, wk, K, to, t, m, left);
+      for (; t + 3 <= n; t += 3) rows_block<E, 3, NV, PART>(a + t * lda, lda, koff, w, wk, K, to, t, m, left);
   }
   for (; t + 2 <= n; t += 2) rows_block<E, 2, NV, PART>(a + t * lda, lda, koff, w, wk, K, to, t, m, left);
   for (; t < n; t++) rows_block<E, 1, NV, PART>(a + t * lda, lda, koff, w, wk, K, to, t, m, left);
@@ -142,7 +142,7 @@ template <class E> struct RowWeights {
 
 // Entry b, cols [m, m1), of one step.
 template <class E>
-static void rows_unit(const Step& s, const RowWeights<E>& W, const float* A, int64_t lda, int n, int64_t b, int64_t m, int64_t m1,
+APART void rows_unit(const Step& s, const RowWeights<E>& W, const float* A, int64_t lda, int n, int64_t b, int64_t m, int64_t m1,
                       float* gathered, Finish<E> to) {
   const float* a = A + s.a_base[b];
   const int32_t* koff = s.a_offsets(b);
@@ -170,7 +170,9 @@ static void rows_unit(const Step& s, const RowWeights<E>& W, const float* A, int
     for (; m + 8 * VL <= m1; m += 8 * VL) rows_of_tokens<E, 8>(n, a, lda, koff, w + m, W.k, K, to, m);
   for (; m + 4 * VL <= m1; m += 4 * VL) rows_of_tokens<E, 4>(n, a, lda, koff, w + m, W.k, K, to, m);
   for (; m + 2 * VL <= m1; m += 2 * VL) rows_of_tokens<E, 2>(n, a, lda, koff, w + m, W.k, K, to, m);
-  for (; m + VL <= m1; m += VL) rows_of_tokens<E, 1>(n, a, lda, koff, w + m, W.k, K, to, m);
+  if (!WIDE)  // with masks a part is as good
+    for (; m + VL <= m1; m += VL) rows_of_tokens<E, 1>(n, a, lda, koff, w + m, W.k, K, to, m);
+  for (; m + VL <= m1; m += VL) rows_of_tokens<E, 1, true>(n, a, lda, koff, w + m, W.k, K, to, m, VL);
   if (m < m1) rows_of_tokens<E, 1, true>(n, a, lda, koff, w + m, W.k, K, to, m, (int)(m1 - m));
 }
 

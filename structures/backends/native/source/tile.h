@@ -49,6 +49,8 @@ struct Floats {
       const int64_t o = wk[k];
       vf tokens[V];
       for (int v = 0; v < V; v++) tokens[v] = load(p + v * VL);
+      // the next cols' line, to the L2 (in the L1 rows a power of two apart collide); with fewer vectors it costs more
+      if (V == TV) __builtin_prefetch(row[R - 1] + o + 16, 0, 2);
       for (int r = 0; r < R; r++) {
         vf weight = all(row[r][o]);
         for (int v = 0; v < V; v++) sums[r][v] += weight * tokens[v];
@@ -76,7 +78,7 @@ INLINE void rows_of_block(const P& p, int rows, int64_t k0, int64_t k1, int64_t 
 
 // Units [u0, u1) of a step, each an entry and up to 6 cols, on the first `tokens` (whole vectors) of a tile.
 // Cols are dealt evenly to the blocks: 32 are 6 6 5 5 5 5.
-template <class P> static void product(P p, int64_t tokens, int64_t u0, int64_t u1) {
+template <class P> APART void product(P p, int64_t tokens, int64_t u0, int64_t u1) {
   const Step& s = p.s;
   const int64_t mb = row_blocks(s), K = p.contracted(), kb = parts(K, P::BLOCK);
   while (u0 < u1) {

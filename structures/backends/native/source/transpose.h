@@ -13,7 +13,7 @@
 constexpr int RUN = 128;
 
 // Features [f0, f1) of `rows` rows of x, `ld` apart, into a tile of T tokens; zeros up to the next whole vector.
-template <class E> static void tile_in(const E* x, int64_t ld, int rows, float* tile, int64_t T, int64_t f0, int64_t f1) {
+template <class E> APART void tile_in(const E* x, int64_t ld, int rows, float* tile, int64_t T, int64_t f0, int64_t f1) {
   int64_t whole = f0 + (f1 - f0) / VL * VL;
   int left = (int)(f1 - whole);
   for (int t = 0; t < rows; t += VL) {
@@ -45,7 +45,7 @@ template <class E> static void tile_in(const E* x, int64_t ld, int rows, float* 
 
 // Features [f0, f1) of a tile, with the bias (or nullptr), to `rows` rows of y; past the cache if `past`.
 template <class E>
-static void tile_out(const float* tile, int64_t T, const E* bias, int rows, E* y, int64_t ld, int64_t f0, int64_t f1, bool past) {
+APART void tile_out(const float* tile, int64_t T, const E* bias, int rows, E* y, int64_t ld, int64_t f0, int64_t f1, bool past) {
   alignas(64) float run[VL * (RUN + VL)];
   constexpr int LR = RUN + VL;
   for (int t = 0; t < rows; t += VL) {

@@ -7,6 +7,7 @@
 #endif
 
 #define INLINE inline __attribute__((always_inline))
+#define APART static __attribute__((noinline))  // one copy of what is large: it halves the time to compile
 
 #if defined(STRUCTURES_VECTOR)
 #define VECTOR STRUCTURES_VECTOR
@@ -87,8 +88,17 @@ template <class E> inline void store_part(E* p, vf v, int n) {
   memcpy(p, part, n * sizeof(E));
 }
 #if WIDE
-template <> inline vf load_part(const float* p, int n) { return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
-template <> inline void store_part(float* p, vf v, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v); }
+INLINE __mmask16 first(int n) { return (__mmask16)((1u << n) - 1); }
+template <> inline vf load_part(const float* p, int n) { return (vf)_mm512_maskz_loadu_ps(first(n), p); }
+template <> inline void store_part(float* p, vf v, int n) { _mm512_mask_storeu_ps(p, first(n), (__m512)v); }
+template <> inline vf load_part(const bf16* p, int n) {
+  return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), p)), 16);
+}
+template <> inline void store_part(bf16* p, vf v, int n) {
+  bf16 part[VL];
+  store(part, v);
+  _mm256_mask_storeu_epi16(p, first(n), _mm256_loadu_si256((const __m256i*)part));
+}
 #endif
 
 // Past the cache; p has to be aligned to the vector. `fence` before anybody else reads.
