@@ -435,6 +435,18 @@ def test_what_it_cannot_run_is_refused_in_a_sentence():
         kernel.use(before)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_plan_of_a_layer_says_how_it_runs_with_its_cost(dtype):
+    made = structures.StructuredLinear("dyad_it", 256, 256, dtype=dtype, backend="native")
+    one, many, both = str(made.plan(1)), str(made.plan(128)), str(made.plan(128, grad=True))
+    assert "1 tokens, forward: the native kernel, rows" in one and "tiles of" in many and "forward and backward" in both
+    assert all("; predicted " in text and text.count("(4, 1, 64, 64)") == 2 for text in (one, many, both))
+    assert made.plan(128).flops(128) == made.structure.flops(128)
+    assert 0 < made.plan(1).seconds < made.plan(1024).seconds < made.plan(1024, grad=True).seconds
+    with pytest.raises(ValueError, match="it runs float32 and bfloat16"):
+        made.double().plan(1)
+
+
 WITHOUT = """
 import torch, warnings
 from structures.backends import native
