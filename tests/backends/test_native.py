@@ -809,6 +809,27 @@ def test_an_exported_graph_holds_one_operator_for_any_number_of_tokens(tmp_path)
     assert done.returncode == 0, done.stderr
 
 
+@quiet
+def test_auto_compiles_to_the_kernel_and_exports_and_traces_to_torch_s_own_operations(fresh_compiler):
+    made = structures.StructuredLinear("btt", 256, 256).eval()
+    x, more, seen = torch.randn(8, 256), torch.randn(33, 256), []
+
+    def look(graph, inputs):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch.compile(made, backend=look, fullgraph=True, dynamic=True)(x)
+    assert seen.count("structures.native") == 1
+    exported = torch.export.export(made, (x,), dynamic_shapes={"input": {0: torch.export.Dim("tokens", min=2)}})
+    assert not [node for node in exported.graph.nodes if "structures" in str(node.target)]
+    traced = torch.jit.trace(made, (x,))
+    assert "structures" not in str(traced.inlined_graph).replace("structures.linear", "").replace("__torch__", "")
+    for run in (exported.module(), traced):
+        torch.testing.assert_close(run(more), made(more), rtol=1e-4, atol=1e-5)
+    made(x)
+    assert made.ran == "native"
+
+
 def test_the_operators_pass_torch_s_own_checks():
     structure = structure_of("monarch", (48, 96))
     made, dy = smooth(structure, 20)
