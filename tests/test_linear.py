@@ -368,7 +368,7 @@ def test_flops_are_what_pytorch_counts(name, backend):
 
 
 def test_the_plan_of_a_layer_is_printed_with_its_cost():
-    made = layer("monarch", SHAPES[0], dtype=torch.float32)
+    made = layer("monarch", SHAPES[0])
     forward, both = str(made.plan(128)), str(made.plan(128, grad=True))
     assert "predicted" in forward and "mm(" in forward
     assert "predicted" in both and both != forward

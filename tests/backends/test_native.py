@@ -435,6 +435,18 @@ def test_what_it_cannot_run_is_refused_in_a_sentence():
         kernel.use(before)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_plan_of_a_layer_says_how_it_runs_with_its_cost(dtype):
+    made = structures.StructuredLinear("dyad_it", 256, 256, dtype=dtype, backend="native")
+    one, many, both = str(made.plan(1)), str(made.plan(128)), str(made.plan(128, grad=True))
+    assert "1 tokens, forward: the native kernel, rows" in one and "tiles of" in many and "forward and backward" in both
+    assert all("; predicted " in text and text.count("(4, 1, 64, 64)") == 2 for text in (one, many, both))
+    assert made.plan(128).flops(128) == made.structure.flops(128)
+    assert 0 < made.plan(1).seconds < made.plan(1024).seconds < made.plan(1024, grad=True).seconds
+    with pytest.raises(ValueError, match="it runs float32 and bfloat16"):
+        made.double().plan(1)
+
+
 WITHOUT = """
 import torch, warnings
 from structures.backends import native
@@ -795,6 +807,27 @@ def test_an_exported_graph_holds_one_operator_for_any_number_of_tokens(tmp_path)
         "torch.testing.assert_close(y, wanted)\n"
     )
     assert done.returncode == 0, done.stderr
+
+
+@quiet
+def test_auto_compiles_to_the_kernel_and_exports_and_traces_to_torch_s_own_operations(fresh_compiler):
+    made = structures.StructuredLinear("btt", 256, 256).eval()
+    x, more, seen = torch.randn(8, 256), torch.randn(33, 256), []
+
+    def look(graph, inputs):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch.compile(made, backend=look, fullgraph=True, dynamic=True)(x)
+    assert seen.count("structures.native") == 1
+    exported = torch.export.export(made, (x,), dynamic_shapes={"input": {0: torch.export.Dim("tokens", min=2)}})
+    assert not [node for node in exported.graph.nodes if "structures" in str(node.target)]
+    traced = torch.jit.trace(made, (x,))
+    assert "structures" not in str(traced.inlined_graph).replace("structures.linear", "").replace("__torch__", "")
+    for run in (exported.module(), traced):
+        torch.testing.assert_close(run(more), made(more), rtol=1e-4, atol=1e-5)
+    made(x)
+    assert made.ran == "native"
 
 
 def test_the_operators_pass_torch_s_own_checks():

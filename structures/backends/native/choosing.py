@@ -41,14 +41,18 @@ def preferred(structure: Structure, x: Tensor) -> bool:
 
 
 def _decided(structure: Structure, dtype: torch.dtype, tokens: int, grad: bool) -> bool:
-    """Whether the kernel is predicted to be faster than the planner's program; decided once."""
+    """Whether the kernel is predicted to be faster than the planner's program; decided once for a power of two."""
     program, threads = programs(structure).of(dtype), torch.get_num_threads()
     decided = program.decided_train if grad else program.decided
     known = decided.get((tokens, threads))
     if known is None:
+        bucket = 1 << (max(tokens, 1) - 1).bit_length()
+        known = decided.get((bucket, threads))
+        if known is None:
+            known = _faster(structure, dtype, bucket, grad)
         if len(decided) >= MOST:
             decided.clear()
-        known = decided[tokens, threads] = _faster(structure, dtype, tokens, grad)
+        decided[bucket, threads] = decided[tokens, threads] = known
     return known
 
 
@@ -61,7 +65,7 @@ def _faster(structure: Structure, dtype: torch.dtype, tokens: int, grad: bool) -
     """
     if dtype == torch.float32 and structure.flops() <= structure.dense_flops():
         return True
-    other = planned.plan(structure, max(tokens, 1), dtype=dtype, grad=grad)
+    other = planned.plan(structure, tokens, dtype=dtype, grad=grad)
     return predicted(structure, dtype, tokens, grad) <= other.seconds
 
 
