@@ -34,7 +34,7 @@ SHOWN: list[tuple[list[str], tuple[str, int, int], dict[str, object]]] = [
 MISTAKES: list[tuple[list[str], tuple[str, ...]]] = [
     (["show", "monach", "4", "4"], ("unknown structure 'monach'", "did you mean 'monarch'?")),
     (["show", "zzz", "4", "4"], ("unknown structure 'zzz'", "there are: ", "dense")),
-    (["show", "monarch", "60", "60", "--n_blocks", "7"], ("monarch", "60 / 7", "n_blocks that work here: 1, 2, 3")),
+    (["show", "monarch", "60", "60", "--n_blocks", "7"], ("monarch", "60 / 7", "n_blocks that work here: 3, 4, 5, 6")),
     (["show", "monarch", "64", "64", "--nblocks", "4"], ("no option 'nblocks'", "did you mean 'n_blocks'?")),
     (["show", "dense", "64", "64", "--n_blocks", "4"], ("no option 'n_blocks'", "there are none")),
     (["show", "dense", "0", "4"], ("dense: in_features is from 1 to", "found 0")),
