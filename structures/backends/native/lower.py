@@ -196,8 +196,6 @@ def lower(structure: Structure) -> Lowered:
         raise ValueError(f"{structure.name} has links, constants or padding: its stages are lowered one by one")
     if structure.gate is not None:
         raise ValueError(f"{structure.name} has a gate: the native kernel runs structures without one")
-    if structure.chained:
-        raise ValueError(f"{structure.name} is a chain of several links; the native kernel runs one link at a time")
     return _lower(structure.terms, structure.size, structure.factors, structure.in_features, structure.out_features)
 
 
