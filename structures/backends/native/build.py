@@ -121,7 +121,9 @@ def _built(compiler: Compiler, machine: Sequence[str], sources: Path, code: str,
     name = Path(compiler.command[0]).name
     with objects.scratch() as scratch:
         target = Path(scratch) / "kernel.so"
-        print(f"structures: compiling the native kernel with {name}, once (2 to 3 s)", file=sys.stderr, flush=True)
+        print(
+            f"structures: compiling the native kernel with {name}, once (some ten seconds)", file=sys.stderr, flush=True
+        )
         status, text = _run(compile_command(compiler, machine, sources, target), Path(scratch), LIMIT)
         if status == 0 and target.is_file():
             objects.remember(code, by, None)
