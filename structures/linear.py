@@ -251,7 +251,8 @@ class StructuredLinear(nn.Module):
                 self.__dict__["ran"] = "native"  # past __setattr__, which looks for parameters and modules
                 return y
         shape = x.shape
-        if not shape or shape[-1] != self.in_features:
+        traced = not torch.compiler.is_compiling() and torch._C._is_tracing()  # its sizes are tensors
+        if not shape or (not traced and shape[-1] != self.in_features):
             raise ValueError(_wrong_width(self, x))
         if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
             x, factors, bias = _autocast(x, factors, bias)

@@ -144,12 +144,12 @@ def _link(structure: Structure, term: Term, x: Tensor, factors: Sequence[Tensor]
     def operand(tensor: Tensor, axes: Axes, *first: int) -> tuple[Tensor, list[int]]:
         kept = [a for a in axes if a in number]
         leading = tensor.shape[: len(first)]
-        return tensor.reshape((*leading, *structure.shape(tuple(kept)))), [*first, *(number[a] for a in kept)]
+        return tensor.reshape((*leading, *structure.shape(tuple(kept)))), [*first, *[number[a] for a in kept]]
 
     operands = [*operand(loaded, term.loaded, 0)]
     for f in term.factors:
         operands += operand(factors[f], structure.factors[f])
-    y = torch.einsum(*operands, [0, *(number[a] for a in term.output if a in number)])
+    y = torch.einsum(*operands, [0, *[number[a] for a in term.output if a in number]])
     return y.reshape(-1, structure.numel(term.output))
 
 

@@ -290,7 +290,7 @@ ERRORS = [  # (arguments, options, words of the message)
     (("monach", 48, 48), {}, KeyError, "unknown structure 'monach'; did you mean 'monarch'?"),
     (("monarch", 48, 48), {"n_block": 2}, ValueError, "there is no option 'n_block'; did you mean 'n_blocks'?"),
     (("monarch", 48, 50), {}, ValueError, "l=4 does not divide out_features=50"),
-    (("monarch", 24, 24), {}, ValueError, "n_blocks that work here: 1, 2"),
+    (("monarch", 24, 20), {"n_blocks": 7}, ValueError, "n_blocks that work here: 1, 2, 4"),
     (
         ("dyad_it", 48, 48),
         {"n_blocks": 5},

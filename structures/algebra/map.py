@@ -183,7 +183,7 @@ class Map:
 
     def numel(self, axes: Axes) -> int:
         """The product of the sizes of `axes`."""
-        return math.prod(self.size[a] for a in axes)
+        return math.prod([self.size[a] for a in axes])  # a list, as torch.compile does not follow a generator here
 
     @cached_property
     def params(self) -> int:

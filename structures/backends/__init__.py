@@ -138,7 +138,10 @@ def choose(name: str, structure: Structure, x: Tensor) -> str:
 def _native_preferred(structure: Structure, x: Tensor) -> bool:
     if structure.plain:
         return native.preferred(structure, x)
-    return all(native.preferred(stage, x) for stage in stages.every(structure))
+    for stage in stages.every(structure):  # a loop, as torch.compile does not follow a generator into all()
+        if not native.preferred(stage, x):
+            return False
+    return True
 
 
 def _gated(structure: Structure) -> Structure:

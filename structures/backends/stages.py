@@ -56,9 +56,9 @@ def stages(structure: Structure) -> Stages:
     return found
 
 
-def every(structure: Structure) -> Iterator[Structure]:
+def every(structure: Structure) -> tuple[Structure, ...]:
     """The structures of all stages."""
-    return (stage.structure for chain in stages(structure) for stage in chain)
+    return tuple([stage.structure for chain in stages(structure) for stage in chain])
 
 
 def one(structure: Structure) -> Structure:

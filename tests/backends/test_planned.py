@@ -778,7 +778,7 @@ def test_the_problem_drops_axes_of_size_one_and_joins_neighbours():
 
 
 def test_equal_structures_share_their_programs():
-    spec = structures.get("monarch")
+    spec = structures.get("btt")
     one = spec.bind(48, 96)
     two = replace(one)
     made, _ = operands(one, 5)

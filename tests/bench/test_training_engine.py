@@ -66,7 +66,8 @@ def test_costs_are_what_pytorch_counts() -> None:
             net(x)
         assert found["flops"] * len(x) == counter.get_total_flops()
         assert found["params"] == sum(p.numel() for p in net.parameters())
-        assert found["executed_train_flops"] == found["train_flops"] == 3 * found["flops"]
+        assert found["train_flops"] == 3 * found["flops"]
+        assert found["executed_train_flops"] >= found["train_flops"]  # the native kernel works intermediates out again
 
 
 def test_rates_of_wider_layers_and_of_factors_follow_the_rule() -> None:
@@ -185,7 +186,7 @@ def test_a_budget_in_time_is_met_by_what_takes_that_time(monkeypatch: pytest.Mon
 def test_a_time_is_met_where_steps_are_timed_and_by_what_every_width_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """btt can have a quarter of the parameters at width 512, not at 128; a control can have any share."""
+    """btt_moe can have a quarter of the parameters at width 512, not at 128; a control can have any share."""
 
     def matched(self: Pairs, variant: Variant) -> tuple[Variant, dict[str, Any]]:
         speedup = {"median": 1.4, "q1": 1.4, "q3": 1.4, "rounds": 5}
@@ -205,16 +206,16 @@ def test_a_time_is_met_where_steps_are_timed_and_by_what_every_width_has(
         trained = {row["series"] for row in section["rows"] if row["phase"] == "train"}
         return trained, {r["series"]: r["reason"] for r in section["refused"]}
 
-    timed_alone = ["--structures", "btt low_rank", "--budget", "time=0.7"]
+    timed_alone = ["--structures", "btt_moe low_rank", "--budget", "time=0.7"]
     trained, refused = made(*timed_alone)
-    assert {"dense_narrow @ time=0.7", "low_rank @ time=0.7"} <= trained and "btt @ time=0.7" not in trained
-    reason = refused["btt @ time=0.7"]
+    assert {"dense_narrow @ time=0.7", "low_rank @ time=0.7"} <= trained and "btt_moe @ time=0.7" not in trained
+    reason = refused["btt_moe @ time=0.7"]
     assert reason.startswith("met by params=0.25 at width 512, but the nearest share") and "width 128" in reason
 
     trained, refused = made(*timed_alone, "--only", "losses")  # nothing is timed then, whatever the machine does
     assert "low_rank @ time=0.7" not in trained and "run --only times" in refused["low_rank @ time=0.7"]
     _, refused = made(*timed_alone, "--only", "losses", "--resume", str(tmp_path / "0.json"))
-    assert refused["btt @ time=0.7"] == reason  # as the file of times says
+    assert refused["btt_moe @ time=0.7"] == reason  # as the file of times says
 
     both = ["--structures", "low_rank", "--budget", "params=0.25 time=0.7"]
     for shard in ("1/2", "2/2"):  # one of them has low_rank at params=0.25, the other at the time that it meets

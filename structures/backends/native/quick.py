@@ -37,10 +37,10 @@ def plain(
     program = None if found is None else found.opened.get(dtype)
     if program is None or program.library is not kernel.state() or (grad and x.requires_grad):
         return None
+    if _functorch_active() or _dispatch_modes() or _tracing() or _autocast() or forward_ad._current_level >= 0:
+        return None
     shape = x.shape
     if type(x) is not Tensor or not x.is_cpu or not x.is_contiguous() or not shape or shape[-1] != program.in_features:
-        return None
-    if _functorch_active() or _dispatch_modes() or _tracing() or _autocast() or forward_ad._current_level >= 0:
         return None
     pointers = []
     for t in factors:
