@@ -143,9 +143,8 @@ def largest(found, wanted, most):
 
 
 def without(made, axes):
-    """The layer's parameters, with zeros at the first place of one of these axes of the first step's factor."""
-    step = made.structure.steps[0]
-    axis = next(a for a in axes(step) if made.structure.size[a] > 1)
+    """The layer's parameters, with zeros at the first place of one of these axes of the first step that has one."""
+    step, axis = next((s, a) for s in made.structure.steps for a in axes(s) if made.structure.size[a] > 1)
     parameters = [p.detach().clone() for p in made.parameters()]
     parameters[step.factor].select(made.structure.factors[step.factor].index(axis), 0).zero_()
     return parameters

@@ -21,6 +21,7 @@ from structures import backends, exactness, reference
 NAMES = structures.names()
 WITHOUT_GATE = [name for name in structures.names() if not structures.get(name).gate]  # the others: test_experts.py
 PLAIN_RUNS = [(name, backend) for name, backend in RUNS if name in WITHOUT_GATE]
+OUTER_PRODUCTS = {"cp", "loha"}  # entries with a step that contracts nothing
 BACKENDS = backends.names()
 TOKENS = (1, 63, 1000)
 SMALL = (48, 48)
@@ -363,8 +364,11 @@ def test_flops_are_what_pytorch_counts(name, backend):
         if not any(type(op).__name__ == "Pointwise" for op in (*plan.forward, *plan.backward)):
             assert train == plan.flops(64)
         return
-    assert forward == made.structure.flops(64)
-    assert train == made.structure.flops(64, train=True)
+    # a step that contracts nothing is an elementwise product to torch.einsum, which PyTorch does not count
+    plain = sum(2 * 64 * made.structure.numel(s.axes) for s in made.structure.steps if not s.contracted)
+    assert not plain or (name in OUTER_PRODUCTS and backend == "einsum")
+    assert forward == made.structure.flops(64) - plain
+    assert train == made.structure.flops(64, train=True) - 3 * plain
 
 
 def test_the_plan_of_a_layer_is_printed_with_its_cost():

@@ -20,6 +20,7 @@ from structures.language.expressions import ExpressionError, Value, divisors, ev
 from structures.language.notation import Expanded, NotationError, Pattern, expand
 
 MAX_TRIES = 240  # bindings tried for the hint of an error, over all options
+MAX_HINTED = 64  # factors, or sizes of a list, up to which an error names padded widths: hundreds of bindings
 MAX_TABLE = 2**16  # entries of a gather
 MAX_SIZE = 2**24  # of one axis: the largest width, so that no entry asks for more than a width could
 MAX_PADDED = 2**24  # what a width may be padded to
@@ -67,13 +68,25 @@ def bind(spec: Entry, in_features: int, out_features: int, given: tuple[tuple[st
 
 def _padding(spec: Entry, in_features: int, out_features: int, given: dict[str, object]) -> str:
     """`; pad=True runs it as 768 -> 50260`, where it does."""
-    if given.get(PAD, spec.pad):
+    if given.get(PAD, spec.pad) or _length(spec, in_features, out_features, given) > MAX_HINTED:
         return ""
     try:
         found = build(spec, in_features, out_features, {**given, PAD: True})
     except SizeError:
         return ""
     return f"; pad=True runs it as {found.in_features} -> {found.out_features}"
+
+
+def _length(spec: Entry, in_features: int, out_features: int, given: Mapping[str, object]) -> int:
+    """The most of what is written out: the factors as they stand, and the sizes of a list; 0 where these fail."""
+    widths = {"in_features": in_features, "out_features": out_features}
+    own = {name: value for name, value in given.items() if name != PAD}
+    try:
+        values = _evaluate_sizes(spec, {**widths, **_evaluate_options(spec, widths, own)})
+    except SizeError:
+        values = {}
+    lists = (len(value) for value in values.values() if isinstance(value, tuple))
+    return max(sum(len(link.factors) for _, link in spec.links), *lists, 0)
 
 
 def _values_that_work(spec: Entry, in_features: int, out_features: int, given: dict[str, object]) -> str:

@@ -8,12 +8,15 @@ square, which the pairs are made of.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
 from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
 
 from structures.algebra.map import Map
 from structures.language.errors import SizeError
-from structures.language.expressions import divisors
 
 LEAST, SHARE = 64, 16  # how far: to w + max(64, w / 16)
 TRIED = 96  # widths of a side that are tried in a square, those with most divisors and the first ones
@@ -28,7 +31,8 @@ def padded(bind: Bind, in_features: int, out_features: int, largest: int) -> Map
     Raises:
         SizeError: none fits; the error is that of the widths themselves.
     """
-    sides = [_candidates(bind, width, largest) for width in (in_features, out_features)]
+    tried = {width: _candidates(bind, width, largest) for width in {in_features, out_features}}
+    sides = [tried[width] for width in (in_features, out_features)]
     highest = min(_power(max(in_features, out_features)), largest)  # for entries that are square alone
     pairs = {*itertools.product(*sides), (in_features, out_features), (highest, highest)}
     found = [(bound.flops(), i + o, i, bound) for i, o in sorted(pairs) if (bound := _try(bind, i, o)) is not None]
@@ -51,10 +55,21 @@ def _candidates(bind: Bind, width: int, largest: int) -> list[int]:
 @lru_cache(maxsize=1024)
 def _tried(width: int, largest: int) -> tuple[int, ...]:
     end = min(width + max(LEAST, width // SHARE), largest)
-    everything: Iterable[int] = range(width, end + 1)
-    rich = sorted(everything, key=lambda n: (-len(divisors(n)), n))[:TRIED]
+    rich = [width + int(n) for n in np.argsort(-_divisor_counts(width, end), kind="stable")[:TRIED]]
     powers = {_power(width)} if _power(width) <= largest else set()
     return tuple(sorted({*rich, *range(width, min(width + KEPT, end + 1)), *powers}))
+
+
+def _divisor_counts(first: int, last: int) -> NDArray[np.int64]:
+    """The number of divisors of each number from `first` to `last`, by a sieve: a million of them take no second."""
+    counts = np.zeros(last - first + 1, dtype=np.int64)
+    for small in range(1, math.isqrt(last) + 1):
+        square = small * small
+        start = max(square, -(-first // small) * small)  # small * large with large >= small
+        counts[start - first :: small] += 2
+        if square >= first:
+            counts[square - first] -= 1
+    return counts
 
 
 def _power(width: int) -> int:

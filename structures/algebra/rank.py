@@ -82,9 +82,10 @@ def generic_rank(structure: Map) -> int | None:
     From above, a term's rank is at most the product of axis sizes over any cut that parts its input from its output
     (factors fall on either side, an axis counts once if it touches both sides), and a sum's at most the sum. From
     below, steps that only shrink the activation followed by steps that only widen it have the narrowest width as rank,
-    of the term or of a special case of it; a sum has at least the rank of its best term. Where the two
-    meet, that is it. Otherwise W is drawn at random modulo a prime and eliminated exactly, up to 2**19 entries (float64
-    will not do: products of Gaussian factors are so ill-conditioned that they seem to lack rank); beyond that: None.
+    of the term or of a special case of it, and factors of zeros and ones may pass features one by one through a bond;
+    a sum has at least the rank of its best term. Where the two meet, that is it. Otherwise W is drawn at random modulo
+    a prime and eliminated exactly, up to 2**19 entries (float64 will not do: products of Gaussian factors are so
+    ill-conditioned that they seem to lack rank); beyond that: None.
 
     The least cut alone, the closed form given for the two-factor einsum space, is not always reached: a Kronecker
     product of sizes (5, 6) x (6, 5) summed twice has rank 27, and every cut of it is at least 30.
@@ -246,7 +247,7 @@ def _term_rank(structure: Map, term: Term) -> tuple[int, int]:
             lower = max(0, lower + own - link.in_features)
         return lower, min(upper for _, upper in bounds)
     full = min(structure.in_features, structure.out_features)
-    lower = max(_narrowest(*narrowed) for narrowed in _narrowed(structure, term))
+    lower = max(_matched(structure, term), *(_narrowest(*narrowed) for narrowed in _narrowed(structure, term)))
     if not term.gathers:
         if len(term.factors) > MAX_CUT_FACTORS:
             return lower, full
@@ -290,6 +291,42 @@ def _narrowest(size: dict[str, int], loaded: Axes, factors: list[Axes], output: 
         narrowest = min(narrowest, width)
         here = after
     return narrowest
+
+
+def _matched(structure: Map, term: Term) -> int:
+    """The largest rank of a special case in which each input feature has one place of a bond, and that one output.
+
+    For factors that step by step widen what they then shrink, as a CP matrix's and a Hadamard product's: where the
+    first so many stand between the input and the bond and the others between the bond and the output.
+    """
+    if term.gathers:
+        return 0
+    views = [_wide(structure, view) for view in (term.loaded, term.output)]
+    factors = [_wide(structure, structure.factors[step.factor]) for step in term.steps]
+    best = 0
+    for place in range(1, len(factors)):
+        near, far = factors[:place], factors[place:]
+        bond = frozenset().union(*near) & frozenset().union(*far)
+        if _matches(near, views[0], bond) and _matches(far, views[1], bond):
+            best = max(best, min(structure.numel(tuple(axes)) for axes in (*views, bond)))
+    return best
+
+
+def _wide(structure: Map, axes: Axes) -> frozenset[str]:
+    return frozenset(a for a in axes if structure.size[a] > 1)
+
+
+def _matches(factors: Sequence[frozenset[str]], view: frozenset[str], bond: frozenset[str]) -> bool:
+    """Whether the product of these factors can be any function of the one to the other, its entries zeros and ones.
+
+    It can where each factor holds all axes of the one and axes of the other of its own: it holds their coordinates.
+    """
+    if view & bond or frozenset().union(*factors) != view | bond:
+        return False
+    return any(
+        all(f >= whole for f in factors) and sum(len(f & parts) for f in factors) == len(parts)
+        for whole, parts in ((view, bond), (bond, view))
+    )
 
 
 def _gathers_rename(structure: Map, term: Term) -> bool:

@@ -59,6 +59,8 @@ def solve(problem: Problem, *, tolerance: float, limit: int, report: Report) -> 
     sweeps = 0
     if problem.covariance is None:
         sweeps = _best_start(problem, blocks, limit)
+        if not problem.whole:
+            _stay_at_zero(problem, blocks)
     else:
         plain = Problem(problem.structure, problem.weight)
         solve(plain, tolerance=tolerance, limit=limit, report=report)
@@ -124,6 +126,14 @@ def _best_start(problem: Problem, blocks: Sequence[TermGroup], limit: int) -> in
     assert best is not None
     problem.restore(best[2])
     return best[1]
+
+
+def _stay_at_zero(problem: Problem, blocks: Sequence[TermGroup]) -> None:
+    """Terms found in turn exactly zero, not up to rounding; their other factors stay, so that the last can be trained."""
+    for term in (block.terms[0] for block in blocks if block.method == "alternating least squares"):
+        *others, last = problem.factors[term]
+        problem.factors[term] = [*others, torch.zeros_like(last)]
+    problem.refresh()
 
 
 def _start(problem: Problem, block: TermGroup, seed: int) -> None:
@@ -253,12 +263,14 @@ def _beyond(present: list[list[Tensor]], last: list[list[Tensor]], share: float)
 
 
 def balance(problem: Problem) -> None:
-    """Factors of a term made equally large; the term stays what it is."""
+    """Factors of a term made equally large, those at its ends orthonormal; the term stays what it is."""
     for term, view in enumerate(problem.terms):
         factors = problem.factors[term]
         if len(factors) == 2 and not isinstance(view, links.ChainView):
             problem.factors[term] = two_factor.rebalance(view, factors)
         elif len(factors) > 1:
+            if not isinstance(view, links.ChainView) and not chain.is_chain(view):
+                factors = problem.factors[term] = two_factor.with_orthonormal_ends(view, factors)
             norms = [float(f.norm()) for f in factors]
             if all(norm > 0 for norm in norms):
                 mean = math.exp(sum(map(math.log, norms)) / len(norms))

@@ -148,6 +148,27 @@ def rebalance(view: TermView, factors: list[Tensor]) -> list[Tensor]:
     return balanced(pad(q @ u, (0, more)), pad(s, (0, more)), pad(v @ p.mT, (0, 0, 0, more)), cut, view)
 
 
+def with_orthonormal_ends(view: TermView, factors: list[Tensor]) -> list[Tensor]:
+    """The same product, each factor that meets one other alone (a Tucker matrix's frames) with orthonormal columns.
+
+    Fits in turn leave such factors ill-conditioned, so that their rounding grows in the product.
+    """
+    found, size = list(factors), view.structure.size
+    for end, axes in enumerate(view.factors):
+        bond = tuple(a for a in axes if a not in view.held)
+        meets = [i for i, other in enumerate(view.factors) if i != end and set(axes) & set(other)]
+        if not bond or len(meets) != 1 or set(axes) & set(view.factors[meets[0]]) != set(bond):
+            continue
+        near, rows = view.factors[meets[0]], tuple(a for a in axes if a not in bond)
+        others = tuple(a for a in near if a not in bond)
+        q, r = torch.linalg.qr(matricise(found[end], axes, rows, bond))
+        if q.shape[1] == r.shape[1]:
+            found[end] = arrange(q, rows + bond, axes, size)
+            moved = r @ matricise(found[meets[0]], near, bond, others)
+            found[meets[0]] = arrange(moved, bond + others, near, size)
+    return found
+
+
 def whitens(view: TermView) -> bool:
     """Whether an input covariance acts on one factor alone, so that the output error has a closed form too.
 

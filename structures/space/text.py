@@ -17,10 +17,11 @@ def to_yaml(specs: Spec | Iterable[Spec]) -> str:
 
 
 def _entry(spec: Spec) -> str:
-    fields: dict[str, Any] = {"title": spec.title, "source": spec.source}
+    fields: dict[str, Any] = {"title": spec.title, "source": spec.source, "variant_of": spec.variant_of}
     fields["options"] = {name: list(v) if isinstance(v, tuple) else v for name, v in spec.options}
     for name in ("sizes", "index", "gate", "init"):
         fields[name] = dict(getattr(spec, name, ()))
+    fields["pad"] = spec.pad
     fields["einsum"] = list(spec.einsum) if len(spec.einsum) > 1 else spec.einsum[0]
     kept = {spec.name: {key: value for key, value in fields.items() if value}}
     return yaml.dump(kept, Dumper=_Dumper, sort_keys=False, width=2**20, allow_unicode=True)

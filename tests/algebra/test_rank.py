@@ -87,6 +87,11 @@ NETWORKS = [
     ("(a b), a p q, p b s, q s y -> y", {"a": 4, "b": 4, "p": 3, "q": 2, "s": 3, "y": 9}),
     ("(g a), g r, a r, g r f, r f e -> (f e)", {"g": 3, "a": 4, "r": 5, "f": 4, "e": 3}),
     ("(a b), a b -> (a b)", {"a": 3, "b": 5}),
+    ("(a b), a r, b r, r c, r d -> (c d)", {"a": 3, "b": 4, "c": 5, "d": 3, "r": 9}),
+    ("(a b), a r, b r, r c, r d -> (c d)", {"a": 3, "b": 4, "c": 2, "d": 4, "r": 20}),
+    ("x, x r, r y, x s, s y -> y", {"x": 11, "y": 13, "r": 2, "s": 4}),
+    ("x, x r, r y, x s, s y -> y", {"x": 11, "y": 9, "r": 3, "s": 4}),
+    ("(a b), a r, b r, a s, r c, s c -> c", {"a": 3, "b": 4, "c": 9, "r": 2, "s": 3}),  # b and s: on one side each
 ]
 
 # "previously failed": inputs of bugs that were found, as they should behave.

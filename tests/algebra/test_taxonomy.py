@@ -37,6 +37,9 @@ ENTRIES: list[tuple[str, dict[str, object], tuple[float, float, float]]] = [
     ("pixelfly", {"rank": 0}, (0, 1, 1)),
 ]
 
+# entries whose largest counts outweigh the others at these widths with a small rank alone
+OUTWEIGHED: dict[str, dict[str, object]] = {"lokr": {"rank": 1}, "tucker": {"rank": 2}}
+
 # "previously failed"-style traps: sizes that are no power of the width
 NO_POWER = [
     {"r": "in_features - out_features + 4"},
@@ -96,9 +99,9 @@ def test_entries_stand_where_their_formulas_say(
 
 def test_every_entry_is_placed_as_its_counts_grow() -> None:
     for name in structures.names():
-        spec = structures.get(name)
-        slopes = counted(spec.bind(SMALL, SMALL), spec.bind(LARGE, LARGE))
-        assert exponents(placed(name, SMALL)) == pytest.approx(slopes, abs=0.035), name
+        spec, options = structures.get(name), OUTWEIGHED.get(name, {})
+        slopes = counted(spec.bind(SMALL, SMALL, **options), spec.bind(LARGE, LARGE, **options))
+        assert exponents(placed(name, SMALL, options)) == pytest.approx(slopes, abs=0.035), name
 
 
 def test_random_members_of_the_space_are_placed_as_their_counts_grow() -> None:

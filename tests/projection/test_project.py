@@ -398,7 +398,7 @@ def test_coupled_blocks_with_inputs_end_where_no_search_goes_on(name, options):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "dense"])
 def test_inputs_lower_the_output_error_on_held_out_inputs(name):
-    options = {"rank": 4} if name in ("pixelfly", "blast") else {}
+    options = {"rank": 4} if name in ("pixelfly", "blast", "tucker") else {}  # tucker's rank 16 holds every matrix
     for shape in SHAPES[:2]:
         weight = random_weight(shape)
         x, other = correlated(shape[0], 500), correlated(shape[0], 300, seed=1)
