@@ -15,6 +15,7 @@ from bench.files.vocabulary import CLOCKS, DEVICES, DTYPES, MODES
 from bench.sweep import shapes
 from bench.sweep.shapes import Shape
 from structures import backends, registry
+from structures.language.entry import PAD
 
 # The options that say what is measured and how: a run that goes on with another one, or repeats a part, has the same.
 MEASURED = ("structures", "widths", "shapes", "tokens", "dtypes", "device", "clock", "mode", "backend", "threads",
@@ -203,7 +204,7 @@ def read_options(text: str) -> dict[str, object]:
     found: dict[str, object] = {}
     for piece in _pieces(text):
         name, _, value = piece.partition("=")
-        found[name] = _value(value)
+        found[name] = _named_value(name, value)
     return found
 
 
@@ -251,12 +252,12 @@ def _option_values(name: str, text: str) -> dict[str, list[object]]:
     for piece in _pieces(text):
         left, equals, right = piece.partition("=")
         if equals:
-            if not known:
-                raise UsageError(f"--structures: {name} has no options, found {piece!r}")
-            option = one_of(f"--structures: option of {name}", left, known)
+            if not known and left != PAD:
+                raise UsageError(f"--structures: {name} has no options but {PAD}, found {piece!r}")
+            option = left if left == PAD else one_of(f"--structures: option of {name}", left, known)
         if not option:
             raise UsageError(f"--structures: {name}: {piece!r} names no option. Allowed: {', '.join(known) or 'none'}")
-        values.setdefault(option, []).append(_value(right if equals else left))
+        values.setdefault(option, []).append(_named_value(option, right if equals else left))
     if not values:
         raise UsageError(f"--structures: nothing stands after {name}:. Options: {', '.join(known) or 'none'}")
     return values
@@ -265,6 +266,14 @@ def _option_values(name: str, text: str) -> dict[str, list[object]]:
 def _pieces(text: str) -> list[str]:
     """Split at commas outside brackets."""
     return [piece for piece in re.split(r",(?![^\[]*\])", text) if piece]
+
+
+def _named_value(option: str, text: str) -> object:
+    if option != PAD:
+        return _value(text)
+    if text.lower() not in ("true", "false"):
+        raise UsageError(f"--structures: {PAD} is true or false, found {text!r}")
+    return text.lower() == "true"
 
 
 def _value(text: str) -> object:

@@ -129,7 +129,7 @@ def _best_start(problem: Problem, blocks: Sequence[TermGroup], limit: int) -> in
 
 
 def _stay_at_zero(problem: Problem, blocks: Sequence[TermGroup]) -> None:
-    """Terms found in turn exactly zero, not up to rounding; their other factors stay, so that the last can be trained."""
+    """Terms found in turn are zero exactly, not up to rounding; other factors stay, so that the last can train."""
     for term in (block.terms[0] for block in blocks if block.method == "alternating least squares"):
         *others, last = problem.factors[term]
         problem.factors[term] = [*others, torch.zeros_like(last)]

@@ -224,6 +224,7 @@ def test_a_wrong_option_ends_the_run_with_one_sentence(tmp_path):
         ({"structures": "dyad_it:n_blocks=x"}, "'x' is not a number"),
         ({"structures": "dyad_it:"}, "nothing stands after dyad_it:. Options: n_blocks"),
         ({"structures": "kronecker:a=2"}, "kronecker has no options"),
+        ({"structures": "dyad_it:pad=2"}, "pad is true or false, found '2'"),
         ({"structures": " "}, "name some of"),
         ({"shapes": "opt-125"}, "did you mean 'opt-125m'? Allowed: opt-125m, "),
         ({"shapes": "768x"}, "or INxOUT, such as 768x3072"),
@@ -262,6 +263,17 @@ def test_structures_are_given_with_combinations_of_options():
     ]
     for entry in found:
         assert request.read_options(request.options_text(entry.options or {})) == (entry.options or {})
+
+
+def test_widths_that_do_not_fit_are_swept_padded():
+    asked = request.read(
+        {"structures": "dyad_it:n_blocks=4,pad=true dense", "shapes": "1021x1021"}, cuda=False, cores=1
+    )
+    ran, unreachable = points.points(asked)
+    assert not unreachable and {p.structure for p in ran} >= {"dyad_it", "dense"}
+    one = next(p for p in ran if p.structure == "dyad_it")
+    assert points.bound(one).widths == (1021, 1021) and points.bound(one).in_features == 1024
+    assert request.read_options(one.options)["pad"] is True
 
 
 def test_budgets_are_shares_of_parameters_or_of_flops():
