@@ -12,8 +12,9 @@ from scipy.linalg import hadamard
 
 import structures
 from structures import backends, reference
-from structures.algebra import constants, rank
+from structures.algebra import constants, padding, rank
 from structures.algebra.constants import Constant
+from structures.language.expressions import divisors
 from structures.spec import SizeError, Spec, SpecError
 from structures.structure import Structure
 
@@ -257,6 +258,21 @@ def test_what_is_refused_names_padding_as_a_way_out_and_what_fits_stays() -> Non
     assert fits.widths == (fits.in_features, fits.out_features) == (768, 768)
     with pytest.raises(SpecError, match="pad is True or False, found 'yes'"):
         structures.get("monarch").bind(768, 768, pad="yes")
+
+
+@pytest.mark.parametrize("cores, named", [(5, True), (65, False)])
+def test_padded_widths_are_named_for_entries_that_are_bound_in_no_time(cores: int, named: bool) -> None:
+    sizes = {"i": "n", "o": "n", "r": "1"}
+    options = {"n": (4, *[1] * (cores - 1))}
+    einsum = "(i[:]), r[t] i[t] o[t] r[t+1] -> (o[:])"
+    with pytest.raises(SizeError) as error:
+        Spec("many", einsum=einsum, sizes=sizes, options=options).bind(3, 3)  # type: ignore[arg-type]
+    assert ("pad=True runs it as 4 -> 4" in str(error.value)) == named
+
+
+@pytest.mark.parametrize("first, last", [(1, 70), (768, 832), (4095, 4400), (2**24 - 100, 2**24), (17, 17)])
+def test_the_widths_with_most_divisors_are_found_by_counting_them(first: int, last: int) -> None:
+    assert padding._divisor_counts(first, last).tolist() == [len(divisors(n)) for n in range(first, last + 1)]
 
 
 def test_padding_takes_the_cheapest_of_the_widths_above() -> None:

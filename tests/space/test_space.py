@@ -153,6 +153,13 @@ def test_every_entry_of_the_registry_is_its_yaml_again(tmp_path: Path) -> None:
     assert registry.read(file) == {spec.name: spec for spec in specs}
 
 
+def test_an_entry_that_is_padded_and_a_variant_is_its_yaml_again(tmp_path: Path) -> None:
+    spec = Spec(name="mine", einsum=("x, x y -> y",), title="Mine", source="me", pad=True, variant_of="dense")
+    file = tmp_path / "mine.yaml"
+    file.write_text(space.to_yaml(spec), encoding="utf-8")
+    assert registry.read(file) == {"mine": spec}
+
+
 def test_the_layer_of_a_member_trains() -> None:
     layer = space.of_sizes(THREE, 24, 24).layer(bias=False)
     layer(torch.randn(2, 24)).square().sum().backward()
