@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import structures
+from bench.__main__ import main
 from structures import registry
 from structures.__main__ import table
 
@@ -31,6 +32,13 @@ def in_a_folder_with_the_yaml(tmp_path, monkeypatch):
 @pytest.mark.parametrize("block", [block for text in (README, SPACE) for block in blocks("python", text)])
 def test_every_python_block_runs(block, in_a_folder_with_the_yaml, capsys):
     exec(compile(block, "a block of a README", "exec"), {})
+
+
+def test_the_answer_shown_is_what_the_command_says(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (line,) = re.findall(r"python -m bench (recommend .*)", README)
+    assert main(line.split()) == 0
+    assert capsys.readouterr().out.strip() == blocks("text")[0].strip(), f"run: python -m bench {line}"
 
 
 def test_the_first_page_is_short():
