@@ -227,7 +227,7 @@ def _recommend(arguments: argparse.Namespace) -> tuple[str, int]:
 
 
 def _readme(arguments: argparse.Namespace) -> tuple[str, int]:
-    from bench.answers import readme
+    from bench.report.readme import write as readme
 
     place = readme.PanelChoice(**{key: getattr(arguments, key) for key in readme.PanelChoice.__dataclass_fields__})
     given = (arguments.encoder, arguments.training)
