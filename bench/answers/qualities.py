@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from bench.answers import conversions, losses, training_rows
@@ -12,6 +13,7 @@ from bench.answers.losses import TIE, WORSE, Result
 from bench.answers.question import near
 from bench.answers.training_rows import TrainingPlace
 from bench.files import kinds
+from bench.files.fields import load
 from bench.files.kinds import File
 from bench.files.vocabulary import DENSE
 
@@ -61,10 +63,9 @@ class Qualities:
         """Of a structure with a share of dense's parameters, on the task that tells most at the share asked for."""
         return Quality(self._loss(structure, share, asked), self._agreement(structure, share))
 
-    def missing(self) -> tuple[str, ...]:
-        """The commands that measure what is not there."""
-        found = [] if self.trained else [TRAIN]
-        return (*found, *([] if self.converted else [CONVERT]))
+    def missing(self) -> dict[str, str]:
+        """What is not there -> the command that measures it."""
+        return ({} if self.trained else {"loss": TRAIN}) | ({} if self.converted else {"agreement": CONVERT})
 
     def place(self, share: float) -> tuple[TrainingPlace, tuple[Result, ...]] | None:
         """The task that tells most at a share: that with most structures told from dense, then with most of them.
@@ -101,6 +102,8 @@ class Qualities:
 
 
 NONE = Qualities()
+KINDS = {kinds.TRAINING, kinds.MINILM}
+COMMITTED = Path(__file__).parents[1] / "results"  # by machine: */training.json, */minilm.json
 
 
 def read(files: Sequence[File]) -> Qualities:
@@ -109,9 +112,18 @@ def read(files: Sequence[File]) -> Qualities:
     Raises:
         BadResults: a field is missing or impossible.
     """
-    runs = [run for file in files if file.kind == kinds.TRAINING for run in training_rows.read(file.rows)[0]]
+    found: list[tuple[TrainingPlace, tuple[Result, ...]]] = []
+    for runs in [training_rows.read(file.rows)[0] for file in files if file.kind == kinds.TRAINING]:
+        found += [(place, tuple(several)) for place, several in losses.results(runs).items()]
     rows = [conversions.read(fields) for file in files if file.kind == kinds.MINILM for fields in file.rows]
-    return Qualities(tuple((place, tuple(several)) for place, several in losses.results(runs).items()), tuple(rows))
+    return Qualities(tuple(found), tuple(rows))
+
+
+def given_or_committed(files: Sequence[File]) -> Qualities:
+    """Of the files given; what none of them is about, of those committed with the bench, where these are there."""
+    missing = KINDS - {file.kind for file in files}
+    paths = [path for kind in sorted(missing) for path in sorted(COMMITTED.glob(f"*/{kind}.json"))]
+    return read([*files, *(kinds.parse(path.name, load(path), (path.stem,)) for path in paths)])
 
 
 def discriminates(several: Sequence[Result]) -> bool:

@@ -1,7 +1,7 @@
 """A verdict in sentences: which structure to take, what is gained, what is lost, and dense's rivals."""
 
 from bench.answers.question import PARAMS, near
-from bench.answers.verdict import DENSE, Contender, Verdict
+from bench.answers.verdict import RIVAL, STRUCTURE, Contender, Verdict
 from bench.files.rows import Spread
 from bench.files.terminal import digits, percent
 from bench.files.vocabulary import NARROW
@@ -9,18 +9,31 @@ from bench.files.vocabulary import NARROW
 CONDITION = {NARROW: "if you can change the width of the whole network"}  # rivals by structure -> when to take them
 OTHERWISE = "if its error will do"  # of rivals of the same width, whose numbers differ
 MOST = 2  # structures named as tied with the first; the others are counted
+SHOWN = 3  # named on one line
 
 
 def sentence(verdict: Verdict) -> str:
     """What to take and why; a rival of dense that wins or ties is said first."""
-    if not verdict.ranking:
-        return f"Nothing can be said: {_nothing(verdict)}."
-    first = [_rival(one, verdict) for one in verdict.rivals]
     best = verdict.best
+    first = [_rival(one, best) for one in verdict.rivals]
     if best is None:
         return " ".join([*first, _dense_stays(verdict)])
-    others = [one for one in verdict.ranking if one.kind not in (best.kind, DENSE) and one not in verdict.rivals]
-    return " ".join([*first, _take(best, verdict), *_keeps(best, verdict), *(_slower(one) for one in others)])
+    others = [one for one in verdict.ranking if one.kind == RIVAL and one not in verdict.rivals]
+    doubted = [one for one in verdict.below if one.kind == RIVAL]
+    return " ".join([*first, _take(best, verdict), *_keeps(best, verdict), *map(_beside, [*others, *doubted])])
+
+
+def brief(verdict: Verdict) -> str:
+    """The first of the ranking on one line: `1= low_rank 3.82x, 1= dense_narrow 3.98x, 3 dyad_ot 3.79x`."""
+    ahead = [one for one in verdict.ranking if one.beats_dense][:SHOWN]
+    named = [f"{rank(one)} {one.name} {digits(one.speedup.median)}x" for one in ahead]
+    doubted = f"; {len(verdict.below)} not ranked: {verdict.below[0].doubts[0]}, ..." if verdict.below else ""
+    return f"{', '.join(named) or _dense_stays(verdict)}{doubted}"
+
+
+def rank(one: Contender) -> str:
+    """`3=` for one of several of the third rank."""
+    return f"{one.rank}{'=' if one.tied else ''}"
 
 
 def loss(one: Contender) -> str:
@@ -57,29 +70,27 @@ def _keeps(best: Contender, verdict: Verdict) -> list[str]:
     return [f"{kept.label} keeps more: {loss(kept)}, {digits(kept.speedup.median)} times faster."]
 
 
-def _rival(one: Contender, verdict: Verdict) -> str:
+def _rival(one: Contender, best: Contender | None) -> str:
     condition = CONDITION.get(one.name, OTHERWISE)
-    best = verdict.best
-    beside = (
-        "" if best is None else ", as fast as any structure" if one.rank == best.rank else ", faster than any structure"
-    )
-    return f"{condition[0].upper()}{condition[1:]}, take {one.label}: {digits(one.speedup.median)}x{beside}."
+    beside = "as fast as any structure" if best and one.rank == best.rank else "faster than any structure"
+    said = f"{digits(one.speedup.median)}x, {beside}, {loss(one)}"
+    return f"{condition[0].upper()}{condition[1:]}, take {one.label}: {said}."
 
 
-def _slower(one: Contender) -> str:
-    return f"{one.label[0].upper()}{one.label[1:]}: {digits(one.speedup.median)}x."
+def _beside(one: Contender) -> str:
+    doubt = f", but {one.doubts[0]}" if one.doubts else ""
+    return f"{one.label[0].upper()}{one.label[1:]}: {digits(one.speedup.median)}x{doubt}."
 
 
 def _dense_stays(verdict: Verdict) -> str:
-    nearest = next((one for one in verdict.ranking if one.kind not in (DENSE,) and not one.beats_dense), None)
-    held = "parameters" if verdict.question.equal == PARAMS else "FLOPs"
-    said = f"Keep dense: no structure with {percent(verdict.question.share)} of its {held} beats it here"
-    return f"{said}; {nearest.label} reaches {times(nearest.speedup)}." if nearest else f"{said}."
-
-
-def _nothing(verdict: Verdict) -> str:
-    if verdict.below:
-        return (
-            f"of {len(verdict.below)} rows none is fit to rank ({verdict.below[0].label}: {verdict.below[0].doubts[0]})"
-        )
-    return "nothing was measured at this layer and cost"
+    structures = [one for one in verdict.ranking if one.kind == STRUCTURE]
+    held = "parameters" if verdict.question.equal == PARAMS else "executed FLOPs"
+    at = f"with {percent(verdict.question.share)} of its {held}"
+    if structures:
+        nearest = structures[0]
+        return f"Keep dense: no structure {at} beats it here; {nearest.label} reaches {times(nearest.speedup)}."
+    doubted = [one for one in verdict.below if one.kind == STRUCTURE]
+    if doubted:
+        first = f"{doubted[0].label}: {doubted[0].doubts[0]}"
+        return f"Nothing can be said: of {len(doubted)} structures {at} none is fit to rank ({first})."
+    return f"Nothing can be said: no structure {at} was measured here."

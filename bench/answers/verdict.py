@@ -2,8 +2,8 @@
 
 Whoever says which structure is the best says what stands here: the page, `recommend`, the sweep's last lines and the
 README. The rules:
-1. What is ranked costs the same: parameters or executed FLOPs, to 15 %. Of a structure with several rows the one asked
-   for at this very budget counts, then the nearest in cost, then the fastest.
+1. What is ranked costs the same: parameters or executed FLOPs, to 15 %. Of a structure with several rows the nearest
+   in cost counts (one asked for at this very budget is), then one that is not disturbed, then the fastest.
 2. The order is that of the lower quartiles of the paired speed-up over the best dense layer there is.
 3. Whoever reaches the lower quartile of the first of a rank is a tie with it. What does not beat dense by its lower
    quartile does not beat dense: ties with dense are dense's.
@@ -178,7 +178,7 @@ def _one_each(rows: Sequence[Row], question: Question) -> list[Row]:
     def order(row: Row) -> tuple[Any, ...]:
         assert row.speedup
         off = 0.0 if row.budget == asked else abs(question.costs(row) / question.share - 1)
-        return (row.budget != asked, round(off, 3), bool(doubts(row, None)), -row.speedup.q1)
+        return (round(off, 2), bool(doubts(row, None)), row.budget != asked, -row.speedup.q1)
 
     best: dict[tuple[str, str | None], Row] = {}
     for row in sorted(rows, key=order):

@@ -231,7 +231,7 @@ def test_grammar_is_told_from_chance_phenomenon_by_phenomenon(tmp_path: Path) ->
 
 def test_the_readme_takes_the_figure_and_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [path] = saved(tmp_path, document(whole()))
-    sweep = Path(__file__).parents[2] / "bench/results/cpu.json"
+    sweep = Path(__file__).parents[2] / "bench/results/intel-xeon/cpu.json"
     readme = tmp_path / "README.md"
     markers = ["<!-- results -->", "<!-- end of results -->", "<!-- training -->", "<!-- end of training -->", ""]
     readme.write_text("\n".join(markers))
