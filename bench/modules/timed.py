@@ -258,7 +258,7 @@ def where(option: Any, cpu_batch: int) -> dict[str, Any]:
     device = one_of("--device", option.device or ("cuda" if torch.cuda.is_available() else "cpu"), ("cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device: there is no CUDA device here. Allowed: cpu")
-    dtype = one_of("--dtypes", option.dtypes or "float32", ("float32", "bfloat16"), "one of them")
+    dtype = options.dtype("--dtypes", option.dtypes or "float32", ("float32", "bfloat16"), "one of them")
     batch = BATCH if device == "cuda" or option.full else cpu_batch
     if option.tokens:
         if not option.tokens.isdigit() or not int(option.tokens) or int(option.tokens) % SEQUENCE:
