@@ -289,4 +289,5 @@ def add_options(group: Any) -> None:
     add("--time-budget", metavar="TIME", help="end in time, with whole curves: 90s, 10m, 1h")
     add("--point-timeout", metavar="TIME", help="give up a point after so long: 30s")
     add("--resume", metavar="FILE", help="go on with the unfinished run that writes this results file")
+    add("--overwrite", action="store_true", help="replace the results file if it exists")
     add("--rerun-flagged", metavar="FILE", help="measure again, for longer, only the flagged points of a results file")
