@@ -169,7 +169,7 @@ def shards(tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("shards")
     asked = (FILE, *CHOSEN, "--shard=1/2")
     said = run(folder, *asked, "--time-budget=1s", "--benchmark-json=part1.json")
-    assert "1 points measured" in said and "1 more were left out for lack of time" in said, said
+    assert "1 point measured" in said and "1 more were left out for lack of time" in said, said
     before = section_of(folder / "part1.json")
     assert len(before["rows"]) == 1 and not before["run"]["complete"]
     said = run(folder, *asked, "--resume=part1.json")
@@ -254,7 +254,9 @@ def test_the_bare_sweep_takes_neither(tmp_path):
 
 @pytest.fixture(scope="module")
 def committed() -> dict[str, object]:
-    return {kind: json.loads((ROOT / f"bench/results/intel-xeon/{kind}.json").read_text()) for kind in ("ff", "decoder")}
+    return {
+        kind: json.loads((ROOT / f"bench/results/intel-xeon/{kind}.json").read_text()) for kind in ("ff", "decoder")
+    }
 
 
 def page_of(tmp_path: Path, *documents: object) -> str:
