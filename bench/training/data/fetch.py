@@ -87,7 +87,7 @@ def _run(name: str, archive: Archive, command: list[str], folder: Path) -> None:
         raise UsageError(f"data fetch: {name}: {command[0]} took more than {MINUTES} minutes; try again") from None
     if done.returncode:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        errors = [line for line in lines if re.match(r"(E:|npm (ERR!|error)|ERROR)", line)] or lines
+        errors = [line for line in lines if re.match(r"npm (ERR!|error)", line)] or lines
         told = "; ".join(line.strip() for line in errors[:3]) or "it said nothing"
         raise UsageError(
             f"data fetch: {name}: {command[0]} ended with {done.returncode}: {told}. {ADVICE[archive.client]}"
