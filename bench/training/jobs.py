@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import structures
-from bench.files.trained import REMOVED
-from bench.files.vocabulary import DENSE, MIX, NARROW
+from bench.files.vocabulary import DENSE, MIX, NARROW, REMOVED
 from bench.sweep.request import entries, in_order, options_text
 from bench.training import costs, variants
 from bench.training.problems import TrainingProblem
@@ -106,14 +105,15 @@ class Grid:
             self.refused.append(row)
 
     def jobs(self, phase: str) -> list[Job]:
-        """Setting by setting, width by width, dense first."""
-        return [
+        """Setting by setting, width by width, dense first; what two settings share is run once."""
+        found = [
             Job(phase, setting, variant, width)
             for setting, several in self.variants.items()
             for width in sorted(setting.widths)
             for variant in several
             if phase == TRAIN or variant.structure != DENSE
         ]
+        return list({job.key(): job for job in reversed(found)}.values())[::-1]
 
     def costs(self, job: Job) -> dict[str, Any]:
         """Costs of a variant and their shares of dense's."""

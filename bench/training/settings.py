@@ -84,6 +84,7 @@ LANGUAGE = Setting(
 
 DYAD = ("dyad_it", "dyad_ot", "dyad_dt")
 BLOCKS = tuple(f"{name}:n_blocks=2,4,16,32,64" for name in DYAD)  # 8 is a quarter
+OTHERS = ("block_diagonal", "low_rank", "monarch", "butterfly", "pixelfly")
 # members of the two-factor space over its range of omega (shared parameters) and psi (rank), as its source names them
 THETAS = {
     "btt1": (0.5, 0, 0.5, 0, 0.5, 0.5, 0), "btt5": (0.67, 0, 0.33, 0, 0.33, 0.67, 0),
@@ -115,9 +116,9 @@ SETTINGS: dict[str, dict[str, tuple[Setting, ...]]] = {
         "encoder": (),
         "teacher": (
             replace(TEACHER, structures=BLOCKS),
-            replace(TEACHER, widths=(64, 128, 512), structures=(*DYAD, "block_diagonal", "low_rank", "monarch",
-                                                               "butterfly", "pixelfly")),
-            replace(TEACHER, widths=(64, 128, 256, 512), structures=MEMBERS),
+            replace(TEACHER, widths=(64, 128), structures=(*DYAD, *OTHERS)),
+            replace(TEACHER, widths=(64, 128, 256), structures=MEMBERS),
+            replace(TEACHER, widths=(512,), structures=("dyad_it", "block_diagonal", "low_rank")),
         ),
         "facts": (),
         "language": (),

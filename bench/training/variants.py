@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 import structures
-from bench.files.trained import REMOVED
-from bench.files.vocabulary import DENSE, MIX, NARROW, NEAR
+from bench.files.vocabulary import DENSE, MIX, NARROW, NEAR, REMOVED
 from bench.sweep.request import options_text, read_options
 from bench.training import rates
 from bench.training.models import FAMILIES, NetworkShape, remove

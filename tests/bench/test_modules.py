@@ -254,7 +254,9 @@ def test_the_bare_sweep_takes_neither(tmp_path):
 
 @pytest.fixture(scope="module")
 def committed() -> dict[str, object]:
-    return {kind: json.loads((ROOT / f"bench/results/intel-xeon/{kind}.json").read_text()) for kind in ("ff", "decoder")}
+    return {
+        kind: json.loads((ROOT / f"bench/results/intel-xeon/{kind}.json").read_text()) for kind in ("ff", "decoder")
+    }
 
 
 def page_of(tmp_path: Path, *documents: object) -> str:

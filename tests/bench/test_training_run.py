@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from bench.__main__ import main
-from bench.files import encoder, kinds, trained
+from bench.answers import losses, training_rows
+from bench.files import encoder, kinds
 
 torch = pytest.importorskip("torch")
 
@@ -49,9 +50,9 @@ def test_every_task_trains_and_says_what_it_took(task: str, tmp_path: Path, caps
         assert row["params"] >= row["replaced_params"] and row["train_flops"] == pytest.approx(
             3 * row["flops"], rel=DIGITS
         )
-    read = trained.read(kinds.parse("rows.json", json.loads(path.read_text()), (kinds.TRAINING,)).rows)
-    [compared] = trained.comparisons(read).values()
-    assert len(compared) == 4 and sum(c.difference is not None for c in compared) >= 1
+    runs, _ = training_rows.read(kinds.parse("rows.json", json.loads(path.read_text()), (kinds.TRAINING,)).rows)
+    [compared] = losses.results(runs).values()
+    assert len(compared) == 4 and sum(c.told is not None for c in compared) >= 1
     assert not [file for file in tmp_path.iterdir() if file != path]  # no checkpoint is left
     assert "left]" in capsys.readouterr().out
 
