@@ -113,7 +113,7 @@ class Grid:
             for variant in several
             if phase == TRAIN or variant.structure != DENSE
         ]
-        return list({job.key(): job for job in reversed(found)}.values())[::-1]
+        return list({job.key(): job for job in found}.values())
 
     def costs(self, job: Job) -> dict[str, Any]:
         """Costs of a variant and their shares of dense's."""
