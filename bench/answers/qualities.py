@@ -15,9 +15,8 @@ from bench.answers.training_rows import TrainingPlace
 from bench.files import kinds
 from bench.files.fields import load
 from bench.files.kinds import File
-from bench.files.vocabulary import DENSE
+from bench.files.vocabulary import DENSE, REMOVED
 
-REMOVED = "removed"  # the control whose layers do nothing: where it ties with dense, a task tells nothing
 TRAIN, CONVERT = "python -m bench train language -o training.json", "python -m bench minilm -o minilm.json"
 
 

@@ -10,5 +10,6 @@ BOUNDS = ("arithmetic", "memory", "calls")
 VERSIONS = ("structures", "torch", "python", "numpy", "pytest_benchmark")
 DECIDE = ("python", "torch", "structures", "numpy")  # versions that the losses of one file have in common
 DENSE, NARROW = "dense", "dense_narrow"
+REMOVED = "removed"  # the control whose layers are taken out
 MIX = "+"  # joins the names of a mix of structures, which take turns layer by layer
 NEAR = 0.15  # how far, relatively, a share of dense may be from the budget that it is compared at

@@ -84,6 +84,48 @@ def test_differences_within_the_noise_are_ties(tmp_path: Path) -> None:
     assert "a tie" not in claims.difference(by_name["low_rank"])
 
 
+LEVELS = (1.0, 3.0, 9.0)  # of three tasks, drawn by three seeds
+NOISE = (1.00, 1.01, 0.99)
+
+
+def drawn(paired: bool) -> losses.Result:
+    """A structure that is 10 % worse than dense on each of the three tasks."""
+    rows = [row("dense", level, s, paired=paired) for s, level in enumerate(LEVELS)]
+    rows += [row("low_rank", 1.1 * NOISE[s] * level, s, paired=paired) for s, level in enumerate(LEVELS)]
+    runs = [training_rows._run(Fields("made up", f)) for f in rows]
+    [results] = losses.results(runs).values()
+    return next(r for r in results if r.first.structure == "low_rank")
+
+
+def test_pairs_remove_what_the_task_adds() -> None:
+    paired, apart = drawn(True), drawn(False)
+    assert paired.difference == pytest.approx(0.1, abs=1e-3) and paired.verdict == "worse"
+    assert apart.difference == pytest.approx(0.1, abs=1e-3) and apart.verdict == "tie"
+    assert paired.told and apart.told and paired.told < 0.1 < apart.told
+
+
+def test_a_paired_interval_is_students_of_the_differences() -> None:
+    """Two series alone: the classical t test of their differences."""
+    from scipy import stats
+
+    found = drawn(True)
+    differences = [math.log(1.1 * n) for n in NOISE]
+    low, high = stats.t.interval(0.95, 2, loc=sum(differences) / 3, scale=stats.sem(differences))
+    assert found.interval == pytest.approx((math.expm1(low), math.expm1(high)), rel=1e-6)
+    # of the size told, the estimate falls short of the margin in one run of five
+    assert found.margin and found.told
+    error = float(stats.sem(differences))
+    assert stats.t.cdf((math.log1p(found.told) - found.margin) / error, 2) == pytest.approx(losses.POWER)
+
+
+def test_the_neighbouring_rate_stands_beside(tmp_path: Path) -> None:
+    tried = [{"lr": 0.001, "tune": 3.0, "loss": 2.2}, {"lr": 0.003, "tune": 2.0, "loss": 2.0},
+             {"lr": 0.01, "tune": None, "loss": None}]  # fmt: skip
+    [[found]] = losses.results(read([row("dense", 2.0, by_rate=tried)], tmp_path)).values()
+    assert found.neighbour == (0.001, pytest.approx(0.1))
+    assert tables._cells(found, {})["Rate"] == ("0.003", "0.001: +10.0 %")
+
+
 def test_equal_structures_are_seldom_told_apart() -> None:
     """The interval keeps its level: of many made-up tables without any difference, few show one."""
     generator = random.Random(1)
