@@ -18,6 +18,7 @@ from bench.sweep.shapes import MAX_WIDTH
 from bench.training import settings
 from bench.training.settings import Setting
 
+QUANTITIES = ("params", "flops")
 LAYERS = ("ff", "all")
 BOTH, TIMES, LOSSES = "both", "times", "losses"
 TOKENIZERS = ("characters", "bytes", "bpe")
@@ -77,7 +78,8 @@ def _settings(task: str, scale: str, options: Mapping[str, Any]) -> list[Setting
     found = list(settings.SETTINGS[scale][task])
     for field in ("layers", "data", "tokenizer"):
         word = options.get(field)
-        wanted = [word] if word and field == "data" else words(word and word.lower())  # a folder's path may have blanks
+        a_path = word and field == "data"  # which may have blanks
+        wanted = [word] if a_path else words(word and word.lower())
         if wanted and found:
             kept = [s for s in found if getattr(s, field) in wanted]
             found = kept or [replace(found[0], **{field: word}) for word in wanted]
@@ -94,7 +96,9 @@ def _changes(options: Mapping[str, Any]) -> dict[str, Any]:
     if options.get("structures"):
         changes["structures"] = _structures(options["structures"])
     if options.get("budget"):
-        changes["budgets"] = tuple(str(b) for b in read_budgets(options["budget"]))
+        changes["budgets"] = tuple(str(b) for b in read_budgets(options["budget"], QUANTITIES))
+    if changes.get("device"):
+        changes["device"] = changes["device"].lower()
     return changes
 
 
