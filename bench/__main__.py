@@ -98,17 +98,18 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
 
 def _add_recommend(recommend: argparse.ArgumentParser) -> None:
     add = recommend.add_argument
-    add("results", nargs="+", type=Path, help="files of one machine, commit and set of versions")
+    add("results", nargs="+", type=Path, help="files of the sweep, of train and of minilm, in any number")
     add("--in", type=count, required=True, dest="in_features", metavar="N", help="in_features")
     add("--out", type=count, required=True, dest="out_features", metavar="N", help="out_features")
     add("--tokens", type=count, required=True, metavar="N", help="rows of the input")
     add("--params", type=share, metavar="SHARE", help="share of dense's parameters to compare at: 50%%")
-    add("--flops", type=share, metavar="SHARE", help="share of dense's FLOPs to compare at: 25%%")
-    add("--dtype", "--dtypes", metavar="WORD", help="float32, bf16, ...")
+    add("--flops", type=share, metavar="SHARE", help="share of dense's FLOPs, as executed, to compare at: 25%%")
+    add("--dtype", "--dtypes", metavar="WORD", help="float32 (default), bf16, ...")
     add("--mode", metavar="WORD", help="forward (default) or train")
     add("--device", metavar="WORD", help="cpu or cuda")
     add("--threads", type=count, metavar="N")
     add("--clock", metavar="WORD", help=" or ".join(CLOCKS))
+    add("--machine", metavar="WORD", help="a part of its name, where the files are of several")
     add("--top", type=count, default=5, metavar="N", help="how many to show (5)")
     add("--json", action="store_true", help="print JSON, for programs: every rank")
     recommend.set_defaults(run=_recommend)
@@ -213,21 +214,17 @@ def _compare(arguments: argparse.Namespace) -> tuple[str, int]:
 
 
 def _recommend(arguments: argparse.Namespace) -> tuple[str, int]:
-    from bench.answers import recommend, recommend_text
+    from bench.answers import inputs, qualities, recommend, recommend_text
 
-    asked = {key: getattr(arguments, key) for key in recommend.Query.__dataclass_fields__}
-    results = read(arguments.results)
-    answer = recommend.recommend(results, recommend.Query(**asked))
-    said = (
-        recommend_text.as_json(results, answer)
-        if arguments.json
-        else recommend_text.text(results, answer, arguments.top)
-    )
-    return said, 0 if answer.groups else 1
+    query = recommend.Query(**{key: getattr(arguments, key) for key in recommend.Query.__dataclass_fields__})
+    given = inputs.read(arguments.results, qualities.KINDS)
+    answer = recommend.recommend(given.results, query, qualities.given_or_committed(given.others))
+    said = recommend_text.as_json(given, answer) if arguments.json else ""
+    return said or recommend_text.text(given, answer, arguments.top, query), 0 if answer.verdict else 1
 
 
 def _readme(arguments: argparse.Namespace) -> tuple[str, int]:
-    from bench.answers import readme
+    from bench.report.readme import write as readme
 
     place = readme.PanelChoice(**{key: getattr(arguments, key) for key in readme.PanelChoice.__dataclass_fields__})
     given = (arguments.encoder, arguments.training)

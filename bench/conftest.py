@@ -269,7 +269,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(line)
     if not (sweep.done or sweep.refusals):
         return
-    terminalreporter.section("fastest against dense", sep="-")
+    terminalreporter.section("verdict", sep="-")
     for line in (*progress.summary(sweep, config.stash[OUTPUT]), *config.stash[SAID]):
         terminalreporter.write_line(line)
 

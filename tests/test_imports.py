@@ -5,8 +5,8 @@ the two public nouns `structure` and `spec`; above these `constants`, `reference
 of which the reference and the backends do not know each other, so that one can judge the other; then `registry` and
 `options`, the layer (`linear`), and what uses layers: `space`, `projection`, and `models`, somebody else's network. The
 public names come last.
-The rooms of `bench/`, from below: `machine`, `files` (no torch, no charts), then `report`, which reads files alone, and
-`sweep`; above the sweep the other experiments, of which none imports another; then `answers`, and the doors.
+The rooms of `bench/`, from below: `machine`, `files` and `answers` (no torch, no charts), then `report`, which reads
+files alone, and `sweep`; above the sweep the other experiments, of which none imports another; then the doors.
 An import under `TYPE_CHECKING` is an import: a record stands below the functions that work on it, a facade above.
 """
 
@@ -53,14 +53,14 @@ BELOW: dict[str, tuple[str, ...]] = {
     "structures.__main__": ("structures.models",),
     "bench.machine": ("structures",),
     "bench.files": ("bench.machine",),
-    "bench.report": ("bench.files",),
-    "bench.sweep": ("bench.files",),
+    "bench.answers": ("bench.files",),
+    "bench.report": ("bench.answers",),
+    "bench.sweep": ("bench.answers",),
     "bench.modules": ("bench.sweep",),
     "bench.training": ("bench.sweep",),
     "bench.search": ("bench.sweep",),
     "bench.minilm": ("bench.sweep",),
-    "bench.answers": ("bench.report",),
-    "bench.__main__": ("bench.answers", "bench.training", "bench.search", "bench.minilm"),
+    "bench.__main__": ("bench.report", "bench.training", "bench.search", "bench.minilm"),
     "bench.conftest": ("bench.modules",),
     "bench.test_linear": ("bench.sweep",),
     "bench.test_ff": ("bench.modules",),
@@ -74,7 +74,11 @@ WITHOUT_TORCH = (
     "structures.registry",
 )
 # folders of bench/ -> what comes with none of their modules
-BENCH_WITHOUT = {"bench.files": ("torch", "altair", "jinja2"), "bench.report": ("torch", "structures")}
+BENCH_WITHOUT = {
+    "bench.files": ("torch", "altair", "jinja2"),
+    "bench.answers": ("torch", "structures", "altair", "jinja2"),
+    "bench.report": ("torch", "structures"),
+}
 # `einsum` is a field of an entry and a backend too; `dense` is a word; both may stand alone in code
 WORDS_OF_THEIR_OWN = {"einsum"}
 
@@ -127,6 +131,7 @@ MUST_FAIL_ARROWS: list[tuple[str, str, str]] = [
     ("bench/files/rows.py", "import torch\n", "torch"),
     ("bench/files/kinds.py", "import altair as alt\n", "altair"),
     ("bench/files/kinds.py", "from bench.report.drawing import style\n", "bench.report"),
+    ("bench/answers/verdict.py", "from bench.report.drawing import words\n", "bench.report"),
     ("bench/report/sweep/charts.py", "import structures\n", "structures"),
     ("bench/report/deep/er.py", "from structures.spec import Spec\n", "structures"),
     ("bench/report/sweep/charts.py", "from bench.sweep import points\n", "bench.sweep"),

@@ -26,6 +26,7 @@ class Limits:
     gemm_flops_per_s: declared.Number
     copy_bytes_per_s: declared.Number  # from and to main memory
     cache_bytes_per_s: float | None  # the fastest copy of any size; None where only one size was measured
+    cache_bytes: float | None  # the largest size that was copied at half of that rate or faster
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,9 @@ def parse_run(file: str, section: Fields) -> Run:
 
 def _limits(fields: Fields) -> Limits:
     sizes = fields.pairs("copy_bytes_per_s_by_size") if "copy_bytes_per_s_by_size" in fields else []
-    return declared.read(Limits, fields, cache_bytes_per_s=max((rate for _, rate in sizes), default=None))
+    fastest = max((rate for _, rate in sizes), default=None)
+    cached = max((size for size, rate in sizes if fastest and rate >= fastest / 2), default=None)
+    return declared.read(Limits, fields, cache_bytes_per_s=fastest, cache_bytes=cached)
 
 
 def _row(run: Run, benchmark: Fields) -> Row:

@@ -17,13 +17,14 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
+from bench.answers.question import machine_names
 from bench.files.rows import Results
 from bench.report.drawing import figures, points, words
 from bench.report.drawing.figures import CONFIG, VEGALITE
 from bench.report.drawing.sections import Section
 from bench.report.drawing.views import View
 from bench.report.sweep import backends, breaks, curves, memory, pareto, rooflines, winners
-from bench.report.sweep.panels import Panel, machine_names
+from bench.report.sweep.panels import Panel
 
 _HERE = Path(__file__).parent
 

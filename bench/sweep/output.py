@@ -34,6 +34,7 @@ from pytest_benchmark.utils import safe_dumps
 
 from bench.files import atomic
 from bench.files.rounding import rounded
+from bench.files.rows import Results, parse
 from bench.files.vocabulary import SCHEMA
 from bench.sweep.points import rules
 from bench.sweep.sweep import Sweep
@@ -57,6 +58,13 @@ def extend(document: dict[str, Any], sweep: Sweep) -> None:
         "rules": rules(done.point for done in sweep.done),
         "refused": rounded(sweep.refused),
     }
+
+
+def results(sweep: Sweep) -> Results:
+    """What was measured, as a reader of the file will read it."""
+    made: dict[str, Any] = {}
+    extend(made, sweep)
+    return parse("this run", made)
 
 
 def document(config: Any) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from bench.answers import sentence
+from bench.answers.question import PARAMS, Question, questions
+from bench.answers.verdict import Verdict, verdict
+from bench.files.rows import Row
 from bench.files.terminal import many
 from bench.machine.timing import Effort
-from bench.sweep import rerun
+from bench.sweep import output, rerun
 from bench.sweep.points import COMPILED, Point
 from bench.sweep.sweep import Done, Sweep
 
@@ -16,7 +20,6 @@ DENSE_RATE = 1e11  # FLOPs a second assumed for the estimate before anything has
 OVERHEAD = 0.06  # seconds a point besides its calls: building, checking, the test itself
 QUIET = 0.5  # share of the time for rounds that a point takes on average, ended by their precision
 COMPILING = 4.0  # seconds for the compiler's first call
-SHOWN = 3  # structures named for each budget
 
 
 def expected(point: Point, effort: Effort, rate: float = DENSE_RATE) -> float:
@@ -48,28 +51,13 @@ def shown(point: Point) -> str:
     return f"{point.series}{own}  {where} {device}{point.mode}"
 
 
-def _short(point: Point) -> str:
-    name = point.structure if point.budget else point.series
-    return name if point.backend == "auto" else f"{name} by {point.backend}"
-
-
 def summary(sweep: Sweep, json: Path | None) -> Iterator[str]:
-    """Fastest structures of each budget and mode at the largest shape measured, and how to draw the plots.
-
-    Points under foreign load are left out: their ratios can be anything.
-    """
-    groups: dict[tuple[object, ...], list[Done]] = defaultdict(list)
-    for done in sweep.done:
-        point = done.point
-        if done.speedup is not None and not point.control and not done.disturbed:
-            device = point.device if point.clock == "host" else f"{point.device} ({point.clock} time)"
-            groups[(device, point.dtype, point.budget, point.mode, point.tokens)].append(done)
-    for (device, dtype, budget, mode, tokens), rows in groups.items():
-        largest = max((d.point.in_features * d.point.out_features, d.point.shape) for d in rows)[1]
-        best = sorted((d for d in rows if d.point.shape == largest), key=lambda d: -(d.speedup or 0))[:SHOWN]
-        names = ", ".join(f"{_short(d.point)} {d.speedup:.2f}x" for d in best)
-        yield (f"{budget or 'own options':12} {mode:7} {device} {dtype} tokens {tokens:<5} "
-               f"{largest[0]}x{largest[1]}: {names}")  # fmt: skip
+    """The verdict on each cost, mode and batch at the largest layer measured, and how to draw the plots."""
+    for found in _verdicts(output.results(sweep).rows if sweep.rows else ()):
+        of = found.question
+        device = of.device if of.clock == "host" else f"{of.device} ({of.clock} time)"
+        where = f"{device} {of.dtype} tokens {of.tokens:<5} {of.in_features}x{of.out_features}"
+        yield f"{f'{of.equal}={of.share:g}':12} {of.mode:7} {where}: {sentence.brief(found)}"
     refused = len(sweep.refused)
     what = "checked" if sweep.request.check else "measured"
     found = f"{many(len(sweep.done), 'point')} {what}, {refused} refused or failed"
@@ -80,7 +68,7 @@ def summary(sweep: Sweep, json: Path | None) -> Iterator[str]:
     if disturbed:
         share = sweep.load.overall or 0.0
         while_busy = f"measured while others used {share:.0%} of these cores"
-        yield f"{many(disturbed, 'point')} {while_busy}: flagged 'load' and left out above"
+        yield f"{many(disturbed, 'point')} {while_busy}: flagged 'load', and neither win nor tie above"
     for device, told in sweep.energy_told.items():
         yield f"energy of a call on {device}: {told}"
     if sweep.request.check:
@@ -93,3 +81,16 @@ def summary(sweep: Sweep, json: Path | None) -> Iterator[str]:
         yield f"Draw the plots: python -m bench report {json} -o report/"
     else:
         yield "Nothing was written; add --benchmark-json=results.json"
+
+
+def _verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    """Of the largest layer at each cost that was asked for, mode, type and batch."""
+    budgets = {row.budget for row in rows if row.budget and not row.control}
+
+    def asked(one: Question) -> bool:
+        return f"{one.equal}={one.share:g}" in budgets if budgets else one.equal == PARAMS
+
+    largest: dict[Question, Question] = {}
+    for one in sorted(filter(asked, questions(rows)), key=lambda q: (q.in_features * q.out_features, q.in_features)):
+        largest[replace(one, in_features=1, out_features=1)] = one
+    return [verdict(rows, one) for one in largest.values()]

@@ -326,7 +326,7 @@ sys.exit(main(sys.argv[1:]))
 )
 def test_no_chart_library_and_no_torch_is_needed(words: list[str], tmp_path: Path) -> None:
     a, b = saved(tmp_path, a=document(point()), b=document(point(tokens=1)))
-    committed = {name: REPOSITORY / f"bench/results/{name}.json" for name in ("ff", "training")}
+    committed = {name: REPOSITORY / f"bench/results/intel-xeon/{name}.json" for name in ("ff", "training")}
     places = {"a": a, "b": b, "out": tmp_path / "out.json", **committed}
     command = [sys.executable, "-c", WITHOUT_CHARTS, *(word.format(**places) for word in words)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
@@ -334,7 +334,7 @@ def test_no_chart_library_and_no_torch_is_needed(words: list[str], tmp_path: Pat
 
 
 def test_a_file_that_is_made_by_one_run_cannot_be_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = REPOSITORY / "bench/results/minilm.json"
+    file = REPOSITORY / "bench/results/intel-xeon/minilm.json"
     assert main(["merge", str(file), str(file), "-o", str(tmp_path / "out.json")]) == 2
     assert "a file of kind 'minilm' is made by one run, so there is nothing to merge" in capsys.readouterr().err
 

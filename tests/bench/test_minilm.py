@@ -446,7 +446,7 @@ def test_a_bad_output_is_an_error_before_anything_runs(
 
 
 def test_the_readme_shows_every_conversion_and_its_plot(tmp_path: Path) -> None:
-    from bench.answers import readme_encoder
+    from bench.report.readme import encoder as readme_encoder
 
     content = encoder()
     content["structures"]["rows"].append(row("kronecker", "sequential", 0.003, 0.4, 1.1, budget=None))
@@ -463,7 +463,7 @@ def test_the_readme_shows_every_conversion_and_its_plot(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_kind_is_no_encoder(tmp_path: Path) -> None:
-    from bench.answers import readme_encoder
+    from bench.report.readme import encoder as readme_encoder
 
     for content in (growing(), small()):
         with pytest.raises(UsageError, match="is no file of `python -m bench minilm`"):

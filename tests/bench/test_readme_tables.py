@@ -10,8 +10,9 @@ import pytest
 from made_up import dense, document, point, refusal, saved
 
 from bench.__main__ import main
-from bench.answers import readme, readme_tables
 from bench.files.rows import read
+from bench.report.readme import tables as readme_tables
+from bench.report.readme import write as readme
 from bench.report.sweep.panels import panels
 
 README = "# A project\n\nBefore.\n\n<!-- results -->\nold\n<!-- end of results -->\n\nAfter.\n"

@@ -517,7 +517,7 @@ def test_a_broken_file_is_named(tmp_path: Path, timed_by_count: list[str], capsy
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "bench/results").glob("search-*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "bench/results").glob("*/search-*.json")), ids=lambda p: p.stem)
 def test_a_committed_search_is_complete_and_its_entries_bind(path: Path) -> None:
     found = content(path)
     r = found["setup"]["request"]

@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 import torch
 from bench_runs import command, environment, run
+from made_up import dense, document
+from made_up import point as made
 from torch import nn
 
 import structures
 from bench.files import rounding, rows
 from bench.files.errors import UsageError
 from bench.files.progress import Progress
+from bench.files.rows import parse
 from bench.files.vocabulary import BFLOAT16, DENSE, INT8_DYNAMIC, INT8_WEIGHTS, NARROW, RIVALS
 from bench.machine import roofline, setup, timing
 from bench.machine.roofline import Roofline
@@ -764,18 +767,24 @@ def test_the_time_left_follows_the_pace(monkeypatch):
     assert begun.finished == 2
 
 
-def test_the_summary_names_the_fastest_of_each_budget(sweep):
-    fast, slow = replace(POINT, budget="params=0.5"), replace(POINT, budget="params=0.5", structure="monarch")
-    sweep.done = [
-        Done(fast, 1e-3, 3.0, False),
-        Done(slow, 2e-3, 1.5, False),
-        Done(replace(fast, control=True), 1e-3, 9.0, False),
-        Done(replace(slow, structure="low_rank"), 1e-3, 99.0, True),
-    ]
+def test_the_summary_gives_the_verdict_at_the_largest_layer_of_each_cost(sweep, monkeypatch):
+    at, half = {"in_features": 64, "out_features": 96}, " @ params 0.5"
+    rows = [dense(**at), made(f"dyad_it{half}", speedup=(3, 3, 3), **at), made(f"monarch{half}", **at),
+            made(f"dense_narrow{half}", speedup=(4, 4, 4), control=True, **at),
+            made(f"monarch{half}", **at | {"in_features": 32}),
+            made(f"low_rank{half}", speedup=(99, 99, 99), flags=["load"], **at)]  # fmt: skip
+    sweep.rows = {row["name"]: row for row in rows}
+    monkeypatch.setattr(progress.output, "results", lambda of: parse("this run", document(*rows)))
+    sweep.done = [Done(POINT, 1e-3, 3.0, True)]
     text = "\n".join(progress.summary(sweep, None))
-    assert "params=0.5   train   cpu float32 tokens 16    64x96: dyad_it 3.00x, monarch 1.50x\n" in text
+    assert text.startswith(
+        "params=0.5   forward cpu float32 tokens 128   64x96: 1 dense_narrow 4.00x, 2 dyad_it 3.00x, 3 monarch 2.00x; "
+        "1 not ranked: flagged load, ...\n1 point measured"
+    )
     assert "1 point measured while others used" in text
     assert "add --benchmark-json=results.json" in text
+    sweep.rows = {}
+    assert next(progress.summary(sweep, None)) == "1 point measured, 0 refused or failed; not complete"
 
 
 # -- machine

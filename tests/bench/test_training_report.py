@@ -14,11 +14,11 @@ import pytest
 from test_report import saved, small
 
 from bench.__main__ import main
-from bench.answers import readme_training
+from bench.answers import losses, training_rows
 from bench.files import kinds
 from bench.files.fields import Fields
-from bench.report.training import claims, fronts, grammar, stats, tables
-from bench.report.training import rows as training_rows
+from bench.report.readme import training as readme_training
+from bench.report.training import claims, fronts, grammar, tables
 
 RUN = small()["structures"]["run"]
 SETTING = "language gpt sotu characters feed-forward"
@@ -69,9 +69,9 @@ def read(rows: list[dict[str, Any]], folder: Path) -> list[training_rows.Trainin
 
 def test_differences_within_the_noise_are_ties(tmp_path: Path) -> None:
     runs = read(comparison(), tmp_path)
-    known = stats.noise(runs)
+    known = losses.noise(runs)
     assert known is not None and known.freedom == 8 and 0.005 < known.deviation < 0.02
-    [results] = stats.results(runs).values()
+    [results] = losses.results(runs).values()
     by_name = {r.first.structure: r for r in results}
     assert by_name["dyad_it"].verdict == "tie" and by_name["low_rank"].verdict == "worse"
     assert by_name["dense_narrow"].verdict == "worse"
@@ -93,13 +93,13 @@ def test_equal_structures_are_seldom_told_apart() -> None:
         some += [(f"dyad_{k}", 0) for k in range(8)]
         fields = [row(name, math.exp(generator.gauss(0, 0.02)), seed) for name, seed in some]
         runs = [training_rows._run(Fields("made up", f)) for f in fields]
-        [results] = stats.results(runs).values()
+        [results] = losses.results(runs).values()
         told_apart += any(r.verdict in ("better", "worse") for r in results)
     assert told_apart <= 12  # 5 expected; 13 or more in less than 1 of 500 such tests
 
 
 def test_one_seed_each_ranks_nothing(tmp_path: Path) -> None:
-    [results] = stats.results(read([row("dense", 2.0), row("dyad_it", 1.0)], tmp_path)).values()
+    [results] = losses.results(read([row("dense", 2.0), row("dyad_it", 1.0)], tmp_path)).values()
     assert {r.verdict for r in results} == {"not known"} and all(r.best is None for r in results)
     assert "no seeds" in claims.difference(results[0])
 
@@ -127,7 +127,7 @@ def test_exponents_are_those_the_losses_were_made_with(tmp_path: Path) -> None:
 
 def test_claims_say_what_was_measured_and_no_more(tmp_path: Path) -> None:
     runs = read(comparison(), tmp_path)
-    results = stats.results(runs)
+    results = losses.results(runs)
     _, times = training_rows.read([Fields("made up", time_row("dyad_it", 1.07))])
     found = claims.claims(results, times, [])
     lines = [line for claim in found for line in claim.measured]
@@ -182,22 +182,22 @@ def test_a_run_says_how_long_it_was_and_what_it_cannot_say(tmp_path: Path) -> No
     rows = [row("dense", 2.0, seed, curve=curve, steps=40) for seed in range(3)]
     rows[1] |= {"loss": 2.02}
     rows += [row("removed", 1.9, seed, curve=[[0, 4.0], [40, 1.9]], steps=40) for seed in range(3)]
-    [several] = stats.results(read(rows, tmp_path)).values()
+    [several] = losses.results(read(rows, tmp_path)).values()
     assert "40 steps of 512 tokens; over the last half of them dense's loss changed by" in tables.how_long(several)
     short, removed = tables.warnings(several)
     assert "still falling (20.0 % over" in short and "ends below dense's loss" in removed
     settled = [r | {"curve": [[0, 4.0], [20, 2.0], [40, r["loss"]]]} for r in rows if r["structure"] == "dense"]
-    [several] = stats.results(read(settled, tmp_path)).values()
+    [several] = losses.results(read(settled, tmp_path)).values()
     assert tables.warnings(several) == []
 
 
 def test_grammar_counts_pairs_and_not_seeds_as_trials(tmp_path: Path) -> None:
     held = {"pairs": 100, "chance": 0.5}
     rows = [row("dense", 2.0, seed, grammar=held | {"accuracy": a}) for seed, a in enumerate((0.5, 0.6, 0.7))]
-    [several] = stats.results(read(rows, tmp_path)).values()
+    [several] = losses.results(read(rows, tmp_path)).values()
     assert tables.grammar(several[0]) == ("60 %", "50 to 70 %, 3 seeds: as chance")
-    assert stats.proportion(0.6, 100) == pytest.approx((0.4972, 0.6967), abs=1e-4)
-    assert stats.proportion(0.0, 10)[0] == 0.0 and stats.proportion(1.0, 10)[1] == 1.0
+    assert losses.proportion(0.6, 100) == pytest.approx((0.4972, 0.6967), abs=1e-4)
+    assert losses.proportion(0.0, 10)[0] == 0.0 and losses.proportion(1.0, 10)[1] == 1.0
 
 
 def test_grammar_is_told_from_chance_phenomenon_by_phenomenon(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_grammar_is_told_from_chance_phenomenon_by_phenomenon(tmp_path: Path) ->
         found = {key: {"accuracy": a, "pairs": 20, "chance": 0.5} for key, a in by.items()}
         own = {"grammar": {"accuracy": every, "pairs": 40, "chance": 0.5}, "grammar_by_phenomenon": found}
         rows += [row(name, 2.0 + seed / 100, seed, **own) for seed in range(3)]
-    [results] = stats.results(read(rows, tmp_path)).values()
+    [results] = losses.results(read(rows, tmp_path)).values()
     told = {(c["structure"], c["phenomenon"]): c for c in grammar.cells(results)}
     sides = {key: cell["side"] for key, cell in told.items() if cell["side"] != "as chance"}
     assert sides == {("dense", "agreement"): "above chance", ("dense", "pronoun case"): "below chance"}
@@ -231,7 +231,7 @@ def test_grammar_is_told_from_chance_phenomenon_by_phenomenon(tmp_path: Path) ->
 
 def test_the_readme_takes_the_figure_and_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [path] = saved(tmp_path, document(whole()))
-    sweep = Path(__file__).parents[2] / "bench/results/cpu.json"
+    sweep = Path(__file__).parents[2] / "bench/results/intel-xeon/cpu.json"
     readme = tmp_path / "README.md"
     markers = ["<!-- results -->", "<!-- end of results -->", "<!-- training -->", "<!-- end of training -->", ""]
     readme.write_text("\n".join(markers))

@@ -114,7 +114,7 @@ def test_widths_are_two_or_more(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_the_committed_run_holds_every_entry_and_every_named_point() -> None:
-    path = Path(__file__).parents[2] / "bench/results/coordinates.json"
+    path = Path(__file__).parents[2] / "bench/results/intel-xeon/coordinates.json"
     _, [section] = report.read_all([path])
     lines = dict(section.content["pairs"])
     missing = {label: name for label, (name, _) in width_check.subjects().items() if label not in lines}

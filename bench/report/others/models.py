@@ -3,12 +3,14 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import altair as alt
 
+from bench.answers import conversions
+from bench.answers.conversions import ConversionRow, Way
 from bench.files import declared
-from bench.files.fields import Fields, printable
+from bench.files.fields import printable
 from bench.files.kinds import File
 from bench.files.rows import Spread
 from bench.report.drawing import layout, words
@@ -26,7 +28,6 @@ from bench.report.drawing.sections import (
 )
 from bench.report.drawing.style import GREY, Style
 
-Way = Annotated[str, declared.choice("plain", "aware", "sequential", "control")]
 NEAREST = {"plain": "weights", "aware": "outputs", "sequential": "outputs, in order", "control": "control"}
 HEIGHT = 420
 COLUMN = 0.14  # of dense's parameters: shares this far apart are named in one column
@@ -36,36 +37,6 @@ AXES = {
     "time": "time per sentence of the whole encoder, of dense (paired)",
 }
 AGREEMENT = "Agreement of embeddings (mean cosine)"
-
-
-@dataclass(frozen=True)
-class ConversionRow:
-    """The encoder converted to one structure at one share; errors are means over its feed-forward layers."""
-
-    structure: declared.Name
-    way: Way
-    budget: declared.Budget
-    options: declared.Object
-    weight_error: declared.FromZero
-    output_error: declared.FromZero
-    cosine: Annotated[float, declared.within(-1.001, 1.001)]
-    neighbour: declared.Share
-    feed_forward_params: declared.FromZero
-    feed_forward_share: declared.FromZero
-    params: declared.Number
-    speedup: Spread | None  # dense's time over this one's; None on dense itself
-    seconds: Annotated[float, declared.Reader(Fields.number), declared.Key("seconds_per_sentence")]
-    projection_seconds: declared.FromZero
-    sweeps: declared.FromZero
-    flags: declared.Names
-    limited: declared.Flag = False
-
-    @property
-    def time(self) -> tuple[float, float, float]:
-        """Time as a share of dense's: its median and quartiles."""
-        if self.speedup is None:
-            return 1.0, 1.0, 1.0
-        return 1 / self.speedup.median, 1 / self.speedup.q3, 1 / self.speedup.q1
 
 
 @dataclass(frozen=True)
@@ -82,7 +53,7 @@ def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Se
     Raises:
         BadResults: a field is missing or impossible.
     """
-    rows = sorted(map(_row, file.rows), key=lambda row: (-row.cosine, row.structure))
+    rows = sorted(map(conversions.read, file.rows), key=lambda row: (-row.cosine, row.structure))
     refused = [declared.read(_Refusal, fields) for fields in file.refused]
     setup = {key: printable(str(value)) for key, value in file.setup.values.items()}
     structures = {*structures, *file.structures}
@@ -286,13 +257,3 @@ def _options(row: ConversionRow) -> str:
     if len(set(texts.values())) <= 1:
         return next(iter(texts.values()), "")
     return "; ".join(f"{text} at {shape}" for shape, text in texts.items())
-
-
-# -- reading
-
-
-def _row(fields: Fields) -> ConversionRow:
-    row = declared.read(ConversionRow, fields)
-    if row.speedup is None and row.way != "control":
-        raise fields.bad("speedup", "an object")
-    return row

@@ -5,10 +5,11 @@ machines, clocks or budgets therefore never meet in one chart. Dense, and the co
 panel of their kind.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from bench.answers.question import machine_names
 from bench.files.rows import Results, Row, Run
 from bench.files.vocabulary import DENSE, MODES
 from bench.report.drawing import words
@@ -141,17 +142,6 @@ class _Key(NamedTuple):
         own = self.kind == DENSE or (self.budget and self.structure != "dense")
         name = self.structure if own and len(series) == 1 else self.series
         return name + (f" · {self.backend}" if self.backend else "")
-
-
-def machine_names(runs: Sequence[Run]) -> dict[int, str]:
-    """A name for each run's machine, by id: its processor, and whatever else sets it apart from the other runs."""
-    known = runs[0].machine if runs else ()
-    keys = [key for key in known if len({run.machine[key] for run in runs}) > 1 and key not in ("cpu", "gpu")]
-    names = {}
-    for run in runs:
-        gpu = [] if run.machine["gpu"] == "none" else [run.machine["gpu"]]
-        names[id(run)] = ", ".join([run.machine["cpu"], *gpu, *(f"{key} {run.machine[key]}" for key in keys)])
-    return names
 
 
 def _ordered(found: list[Panel]) -> list[Panel]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import altair as alt
 
+from bench.answers.losses import TIE, Result, budgets
 from bench.report.drawing import words
 from bench.report.drawing.figures import Width
 from bench.report.drawing.views import View
 from bench.report.training.curves import OWN
 from bench.report.training.marks import Looks, Trained, looks_of, room, ticks, told
-from bench.report.training.stats import TIE, Result, budgets
 
 GROUP = "Beside dense"
 ROW = 17  # pixels of a series

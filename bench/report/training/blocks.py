@@ -8,6 +8,8 @@ from typing import Any
 
 import altair as alt
 
+from bench.answers.losses import Result
+from bench.answers.training_rows import TrainingPlace
 from bench.files.vocabulary import MIX
 from bench.report.drawing import layout
 from bench.report.drawing.figures import Width
@@ -28,8 +30,6 @@ from bench.report.training.marks import (
     x_axis,
     y_axis,
 )
-from bench.report.training.rows import TrainingPlace
-from bench.report.training.stats import Result
 
 GROUP = "Numbers of blocks"
 QUANTITIES = {

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.answers.losses import TIE, Result
+from bench.answers.training_rows import Time, TrainingPlace, TrainingRun
 from bench.report.training.fronts import Front
-from bench.report.training.rows import Time, TrainingPlace, TrainingRun
-from bench.report.training.stats import TIE, Result
 
 FILE = Path(__file__).with_name("claims.json")
 NOTHING = "not measured in this file"

@@ -8,6 +8,8 @@ from typing import Any
 
 import altair as alt
 
+from bench.answers.losses import Result, budgets
+from bench.answers.training_rows import TrainingPlace
 from bench.report.drawing import words
 from bench.report.drawing.figures import Width
 from bench.report.drawing.style import GREY
@@ -31,8 +33,6 @@ from bench.report.training.marks import (
     x_axis,
     y_axis,
 )
-from bench.report.training.rows import TrainingPlace
-from bench.report.training.stats import Result, budgets
 
 GROUP = "Loss while training"
 OWN = "options of their own"

@@ -8,8 +8,8 @@ from statistics import mean
 
 from scipy import stats
 
-from bench.report.training.rows import TrainingRun
-from bench.report.training.stats import quantile
+from bench.answers.losses import quantile
+from bench.answers.training_rows import TrainingRun
 
 LEAST = 3  # points of a front that an exponent is fitted to
 

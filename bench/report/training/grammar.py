@@ -7,14 +7,14 @@ from typing import Any
 
 import altair as alt
 
+from bench.answers.losses import Result, proportion
+from bench.answers.training_rows import Grammar, TrainingPlace
 from bench.report.drawing.figures import Width
 from bench.report.drawing.sections import RECORDS
 from bench.report.drawing.style import COLOURS, DYAD
 from bench.report.drawing.views import View
 from bench.report.sweep.charts import TOLD
 from bench.report.training.marks import Trained, choices, title
-from bench.report.training.rows import Grammar, TrainingPlace
-from bench.report.training.stats import Result, proportion
 
 GROUP = "Grammar"
 CELL = 22  # pixels of a line

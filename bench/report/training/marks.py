@@ -7,6 +7,8 @@ from typing import Any
 
 import altair as alt
 
+from bench.answers.losses import Result
+from bench.answers.training_rows import Time, TrainingPlace, TrainingRun
 from bench.files.vocabulary import MIX, NARROW
 from bench.report.drawing import layout, style, words
 from bench.report.drawing.figures import Width, encodings
@@ -15,8 +17,6 @@ from bench.report.drawing.style import GREY, Style
 from bench.report.drawing.views import View
 from bench.report.sweep import charts
 from bench.report.training.claims import difference
-from bench.report.training.rows import Time, TrainingPlace, TrainingRun
-from bench.report.training.stats import Result
 
 HEIGHT = 340
 REMOVED = "removed"

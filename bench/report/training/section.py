@@ -4,14 +4,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from bench.answers import losses, training_rows
+from bench.answers.losses import Result
+from bench.answers.training_rows import TrainingPlace, TrainingRun
 from bench.files.fields import BadResults, printable
 from bench.files.kinds import TRAINING, File
 from bench.report.drawing.sections import Section, measured
 from bench.report.drawing.views import View
-from bench.report.training import beside, blocks, claims, costs, curves, fronts, grammar, rows, scaling, stats, tables
+from bench.report.training import beside, blocks, claims, costs, curves, fronts, grammar, scaling, tables
 from bench.report.training.marks import Times, Trained, looks, step_seconds
-from bench.report.training.rows import TrainingPlace, TrainingRun
-from bench.report.training.stats import Result
 
 
 def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Section:
@@ -20,10 +21,10 @@ def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Se
     Raises:
         BadResults: a field is missing or impossible, or no run was finished.
     """
-    runs, several_times = rows.read(file.rows)
+    runs, several_times = training_rows.read(file.rows)
     if not runs:
         raise BadResults(f"{file.run.file}: holds no finished training run; draw it when there is one")
-    results = stats.results(runs)
+    results = losses.results(runs)
     counted, executed = fronts.fronts(runs), fronts.fronts(runs, executed=True)
     structures = {*structures, *file.structures}
     times: Times = {(t.place, t.series): t for t in several_times}
@@ -49,7 +50,7 @@ def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Se
         structures=structures,
         content={
             "summary": tables.summary(results),
-            "noise": {s: tables.noise_line(stats.noise(_of(runs, s))) for s in largest},
+            "noise": {s: tables.noise_line(losses.noise(_of(runs, s))) for s in largest},
             "lengths": {s: tables.how_long(results[place]) for s, place in largest.items()},
             "warnings": {s: tables.warnings(results[place]) for s, place in largest.items()},
             "fronts": [line for line in map(claims.exponent, counted) if line],

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
+from bench.answers.losses import BETTER, TIE, WORSE, Noise, Result, budgets, length, proportion
+from bench.answers.training_rows import TrainingPlace
 from bench.report.drawing import words
 from bench.report.training import claims
 from bench.report.training.beside import chosen
 from bench.report.training.marks import REMOVED, Times
-from bench.report.training.rows import TrainingPlace
-from bench.report.training.stats import BETTER, TIE, WORSE, Noise, Result, budgets, length, proportion
 
 FALLING = 0.01  # of the loss over the last half of the steps: from there on a run is called too short
 

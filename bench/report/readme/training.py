@@ -8,20 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.answers import losses, training_rows
+from bench.answers.losses import TIE, Result, noise
+from bench.answers.training_rows import TrainingPlace, TrainingRun
 from bench.files import kinds
 from bench.files.errors import UsageError
 from bench.files.rows import load
 from bench.report.drawing import sections
 from bench.report.drawing.views import View
 from bench.report.drawing.words import ratio, share
-from bench.report.training import beside, rows, stats
+from bench.report.training import beside
 from bench.report.training import fronts as training_fronts
 from bench.report.training import grammar as training_grammar
 from bench.report.training import scaling as training_scaling
 from bench.report.training.fronts import Front
 from bench.report.training.marks import Times, Trained, looks
-from bench.report.training.rows import TrainingPlace, TrainingRun
-from bench.report.training.stats import TIE, Result, noise
 from bench.report.training.tables import grammar, how_long, warnings
 
 START, END = "<!-- training -->", "<!-- end of training -->"
@@ -49,8 +50,8 @@ def training(file: Path, picture: str) -> Training:
     if kinds.kind_of(document) != kinds.TRAINING:
         raise UsageError(f"--training: {file} is no file of `python -m bench train`")
     found = kinds.parse(str(file), document, (kinds.TRAINING,))
-    runs, several_times = rows.read(found.rows)
-    results = stats.results(runs)
+    runs, several_times = training_rows.read(found.rows)
+    results = losses.results(runs)
     budget = _budget(runs)
     columns = _columns(results, budget)
     if budget is None or not columns:

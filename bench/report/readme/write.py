@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bench.answers import readme_encoder, readme_training
-from bench.answers.readme_tables import section
 from bench.files import atomic, options
 from bench.files.errors import UsageError
 from bench.files.rows import Results
 from bench.report.drawing import figures
 from bench.report.drawing.curve import CONTROL, STRUCTURE
 from bench.report.drawing.style import styles
+from bench.report.readme import encoder as readme_encoder
+from bench.report.readme import training as readme_training
+from bench.report.readme.tables import section
 from bench.report.sweep import charts, curves
 from bench.report.sweep.panels import Panel, panels
 

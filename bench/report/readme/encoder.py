@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.answers.conversions import ConversionRow
 from bench.files import kinds
 from bench.files.errors import UsageError
 from bench.files.rows import load
 from bench.report.drawing import words
 from bench.report.others import models
-from bench.report.others.models import ConversionRow
 
 START, END = "<!-- encoder -->", "<!-- end of encoder -->"
 WAYS = {"plain": "weights", "aware": "outputs", "sequential": "outputs, in order"}

@@ -9,7 +9,7 @@ from statistics import mean
 
 from scipy import stats
 
-from bench.report.training.rows import TrainingPlace, TrainingRun
+from bench.answers.training_rows import TrainingPlace, TrainingRun
 
 LEVEL = 0.95
 BETTER, WORSE, TIE, UNKNOWN = "better", "worse", "tie", "not known"

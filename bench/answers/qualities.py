@@ -1,0 +1,138 @@
+"""What structures cost in quality: losses after training, agreement after a conversion, and how far they mix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.answers import conversions, losses, training_rows
+from bench.answers.conversions import ConversionRow
+from bench.answers.losses import TIE, WORSE, Result
+from bench.answers.question import near
+from bench.answers.training_rows import TrainingPlace
+from bench.files import kinds
+from bench.files.fields import load
+from bench.files.kinds import File
+from bench.files.vocabulary import DENSE
+
+REMOVED = "removed"  # the control whose layers do nothing: where it ties with dense, a task tells nothing
+TRAIN, CONVERT = "python -m bench train language -o training.json", "python -m bench minilm -o minilm.json"
+
+
+@dataclass(frozen=True)
+class LossBeside:
+    """Held-out loss after training, beside dense's: the difference as a share, and its interval at 95 %."""
+
+    task: str
+    difference: float
+    low: float
+    high: float
+    verdict: str  # better, worse, tie
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Embeddings of a converted encoder beside the dense one's: mean cosine, and how often the nearest is the same."""
+
+    cosine: float
+    neighbour: float
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What is known of one structure at one share of parameters; None is not measured."""
+
+    loss: LossBeside | None = None
+    agreement: Agreement | None = None
+
+    def record(self) -> dict[str, Any]:
+        """For programs."""
+        return {"loss": self.loss and asdict(self.loss), "agreement": self.agreement and asdict(self.agreement)}
+
+
+@dataclass(frozen=True)
+class Qualities:
+    """What files of trained and converted networks hold."""
+
+    trained: tuple[tuple[TrainingPlace, tuple[Result, ...]], ...] = ()
+    converted: tuple[ConversionRow, ...] = ()
+
+    def of(self, structure: str, share: float, asked: float) -> Quality:
+        """Of a structure with a share of dense's parameters, on the task that tells most at the share asked for."""
+        return Quality(self._loss(structure, share, asked), self._agreement(structure, share))
+
+    def missing(self) -> dict[str, str]:
+        """What is not there -> the command that measures it."""
+        return ({} if self.trained else {"loss": TRAIN}) | ({} if self.converted else {"agreement": CONVERT})
+
+    def place(self, share: float) -> tuple[TrainingPlace, tuple[Result, ...]] | None:
+        """The task that tells most at a share: that with most structures told from dense, then with most of them.
+
+        A task counts only if it tells dense from a network whose layers were removed.
+        """
+        told = [(place, several) for place, several in self.trained if discriminates(several)]
+
+        def worth(one: tuple[TrainingPlace, tuple[Result, ...]]) -> tuple[int, int, int]:
+            here = [r for r in one[1] if not r.first.control and _fits(r, share)]
+            return sum(r.verdict != TIE for r in here), len(here), one[0].width
+
+        return max(told, key=worth, default=None)
+
+    def _loss(self, structure: str, share: float, asked: float) -> LossBeside | None:
+        found = self.place(asked)
+        if found is None:
+            return None
+        place, several = found
+        fitting = [r for r in several if r.first.structure == structure and (structure == DENSE or _fits(r, share))]
+        fitting = [r for r in fitting if r.difference is not None and r.interval is not None]
+        if not fitting:
+            return None
+        result = min(fitting, key=lambda r: abs(r.first.shares["replaced_params_share"] / share - 1))
+        assert result.difference is not None and result.interval is not None
+        low, high = result.interval
+        return LossBeside(f"{place.setting}, width {place.width}", result.difference, low, high, result.verdict)
+
+    def _agreement(self, structure: str, share: float) -> Agreement | None:
+        own = [row for row in self.converted if row.structure == structure and row.feed_forward_share]
+        fitting = [row for row in own if near(row.feed_forward_share, share)]
+        best = max(fitting, key=lambda row: row.cosine, default=None)
+        return Agreement(best.cosine, best.neighbour) if best else None
+
+
+NONE = Qualities()
+KINDS = {kinds.TRAINING, kinds.MINILM}
+COMMITTED = Path(__file__).parents[1] / "results"  # by machine: */training.json, */minilm.json
+
+
+def read(files: Sequence[File]) -> Qualities:
+    """What the files of training and of converted encoders among `files` hold.
+
+    Raises:
+        BadResults: a field is missing or impossible.
+    """
+    found: list[tuple[TrainingPlace, tuple[Result, ...]]] = []
+    for runs in [training_rows.read(file.rows)[0] for file in files if file.kind == kinds.TRAINING]:
+        found += [(place, tuple(several)) for place, several in losses.results(runs).items()]
+    rows = [conversions.read(fields) for file in files if file.kind == kinds.MINILM for fields in file.rows]
+    return Qualities(tuple(found), tuple(rows))
+
+
+def given_or_committed(files: Sequence[File]) -> Qualities:
+    """Of the files given; what none of them is about, of those committed with the bench, where these are there."""
+    missing = KINDS - {file.kind for file in files}
+    paths = [path for kind in sorted(missing) for path in sorted(COMMITTED.glob(f"*/{kind}.json"))]
+    return read([*files, *(kinds.parse(path.name, load(path), (path.stem,)) for path in paths)])
+
+
+def discriminates(several: Sequence[Result]) -> bool:
+    """Whether a task tells dense from a network whose layers were removed; one without that control does not say."""
+    return any(r.first.structure == REMOVED and r.verdict == WORSE for r in several)
+
+
+def _fits(result: Result, share: float) -> bool:
+    """A training run from scratch at about this share of the replaced layers' parameters."""
+    first = result.first
+    own = first.shares["replaced_params_share"]
+    return not first.start and not (first.budget or "").startswith("time") and own > 0 and near(own, share)

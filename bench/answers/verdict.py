@@ -1,0 +1,292 @@
+"""The verdict: at a layer and a cost, which structure is fastest, what cannot be told apart, and what is not believed.
+
+Whoever says which structure is the best says what stands here: the page, `recommend`, the sweep's last lines and the
+README. The rules:
+1. What is ranked costs the same: parameters or executed FLOPs, to 15 %. Of a structure with several rows the nearest
+   in cost counts (one asked for at this very budget is), then one that is not disturbed, then the fastest.
+2. The order is that of the lower quartiles of the paired speed-up over the best dense layer there is.
+3. Whoever reaches the lower quartile of the first of a rank is a tie with it. What does not beat dense by its lower
+   quartile does not beat dense: ties with dense are dense's.
+4. A flagged row, one whose quartiles are more than a factor of 1.5 apart, and one faster than its FLOPs and bytes allow
+   stand below, with the reason, and neither win nor tie.
+5. Dense's rivals (a narrower dense layer, dense in other numbers) are ranked among the structures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from bench.answers.qualities import NONE, Qualities, Quality
+from bench.answers.question import PARAMS, Question, at_places, near, rival
+from bench.files.fields import printable
+from bench.files.rows import Limits, Refusal, Row, Spread
+from bench.files.terminal import digits, percent
+from bench.files.vocabulary import DENSE, NARROW, NEAR
+
+STRUCTURE, RIVAL = "structure", "rival"  # kinds of contenders, beside DENSE
+WIDE = 1.5  # quartiles a larger factor apart tell nothing
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of a ranking: a measured row, its rank, and what there is to say of it."""
+
+    row: Row
+    kind: str
+    speedup: Spread  # over the best dense layer
+    over_linear: Spread | None  # over nn.Linear; the quartiles are those of `speedup`, scaled
+    bytes_share: float | None  # of the bytes that dense moves at least
+    quality: Quality
+    doubts: tuple[str, ...] = ()  # why it stands below the ranking
+    notes: tuple[str, ...] = ()  # what a reader must know beside the figures
+    rank: int | None = None  # None: below
+    tied: bool = False  # others have the same rank
+
+    @property
+    def name(self) -> str:
+        return self.row.structure
+
+    @property
+    def options(self) -> str:
+        return printable(",".join(f"{key}={value}" for key, value in self.row.options.items()))
+
+    @property
+    def label(self) -> str:
+        """What a reader calls it."""
+        if self.kind == DENSE:
+            return "the best dense layer"
+        if self.name == NARROW:
+            return "a narrower dense layer"
+        return self.row.series if self.kind == RIVAL else self.name
+
+    @property
+    def beats_dense(self) -> bool:
+        return self.rank is not None and self.speedup.q1 > 1
+
+    def record(self) -> dict[str, Any]:
+        """For programs."""
+        row = self.row
+        return {
+            "structure": self.name,
+            "series": row.series,
+            "label": self.label,
+            "kind": self.kind,
+            "rank": self.rank,
+            "tied": self.tied,
+            "options": dict(row.options),
+            "backend": row.backend,
+            "speedup": asdict(self.speedup),
+            "over_linear": self.over_linear and asdict(self.over_linear),
+            "seconds": row.time.median,
+            "params_share": row.params_share,
+            "flops_share": row.flops_share,
+            "executed_share": row.executed_share,
+            "bytes": row.bytes,
+            "bytes_share": self.bytes_share,
+            "error": row.error,
+            "flags": list(row.flags),
+            "doubts": list(self.doubts),
+            "notes": list(self.notes),
+            "quality": self.quality.record(),
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer to a question. `below` are those that neither win nor tie, by the same order."""
+
+    question: Question
+    ranking: tuple[Contender, ...]
+    below: tuple[Contender, ...]
+    refused: Mapping[str, str]  # structure -> why it was not measured here
+    qualities: Qualities
+
+    @property
+    def winner(self) -> Contender | None:
+        """The first of the ranking that beats dense; None where dense stays ahead."""
+        return next((one for one in self.ranking if one.beats_dense), None)
+
+    @property
+    def best(self) -> Contender | None:
+        """The fastest structure that beats dense."""
+        return next((one for one in self.ranking if one.kind == STRUCTURE and one.beats_dense), None)
+
+    @property
+    def rivals(self) -> tuple[Contender, ...]:
+        """Dense's rivals that win or tie with the fastest structure, or are all there is."""
+        first = self.best
+        return tuple(one for one in self.ranking if one.kind == RIVAL and one.beats_dense
+                     and (first is None or (one.rank or 0) <= (first.rank or 0)))  # fmt: skip
+
+    @property
+    def ties(self) -> tuple[Contender, ...]:
+        """Structures that cannot be told from the fastest one."""
+        first = self.best
+        alike = [one for one in self.ranking if first and one.rank == first.rank]
+        return tuple(one for one in alike if one.kind == STRUCTURE and one is not first)
+
+    @property
+    def kept(self) -> Contender | None:
+        """The structure that keeps the most of those that beat dense; None without any loss."""
+        known = [one for one in self.ranking if one.kind == STRUCTURE and one.beats_dense and one.quality.loss]
+        return min(known, key=lambda one: one.quality.loss.difference, default=None)  # type: ignore[union-attr]
+
+    def record(self) -> dict[str, Any]:
+        """For programs: what the page draws and `recommend --json` prints."""
+        return {
+            "question": asdict(self.question),
+            "ranking": [one.record() for one in self.ranking],
+            "below": [one.record() for one in self.below],
+            "refused": dict(self.refused),
+        }
+
+
+def verdict(
+    rows: Sequence[Row], question: Question, qualities: Qualities = NONE, refusals: Sequence[Refusal] = ()
+) -> Verdict:
+    """Rank what the rows hold at a question."""
+    place = replace(question, equal=PARAMS, share=1.0)
+    here = at_places(rows).get(place, [])
+    dense = next((row for row in here if row.structure == DENSE and not row.control), None)
+    ratio = _over_linear(here, dense)
+    paired = [row for row in here if row.speedup and _competes(row, question)]
+    found = [
+        _contender(row, dense, ratio, qualities.of(row.structure, row.params_share, question.share))
+        for row in _one_each(paired, question)
+    ]
+    if dense:
+        one = Spread(1.0, 1.0, 1.0, dense.time.rounds)
+        found.append(Contender(dense, DENSE, one, _scaled(one, ratio), 1.0, qualities.of(DENSE, 1.0, question.share)))
+    found.sort(key=lambda one: (-one.speedup.q1, one.kind != DENSE, one.row.series))
+    reasons = _refused(refusals, question, {one.name for one in found})
+    clean = [one for one in found if not one.doubts]
+    return Verdict(question, _ranked(clean), tuple(one for one in found if one.doubts), reasons, qualities)
+
+
+def _competes(row: Row, question: Question) -> bool:
+    if row.control:  # one without a budget is as wide as the layer itself, at any cost
+        return rival(row) and (row.budget is None or question.fits(row))
+    return row.structure != DENSE and question.fits(row)
+
+
+def _one_each(rows: Sequence[Row], question: Question) -> list[Row]:
+    """Of each structure, and of each rival, the row that speaks for it."""
+    asked = f"{question.equal}={question.share:g}"
+
+    def order(row: Row) -> tuple[Any, ...]:
+        assert row.speedup
+        off = 0.0 if row.budget == asked else abs(question.costs(row) / question.share - 1)
+        return (round(off, 2), bool(doubts(row, None)), row.budget != asked, -row.speedup.q1)
+
+    best: dict[tuple[str, str | None], Row] = {}
+    for row in sorted(rows, key=order):
+        best.setdefault((row.structure, row.series if row.control and not row.budget else None), row)
+    return list(best.values())
+
+
+def _contender(row: Row, dense: Row | None, ratio: float | None, quality: Quality) -> Contender:
+    assert row.speedup
+    over = ratio
+    if over is None and row.speedup_over_linear:
+        over = row.speedup_over_linear / row.speedup.median
+    return Contender(
+        row,
+        RIVAL if row.control else STRUCTURE,
+        row.speedup,
+        _scaled(row.speedup, over),
+        row.bytes / dense.bytes if dense else None,
+        quality,
+        doubts(row, dense),
+        _notes(row, dense),
+    )
+
+
+def _ranked(found: Sequence[Contender]) -> tuple[Contender, ...]:
+    """With their ranks: whoever reaches the lower quartile of the first of a rank shares it."""
+    made: list[Contender] = []
+    first, rank = None, 0
+    for i, one in enumerate(found):
+        if first is None or one.speedup.q3 < first.speedup.q1:
+            first, rank = one, i + 1
+        made.append(replace(one, rank=rank))
+    ranks = [one.rank for one in made]
+    return tuple(replace(one, tied=ranks.count(one.rank) > 1) for one in made)
+
+
+# -- what is believed
+
+
+def doubts(row: Row, dense: Row | None) -> tuple[str, ...]:
+    """Why a row neither wins nor ties; empty where nothing is wrong with it."""
+    assert row.speedup
+    found = [f"flagged {' and '.join(row.flags)}"] if row.flags else []
+    apart = row.speedup.q3 / row.speedup.q1
+    if apart > WIDE:
+        found.append(f"quartiles a factor of {digits(apart)} apart")
+    allowed, because = _allowed(row, dense)
+    if row.speedup.q1 > allowed * (1 + NEAR):
+        found.append(f"implausible: {digits(row.speedup.median)}x, but {because}")
+    return tuple(found)
+
+
+def _notes(row: Row, dense: Row | None) -> tuple[str, ...]:
+    found = []
+    if not near(row.executed_share, row.params_share):
+        found.append(f"runs {percent(row.executed_share)} of dense's FLOPs")
+    saved = 1 / row.executed_share
+    if row.speedup and row.speedup.q1 > saved * (1 + NEAR):
+        found.append(f"faster than its FLOPs alone allow ({digits(saved)}x fewer): {_allowed(row, dense)[1]}")
+    return tuple(found)
+
+
+def _allowed(row: Row, dense: Row | None) -> tuple[float, str]:
+    """The largest speed-up that fewer FLOPs, fewer bytes, or a cache that dense leaves can explain; and why."""
+    flops = 1 / row.executed_share
+    moved = dense.bytes / row.bytes if dense else 1.0
+    said = f"it runs {digits(flops)}x fewer FLOPs and moves {digits(moved)}x fewer bytes"
+    limits = _limits(row)
+    if dense and limits and limits.cache_bytes and limits.cache_bytes_per_s:
+        if row.bytes < limits.cache_bytes < dense.bytes:
+            faster = limits.cache_bytes_per_s / limits.copy_bytes_per_s
+            said += f"; dense's {dense.bytes / 1e6:.0f} MB leave the cache, which is {digits(faster)}x faster"
+            return max(flops, moved * max(1.0, faster)), said
+    return max(flops, moved), said
+
+
+def _limits(row: Row) -> Limits | None:
+    same = (row.device, row.dtype, row.threads)
+    return next((one for one in row.run.roofline if (one.device, one.dtype, one.threads) == same), None)
+
+
+# -- beside the ranking
+
+
+def _over_linear(here: Sequence[Row], dense: Row | None) -> float | None:
+    """The best dense layer's speed over nn.Linear's: paired where that was measured, else from dense's candidates."""
+    linear = next((row for row in here if row.control and row.series == f"{DENSE} by linear" and row.speedup), None)
+    if linear and linear.speedup:
+        return 1 / linear.speedup.median
+    times = dense.extra.get("candidates") if dense else None
+    if isinstance(times, dict) and "linear" in times and all(isinstance(t, float) and t > 0 for t in times.values()):
+        return float(times["linear"] / min(times.values()))
+    return None
+
+
+def _scaled(speedup: Spread, ratio: float | None) -> Spread | None:
+    if ratio is None:
+        return None
+    return Spread(speedup.median * ratio, speedup.q1 * ratio, speedup.q3 * ratio, speedup.rounds)
+
+
+def _refused(refusals: Sequence[Refusal], question: Question, found: set[str]) -> dict[str, str]:
+    """Structures that were refused at the very layer, at the budget asked for or with options of their own."""
+    same = ("in_features", "out_features", "tokens", "dtype", "device", "mode")
+    reasons: dict[str, str] = {}
+    for one in refusals:
+        here = all(getattr(one, key) in (None, getattr(question, key)) for key in same)
+        asked = one.budget in (None, f"{question.equal}={question.share:g}")
+        if here and asked and one.structure not in found:
+            reasons.setdefault(one.structure, one.reason)
+    return reasons

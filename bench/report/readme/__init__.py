@@ -1,0 +1,1 @@
+"""`python -m bench readme`: the READMEs' tables and figures, from results files alone."""
