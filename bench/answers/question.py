@@ -1,5 +1,7 @@
 """A question that results files can answer: which structure for this layer, run like this, at this cost."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -25,6 +27,11 @@ class Question:
     machine: str  # see machine_names
     equal: str
     share: float
+
+    @property
+    def place(self) -> Question:
+        """The layer, machine and way to run alone, as `at_places` has them."""
+        return replace(self, equal=PARAMS, share=1.0)
 
     def costs(self, row: Row) -> float:
         """The share of dense that a row has of what is held equal."""

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bench.answers.qualities import NONE, Qualities, Quality
-from bench.answers.question import PARAMS, Question, at_places, near, rival
+from bench.answers.question import Question, at_places, near, questions, rival
 from bench.files.fields import printable
 from bench.files.rows import Limits, Refusal, Row, Spread
 from bench.files.terminal import digits, percent
@@ -147,8 +147,17 @@ def verdict(
     rows: Sequence[Row], question: Question, qualities: Qualities = NONE, refusals: Sequence[Refusal] = ()
 ) -> Verdict:
     """Rank what the rows hold at a question."""
-    place = replace(question, equal=PARAMS, share=1.0)
-    here = at_places(rows).get(place, [])
+    return judged(at_places(rows).get(question.place, ()), question, qualities, refusals)
+
+
+def verdicts(rows: Sequence[Row], qualities: Qualities = NONE, refusals: Sequence[Refusal] = ()) -> list[Verdict]:
+    """Of every question that the rows can answer, the one to show first in front."""
+    places = at_places(rows)
+    return [judged(places[one.place], one, qualities, refusals) for one in questions(rows)]
+
+
+def judged(here: Sequence[Row], question: Question, qualities: Qualities, refusals: Sequence[Refusal]) -> Verdict:
+    """Rank the rows of a question's place."""
     dense = next((row for row in here if row.structure == DENSE and not row.control), None)
     ratio = _over_linear(here, dense)
     paired = [row for row in here if row.speedup and _competes(row, question)]
@@ -160,7 +169,9 @@ def verdict(
         one = Spread(1.0, 1.0, 1.0, dense.time.rounds)
         found.append(Contender(dense, DENSE, one, _scaled(one, ratio), 1.0, qualities.of(DENSE, 1.0, question.share)))
     found.sort(key=lambda one: (-one.speedup.q1, one.kind != DENSE, one.row.series))
-    reasons = _refused(refusals, question, {one.name for one in found})
+    runs = {id(row.run) for row in here}
+    own = [one for one in refusals if id(one.run) in runs]
+    reasons = _refused(own, question, {one.name for one in found})
     clean = [one for one in found if not one.doubts]
     return Verdict(question, _ranked(clean), tuple(one for one in found if one.doubts), reasons, qualities)
 

@@ -25,7 +25,8 @@ def add_options(train: argparse.ArgumentParser) -> None:
     add("tasks", nargs="+", metavar="TASK", help="encoder, teacher, facts, language, or all of the scale")
     add("-o", "--output", type=Path, metavar="FILE", help="rows to write, after every variant")
     add("--scale", metavar="WORD", help="smoke (a minute), standard (an hour), claims (an hour), full (a GPU)")
-    add("--structures", metavar="WORDS", help='entries and mixes by layer: "dyad_it:n_blocks=2,4 dyad_it+dyad_dt"')
+    named = 'entries and mixes by layer: "dyad_it:n_blocks=2,4 dyad_it+dyad_dt"'
+    add("--structures", "--structure", metavar="WORDS", help=named)
     add("--budget", metavar="SHARES", help="of dense: params=0.5,0.25 flops=0.5")
     add("--seeds", type=count, metavar="N", help="of everything, stacked with the rates")
     add("--widths", metavar="N,...", help="of the network")

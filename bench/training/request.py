@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import structures
 from bench.files.errors import UsageError, one_of
+from bench.files.options import budgets as read_budgets
 from bench.files.options import numbers, shard, words
 from bench.files.vocabulary import DEVICES, MIX
-from bench.sweep.request import budgets as read_budgets
-from bench.sweep.request import entries, register
+from bench.sweep.request import entries, entry_words, register
 from bench.sweep.shapes import MAX_WIDTH
 from bench.training import settings
 from bench.training.settings import Setting
@@ -79,7 +78,8 @@ def _settings(task: str, scale: str, options: Mapping[str, Any]) -> list[Setting
     found = list(settings.SETTINGS[scale][task])
     for field in ("layers", "data", "tokenizer"):
         word = options.get(field)
-        wanted = [word] if word and field == "data" else words(word)  # a folder's path may have blanks
+        a_path = word and field == "data"  # which may have blanks
+        wanted = [word] if a_path else words(word and word.lower())
         if wanted and found:
             kept = [s for s in found if getattr(s, field) in wanted]
             found = kept or [replace(found[0], **{field: word}) for word in wanted]
@@ -97,19 +97,19 @@ def _changes(options: Mapping[str, Any]) -> dict[str, Any]:
         changes["structures"] = _structures(options["structures"])
     if options.get("budget"):
         changes["budgets"] = tuple(str(b) for b in read_budgets(options["budget"], QUANTITIES))
+    if changes.get("device"):
+        changes["device"] = changes["device"].lower()
     return changes
 
 
 def _structures(text: str) -> tuple[str, ...]:
     """Words as `dyad_it:n_blocks=2,4`, `dyad_it+dyad_ot`, each checked."""
-    found = text.split()
-    for word in found:
+    found: dict[str, None] = {}
+    for word in entry_words(text):
         name, colon, own = word.partition(":")
-        for part in name.split(MIX):
-            entries(f"{part}{colon}{own}")
-    if not found:
-        raise UsageError(f"--structures: name some of {', '.join(structures.names())}")
-    return tuple(dict.fromkeys(found))
+        parts = [entries(f"{part}{colon}{own}")[0].name for part in name.split(MIX)]
+        found[f"{MIX.join(parts)}{colon}{own}"] = None
+    return tuple(found)
 
 
 def _check(setting: Setting, *, cuda: bool) -> None:

@@ -75,7 +75,7 @@ def test_steps_are_timed_beside_dense(tmp_path: Path) -> None:
         ("teacher --structures dyad_it+nothing", "'nothing' is not known"),
         ("teacher --structures dyad_it:blocks=4", "n_blocks"),
         ("teacher --budget memory=0.5", "params, flops"),
-        ("teacher --budget params=2", "params=0.5,0.25"),
+        ("teacher --budget params=2", "params=0.5,25%"),
         ("language --layers some", "ff, all"),
         ("language --tokenizer words", "characters, bytes, bpe"),
         ("language --tokenizer bpe", "bpe:1024"),
