@@ -133,7 +133,8 @@ def _add_readme(readme: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a file of `bench minilm`: its table and, beside the figure, its plot",
     )
-    add("--training", type=Path, metavar="FILE", help="a file of `bench train`: its table and its figure")
+    said = "files of `bench train`: table and figure of the first, published claims beside what all of them say"
+    add("--training", type=Path, nargs="+", default=(), metavar="FILE", help=said)
     readme.set_defaults(run=_readme)
 
 

@@ -39,13 +39,14 @@ def row(structure: str, loss: float | None, seed: int = 0, width: int = 128, **c
         "executed_train_flops": flops, "teacher_loss": None,
         **{key: share for key in training_rows.SHARES},
     }  # fmt: skip
-    return plain | changes
+    made = plain | changes
+    return {**made, "key": "-".join(str(made[k]) for k in ("phase", "setting", "series", "width", "seed"))}
 
 
 def time_row(structure: str, median: float) -> dict[str, Any]:
     speedup = {"median": median, "q1": median * 0.98, "q3": median * 1.02, "rounds": 5}
     own = {"phase": "time", "speedup": speedup, "step_seconds": 0.1 / median, "dense_seconds": 0.1, "flags": []}
-    return {**row(structure, 1.0), **own}
+    return row(structure, 1.0, **own)
 
 
 def document(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -167,17 +168,50 @@ def test_exponents_are_those_the_losses_were_made_with(tmp_path: Path) -> None:
     assert len(ends["dense"].points) == 4  # the ends of runs alone
 
 
-def test_claims_say_what_was_measured_and_no_more(tmp_path: Path) -> None:
-    runs = read(comparison(), tmp_path)
-    results = losses.results(runs)
-    _, times = training_rows.read([Fields("made up", time_row("dyad_it", 1.07))])
-    found = claims.claims(results, times, [])
-    lines = [line for claim in found for line in claim.measured]
-    assert any("dyad_it @ params=0.25: loss" in line and "a tie" in line for line in lines)
-    assert all(line.startswith(f"{SETTING}, width 128: ") for line in lines if line != claims.NOTHING)
-    assert any("1.07 times as fast as dense's (1.05 to 1.09)" in line for line in lines)
-    assert any(claim.measured == (claims.NOTHING,) for claim in found)
-    assert all(claim.source and claim.scale and claim.untested for claim in found)
+def claimed(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """What is said of each kind of measure, of made-up rows."""
+    runs, times = training_rows.read([Fields("made up", r) for r in rows])
+    results, fitted = losses.results(runs), fronts.fronts(runs)
+    found = claims.claims(results, times, fitted)
+    assert all(one.source and one.scale and one.figure and one.untested for one in found)
+    assert claims.markdown(found).count("\n") == len(found) + 1
+    asked = [one["measure"]["what"] for one in json.loads(claims.FILE.read_text())]
+    return {what: list(one.measured) for what, one in zip(asked, found, strict=True)}
+
+
+def test_claims_say_what_was_measured_and_no_more() -> None:
+    said = claimed([*comparison(), time_row("dyad_it", 1.07)])
+    [line] = said["time"]
+    assert line.startswith(f"{SETTING}, width 128: ") and "1.07 times as fast as dense's (1.05 to 1.09)" in line
+    assert said["quality"] == said["widths"] == said["blocks"] == said["order"] == [claims.NOTHING]
+
+
+def test_quality_is_what_is_learned_beyond_the_best_constant() -> None:
+    own = {"setting": "teacher", "task": "teacher"}
+    rows = [row("dense", 0.2, seed, **own) for seed in range(2)] + [row("dyad_it", 0.4, **own)]
+    assert claimed(rows)["quality"] == ["teacher, width 128: dyad_it @ params=0.25: 75 % of what dense learns"]
+
+
+def test_numbers_of_blocks_and_widths_stand_in_order() -> None:
+    rows = [row("dense", 2.0 + seed / 1000, seed, width) for seed in range(2) for width in (64, 256, 128)]
+    rows += [row("dyad_it", 2.2, 0, width) for width in (256, 64)]
+    rows += [row("dyad_it", 2.0 + n / 100, series=f"dyad_it n_blocks={n}", budget=None, replaced_params_share=2 / n,
+                 options={"128x128": {"n_blocks": n}}) for n in (16, 4, 8)]  # fmt: skip
+    said = claimed(rows)
+    assert "4 blocks (50 %): +2.0 %, 8 blocks (25 %): +4.0 %, 16 blocks (12.5 %): +8.0 %" in said["blocks"][0]
+    assert said["widths"] == [f"{SETTING}: dyad_it @ params=0.25: +10.0 % at width 64, +10.0 % at width 256"]
+
+
+def test_members_are_ordered_by_what_they_share_and_their_rank() -> None:
+    """Exponents are those that the losses were made with, so the order is known."""
+    thetas = {"0.5,0,0.5,0,0.5,0.5,0": 0.3, "0.5,0.5,0,0.5,0.5,0,0": 0.1, "1,0,0,0,1,0,0.5": 0.2}
+    rows = [
+        row("einsum", (6 * 12 * width**2) ** -slope, seed, width, series=f"einsum theta=[{theta}]", budget=None)
+        for theta, slope in thetas.items() for seed in range(2) for width in (64, 128, 256)
+    ]  # fmt: skip
+    [line] = claimed(rows)["order"]
+    assert "3 members: omega 0, psi 1: 0.300" in line and "omega 0, psi 0.5: 0.200" in line
+    assert "omega 0.5, psi 1: 0.100" in line and "exponent and omega -0.82" in line
 
 
 def whole() -> list[dict[str, Any]]:

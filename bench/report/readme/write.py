@@ -42,7 +42,7 @@ def write(
     figure: Path,
     place: PanelChoice,
     encoder: Path | None = None,
-    training: Path | None = None,
+    training: Sequence[Path] = (),
 ) -> str:
     """Draw the figure as PNG, with an SVG beside it, and replace what stands between the README's markers.
 
@@ -63,7 +63,7 @@ def write(
         made = readme_encoder.encoder(encoder)
         text = replaced(readme, made.text, markers=(readme_encoder.START, readme_encoder.END), text=text)
         files |= readme_encoder.files(made, figure)
-    if training is not None:
+    if training:
         trained = readme_training.training(training, os.path.relpath(figure.with_name("training.png"), readme.parent))
         text = replaced(readme, trained.text, markers=(readme_training.START, readme_training.END), text=text)
         files |= readme_training.files(trained, figure)
