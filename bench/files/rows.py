@@ -104,6 +104,7 @@ class Row:
     executed_flops: declared.Number
     dense_flops: declared.Number
     bytes: declared.Number
+    mixing_depth: declared.FromZero | None = None  # layers until every output sees every input; 0: never
     activation_bytes: declared.Number | None = None  # saved by the forward pass for the backward pass
     parameter_bytes: declared.Number
     checkpoint_bytes: declared.Number | None = None

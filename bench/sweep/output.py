@@ -10,6 +10,7 @@ dense:
     clock               `host` or `device`, never both in one row; see `bench.machine.device`
     speedup             dense's time / this one's, paired: median, q1, q3, rounds, margin (of error of the mean)
     precision           target margin and confidence of the rounds; the margins reached by `time` and `speedup`
+    mixing_depth        layers until every output sees every input; 0 never; null where that takes too long to find
     activation_bytes    saved by the forward for the backward; null where nothing is, and for a compiled graph
     parameter_bytes     of all factors and the bias, as they are kept
     checkpoint_bytes    of the file that torch.save makes of the state_dict
