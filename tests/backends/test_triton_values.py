@@ -6,9 +6,11 @@
 """
 
 import os
+from contextlib import ExitStack
 
 import pytest
 import torch
+import without_card
 from contract import assert_right, layer, limits, of_backend, plain, tensors, truth
 
 import structures
@@ -37,44 +39,29 @@ PATTERNS = [
 FORMS = (None, "strided", "copied", "turned")
 
 
+if INTERPRETED:
+    without_card.interpret()
+
+
 @pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """Memory that nothing has written holds NaN; and Triton 3.6's interpreter takes numpy 2.4's scalars as bounds."""
-    if INTERPRETED:
-        _let_scalars_be_bounds(monkeypatch)
+def poison():
+    """Memory that nothing has written holds NaN."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
 
 
-def _let_scalars_be_bounds(monkeypatch):
-    """A scalar tensor is an array of one element there, which numpy >= 2.4 no longer takes as an integer."""
-    from triton.runtime import interpreter
-
-    kept = interpreter._patch_lang_tensor
-
-    def patched(tensor, scope):
-        kept(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.reshape(-1)[0]))
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
-
-
 def _check(name, shape, options, dtype, tokens, form=None):
+    """Values and gradients in a form; the forms that the launches had."""
     made = layer(name, shape, dtype=dtype, **options)
-    programs = [run.program(stage) for stage in stages.every(made.structure)]
-    for program in programs:
-        program.forced = form
-        program._ways.clear()
     x, dy = tensors(made, tokens, dtype)
     made, x, dy = made.to(DEVICE), x.to(DEVICE), dy.to(DEVICE)
     wanted = truth(made, x, dy)
     most = limits(made, x, dy, wanted, plain(made, x, dy))
-    assert_right(of_backend(made, "triton", x, dy), wanted, most, f"{name} {shape} {form}")
-    used = {way.form for program in programs for way in program._ways.values()}
-    for program in programs:
-        program.forced = None
-    return used
+    with ExitStack() as held:
+        programs = [held.enter_context(run.held_to(stage, form)) for stage in stages.every(made.structure)]
+        assert_right(of_backend(made, "triton", x, dy), wanted, most, f"{name} {shape} {form}")
+        return set().union(*(program.forms() for program in programs))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
