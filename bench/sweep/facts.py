@@ -18,6 +18,8 @@ def counted(point: Point, what: Subject, x: Tensor) -> dict[str, Any]:
     """The fields of a row that are counted."""
     structure = what.structure
     flops = structure.flops(point.tokens, train=point.train)
+    stored = sum(p.numel() * p.element_size() for p in what.parameters)
+    in_full = sum(p.numel() for p in what.parameters) * x.element_size()
     options = read_options(point.options) if point.is_dense else dict(structure.options)
     return asdict(point) | {
         "options": json_options(options),
@@ -28,8 +30,8 @@ def counted(point: Point, what: Subject, x: Tensor) -> dict[str, Any]:
         "executed_flops": what.executed_flops(point.tokens, point.train),
         "dense_flops": point.dense_flops,
         "flops_share": flops / point.dense_flops,
-        "bytes": structure.bytes(point.tokens, x.element_size(), train=point.train),
-        "parameter_bytes": sum(p.numel() * p.element_size() for p in what.parameters),
+        "bytes": structure.bytes(point.tokens, x.element_size(), train=point.train) + stored - in_full,
+        "parameter_bytes": stored,
         "checkpoint_bytes": checkpoint_bytes(what, x.dtype),
     }
 

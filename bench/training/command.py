@@ -28,7 +28,8 @@ def add_options(train: argparse.ArgumentParser) -> None:
     add("tasks", nargs="+", metavar="TASK", help="regression, images, language, distil, blocks, or all")
     add("-o", "--output", type=Path, metavar="FILE", help="rows to write, after every run")
     add("--scale", metavar="WORD", help="smoke (a minute), standard (under an hour, two shards), long (a GPU)")
-    add("--structures", metavar="WORDS", help='entries and mixes by layer: "dyad_it:n_blocks=2,4 dyad_it+dyad_dt"')
+    named = 'entries and mixes by layer: "dyad_it:n_blocks=2,4 dyad_it+dyad_dt"'
+    add("--structures", "--structure", metavar="WORDS", help=named)
     add("--budget", metavar="SHARES", help="of dense: params=0.5,0.25 flops=0.5 time=0.8; none")
     add("--seeds", type=count, metavar="N", help="of every structure; dense and the controls take at least 3")
     add("--widths", metavar="N,...", help="of the network; learning rates are found at the smallest")
@@ -49,7 +50,7 @@ def add_options(train: argparse.ArgumentParser) -> None:
         add(f"--{name}", type=count, metavar="N", help=what)
     add("--rates", metavar="N,...", help="learning rates to try: 0.001,0.003,0.01")
     add("--only", metavar="WORD", help="times (paired step times alone), losses (training alone), both (default)")
-    add("--precision", metavar="WORD", help="float32, bfloat16 (autocast)")
+    add("--precision", "--dtype", "--dtypes", metavar="WORD", help="float32, bfloat16 (autocast)")
     add("--compile", action="store_true", help="through torch.compile")
     add("--device", metavar="WORD", help="cpu, cuda")
     add("--parallel", metavar="WORD", help="under torchrun: ddp (default), fsdp")

@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import structures
 from bench.files.errors import UsageError, one_of
-from bench.files.options import numbers, shard, words
+from bench.files.options import QUANTITIES as OF_SWEEP
+from bench.files.options import budgets as read_budgets
+from bench.files.options import dtype, numbers, shard, words
 from bench.files.vocabulary import DEVICES, MIX
-from bench.sweep.request import budgets as read_budgets
-from bench.sweep.request import entries, register
+from bench.sweep.request import entries, entry_words, register
 from bench.sweep.shapes import MAX_WIDTH
 from bench.training import settings
 from bench.training.decoders import DECODERS
 from bench.training.parallel import KINDS
 from bench.training.settings import Setting
 
-QUANTITIES = ("params", "flops", "time")
+QUANTITIES = (*OF_SWEEP, "time")
 PICTURES, DECODING = ("mlp", "mixer", "vit"), ("gpt", *DECODERS)
 MODELS = {
     "regression": ("mlp",),
@@ -82,7 +82,8 @@ def _settings(task: str, scale: str, options: Mapping[str, Any]) -> list[Setting
     found = list(settings.SETTINGS[scale][task])
     for field, option in (("model", "model"), ("layers", "layers"), ("data", "data"), ("tokenizer", "tokenizer")):
         word = options.get(option)
-        wanted = [word] if word and option == "data" else words(word)  # a folder's path may have blanks
+        a_path = word and option == "data"  # which may have blanks
+        wanted = [word] if a_path else words(word and word.lower())
         if wanted:
             kept = [s for s in found if getattr(s, field) in wanted]
             found = kept or [replace(found[0], **{field: word}) for word in wanted]
@@ -104,9 +105,10 @@ def _changes(setting: Setting, options: Mapping[str, Any]) -> dict[str, Any]:
         changes["structures"] = _structures(options["structures"])
     if options.get("budget"):
         changes["budgets"] = tuple(str(b) for b in read_budgets(options["budget"], QUANTITIES))
-    for field in ("precision", "device"):
-        if options.get(field):
-            changes[field] = options[field]
+    if options.get("precision"):
+        changes["precision"] = dtype("--precision", options["precision"], PRECISIONS)
+    if options.get("device"):
+        changes["device"] = options["device"].lower()
     if options.get("compile"):
         changes["compile"] = True
     return changes
@@ -114,14 +116,12 @@ def _changes(setting: Setting, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _structures(text: str) -> tuple[str, ...]:
     """Words as `dyad_it:n_blocks=2,4`, `dyad_it+dyad_ot`, each checked."""
-    found = text.split()
-    for word in found:
+    found: dict[str, None] = {}
+    for word in entry_words(text):
         name, colon, own = word.partition(":")
-        for part in name.split(MIX):
-            entries(f"{part}{colon}{own}")
-    if not found:
-        raise UsageError(f"--structures: name some of {', '.join(structures.names())}")
-    return tuple(dict.fromkeys(found))
+        parts = [entries(f"{part}{colon}{own}")[0].name for part in name.split(MIX)]
+        found[f"{MIX.join(parts)}{colon}{own}"] = None
+    return tuple(found)
 
 
 def _check(setting: Setting, *, cuda: bool, processes: int) -> None:
@@ -133,7 +133,6 @@ def _check(setting: Setting, *, cuda: bool, processes: int) -> None:
             f"--data: {setting.data!r} is not allowed for {setting.task}: regression learns a random network, which "
             "the others cannot; leave the option out"
         )
-    one_of("--precision", setting.precision, PRECISIONS)
     one_of("--device", setting.device, DEVICES if cuda else DEVICES[:1])
     if setting.tokenizer:
         kind, colon, size = setting.tokenizer.partition(":")
