@@ -42,19 +42,22 @@ class Portion:
     name: str
     seconds: float
     options: Mapping[str, str]
+    rivals: bool = False  # dense in other ways and in fewer bits, as rows of their own
 
 
-def portion(name: str, seconds: float, shapes: str, named: str, tokens: str, mode: str, **more: str) -> Portion:
+def portion(
+    name: str, seconds: float, shapes: str, named: str, tokens: str, mode: str, *, rivals: bool = False, **more: str
+) -> Portion:
     """A portion in bfloat16 by the device's clock, unless it says otherwise."""
     given = {"structures": named, "shapes": shapes, "tokens": tokens, "mode": mode}
-    return Portion(name, seconds, {"dtypes": "bfloat16", "backend": BACKENDS, "clock": "device"} | given | more)
+    return Portion(name, seconds, {"dtypes": "bfloat16", "backend": BACKENDS, "clock": "device"} | given | more, rivals)
 
 
 # in the order of worth; each may leave time to the next, and what one had no time for is gone on with at the end
 PORTIONS = (
     portion("1-llama-up", 50, "4096x11008", MAIN, "1,128,4096", "forward"),
     portion("2-llama-up-train", 40, "4096x11008", MAIN, "4096", "train"),
-    portion("3-others", 50, "4096x4096", OTHERS, "1,128,4096", "forward"),
+    portion("3-others", 60, "4096x4096", OTHERS, "1,128,4096", "forward", rivals=True),
     portion("4-opt", 50, "768x3072,768x768", MAIN, "1,128,4096", "forward"),
     portion("5-llama-rest", 60, "11008x4096,4096x4096", MAIN, "1,128,4096", "forward"),
     portion("6-widths", 40, "1024x1024,2048x2048,8192x8192", MAIN, "4096", "forward"),
@@ -127,7 +130,7 @@ class RentedRun:
         file = self.folder / f"{one.name}.json"
         more = ["--resume", str(file)] if journal.of(file).exists() else []
         limits = {"time-budget": f"{int(seconds)}s", "point-timeout": "30s", "benchmark-json": str(file)}
-        words = [*self._pytest({**one.options, **limits}), "--cold", *more]
+        words = [*self._pytest({**one.options, **limits}, rivals=one.rivals), "--cold", *more]
         code = self._finish(self._begin(words, f"{one.name}.log"), seconds + SPARE)
         lines = self._lines(f"{one.name}.log")
         self.say(f"{one.name}: {'; '.join([*_left_out(lines), *lines[-1:]])}{_ended(code)}")
@@ -136,12 +139,12 @@ class RentedRun:
         """Whether a portion was begun and has points left."""
         return journal.of(self.folder / f"{one.name}.json").exists()
 
-    def _pytest(self, asked: Mapping[str, str]) -> list[str]:
+    def _pytest(self, asked: Mapping[str, str], *, rivals: bool = False) -> list[str]:
         """A sweep with no plugin but the one it needs, whatever else is installed, and warnings of strange versions."""
         given = {**asked, **(REHEARSED if self.rehearsal else {})}
         return [
             "-m", "pytest", "bench/test_linear.py", "-q", "-W", "ignore", "-p", "pytest_benchmark.plugin",
-            "--device=cuda", "--no-controls", *(["-p", "standin"] if self.rehearsal else []),
+            "--device=cuda", *([] if rivals else ["--no-controls"]), *(["-p", "standin"] if self.rehearsal else []),
             *(f"--{name}={value}" for name, value in given.items()),
         ]  # fmt: skip
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import without_card
 from contract import assert_right, layer, limits, of_backend, plain, tensors, truth
+from torch._dynamo.backends.common import aot_autograd
 
 import structures
 from structures import backends
@@ -36,7 +37,7 @@ PATTERNS = [
     ("pixelfly", (64, 96), {"n_blocks": 8, "rank": 5}),  # a gather beside a chain of two
     ("blast", (36, 48), {"n_blocks": 3, "rank": 5}),  # three steps
 ]
-FORMS = (None, "strided", "copied", "turned")
+SHAPE = (48, 96)  # of every entry
 
 
 if INTERPRETED:
@@ -102,12 +103,37 @@ def test_the_operator_in_a_graph_gives_what_the_call_gives():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("tokens", [1, 19])
-@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_compiled_layer_calls_one_operator_forward_and_one_back():
+    """As a compiler sees it: shapes without values, one graph without a break, the same values and gradients."""
+    seen = []
+
+    def keep(graph, _):
+        seen.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
+        return graph.forward
+
+    made = layer("pixelfly", (64, 96), dtype=torch.float32, n_blocks=8, rank=5, backend="triton").to(DEVICE)
+    x = tensors(made, 3, torch.float32)[0].to(DEVICE).requires_grad_()
+    compiled = torch.compile(made, backend=aot_autograd(fw_compiler=keep, bw_compiler=keep), fullgraph=True)
+    parameters = [x, *made.factors, made.bias]
+    called, graphed = made(x), compiled(x)
+    assert torch.equal(called, graphed)
+    for a, b in zip(*(torch.autograd.grad(y.sum(), parameters) for y in (called, graphed)), strict=True):
+        assert torch.equal(a, b)
+    own = [[str(target) for target in targets if "structures" in str(target)] for targets in seen]
+    assert own == [["structures.triton.default"], ["structures.triton_backward.default"]]
+
+
+# every entry, in the form that is chosen for few tokens and for more, and in each form wherever it can run
+EVERY = [(None, 1), (None, 19), ("strided", 19), ("copied", 5), ("turned", 5)]
+
+
+@pytest.mark.parametrize(("form", "tokens"), EVERY)
 @pytest.mark.parametrize("name", structures.names())
 def test_every_entry_has_the_references_values_and_gradients(name, form, tokens):
-    shape = (48, 96)
-    if structures.get(name).bind(*shape).gate is not None:
-        pytest.skip("an entry with a gate runs by experts")
-    assert backends.refusal("triton", structures.get(name).bind(*shape), torch.empty(1, 48, device=DEVICE)) is None
-    _check(name, shape, {}, torch.float32, tokens, form)
+    structure = structures.get(name).bind(*SHAPE)
+    reason = backends.refusal("triton", structure, torch.empty(1, SHAPE[0], device=DEVICE))
+    if structure.gate is not None:
+        assert "backends that run experts" in reason
+        return
+    assert reason is None
+    _check(name, SHAPE, {}, torch.float32, tokens, form)

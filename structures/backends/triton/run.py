@@ -162,9 +162,8 @@ class _Triton(torch.autograd.Function):
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             found = differentiable(ctx.structure, ctx.want, x, factors, dy, graph=torch.is_grad_enabled())
         else:
-            found = backward(
-                ctx.structure, [x if x.stride(1) == 1 else x.contiguous(), *between, dy], factors, dy, ctx.want
-            )
+            x = x if x.stride(1) == 1 else x.contiguous()
+            found = backward(ctx.structure, [x, *between, dy], factors, dy, ctx.want)
         return None, None, *found
 
 
@@ -234,35 +233,22 @@ def plan(structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, 
 
 
 def _run(
-    made: TritonProgram,
-    order: Sequence[Launch],
-    buffers: Sequence[Tensor],
-    factors: Sequence[Tensor],
+    made: TritonProgram, order: Sequence[Launch], buffers: Sequence[Tensor], factors: Sequence[Tensor],
     bias: Tensor | None,
-) -> None:
-    x = buffers[0]
-    last = len(buffers) - 1
-    on, biased = card(x.device), False
+) -> None:  # fmt: skip
     for launch in order:
-        way = made.way(launch, x.shape[0], x.element_size(), on)
-        with_bias = bias if launch.target == last and not biased else None
-        biased = biased or with_bias is not None
-        _launch(made, way, launch, buffers, factors, with_bias)
+        first_of_y = launch.target == len(buffers) - 1 and not launch.add
+        _launch(made, launch, buffers, factors, bias if first_of_y else None)
 
 
 def _launch(
-    made: TritonProgram,
-    way: TiledLaunch,
-    launch: Launch,
-    buffers: Sequence[Tensor],
-    factors: Sequence[Tensor],
-    bias: Tensor | None,
+    made: TritonProgram, launch: Launch, buffers: Sequence[Tensor], factors: Sequence[Tensor], bias: Tensor | None
 ) -> None:
     from structures.backends.triton import kernels  # triton is imported where it runs
 
     c = buffers[launch.target]
-    tokens = c.shape[0]
-    operands = []
+    tokens, operands = c.shape[0], []
+    way = made.way(launch, tokens, c.element_size(), card(c.device))
     for step, lies, copied, canonical in zip(way.steps, launch.steps, way.copied, way.canonical, strict=True):
         a = _copied(buffers[lies.source], lies, tokens) if copied else buffers[lies.source]
         w = _factor(factors, lies, c, canonical)
@@ -270,10 +256,8 @@ def _launch(
         operands.append((a, w, c if table is None else table, step.constants))
     (a0, w0, t0, d0), (a1, w1, t1, d1) = operands[0], operands[-1]
     bp, bm, bk = way.block
-    rows = tokens * way.steps[0].rows
-    precision = _precision(c)
-    given = c if bias is None else bias
-    tiles_p, tiles_m = -(-rows // bp), -(-way.steps[0].cols // bm)
+    precision, given = _precision(c), c if bias is None else bias
+    tiles_p, tiles_m = -(-tokens * way.steps[0].rows // bp), -(-way.steps[0].cols // bm)
     if way.form == plans.TURNED:
         _start(kernels.turned, (tiles_p, tiles_m), c, (
             given, a0, w0, a1, w1, tokens, c.stride(0), a0.stride(0), a1.stride(0), d0, d1,
