@@ -12,6 +12,7 @@ import pytest
 import torch
 import without_card
 from contract import assert_right, layer, limits, of_backend, plain, tensors, truth
+from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
 import structures
@@ -109,7 +110,7 @@ def test_a_compiled_layer_calls_one_operator_forward_and_one_back():
 
     def keep(graph, _):
         seen.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
-        return graph.forward
+        return make_boxed_func(graph.forward)
 
     made = layer("pixelfly", (64, 96), dtype=torch.float32, n_blocks=8, rank=5, backend="triton").to(DEVICE)
     x = tensors(made, 3, torch.float32)[0].to(DEVICE).requires_grad_()
