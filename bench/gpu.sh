@@ -4,7 +4,7 @@
 #     bench/gpu.sh FOLDER                      results, one file a portion, and logs
 #
 # Runs from the repository, without installing it. What the machine lacks, such as pytest-benchmark, is taken from wheels
-# in bench/wheels/ (`pip download --no-deps -d bench/wheels pytest-benchmark py-cpuinfo`), which git ignores.
+# in bench/wheels/ (`pip download --no-deps -d bench/wheels pytest-benchmark py-cpuinfo2`), which git ignores.
 set -euo pipefail
 folder=$(realpath -m "${1:?name a folder for the results}")
 shift

@@ -31,7 +31,20 @@ from structures import backends, reference
 from structures.backends import triton
 from structures.structure import Structure
 
-EFFORT = Effort(paired=0.4, alone=0.1, rounds=6, most=60, precision=0.01)
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is compared: a layer's widths, the tokens, the dtype."""
+
+    width: int = 4096
+    out: int = 11008
+    tokens: tuple[int, ...] = (128, 512, 4096)
+    dtype: torch.dtype = torch.bfloat16
+    effort: Effort = Effort(paired=0.4, alone=0.1, rounds=6, most=60, precision=0.01)  # noqa: RUF009  # it is frozen
+
+
+FULL = Sizes()
+TINY = Sizes(32, 64, (4, 8), torch.float32, Effort(0, 0, rounds=1))  # for a rehearsal
 MOST_COPIES = 32
 NEAR = 0.02  # of the reference: bfloat16 rounds by 2**-9, a wrong block is off by far more
 Call = Callable[[Tensor, Sequence[Tensor], Tensor], Tensor]
@@ -56,13 +69,13 @@ class FirstComparison:
     rivals: tuple[Rival, ...]
 
 
-def comparisons(width: int, out: int, tokens: Sequence[int]) -> Iterator[FirstComparison]:
+def comparisons(sizes: Sizes) -> Iterator[FirstComparison]:
     """All comparisons, at these sizes."""
+    width, out, most = sizes.width, sizes.out, sizes.tokens[-1]
     square, wide = (structures.get("dense").bind(width, o) for o in (width, out))
-    most = tokens[-1]
     yield FirstComparison("dense by the step kernel", most, (_library(square), _by("triton", square)))
     dyad = structures.get("dyad_it").bind(width, out, n_blocks=4)
-    for count in tokens:
+    for count in sizes.tokens:
         forms = tuple(_by("triton", dyad, form) for form in ("strided", "copied", "turned"))
         rivals = (_library(wide), _by("planned", dyad), _by("bmm", dyad), *forms)
         if count == most:
@@ -70,33 +83,43 @@ def comparisons(width: int, out: int, tokens: Sequence[int]) -> Iterator[FirstCo
         yield FirstComparison("DYAD-IT, 4 blocks", count, rivals)
 
 
-def run(path: Path, *, width: int = 4096, out: int = 11008, tokens: Sequence[int] = (128, 512, 4096)) -> None:
+def launched(sizes: Sizes) -> Iterator[tuple[Structure, str | None, int, torch.dtype, bool]]:
+    """What the kernels run: structure, form, tokens, dtype and whether with gradients."""
+    for comparison in comparisons(sizes):
+        for rival in comparison.rivals:
+            if rival.name.startswith("triton"):
+                yield rival.structure, rival.form, comparison.tokens, sizes.dtype, False
+
+
+def run(path: Path, sizes: Sizes = FULL) -> None:
     """Write a line for each rival of each comparison, as soon as it is known."""
     with path.open("a") as file:
-        for comparison in comparisons(width, out, tokens):
-            for row in measured(comparison):
+        for comparison in comparisons(sizes):
+            for row in measured(comparison, sizes):
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 print(_line(row), flush=True)
 
 
-def measured(comparison: FirstComparison) -> Iterator[dict[str, object]]:
+def measured(comparison: FirstComparison, sizes: Sizes) -> Iterator[dict[str, object]]:
     """A row for each rival: its time and the first one's time over it; or why it has none."""
     first: Step | None = None
     for rival in comparison.rivals:
         s = rival.structure
         row: dict[str, object] = {
             "comparison": comparison.name, "way": rival.name, "tokens": comparison.tokens,
-            "in_features": s.in_features, "out_features": s.out_features, "dtype": "bfloat16", "cold": True,
+            "in_features": s.in_features, "out_features": s.out_features, "dtype": str(sizes.dtype)[6:], "cold": True,
         }  # fmt: skip
         try:
             with torch.no_grad():
-                step, row["error"], row["captured"] = _step(rival, comparison.tokens)
+                step, row["error"], row["captured"] = _step(rival, comparison.tokens, sizes.dtype)
                 clock = device.clock_of(device.CUDA, device.DEVICE)
                 seconds = timing.once(step, clock)
                 first = first or step
-                _, (mine, *_) = timing.fastest([step], EFFORT, clock)
-                ratio = timing.paired(step, first, EFFORT, seconds=(seconds, timing.once(first, clock)), clock=clock)
+                _, (mine, *_) = timing.fastest([step], sizes.effort, clock)
+                ratio = timing.paired(
+                    step, first, sizes.effort, seconds=(seconds, timing.once(first, clock)), clock=clock
+                )
         except (ValueError, RuntimeError) as error:  # refused, wrong, or too large for the card: the next one may run
             yield row | {"reason": str(error).partition("\n")[0]}
             continue
@@ -104,29 +127,22 @@ def measured(comparison: FirstComparison) -> Iterator[dict[str, object]]:
         yield row | {"seconds": mine, "of_first": ratio.as_dict(), "tflops": flops / mine / 1e12}
 
 
-def _step(rival: Rival, tokens: int) -> tuple[Step, float, str]:
+def _step(rival: Rival, tokens: int, dtype: torch.dtype) -> tuple[Step, float, str]:
     """A cold call as a graph, how far its result is from the reference, and how it was captured."""
-    s, place = rival.structure, device.place(device.CUDA)
-    draw = partial(torch.randn, device=place, dtype=torch.bfloat16)
+    s = rival.structure
+    draw = partial(torch.randn, device=device.place(device.CUDA), dtype=dtype)
     x = draw(tokens, s.in_features)
-    own = 2 * s.params
-    count = max(1, min(-(-2 * device.cache_bytes(device.CUDA) // own), MOST_COPIES))
-    if rival.form is not None:
-        triton.run.program(s).forced = rival.form
-    try:
-        steps, captured, error = [], "graph", 0.0
-        for _ in range(count):
-            factors = [draw(*shape) * shape[-1] ** -0.5 for shape in s.factor_shapes]
-            bias = draw(s.out_features)
-            call = partial(rival.call, x, factors, bias)
-            if not steps:
-                error = _error(s, x, factors, bias, call())
-            step, how = device.graphed(call)
-            captured = captured if how == "graph" else how
-            steps.append(step)
-    finally:
-        if rival.form is not None:
-            triton.run.program(s).forced = None
+    count = max(1, min(-(-2 * device.cache_bytes(device.CUDA) // (dtype.itemsize * s.params)), MOST_COPIES))
+    steps, captured, error = [], "graph", 0.0
+    for _ in range(count):
+        factors = [draw(*shape) * shape[-1] ** -0.5 for shape in s.factor_shapes]
+        bias = draw(s.out_features)
+        call = partial(rival.call, x, factors, bias)
+        if not steps:
+            error = _error(s, x, factors, bias, call())
+        step, how = device.graphed(call)
+        captured = captured if how == "graph" else how
+        steps.append(step)
     turn = itertools.cycle(steps)
     return lambda: next(turn)(), error, captured
 
@@ -147,9 +163,10 @@ def _library(s: Structure) -> Rival:
 def _by(backend: str, s: Structure, form: str | None = None) -> Rival:
     def call(x: Tensor, factors: Sequence[Tensor], bias: Tensor) -> Tensor:
         chosen = backends.choose(backend, s, x)
-        y = backends.apply(chosen, s, x, factors, bias)
-        if form is not None and form not in {way.form for way in triton.run.program(s)._ways.values()}:
-            raise ValueError(f"no launch can be {form}")
+        with triton.run.held_to(s, form) as program:
+            y = backends.apply(chosen, s, x, factors, bias)
+            if form not in (None, *program.forms()):
+                raise ValueError(f"no launch can be {form}")
         return y
 
     return Rival(backend if form is None else f"{backend}, {form}", s, call, form)

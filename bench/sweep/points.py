@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import structures
-from bench.files.vocabulary import BFLOAT16, DENSE, NARROW, NEAR, RIVALS
+from bench.files.vocabulary import BFLOAT16, DENSE, FLOAT8, NARROW, NEAR, RIVALS
 from bench.sweep.request import Block, Budget, Request, Wanted, options_text, read_options
 from bench.sweep.shapes import Shape
 from structures.options import closest_options
@@ -116,6 +116,10 @@ def _differs(variant: Mapping[str, object], where: Mapping[str, object]) -> bool
     """Whether a control is something else than dense's own row there."""
     if variant.get("backend") == ONEDNN:
         return runs_onednn(where)
+    if variant.get("backend") == COMPILED:
+        return where["device"] == "cpu"  # on CUDA a compiler calls the library that torch calls
+    if variant["structure"] == FLOAT8:
+        return where["device"] == "cuda"
     return variant["structure"] != BFLOAT16 or where["dtype"] in ("float32", "float64")
 
 

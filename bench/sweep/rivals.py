@@ -1,4 +1,4 @@
-"""Dense's rivals in fewer bits, as users make them: a layer in bfloat16, and for the forward pass alone in int8.
+"""Dense's rivals in fewer bits, as users make them: a layer in bfloat16, and for the forward pass alone in 8 bits.
 
 Each is made of an nn.Linear of the cell's dtype. What it loses is reported, as its error against the float64 product
 with the weights before they were rounded; it refuses nothing.
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.files.vocabulary import BFLOAT16, INT8_DYNAMIC
+from bench.files.vocabulary import BFLOAT16, FLOAT8, INT8_DYNAMIC
 from bench.machine import timing
+from bench.sweep.eight_bits import EightBits
 from bench.sweep.subject import Refused, Subject, product
 from structures.structure import Structure
 
@@ -52,13 +53,13 @@ def rival(structure: Structure, form: str, x: Tensor, dtype: torch.dtype) -> Sub
         Refused: it has no gradients, or torch does not run it here.
     """
     if form != BFLOAT16 and x.requires_grad:
-        raise Refused("int8 is for the forward pass alone: it has no gradients")
+        raise Refused("a layer in 8 bits is for the forward pass alone: it has no gradients")
     linear = nn.Linear(structure.in_features, structure.out_features, device=x.device, dtype=dtype)
     with warnings.catch_warnings(), torch.set_grad_enabled(x.requires_grad):
         warnings.simplefilter("ignore")  # torch's own quantization is deprecated, torchao's is another package
         try:
             layer, stored, way = _made(linear, form, x)
-            layer(x[:1])
+            layer(x)
         except (RuntimeError, NotImplementedError, AttributeError, ImportError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise Refused(f"torch {torch.__version__} does not run it here: {reason}") from None
@@ -80,6 +81,9 @@ def _made(linear: nn.Linear, form: str, x: Tensor) -> tuple[nn.Module, tuple[Ten
     if form == BFLOAT16:
         low = copy.deepcopy(linear).to(torch.bfloat16)
         return low, tuple(low.parameters()), "bfloat16"
+    if form == FLOAT8 or (form == INT8_DYNAMIC and x.is_cuda):
+        eight = EightBits(linear, torch.float8_e4m3fn if form == FLOAT8 else torch.int8)
+        return eight, tuple(eight.buffers()), form.partition("_")[2]
     if form == INT8_DYNAMIC:
         made = torch.ao.quantization.quantize_dynamic(nn.Sequential(linear), {nn.Linear}, dtype=torch.qint8)[0]
         return made, (made.weight(), made.bias()), "int8_dynamic"

@@ -209,10 +209,11 @@ def test_the_interpreter_runs_one_entry_of_each_pattern_of_steps():
 
 @needs_triton
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="a process that interprets cannot compile")
-def test_the_machine_code_moves_whole_vectors_and_spills_nothing():
-    """Hopper's: 16 bytes an access but where features lie apart, no spills, wgmma for tiles of 64 rows or more."""
+@pytest.mark.parametrize("capability", [90, 80])
+def test_the_machine_code_moves_whole_vectors_and_spills_nothing(capability):
+    """16 bytes an access but where features lie apart, no spills, tensor cores; Hopper's own from 64 rows on."""
     done = subprocess.run(
-        [sys.executable, "tests/support/machine_code.py"],
+        [sys.executable, "tests/support/machine_code.py", str(capability)],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -248,13 +249,13 @@ def _faults(row):
     narrow = sum(n for width, n in row["stores"].items() if int(width) < 16) > 1 or "16" not in row["stores"]
     if narrow and not row["scattered"]:
         yield f"stored {row['stores']}"
-    if row["tile"][0] >= 64 and not row["wgmma"]:
-        yield "no wgmma"
+    if not row["wgmma" if row["capability"] >= 90 and row["tile"][0] >= 64 else "mma"]:
+        yield "no tensor cores, or not those of this card"
 
 
 def test_the_reading_of_machine_code_can_fail():
     bad = {
         "spilled": 8, "async": {"2": 9}, "loads": {"2": 33}, "strided": False, "scattered": False, "stores": {"2": 4},
-        "tile": [64, 64, 64], "wgmma": 0,
+        "tile": [64, 64, 64], "wgmma": 0, "mma": 8, "capability": 90,
     }  # fmt: skip
     assert len(list(_faults(bad))) == 5

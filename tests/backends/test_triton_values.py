@@ -6,10 +6,14 @@
 """
 
 import os
+from contextlib import ExitStack
 
 import pytest
 import torch
+import without_card
 from contract import assert_right, layer, limits, of_backend, plain, tensors, truth
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 import structures
 from structures import backends
@@ -34,47 +38,32 @@ PATTERNS = [
     ("pixelfly", (64, 96), {"n_blocks": 8, "rank": 5}),  # a gather beside a chain of two
     ("blast", (36, 48), {"n_blocks": 3, "rank": 5}),  # three steps
 ]
-FORMS = (None, "strided", "copied", "turned")
+SHAPE = (48, 96)  # of every entry
+
+
+if INTERPRETED:
+    without_card.interpret()
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """Memory that nothing has written holds NaN; and Triton 3.6's interpreter takes numpy 2.4's scalars as bounds."""
-    if INTERPRETED:
-        _let_scalars_be_bounds(monkeypatch)
+def poison():
+    """Memory that nothing has written holds NaN."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
 
 
-def _let_scalars_be_bounds(monkeypatch):
-    """A scalar tensor is an array of one element there, which numpy >= 2.4 no longer takes as an integer."""
-    from triton.runtime import interpreter
-
-    kept = interpreter._patch_lang_tensor
-
-    def patched(tensor, scope):
-        kept(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.reshape(-1)[0]))
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
-
-
 def _check(name, shape, options, dtype, tokens, form=None):
+    """Values and gradients in a form; the forms that the launches had."""
     made = layer(name, shape, dtype=dtype, **options)
-    programs = [run.program(stage) for stage in stages.every(made.structure)]
-    for program in programs:
-        program.forced = form
-        program._ways.clear()
     x, dy = tensors(made, tokens, dtype)
     made, x, dy = made.to(DEVICE), x.to(DEVICE), dy.to(DEVICE)
     wanted = truth(made, x, dy)
     most = limits(made, x, dy, wanted, plain(made, x, dy))
-    assert_right(of_backend(made, "triton", x, dy), wanted, most, f"{name} {shape} {form}")
-    used = {way.form for program in programs for way in program._ways.values()}
-    for program in programs:
-        program.forced = None
-    return used
+    with ExitStack() as held:
+        programs = [held.enter_context(run.held_to(stage, form)) for stage in stages.every(made.structure)]
+        assert_right(of_backend(made, "triton", x, dy), wanted, most, f"{name} {shape} {form}")
+        return set().union(*(program.forms() for program in programs))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -115,12 +104,37 @@ def test_the_operator_in_a_graph_gives_what_the_call_gives():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("tokens", [1, 19])
-@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_compiled_layer_calls_one_operator_forward_and_one_back():
+    """As a compiler sees it: shapes without values, one graph without a break, the same values and gradients."""
+    seen = []
+
+    def keep(graph, _):
+        seen.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
+        return make_boxed_func(graph.forward)
+
+    made = layer("pixelfly", (64, 96), dtype=torch.float32, n_blocks=8, rank=5, backend="triton").to(DEVICE)
+    x = tensors(made, 3, torch.float32)[0].to(DEVICE).requires_grad_()
+    compiled = torch.compile(made, backend=aot_autograd(fw_compiler=keep, bw_compiler=keep), fullgraph=True)
+    parameters = [x, *made.factors, made.bias]
+    called, graphed = made(x), compiled(x)
+    assert torch.equal(called, graphed)
+    for a, b in zip(*(torch.autograd.grad(y.sum(), parameters) for y in (called, graphed)), strict=True):
+        assert torch.equal(a, b)
+    own = [[str(target) for target in targets if "structures" in str(target)] for targets in seen]
+    assert own == [["structures.triton.default"], ["structures.triton_backward.default"]]
+
+
+# every entry, in the form that is chosen for few tokens and for more, and in each form wherever it can run
+EVERY = [(None, 1), (None, 19), ("strided", 19), ("copied", 5), ("turned", 5)]
+
+
+@pytest.mark.parametrize(("form", "tokens"), EVERY)
 @pytest.mark.parametrize("name", structures.names())
 def test_every_entry_has_the_references_values_and_gradients(name, form, tokens):
-    shape = (48, 96)
-    if structures.get(name).bind(*shape).gate is not None:
-        pytest.skip("an entry with a gate runs by experts")
-    assert backends.refusal("triton", structures.get(name).bind(*shape), torch.empty(1, 48, device=DEVICE)) is None
-    _check(name, shape, {}, torch.float32, tokens, form)
+    structure = structures.get(name).bind(*SHAPE)
+    reason = backends.refusal("triton", structure, torch.empty(1, SHAPE[0], device=DEVICE))
+    if structure.gate is not None:
+        assert "backends that run experts" in reason
+        return
+    assert reason is None
+    _check(name, SHAPE, {}, torch.float32, tokens, form)

@@ -9,11 +9,12 @@ import torch
 import structures
 from bench.sweep import first_minute, gpu, points, request
 from structures import reference
+from structures.backends.triton import run
 
 
 @pytest.mark.parametrize("one", gpu.PORTIONS, ids=lambda p: p.name)
 def test_every_portion_of_the_sweep_asks_for_points_that_there_are(one):
-    options = {**one.options, "device": "cuda", "cold": True}
+    options = {**one.options, "device": "cuda", "cold": True, "no_controls": True}
     found, unreachable = points.points(request.read(options, cuda=True, cores=1))
     assert {point.backend for point in found} >= set(gpu.BACKENDS.split(","))
     assert {point.dtype for point in found} == {one.options["dtypes"]}
@@ -27,16 +28,49 @@ def test_the_first_portion_is_dyad_and_monarch_at_a_real_models_widths_in_bfloat
 
 
 def test_the_stages_fit_into_ten_minutes_with_the_time_to_begin_and_end():
-    sweep = sum(one.seconds + gpu.SPARE for one in gpu.PORTIONS[:4])
-    assert gpu.CHECK + gpu.FIRST + sweep < 9.5 * 60  # what comes fifth gets what the others leave
+    sweep = sum(one.seconds + gpu.SPARE for one in gpu.PORTIONS[:5])
+    assert gpu.CHECK + gpu.FIRST + sweep < 9.5 * 60  # what comes sixth gets what the others leave
 
 
 def test_a_process_that_is_late_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "SPARE", 2.0)
-    run = gpu.RentedRun(tmp_path, 60, None)
-    begun = run._begin(["-c", "import time; time.sleep(60)"], "late.log")
-    assert run._finish(begun, 0.2) != 0
+    rented = gpu.RentedRun(tmp_path, 60)
+    begun = rented._begin(["-c", "import time; time.sleep(60)"], "late.log")
+    assert rented._finish(begun, 0.2) != 0
     assert begun.poll() is not None
+
+
+def test_a_process_that_is_one_of_several_has_a_thread_and_no_plugin_that_happens_to_be_there(tmp_path):
+    rented = gpu.RentedRun(tmp_path, 60)
+    said = "import os; print(*(os.environ.get(n) for n in ('OMP_NUM_THREADS', 'PYTEST_DISABLE_PLUGIN_AUTOLOAD')))"
+    assert rented._finish(rented._begin(["-c", said], "one.log", threads=1), 60) == 0
+    assert rented._lines("one.log") == ["1 1"]
+
+
+def test_a_portion_that_was_not_finished_is_gone_on_with(tmp_path, monkeypatch):
+    rented, begun = gpu.RentedRun(tmp_path, 600), []
+    (rented.logs / "6-widths.log").write_text("3 of these were left out for lack of time\n3 skipped\n")
+    monkeypatch.setattr(rented, "_begin", lambda words, log: begun.append(words))
+    monkeypatch.setattr(rented, "_finish", lambda process, seconds: 0)
+    (one,) = (one for one in gpu.PORTIONS if one.name == "6-widths")
+    rented.sweep(one)
+    assert not rented.unfinished(one) and "--resume" not in begun[0]
+    (tmp_path / "6-widths.json.journal").touch()
+    rented.sweep(one)
+    assert rented.unfinished(one) and begun[1][-2:] == ["--resume", str(tmp_path / "6-widths.json")]
+
+
+def test_every_kernel_of_the_run_is_compiled_by_one_of_the_parts(monkeypatch, capsys):
+    found = []
+    monkeypatch.setattr(
+        run, "compile_ahead", lambda s, tokens, dtype, *, train: found.append((s, run.program(s).forced, tokens, train))
+    )
+    for part in (1, 2):
+        gpu.compile_part(part, 2, rehearsal=True)
+    assert len(found) == len(set(found)) and capsys.readouterr().out.count(" calls") == len(found)
+    assert {form for _, form, _, _ in found} == {None, "strided", "copied", "turned"}
+    assert {train for *_, train in found} == {False, True}
+    assert {"dense", "dyad_it", "blast", "pixelfly"} <= {s.name for s, *_ in found}
 
 
 def test_what_a_machine_lacks_is_said_with_its_way_out(monkeypatch, capsys, tmp_path):
@@ -70,7 +104,7 @@ def test_a_wrong_result_has_a_reason_in_place_of_a_time():
 
 
 def test_the_comparisons_are_those_that_decide():
-    found = list(first_minute.comparisons(4096, 11008, (128, 512, 4096)))
+    found = list(first_minute.comparisons(first_minute.FULL))
     assert [c.tokens for c in found] == [4096, 128, 512, 4096]
     names = [rival.name for rival in found[-1].rivals]
     assert names[0] == "dense, library" and names[-1] == "baddbmm into y's blocks"

@@ -1,6 +1,6 @@
 """The Triton kernels compiled ahead of time for a card that is not there, and what their machine code says.
 
-    python tests/support/machine_code.py            a line of JSON for each launch of `ROWS`
+    python tests/support/machine_code.py 90         a line of JSON for each launch of `ROWS`, compiled for sm_90
     python tests/support/machine_code.py --calls    and for each launch of real calls, with the arguments that they pass
 
 Runs in a process of its own: one with TRITON_INTERPRET=1 cannot compile. What is compiled is what would run: tile, form
@@ -74,7 +74,7 @@ ROWS = (
 )
 
 
-def compiled(row: CompiledLaunch, capability: int = 90) -> dict[str, Any]:
+def compiled(row: CompiledLaunch, capability: int) -> dict[str, Any]:
     """What the machine code of a row says: registers, spilled bytes, tensor cores' instructions, widths of accesses."""
     from structures.backends.triton import kernels
 
@@ -159,54 +159,27 @@ def _widths(found: list[str]) -> dict[int, int]:
     return dict(Counter(int(width, 0) for width in found))
 
 
-def lines() -> Iterator[str]:
+def lines(capability: int) -> Iterator[str]:
     for row in ROWS:
-        yield json.dumps({"row": str(row), **compiled(row)})
-
-
-class Absent:
-    """A driver of a card that is not there: kernels are compiled for it, and never run."""
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
+        yield json.dumps({"row": str(row), "capability": capability, **compiled(row, capability)})
 
 
 def called(name: str, tokens: int, **options: object) -> Iterator[str]:
-    """What a forward call and its gradients launch in bfloat16, each compiled from the very arguments of its launch."""
+    """What a call and its gradients launch in bfloat16, each compiled from the very arguments of its launch."""
     import torch
-    from triton.runtime import driver
+    import without_card
 
-    from structures.backends.triton import kernels, run
+    from structures.backends.triton import run
 
-    driver.set_active(Absent())
+    without_card.compile_for(90)
     found: list[dict[str, object]] = []
 
-    class Compiling:
-        def __init__(self, kernel: Any):
-            self.kernel = kernel
+    def record(kernel: Any, grid: Any, result: Any, arguments: Any, warps: int, stages: int) -> None:
+        made = kernel.warmup(result, *arguments, grid=grid, num_warps=warps, num_stages=stages)
+        found.append({"kernel": kernel.__name__, "grid": grid, "shared": made.metadata.shared})
 
-        def __getitem__(self, grid: tuple[int, ...]) -> Any:
-            def compile_it(*arguments: object, **settings: object) -> None:
-                made = self.kernel.warmup(*arguments, grid=grid, **settings)
-                found.append({"kernel": self.kernel.__name__, "grid": grid, "shared": made.metadata.shared})
-
-            return compile_it
-
-    for kernel in ("step", "turned", "gradient"):
-        setattr(kernels, kernel, Compiling(getattr(kernels, kernel)))
-    structure = structures.get(name).bind(256, 256, **options)
-    x, dy = (torch.zeros(tokens, 256, dtype=torch.bfloat16) for _ in range(2))
-    factors = [torch.zeros(shape, dtype=torch.bfloat16) for shape in structure.factor_shapes]
-    buffers = run.forward(structure, x, factors, x.new_zeros(256))
-    run.backward(structure, buffers, factors, dy, [True] * (2 + len(factors)))
+    run._start = record
+    run.compile_ahead(structures.get(name).bind(256, 256, **options), tokens, torch.bfloat16, train=True)
     yield from map(json.dumps, found)
 
 
@@ -215,5 +188,5 @@ if __name__ == "__main__":
         for line in called("pixelfly", 1, n_blocks=16, rank=32):
             print(line, flush=True)
     else:
-        for line in lines():
+        for line in lines(int(sys.argv[1])):
             print(line, flush=True)

@@ -7,10 +7,12 @@ them again on replay.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,7 +75,8 @@ class _Recording(TorchDispatchMode):
         made = function(*args, **(kwargs or {}))
         if function is torch.ops.aten._local_scalar_dense.default:
             raise RuntimeError("operation not permitted when stream is capturing")
-        self.to.recorded.append((function, args, kwargs or {}, made))
+        if not function.is_view:  # a view shows what lies there, whenever it is looked at
+            self.to.recorded.append((function, args, kwargs or {}, made))
         return made
 
 
@@ -154,9 +157,19 @@ def max_memory_allocated() -> int:
 @pytest.hookimpl(tryfirst=True)  # before the sweep asks which devices there are
 def pytest_configure(config: Any) -> None:
     """As a plugin of pytest: take the place of `torch.cuda` in a run of the sweep."""
+    begin()
+
+
+def begin() -> None:
+    """Take the place of `torch.cuda`; Triton interprets its kernels, or compiles them for a card that is not there."""
     from bench.machine import device
 
     device.use(sys.modules[__name__], "cpu")
+    if find_spec("triton") is None:
+        return
+    import without_card
+
+    without_card.interpret() if os.environ.get("TRITON_INTERPRET") == "1" else without_card.compile_for(90)
 
 
 def _tensors(values: Any) -> list[Tensor]:

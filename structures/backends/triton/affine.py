@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from structures.backends.native.lower import Lowered, Product, Side
-from structures.backends.triton.digits import PAD, STILL, Digits, RunTable, digits, flat, run, runs
+from structures.backends.triton.digits import PAD, STILL, Digits, RunTable, digits, flat, line, run, runs
 
 _Numbers = npt.NDArray[np.int64]
 
@@ -71,15 +71,15 @@ class AffineStep:
         block = self.contracted * self.cols
         return replace(
             self,
-            w_batch=_row(self.batch, block),
-            w_contracted=_row(self.contracted, self.cols),
-            w_cols=_row(self.cols, 1),
+            w_batch=line(self.batch, block),
+            w_contracted=line(self.contracted, self.cols),
+            w_cols=line(self.cols, 1),
         )
 
     @property
     def copied(self) -> AffineStep:
         """The same step over a copy of its operand in the order batch, contracted."""
-        return replace(self, a_batch=_row(self.batch, self.contracted), a_contracted=_row(self.contracted, 1))
+        return replace(self, a_batch=line(self.batch, self.contracted), a_contracted=line(self.contracted, 1))
 
     @property
     def factor_run(self) -> int:
@@ -208,7 +208,7 @@ def _back(step: Product, features: int) -> AffineStep:
     return AffineStep(
         step.factor, step.target, step.source, len(distinct), 1, most * step.cols, length,
         STILL, STILL, STILL, STILL, STILL, _all(step, "factor", w_read[0] - w_read[0, 0]),
-        _row(len(distinct), length), STILL, _row(length, 1), a_runs=a_runs, w_runs=w_runs,
+        line(len(distinct), length), STILL, line(length, 1), a_runs=a_runs, w_runs=w_runs,
     )  # fmt: skip
 
 
@@ -241,10 +241,6 @@ def _whole(read: _Numbers, w_read: _Numbers, length: int) -> bool:
     starts, within = read[:, ::length], w_read.reshape(-1, length)
     alike = (read.reshape(*starts.shape, length) == starts[:, :, None] + np.arange(length)).all()
     return bool(alike and not (starts % length).any() and (within - within[:, :1] == within[0] - within[0, 0]).all())
-
-
-def _row(length: int, stride: int) -> Digits:
-    return ((1, 0, stride if length > 1 else 0),)
 
 
 def _named(step: Product) -> str:

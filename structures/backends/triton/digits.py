@@ -47,6 +47,11 @@ def digits(table: npt.ArrayLike) -> Digits | None:
     return (*found[:-1], (divisor, 0, stride))
 
 
+def line(length: int, stride: int) -> Digits:
+    """Those of numbers evenly apart."""
+    return ((1, 0, stride if length > 1 else 0),)
+
+
 def run(of: Digits, length: int) -> int:
     """How many neighbours of a table lie side by side: 1 where its fastest digit moves by more than one number."""
     _, size, stride = of[0]

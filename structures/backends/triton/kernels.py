@@ -11,27 +11,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# positions in D
-NB = tl.constexpr(0)  # batch entries
-R = tl.constexpr(1)  # rows of a token
-K = tl.constexpr(2)  # contracted
-M = tl.constexpr(3)  # cols
-A_BATCH = tl.constexpr(4)
-A_ROWS = tl.constexpr(5)
-A_CONTRACTED = tl.constexpr(6)
-W_BATCH = tl.constexpr(7)
-W_CONTRACTED = tl.constexpr(8)
-W_COLS = tl.constexpr(9)
-C_BATCH = tl.constexpr(10)
-C_ROWS = tl.constexpr(11)
-C_COLS = tl.constexpr(12)
-RUN = tl.constexpr(13)  # a gather's run of A, 0 if there is none; then runs of an entry, their stride, unit, pads
-RUNS = tl.constexpr(14)
-RUN_STRIDE = tl.constexpr(15)
-RUN_UNIT = tl.constexpr(16)
-PADDED = tl.constexpr(17)
-W_STRIDE = tl.constexpr(18)
-W_UNIT = tl.constexpr(19)  # 0: the factor is read by digits
+# positions in D: batch entries, rows of a token, contracted, cols, the lists of digits
+NB, R, K, M, A_BATCH, A_ROWS, A_CONTRACTED, W_BATCH, W_CONTRACTED, W_COLS = (tl.constexpr(i) for i in range(10))
+C_BATCH, C_ROWS, C_COLS = (tl.constexpr(i) for i in range(10, 13))
+# a gather's run of A, 0 if there is none; runs of an entry, their stride, unit, pads
+RUN, RUNS, RUN_STRIDE, RUN_UNIT, PADDED = (tl.constexpr(i) for i in range(13, 18))
+W_STRIDE, W_UNIT = tl.constexpr(18), tl.constexpr(19)  # of the factor's runs; unit 0: it is read by digits
 
 
 @triton.jit
@@ -115,28 +100,21 @@ def product(
         inside = k < D[K]
         if D[RUN] == 0:
             a_at = span(k0, BK, D, A_CONTRACTED) + a_base
-            w_at = span(k0, BK, D, W_CONTRACTED) + w_base
-        elif D[RUN] % BK == 0:  # one number a block
-            j = tl.minimum(k0 // D[RUN], D[RUNS] - 1)
+        else:
+            if D[RUN] % BK == 0:  # one number a block
+                j = tl.minimum(k0 // D[RUN], D[RUNS] - 1)
+                within = tl.multiple_of(k0 % D[RUN], BK) + tl.arange(0, BK)
+            else:
+                j = tl.minimum(k // D[RUN], D[RUNS] - 1)
+                within = k % D[RUN]
             at = start(TABLE, b, j, D)
-            within = tl.multiple_of(k0 % D[RUN], BK) + tl.arange(0, BK)
             a_at = tl.maximum(at, 0) * D[RUN_UNIT] + within * D[RUN_STRIDE]
             if D[PADDED]:
                 inside = inside & (at >= 0)
-            if D[W_UNIT] > 0:
-                w_at = factor_start(TABLE, b, j, D) * D[W_UNIT] + within * D[W_STRIDE]
-            else:
-                w_at = span(k0, BK, D, W_CONTRACTED) + w_base
+        if D[W_UNIT] == 0:
+            w_at = span(k0, BK, D, W_CONTRACTED) + w_base
         else:
-            j = tl.minimum(k // D[RUN], D[RUNS] - 1)
-            at = start(TABLE, b, j, D)
-            a_at = tl.maximum(at, 0) * D[RUN_UNIT] + k % D[RUN] * D[RUN_STRIDE]
-            if D[PADDED]:
-                inside = inside & (at >= 0)
-            if D[W_UNIT] > 0:
-                w_at = factor_start(TABLE, b, j, D) * D[W_UNIT] + k % D[RUN] * D[W_STRIDE]
-            else:
-                w_at = span(k0, BK, D, W_CONTRACTED) + w_base
+            w_at = factor_start(TABLE, b, j, D) * D[W_UNIT] + within * D[W_STRIDE]
         if EVEN:
             a = tl.load(A + a_row[:, None] + a_at[None, :], mask=(p < rows)[:, None], other=0.0)
             w = tl.load(W + w_at[:, None] + w_cols[None, :])
@@ -145,6 +123,33 @@ def product(
             w = tl.load(W + w_at[:, None] + w_cols[None, :], mask=inside[:, None] & (m < D[M])[None, :], other=0.0)
         acc = tl.dot(a, w, acc, input_precision=PRECISION)
     return acc
+
+
+@triton.jit
+def together(acc, WORK, COUNT, tile, part, SPLIT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """The sum of a tile's parts in their order, so that the bits do not depend on who is first, for the last to arrive.
+
+    Returns it, or for the others their own part; and whether this program is the last.
+    """
+    inside = tl.arange(0, ROWS)[:, None] * COLS + tl.arange(0, COLS)[None, :]
+    parts = WORK + tile.to(tl.int64) * (SPLIT * ROWS * COLS)
+    tl.store(parts + part * (ROWS * COLS) + inside, acc)
+    tl.debug_barrier()  # every thread's part is written before one of them says so
+    last = tl.atomic_add(COUNT + tile, 1, sem="acq_rel") == SPLIT - 1
+    if last:
+        acc = tl.zeros((ROWS, COLS), dtype=tl.float32)
+        for i in tl.static_range(SPLIT):
+            acc += tl.load(parts + i * (ROWS * COLS) + inside, cache_modifier=".cg")
+        tl.store(COUNT + tile, 0)
+    return acc, last
+
+
+@triton.jit
+def put(at, value, mask, ADD: tl.constexpr):
+    """Write a tile, or add it to what lies there."""
+    if ADD:
+        value += tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(at, value.to(at.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["tokens"])  # one compilation, however many there are
@@ -156,8 +161,7 @@ def step(
 ):  # fmt: skip
     """C = or += one or two terms of products, with the bias.
 
-    A program: one tile of rows, of cols of one batch entry, and one of SPLIT parts of what is contracted. The last part
-    of a tile to arrive adds all of them in their order, so that the bits do not depend on who is first.
+    A program: one tile of rows, of cols of one batch entry, and one of SPLIT parts of what is contracted.
     """
     rows = tokens * D0[R]
     tiles_m: tl.constexpr = (D0[M] + BM - 1) // BM
@@ -197,26 +201,15 @@ def step(
     at = row_offsets(p, c_stride, D0, C_ROWS)[:, None] + c[None, :]
     last = True
     if SPLIT > 1:
-        inside = tl.arange(0, BP)[:, None] * BM + tl.arange(0, BM)[None, :]
-        parts = WORK + pid.to(tl.int64) * (SPLIT * BP * BM)
-        tl.store(parts + part * (BP * BM) + inside, acc)
-        tl.debug_barrier()  # every thread's part is written before one of them says so
-        last = tl.atomic_add(COUNT + pid, 1, sem="acq_rel") == SPLIT - 1
+        acc, last = together(acc, WORK, COUNT, pid, part, SPLIT, BP, BM)
     if last:
-        if SPLIT > 1:
-            acc = tl.zeros((BP, BM), dtype=tl.float32)
-            for i in tl.static_range(SPLIT):
-                acc += tl.load(parts + i * (BP * BM) + inside, cache_modifier=".cg")
-            tl.store(COUNT + pid, 0)
         if BIASED:
             if D0[R] == 1:
                 acc += tl.load(BIAS + c, mask=m < D0[M], other=0.0).to(tl.float32)[None, :]
             else:
                 moved = offset(p % D0[R], D0, C_ROWS)
                 acc += tl.load(BIAS + moved[:, None] + c[None, :], mask=written, other=0.0).to(tl.float32)
-        if ADD:
-            acc += tl.load(C + at, mask=written, other=0.0).to(tl.float32)
-        tl.store(C + at, acc.to(C.dtype.element_ty), mask=written)
+        put(C + at, acc, written, ADD)
 
 
 @triton.jit
@@ -295,18 +288,14 @@ def turned(
         c = m0 * G + tl.arange(0, BM * G)
         if BIASED:
             out += tl.load(BIAS + c).to(tl.float32)[None, :]
-        if ADD:
-            out += tl.load(C + c_row + c[None, :], mask=inside, other=0.0).to(tl.float32)
-        tl.store(C + c_row + c[None, :], out.to(C.dtype.element_ty), mask=inside)
+        put(C + c_row + c[None, :], out, inside, ADD)
     else:
         for g in tl.static_range(G):
             c = offset(g, D0, C_BATCH) + span(m0, BM, D0, C_COLS)
             out = acc[g]
             if BIASED:
                 out += tl.load(BIAS + c).to(tl.float32)[None, :]
-            if ADD:
-                out += tl.load(C + c_row + c[None, :], mask=inside, other=0.0).to(tl.float32)
-            tl.store(C + c_row + c[None, :], out.to(C.dtype.element_ty), mask=inside)
+            put(C + c_row + c[None, :], out, inside, ADD)
 
 
 @triton.jit(do_not_specialize=["tokens", "LENGTH"])
@@ -345,17 +334,6 @@ def gradient(
     w_at = offset(b, D, W_BATCH) + span(k0, BK, D, W_CONTRACTED)[:, None] + span(m0, BM, D, W_COLS)[None, :]
     last = True
     if SPLIT > 1:
-        inside = tl.arange(0, BK)[:, None] * BM + tl.arange(0, BM)[None, :]
-        parts = WORK + pid.to(tl.int64) * (SPLIT * BK * BM)
-        tl.store(parts + part * (BK * BM) + inside, acc)
-        tl.debug_barrier()
-        last = tl.atomic_add(COUNT + pid, 1, sem="acq_rel") == SPLIT - 1
+        acc, last = together(acc, WORK, COUNT, pid, part, SPLIT, BK, BM)
     if last:
-        if SPLIT > 1:
-            acc = tl.zeros((BK, BM), dtype=tl.float32)
-            for i in tl.static_range(SPLIT):
-                acc += tl.load(parts + i * (BK * BM) + inside, cache_modifier=".cg")
-            tl.store(COUNT + pid, 0)
-        if ADD:
-            acc += tl.load(DW + w_at, mask=written, other=0.0).to(tl.float32)
-        tl.store(DW + w_at, acc.to(DW.dtype.element_ty), mask=written)
+        put(DW + w_at, acc, written, ADD)

@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import product
 
 from structures.backends.triton.affine import AffineStep
-from structures.backends.triton.digits import Digits
+from structures.backends.triton.digits import Digits, line
 
 VECTOR = 8  # numbers of 2 bytes in one access of 16
 STRIDED, COPIED, TURNED = "strided", "copied", "turned"
@@ -135,11 +135,7 @@ def _together(a: AffineStep, b: AffineStep) -> bool:
 
 
 def _flat(s: AffineStep) -> bool:
-    return s.rows == 1 and s.c_cols == _line(s.cols, 1) and (s.batch == 1 or s.c_batch == _line(s.batch, s.cols))
-
-
-def _line(length: int, stride: int) -> Digits:
-    return ((1, 0, stride if length > 1 else 0),)
+    return s.rows == 1 and s.c_cols == line(s.cols, 1) and (s.batch == 1 or s.c_batch == line(s.batch, s.cols))
 
 
 def _turns(steps: Sequence[AffineStep]) -> bool:
@@ -157,7 +153,7 @@ def _turns(steps: Sequence[AffineStep]) -> bool:
 
 
 def _interleaved(batch: Digits, inner: Digits, entries: int, length: int) -> bool:
-    return batch == _line(entries, 1) and inner == _line(length, entries)
+    return batch == line(entries, 1) and inner == line(length, entries)
 
 
 def _blocks(form: str, steps: Sequence[AffineStep], tokens: int, itemsize: int, on: Card) -> list[tuple[int, int, int]]:
@@ -177,6 +173,8 @@ def _fitting(
         if bp > max(16, _above(rows)) or bm > max(16, _above(cols)) or bk > max(16, _above(contracted)):
             continue
         largest = 128 * 256 if len(steps) == 1 or form == TURNED else 128 * 128  # two loops beside 128 x 256 sums spill
+        if form == TURNED and on.capability < 90:
+            largest = 32 * 256  # 64 x 256 spilled 12 kB for sm_80
         if bm > wide or bm * bp * entries > largest or bk * itemsize > (256 if bp == 16 else 128):
             continue
         if form == TURNED and (bk > 32 or cols % bm or any(s.contracted % bk for s in steps)):

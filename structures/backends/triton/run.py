@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class TritonProgram:
         self.zeroed = not all(s.covers for s in self.affine.backward if s.target == 0)  # dx: what nothing reads
         if self.zeroed:
             self.backward = [replace(launch, add=launch.add or launch.target == 0) for launch in self.backward]
-        self.forced: str | None = None  # a form to run in wherever it can, for comparisons
+        self.forced: str | None = None  # by `held_to`
         self._ways: dict[tuple[Any, ...], TiledLaunch] = {}
         self._tables: dict[tuple[AffineStep, torch.device], Tensor] = {}
 
@@ -52,6 +53,10 @@ class TritonProgram:
             every = plans.ways(launch, most, itemsize, on)
             found = self._ways[key] = next((w for w in every if w.form == self.forced), every[0])
         return found
+
+    def forms(self) -> set[str]:
+        """Those of the launches so far, while held to the present form."""
+        return {way.form for (*_, forced), way in self._ways.items() if forced == self.forced}
 
     def table(self, step: AffineStep, device: torch.device) -> Tensor | None:
         """The starts of a gather's runs, on the device."""
@@ -77,12 +82,23 @@ def program(structure: Structure) -> TritonProgram:
     return found
 
 
+@contextmanager
+def held_to(structure: Structure, form: str | None) -> Iterator[TritonProgram]:
+    """Inside, every launch that can run in this form does, whatever its price; None: the cheapest, as ever."""
+    made = program(structure)
+    made.forced = form
+    try:
+        yield made
+    finally:
+        made.forced = None
+
+
 @lru_cache(maxsize=16)
 def card(device: torch.device) -> Card:
-    """The card that a tensor lies on; on the CPU, where only the interpreter runs, any one."""
-    if device.type != "cuda":
+    """The card that a tensor lies on; of meta tensors the current one, and where there is none any one."""
+    if device.type == "cpu" or not torch.cuda.is_available():
         return plans.CARDS[0]
-    properties = torch.cuda.get_device_properties(device)
+    properties = torch.cuda.get_device_properties(device if device.type == "cuda" else torch.cuda.current_device())
     return plans.card(properties.name, properties.major * 10 + properties.minor)
 
 
@@ -146,9 +162,8 @@ class _Triton(torch.autograd.Function):
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             found = differentiable(ctx.structure, ctx.want, x, factors, dy, graph=torch.is_grad_enabled())
         else:
-            found = backward(
-                ctx.structure, [x if x.stride(1) == 1 else x.contiguous(), *between, dy], factors, dy, ctx.want
-            )
+            x = x if x.stride(1) == 1 else x.contiguous()
+            found = backward(ctx.structure, [x, *between, dy], factors, dy, ctx.want)
         return None, None, *found
 
 
@@ -160,6 +175,15 @@ def eager(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tens
         if True in want:
             return _Triton.apply(structure, want, x, bias, *factors)  # type: ignore[no-untyped-call,no-any-return]
     return forward(structure, x, factors, bias)[-1]
+
+
+def compile_ahead(structure: Structure, tokens: int, dtype: torch.dtype, *, train: bool) -> None:
+    """Compile what a call with a bias launches, without running it: Triton keeps it on the disk for other processes."""
+    empty = partial(torch.empty, dtype=dtype, device="meta")
+    factors = [empty(shape) for shape in structure.factor_shapes]
+    buffers = forward(structure, empty(tokens, structure.in_features), factors, empty(structure.out_features))
+    if train:
+        backward(structure, buffers, factors, empty(tokens, structure.out_features), [True] * (2 + len(factors)))
 
 
 def executed_flops(structure: Structure, tokens: int = 1, *, train: bool = False) -> int:
@@ -209,35 +233,22 @@ def plan(structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, 
 
 
 def _run(
-    made: TritonProgram,
-    order: Sequence[Launch],
-    buffers: Sequence[Tensor],
-    factors: Sequence[Tensor],
+    made: TritonProgram, order: Sequence[Launch], buffers: Sequence[Tensor], factors: Sequence[Tensor],
     bias: Tensor | None,
-) -> None:
-    x = buffers[0]
-    last = len(buffers) - 1
-    on, biased = card(x.device), False
+) -> None:  # fmt: skip
     for launch in order:
-        way = made.way(launch, x.shape[0], x.element_size(), on)
-        with_bias = bias if launch.target == last and not biased else None
-        biased = biased or with_bias is not None
-        _launch(made, way, launch, buffers, factors, with_bias)
+        first_of_y = launch.target == len(buffers) - 1 and not launch.add
+        _launch(made, launch, buffers, factors, bias if first_of_y else None)
 
 
 def _launch(
-    made: TritonProgram,
-    way: TiledLaunch,
-    launch: Launch,
-    buffers: Sequence[Tensor],
-    factors: Sequence[Tensor],
-    bias: Tensor | None,
+    made: TritonProgram, launch: Launch, buffers: Sequence[Tensor], factors: Sequence[Tensor], bias: Tensor | None
 ) -> None:
     from structures.backends.triton import kernels  # triton is imported where it runs
 
     c = buffers[launch.target]
-    tokens = c.shape[0]
-    operands = []
+    tokens, operands = c.shape[0], []
+    way = made.way(launch, tokens, c.element_size(), card(c.device))
     for step, lies, copied, canonical in zip(way.steps, launch.steps, way.copied, way.canonical, strict=True):
         a = _copied(buffers[lies.source], lies, tokens) if copied else buffers[lies.source]
         w = _factor(factors, lies, c, canonical)
@@ -245,23 +256,30 @@ def _launch(
         operands.append((a, w, c if table is None else table, step.constants))
     (a0, w0, t0, d0), (a1, w1, t1, d1) = operands[0], operands[-1]
     bp, bm, bk = way.block
-    rows = tokens * way.steps[0].rows
-    precision = _precision(c)
-    options = {"num_warps": way.warps, "num_stages": way.stages}
-    given = c if bias is None else bias
-    tiles_p, tiles_m = -(-rows // bp), -(-way.steps[0].cols // bm)
+    precision, given = _precision(c), c if bias is None else bias
+    tiles_p, tiles_m = -(-tokens * way.steps[0].rows // bp), -(-way.steps[0].cols // bm)
     if way.form == plans.TURNED:
-        kernels.turned[tiles_p, tiles_m](
-            c, given, a0, w0, a1, w1, tokens, c.stride(0), a0.stride(0), a1.stride(0), d0, d1,
-            len(operands), bp, bm, bk, bias is not None, launch.add, precision, **options,
-        )  # fmt: skip
+        _start(kernels.turned, (tiles_p, tiles_m), c, (
+            given, a0, w0, a1, w1, tokens, c.stride(0), a0.stride(0), a1.stride(0), d0, d1,
+            len(operands), bp, bm, bk, bias is not None, launch.add, precision,
+        ), way.warps, way.stages)  # fmt: skip
         return
     tiles = tiles_p * tiles_m * way.steps[0].batch
     work, count = _workspace(c, tiles, way.split, bp * bm)
-    kernels.step[tiles, way.split](
-        c, given, a0, w0, t0, a1, w1, t1, work, count, tokens, c.stride(0), a0.stride(0), a1.stride(0), d0, d1,
-        len(operands), bp, bm, bk, way.split, way.even, bias is not None, launch.add, precision, GROUP, **options,
-    )  # fmt: skip
+    _start(kernels.step, (tiles, way.split), c, (
+        given, a0, w0, t0, a1, w1, t1, work, count, tokens, c.stride(0), a0.stride(0), a1.stride(0), d0, d1,
+        len(operands), bp, bm, bk, way.split, way.even, bias is not None, launch.add, precision, GROUP,
+    ), way.warps, way.stages)  # fmt: skip
+
+
+def _start(
+    kernel: Any, grid: tuple[int, int], result: Tensor, arguments: tuple[Any, ...], warps: int, stages: int
+) -> None:
+    """Launch a kernel; on meta tensors compile it alone."""
+    if result.is_meta:
+        kernel.warmup(result, *arguments, grid=grid, num_warps=warps, num_stages=stages)
+    else:
+        kernel[grid](result, *arguments, num_warps=warps, num_stages=stages)
 
 
 def _gradient(made: TritonProgram, step: AffineStep, target: Tensor, a: Tensor, g: Tensor, *, add: bool) -> None:
@@ -275,10 +293,10 @@ def _gradient(made: TritonProgram, step: AffineStep, target: Tensor, a: Tensor, 
     length = -(-rows // (split * bp)) * bp
     table = made.table(step, g.device)
     work, count = _workspace(g, tiles, split, bk * bm)
-    kernels.gradient[tiles, split](
-        target, a, g, g if table is None else table, work, count, tokens, a.stride(0), g.stride(0), step.constants,
-        length, bp, bm, bk, split, add, _precision(g), num_warps=8 if bk * bm >= 128 * 128 else 4, num_stages=3,
-    )  # fmt: skip
+    _start(kernels.gradient, (tiles, split), target, (
+        a, g, g if table is None else table, work, count, tokens, a.stride(0), g.stride(0), step.constants,
+        length, bp, bm, bk, split, add, _precision(g),
+    ), 8 if bk * bm >= 128 * 128 else 4, 3)  # fmt: skip
 
 
 _counters: dict[tuple[torch.device, int], Tensor] = {}
