@@ -196,9 +196,14 @@ def _report(arguments: argparse.Namespace) -> tuple[str, int]:
 def _merge(arguments: argparse.Namespace) -> tuple[str, int]:
     from bench.files import merge, merge_tables
 
-    of_sweep = kinds.kind_of(load(arguments.results[0])) is None
-    join = merge.merge if of_sweep else merge_tables.merge
-    return "\n".join(join(arguments.results, arguments.output)), 0
+    kind = kinds.kind_of(load(arguments.results[0]))
+    if kind is None:
+        return "\n".join(merge.merge(arguments.results, arguments.output)), 0
+    from bench.answers import training_rows
+
+    readers = {kinds.TRAINING: lambda file: training_rows.read(file.rows)}
+    found = merge_tables.merge(arguments.results, arguments.output, readers.get(str(kind), lambda file: None))
+    return "\n".join(found), 0
 
 
 def _compare(arguments: argparse.Namespace) -> tuple[str, int]:

@@ -13,7 +13,7 @@ Content = str | bytes | Callable[[IO[bytes]], object]  # what a file holds, or w
 
 
 def write(content: Content, output: Path) -> None:
-    """Put one file in place of whatever `output` holds, through links; see `write_all`."""
+    """Put one file in place of whatever is at `output`, a link too: what it leads to is left alone; see `write_all`."""
     write_all({output: content})
 
 
@@ -23,7 +23,7 @@ def write_all(contents: Mapping[Path, Content]) -> None:
     Raises:
         OSError: one cannot be written; all are then what they were, and nothing is left beside them.
     """
-    targets = {path: Path(os.path.realpath(path)) for path in contents}
+    targets = {path: Path(os.path.realpath(path.parent), path.name) for path in contents}
     parts = {path: target.with_name(f".{target.name}.{os.getpid()}.part") for path, target in targets.items()}
     try:
         for path, content in contents.items():

@@ -1,11 +1,15 @@
 """The fields of a results file, taken one by one and checked: every complaint names the file, the row and the field."""
 
 import json
-import math
+import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+LARGEST = 1e30  # beside which nothing that is measured or counted is large
+MOST_BYTES, MOST_DEPTH = 2**28, 32
 
 
 class BadResults(ValueError):
@@ -91,7 +95,7 @@ class Fields:
     def within(self, key: str, low: float, high: float) -> float:
         """A finite number between two, both included."""
         value = self.get(key)
-        if type(value) not in (int, float) or not low <= value <= high:
+        if not finite(value) or not low <= value <= high:
             raise self.bad(key, f"a number from {low:g} to {high:g}")
         return float(value)
 
@@ -101,6 +105,17 @@ class Fields:
         if not isinstance(value, dict):
             raise self.bad(key, "an object")
         return value
+
+    def values_of(self, key: str, kinds: tuple[type, ...], count: int | None = None) -> list[Any]:
+        """A list of values of some types, of so many where `count` is given."""
+        values = self.get(key)
+        if (
+            not isinstance(values, list)
+            or not all(type(v) in kinds for v in values)
+            or count not in (None, len(values))
+        ):
+            raise self.bad(key, f"a list of {count or 'any number'} of {' or '.join(kind.__name__ for kind in kinds)}")
+        return values
 
     def pairs(self, key: str) -> list[tuple[float, float]]:
         """A list of two positive numbers each."""
@@ -122,7 +137,7 @@ class Fields:
         """null, a relative error, or an object of them."""
         value = self.values.get(key)
         parts = list(value.values()) if isinstance(value, dict) else [value]
-        if not all(part is None or (type(part) in (int, float) and 0 <= part < math.inf) for part in parts):
+        if not all(part is None or (finite(part) and part >= 0) for part in parts):
             raise self.bad(key, "null, a number from 0, or an object of them")
         return value
 
@@ -137,26 +152,94 @@ class Fields:
         return f"{match[1]}={float(match[2]):g}"
 
 
+def finite(value: Any) -> bool:
+    """Whether a value is a number, no truth value, of a size that all arithmetic here bears."""
+    return type(value) in (int, float) and -LARGEST < value < LARGEST
+
+
 def positive(value: Any) -> bool:
     """Whether a value of a results file is a positive finite number of sensible size."""
-    return type(value) in (int, float) and 1e-30 < value < 1e30
+    return finite(value) and value > 1 / LARGEST
 
 
 def load(path: Path) -> Any:
-    """The JSON value in a file; NaN and Infinity are let through for the checks to name."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BadResults(f"{path}: cannot be read: {error.strerror}") from None
+    """The JSON value in a file, as `read_json` gives it.
+
+    Raises:
+        BadResults: it is missing, no regular file, too large or empty, or not JSON that can be used.
+    """
+    content = contents(path)
     if not content.strip():
         raise BadResults(f"{path}: is empty")
+    return read_json(str(path), content)
+
+
+def contents(path: Path) -> bytes:
+    """The bytes of a regular file of bounded size; nothing else is opened to be read, so that a pipe cannot hang.
+
+    Raises:
+        BadResults: it is something else, or cannot be read.
+    """
     try:
-        return json.loads(content, object_pairs_hook=_without_repeats)
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise BadResults(f"{path}: is not a regular file")
+            if found.st_size > MOST_BYTES:
+                raise BadResults(f"{path}: holds {found.st_size:,} bytes; {MOST_BYTES:,} are read at most")
+            return file.read()
+    except OSError as error:
+        raise BadResults(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def read_json(where: str, content: bytes) -> Any:
+    """A JSON value of bounded depth, of finite numbers and strings that can be written again.
+
+    Raises:
+        BadResults: it is none; the message says where.
+    """
+    try:
+        value = json.loads(content, object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as error:
         cut = " (cut off?)" if error.pos >= len(error.doc.rstrip()) - 1 or "Unterminated" in error.msg else ""
-        raise BadResults(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}{cut}") from None
+        raise BadResults(f"{where}:{error.lineno}:{error.colno}: not JSON: {error.msg}{cut}") from None
     except (ValueError, RecursionError) as error:
-        raise BadResults(f"{path}: not a results file: {error}") from None
+        raise BadResults(f"{where}: not a results file: {error}") from None
+    check(where, value)
+    return value
+
+
+def check(where: str, value: Any) -> None:
+    """Raise BadResults where a number is not finite, a string cannot be encoded, or lists and objects are too deep."""
+    left: list[tuple[Any, Any]] = [(value, None)]  # each with the keys that lead to it, innermost first
+    while left:
+        one, keys = left.pop()
+        if isinstance(one, dict):
+            inside = [*one.items()]
+            odd = next((key for key in one if not _encodes(key)), None)
+        else:
+            inside = [*enumerate(one)] if isinstance(one, list) else []
+            odd = one if isinstance(one, str) and not _encodes(one) else None
+        if odd is not None:
+            raise BadResults(f"{where}: {_at(keys)} {shown(odd)} has half of a surrogate pair, which is no text")
+        if type(one) in (int, float) and not finite(one):
+            raise BadResults(f"{where}: {_at(keys)} is {_value(one)}, must be a finite number")
+        if inside and keys is not None and keys[2] >= MOST_DEPTH:
+            raise BadResults(f"{where}: {_at(keys)}: lists and objects are nested deeper than {MOST_DEPTH}")
+        left += [(item, (key, keys, keys[2] + 1 if keys else 1)) for key, item in inside]
+
+
+def _encodes(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _at(keys: Any) -> str:
+    """`benchmarks[0]: stats: median`, of keys from the innermost on."""
+    path: list[str] = []
+    while keys is not None:
+        key, keys, _ = keys
+        path.append(f"[{key}]" if isinstance(key, int) else f": {shown(key)[1:-1]}")
+    return "".join(reversed(path)).removeprefix(": ") or "it"
 
 
 def printable(text: str) -> str:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from bench.files.atomic import sync_folder
 from bench.files.errors import UsageError
-from bench.files.fields import shown
+from bench.files.fields import BadResults, Fields, contents, read_json, shown
 from bench.files.vocabulary import SCHEMA
 
 SUFFIX = ".journal"
@@ -95,8 +95,10 @@ def start(output: Path, header: Mapping[str, Any]) -> Journal:
     return journal
 
 
-def resume(output: Path, option: str = "--resume") -> tuple[Journal, dict[str, Any], list[Any], list[str]]:
+def resume(output: Path, option: str = "--resume") -> tuple[Journal, dict[str, Any], list[Fields], list[str]]:
     """The journal of an unfinished run, opened to go on: its header, its entries, and what there is to say about it.
+
+    Each entry knows its line, so that whoever reads its fields names it.
 
     Args:
         option: that asked for it, for messages.
@@ -117,9 +119,9 @@ def resume(output: Path, option: str = "--resume") -> tuple[Journal, dict[str, A
         raise
 
 
-def _read(journal: Journal, option: str) -> tuple[dict[str, Any], list[Any], list[str]]:
+def _read(journal: Journal, option: str) -> tuple[dict[str, Any], list[Fields], list[str]]:
     path, said = journal.path, []
-    content = path.read_bytes()
+    content = _bytes(path, option)
     lines, good = _lines(f"{option}: {path}", content)
     header = lines[0][0] if lines and lines[0] else None
     if not isinstance(header, dict) or header.get("schema") != SCHEMA:
@@ -127,7 +129,11 @@ def _read(journal: Journal, option: str) -> tuple[dict[str, Any], list[Any], lis
     if good < len(content):
         said.append(f"{path}: the last line was cut off when the run ended; dropped, its point is measured again")
         journal._file.truncate(good)
-    return header, [entry for line in lines[1:] for entry in line], said
+    at = f"{option}: {path}: line"
+    try:
+        return header, [Fields(f"{at} {i}", e) for i, line in enumerate(lines[1:], 2) for e in line], said
+    except BadResults as error:
+        raise UsageError(str(error)) from None
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[str]:
@@ -152,7 +158,7 @@ class Records:
 
     def __init__(self, output: Path, header: Mapping[str, Any], *, fresh: bool = False):
         self.path, self.found = of(output), {}  # type: tuple[Path, dict[tuple[str, str], dict[str, Any]]]
-        whole = not fresh and self.path.exists() and b"\n" in self.path.read_bytes()
+        whole = not fresh and self.path.exists() and b"\n" in _bytes(self.path, "-o")
         if not whole:  # there is none, or it was cut off within its first line
             self.path.unlink(missing_ok=True)
             self._journal = start(output, header)
@@ -161,13 +167,14 @@ class Records:
         again = "choose another -o, or --fresh to start again"
         asked = json.loads(json.dumps(header))
         differ = list(differences({key: before.get(key) for key in asked}, asked))
-        odd = [e for e in entries if not isinstance(e, dict) or set(e) != {"stage", "name", "found"}]
-        if differ or odd:
+        if differ:
             self.close()
-            if differ:
-                raise UsageError(f"-o: {self.path} was begun as another run: {'; '.join(differ)}; {again}")
-            raise UsageError(f"-o: {self.path} has a line that is no record; {again}")
-        self.found = {(entry["stage"], entry["name"]): entry["found"] for entry in entries}
+            raise UsageError(f"-o: {self.path} was begun as another run: {'; '.join(differ)}; {again}")
+        try:
+            self.found = {(e.words("stage"), e.words("name")): e.object("found") for e in entries}
+        except BadResults as error:
+            self.close()
+            raise UsageError(f"{error}; {again}") from None
 
     def get(self, stage: str, name: str) -> dict[str, Any] | None:
         """A record; None where there is none yet."""
@@ -188,11 +195,20 @@ class Records:
         self._journal.close()
 
 
+def _bytes(path: Path, option: str) -> bytes:
+    try:
+        return contents(path)
+    except BadResults as error:
+        raise UsageError(f"{option}: {error}") from None
+
+
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else "not given" if value is None else json.dumps(value)
 
 
 def _opened(path: Path) -> Journal:
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UsageError(f"{path}: is not a regular file")
     try:
         file = path.open("ab", buffering=0)
     except OSError as error:
@@ -210,8 +226,8 @@ def _lines(where: str, content: bytes) -> tuple[list[Any], int]:
     found, good = [], 0
     for line in content.splitlines(keepends=True):
         try:
-            value = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
+            value = read_json("", line) if line.endswith(b"\n") else None
+        except BadResults:
             value = None
         if not isinstance(value, list):
             rest = content[good + len(line) :].strip(b"\0 \n")

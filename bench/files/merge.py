@@ -2,17 +2,18 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.files import atomic
-from bench.files.fields import BadResults, printable, shown
+from bench.files.fields import BadResults, printable, read_json, shown
 from bench.files.merged_run import Say, Shard, check_conditions, merged_roofline, merged_rules, merged_run, read
 from bench.files.rows import Refusal, Row, Spread, join, parse
 from bench.files.terminal import many
 
+T = TypeVar("T")
 ASKED = (None, "auto", "best")  # backends of a refusal that stand for whichever would have run
 _SAME = ("series", "in_features", "out_features", "tokens", "dtype", "device", "mode", "threads", "clock")
 _SECTION = ("schema", "run", "roofline", "rules", "refused")
@@ -30,8 +31,7 @@ def merge(paths: Sequence[Path], output: Path) -> list[str]:
     shards = [read(path) for path in paths]
     said: list[str] = []
     document = joined(shards, said.append)
-    merged = join([parse(str(output), document)])  # what is written can be read
-    write(document, output)
+    merged = write(document, output, lambda made: join([parse(str(output), made)]))
     state = "complete" if merged.runs[0].complete else "not complete: points are missing"
     points = f"{many(len(merged.rows), 'point')}, {len(merged.refusals)} refused"
     return [*said, f"{output}: {points}, of {many(len(paths), 'file')}; {state}"]
@@ -70,26 +70,23 @@ def joined(shards: Sequence[Shard], say: Say) -> dict[str, Any]:
     return top
 
 
-def write(document: Mapping[str, Any], output: Path, text_of: Callable[[Any], str] | None = None) -> None:
-    """Write JSON beside `output` and rename it, so that no reader ever meets half a file.
+def write(document: Any, output: Path, read: Callable[[Any], T], text_of: Callable[[Any], str] | None = None) -> T:
+    """Write JSON beside `output` and rename it, once `read` has read it; returns what that found.
 
     Args:
-        text_of: makes the JSON, without NaN; where none is given, everything is on a line of its own.
+        text_of: makes the JSON; where none is given, everything is on a line of its own.
     Raises:
-        BadResults: it cannot be written; `output` is then what it was before.
+        BadResults: it cannot be read, or not be written; `output` is then what it was before.
     """
-    try:
-        text = text_of(document) if text_of else json.dumps(document, indent=1, allow_nan=False)
-    except (ValueError, RecursionError):
-        odd = "NaN, Infinity or very deep nesting"
-        raise BadResults(f"{output}: not written: the files hold {odd} in fields that are only copied") from None
-    target = Path(os.path.realpath(output))
-    if target.exists() and not target.is_file():
+    text = text_of(document) if text_of else json.dumps(document, indent=1)
+    found = read(read_json(str(output), text.encode()))
+    if output.exists() and not output.is_file():
         raise BadResults(f"{output}: cannot be written: it is there and is not a plain file")
     try:
-        atomic.write(text + "\n", target)
+        atomic.write(text + "\n", output)
     except OSError as error:
         raise BadResults(f"{output}: cannot be written: {error.strerror}; nothing was changed") from None
+    return found
 
 
 # -- points

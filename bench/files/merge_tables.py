@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.files import wholes
 from bench.files.fields import BadResults, Fields, load, shown
 from bench.files.kinds import DECODER, FEED_FORWARD, TRAINING, File, kind_of, parse
 from bench.files.merge import write
@@ -47,13 +48,17 @@ class TableRules:
     agree: Callable[[tuple[TableFile, Row], tuple[TableFile, Row]], None]  # the same, of two rows of one key
     called: Callable[[str, Row], str]  # a row, in messages
     joined: Callable[[Sequence[TableFile], Callable[[str], None]], dict[str, Any]]  # the section, without its rows
+    read: Callable[[File], object]  # raises BadResults where a row cannot be read
     text: Callable[[Any], str] | None  # makes the JSON
 
 
-def merge(paths: Sequence[Path], output: Path) -> list[str]:
+def merge(paths: Sequence[Path], output: Path, check: Callable[[File], object] = lambda file: None) -> list[str]:
     """Join files into `output`, which appears whole or not at all; a line for all that was settled on the way.
 
     A row of several files is kept once: the one with fewer flags, then the one given first.
+
+    Args:
+        check: reads the merged file as the report does, beside the reader of its kind here.
     Raises:
         BadResults: a file is bad or of a kind that has no shards, two of them must not be mixed, or the output cannot
             be written.
@@ -89,7 +94,13 @@ def merge(paths: Sequence[Path], output: Path) -> list[str]:
         "refused": _once([r.values for p in parts for r in p.file.refused]),
     }
     benchmarks = {"benchmarks": [own for *_, own in rows]} if any(own for *_, own in rows) else {}
-    write({**documents[0], **benchmarks, "structures": section}, output, rules.text)
+
+    def read(made: Any) -> None:
+        file = parse(str(output), made, RULES)
+        rules.read(file)
+        check(file)
+
+    write({**documents[0], **benchmarks, "structures": section}, output, read, rules.text)
     state = "complete" if section["run"]["complete"] else "not complete: rows are missing"
     return [*said, f"{output}: {many(len(rows), 'row')}, of {many(len(paths), 'file')}; {state}"]
 
@@ -170,20 +181,29 @@ def _row_by_row(document: dict[str, Any]) -> str:
     """JSON with a line for each row: two thirds of the size, and a row that changed is one line of a difference."""
     section = dict(document["structures"])
     rows, refused = section.pop("rows"), section.pop("refused")
-    lines = ",\n".join(json.dumps(row, separators=(",", ":"), allow_nan=False) for row in rows)
+    lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
     empty = "[]\n }\n}"
     ordered = {**section, "refused": refused, "rows": []}
-    head = json.dumps({"structures": ordered}, indent=1, allow_nan=False).removesuffix(empty)
+    head = json.dumps({"structures": ordered}, indent=1).removesuffix(empty)
     return f"{head}[\n{lines}\n  ]\n }}\n}}"
 
 
-_MODULES = TableRules(_benchmarked, _same_setup, lambda *_: None, lambda key, _: shown(key), _joined_shards, None)
+_MODULES = TableRules(
+    points=_benchmarked,
+    check=_same_setup,
+    agree=lambda *_: None,
+    called=lambda key, _: shown(key),
+    joined=_joined_shards,
+    read=wholes.check,
+    text=None,
+)
 _TRAINING = TableRules(
     points=_keyed,
     check=_same_versions,
     agree=_same_loss,
     called=lambda _, row: f"{row.get('series')} ({row.get('phase')})",
     joined=_joined_runs,
+    read=lambda file: None,
     text=_row_by_row,
 )
 RULES = {FEED_FORWARD: _MODULES, DECODER: _MODULES, TRAINING: _TRAINING}

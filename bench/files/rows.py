@@ -245,7 +245,7 @@ def parse(file: str, document: Any) -> Results:
         age = "newer" if schema > SCHEMA else "older"
         raise BadResults(f"{file}: structures.schema {schema} is {age} than the {SCHEMA} this version reads")
     run = parse_run(file, section)
-    rows = tuple(_row(run, fields) for fields in top.each("benchmarks"))
+    rows = tuple(parse_row(run, fields) for fields in top.each("benchmarks"))
     refusals = tuple(declared.read(Refusal, fields, run=run) for fields in section.each("refused"))
     if not rows and not refusals:
         raise BadResults(f"{file}: holds no points; the sweep ended before the first one")
@@ -272,11 +272,11 @@ def parse_run(file: str, section: Fields) -> Run:
     argv = run.get("argv")
     if not (argv is None or isinstance(argv, list)):
         raise run.bad("argv", "null or a list of words")
-    load_share = run.get("foreign_load")
+    load_share = None if run.get("foreign_load") is None else run.within("foreign_load", 0, 1e6)
     facts = {
         "date": run.words("datetime"),
         "pinned to": "not pinned" if run.get("pinned") is None else printable(f"cores {run.get('pinned')}"),
-        "foreign load": "not measured" if load_share is None else f"{_share(run, 'foreign_load'):.1%} of the CPU",
+        "foreign load": "not measured" if load_share is None else f"{load_share:.1%} of the CPU",
         "run": "complete" if complete else "not complete: points are missing",
         "command": printable(" ".join(map(str, argv or ["unknown"]))),
     }
@@ -292,7 +292,8 @@ def _limits(fields: Fields) -> Limits:
     return declared.read(Limits, fields, cache_bytes_per_s=fastest, cache_bytes=cached)
 
 
-def _row(run: Run, benchmark: Fields) -> Row:
+def parse_row(run: Run, benchmark: Fields) -> Row:
+    """One row of a run, as pytest-benchmark and the sweep write it."""
     name = benchmark.words("name")
     benchmark.where += f" ({shown(name)})"
     info = benchmark.inside("extra_info")
@@ -308,10 +309,3 @@ def _row(run: Run, benchmark: Fields) -> Row:
         bound_fraction=bound.fraction,
         extra={key: value for key, value in info.values.items() if key not in known},
     )
-
-
-def _share(fields: Fields, key: str) -> float:
-    value = fields.get(key)
-    if type(value) not in (int, float) or not 0 <= value < math.inf:
-        raise fields.bad(key, "null or a number from 0")
-    return float(value)

@@ -6,7 +6,6 @@ import math
 import time
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import nn
@@ -71,13 +70,6 @@ class Roofline:
             "seconds_per_step": self.seconds_per_step,
             "seconds_per_train_step": self.seconds_per_train_step,
         }
-
-
-def from_dict(values: dict[str, Any]) -> Roofline:
-    """The limits that `as_dict` wrote."""
-    names = ("device", "dtype", "threads", "gemm_flops_per_s", "seconds_per_step", "seconds_per_train_step")
-    copies = tuple((int(size), rate) for size, rate in values["copy_bytes_per_s_by_size"])
-    return Roofline(**{name: values[name] for name in names}, copies=copies)
 
 
 def measure(device: str, dtype: str, threads: int, clock: Clock = time.perf_counter) -> Roofline:

@@ -20,6 +20,7 @@ import structures
 from bench.files import kinds
 from bench.files.errors import UsageError
 from bench.files.vocabulary import MODES
+from bench.files.wholes import BOTH, FF_ONLY, REST
 from bench.machine import timing
 from bench.modules.timed import SEED, Addmm, Kinks, Rows, TimedAt, drawn, state_bytes, where
 from bench.sweep.check import CheckFailed, saved_by
@@ -36,7 +37,6 @@ NAMES = (*DYAD, MIX, "monarch", "low_rank")
 WAYS = ("linear", "addmm")  # of dense; the faster one is what is compared to
 CPU_LAYERS = len(DYAD)  # the least in which a mix has every variant
 CPU_BATCH = 2  # sequences
-FEED_FORWARD, BOTH, REST = "feed-forward", "feed-forward and attention", "rest"
 RATE = 1e-4
 LEAST = 1e-3  # of the largest gradient: what an error is relative to, where a tensor's own numbers are smaller
 
@@ -122,7 +122,7 @@ def points(option: Any) -> list[DecoderPoint]:
             found.append(DecoderPoint(structure="dense", share=None, place=REST, layers=0, **here))
             found.append(DecoderPoint(structure="dense", share=None, place=BOTH, layers=layers, **here))
             for share in SHARES:
-                for place in (FEED_FORWARD, BOTH):
+                for place in (FF_ONLY, BOTH):
                     found += [DecoderPoint(structure=n, share=share, place=place, layers=layers, **here) for n in NAMES]
     return found
 

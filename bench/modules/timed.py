@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.files import options
+from bench.files import declared, options, wholes
 from bench.files.errors import UsageError, one_of
+from bench.files.fields import Fields
 from bench.files.rounding import rounded
 from bench.files.run import section
 from bench.files.terminal import many
@@ -154,6 +155,7 @@ class Rows:
             row["time"] = {"median": found.median, "q1": found.q1, "q3": found.q3, "rounds": found.rounds}
             width = speedup.width if speedup else found.iqr / found.median
             row["flags"] = timing.flags(self.sweep.load, width)
+            declared.read(wholes.ROWS[self.kind], Fields(str(point), row))  # as all others will read it
             kept = {"whole": rounded(row), "benchmark": row_of(benchmark.stats), "id": str(point)}
             self.sweep.whole[str(point)] = kept
             self.sweep.news.append(kept)

@@ -14,6 +14,7 @@ import torch
 import structures
 from bench.files import journal, options
 from bench.files.errors import UsageError, one_of
+from bench.files.fields import BadResults
 from bench.files.options import check_output
 from bench.files.progress import minutes
 from bench.files.terminal import many
@@ -207,9 +208,13 @@ def journal_of(path: Path, sweep: Sweep, *, resume: bool) -> tuple[journal.Journ
         opened.close()
         raise UsageError(f"--resume: {path} was begun as another run: {'; '.join(differ)}")
     resumed = {"datetime": sweep.started, "argv": sweep.argv}
-    sweep.restore(entries)
+    try:
+        sweep.restore(entries)
+    except BadResults as error:
+        opened.close()
+        raise UsageError(str(error)) from None
     sweep.argv, sweep.started = before["argv"], before["datetime"]
-    sweep.extra_facts["resumed"] = [*(entry["resumed"] for entry in entries if "resumed" in entry), resumed]
+    sweep.extra_facts["resumed"] = [*(entry.get("resumed") for entry in entries if "resumed" in entry), resumed]
     sweep.news.append({"resumed": resumed})
     said.append(f"{path}: goes on with {len(sweep.finished)} of {len(sweep.selected)} points done")
     return opened, said

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -10,8 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.files import declared
+from bench.files.fields import Fields
+from bench.files.rows import Refusal, Run, parse_row, parse_run
 from bench.files.run import facts, now
-from bench.files.vocabulary import DENSE
+from bench.files.vocabulary import DENSE, DEVICES, DTYPES
+from bench.files.wholes import DecoderRow, ModuleRow
 from bench.machine import device, energy, roofline, setup, timing
 from bench.machine.device import clock_of
 from bench.machine.timing import Quartiles
@@ -245,29 +249,57 @@ class Sweep:
         fit = self.request.cold and rotated <= device.cache_bytes(point.device)
         return [*timing.flags(self.load, width), *(["copies fit the cache"] if fit else [])]
 
-    def restore(self, entries: Iterable[Any]) -> None:
-        """Take over what a journal holds."""
+    def restore(self, entries: Iterable[Fields]) -> None:
+        """Take over what a journal holds.
+
+        Raises:
+            BadResults: an entry is none of this sweep, or cannot be read as the results file is.
+        """
         by_id = {str(point): point for point in self.points}
+        run = parse_run("this run", Fields("this run", {"run": self.run_facts(), "roofline": [], "rules": {}}))
         for entry in entries:
             if "whole" in entry:
-                self.whole[entry["id"]] = entry
+                whole = entry.inside("whole")
+                declared.read(ModuleRow if "names" in whole else DecoderRow, whole)
+                self.whole[entry.words("id")] = {**entry.values, "benchmark": entry.object("benchmark")}
             elif "row" in entry:
-                row, info, point = entry["row"], entry["row"]["extra_info"], by_id[entry["id"]]
-                self.rows[entry["id"]] = row
-                ratio = info["speedup"] and info["speedup"]["median"]
-                flags = info["flags"]
-                self._energy.setdefault(point.device, energy.counter(point.device))
-                self.done.append(Done(point, row["stats"]["median"], ratio, "load" in flags, bool(flags)))
-                self._ran[replace(point, backend=info["backend"])] = point
+                self._restore_row(entry, by_id, run)
             elif "refused" in entry:
-                self.refusals[entry["id"]] = entry["refused"]
+                declared.read(Refusal, entry.inside("refused"), run=run)
+                self.refusals[entry.words("id")] = entry.object("refused")
             elif "roofline" in entry:
-                found = roofline.from_dict(entry["roofline"])
+                found = _roofline(entry.inside("roofline"))
                 self.rooflines[(found.device, found.dtype, found.threads)] = found
             elif "cell" in entry:
-                self.ways[tuple(entry["cell"])] = entry["way"]
+                self.ways[tuple(entry.values_of("cell", (str, int)))] = entry.name("way")
             elif "load" in entry:
-                self.load.all_foreign, self.load.all_seconds = entry["load"]
+                self.load.all_foreign, self.load.all_seconds = entry.values_of("load", (int, float), 2)
+            else:
+                entry.object("resumed")
+
+    def _restore_row(self, entry: Fields, by_id: Mapping[str, Point], run: Run) -> None:
+        row = parse_row(run, entry.inside("row"))
+        if (name := entry.words("id")) not in by_id:
+            raise entry.bad("id", "the id of a point of this sweep")
+        point = by_id[name]
+        self.rows[str(point)] = entry.object("row")
+        self._energy.setdefault(point.device, energy.counter(point.device))
+        ratio = row.speedup and row.speedup.median
+        self.done.append(Done(point, row.time.median, ratio, "load" in row.flags, bool(row.flags)))
+        self._ran[replace(point, backend=row.backend)] = point
+
+
+def _roofline(found: Fields) -> roofline.Roofline:
+    """What `Roofline.as_dict` wrote."""
+    return roofline.Roofline(
+        found.choice("device", DEVICES),
+        found.choice("dtype", DTYPES),
+        found.count("threads"),
+        found.number("gemm_flops_per_s"),
+        tuple(found.pairs("copy_bytes_per_s_by_size")),
+        found.number("seconds_per_step"),
+        found.number("seconds_per_train_step"),
+    )
 
 
 def _memory_needed(point: Point) -> int:

@@ -133,7 +133,7 @@ def _section(path: Path) -> dict[str, Any]:
         opened.close()
         section = {**section, "setup": header.get("setup", {})}
         for name, key in (("rows", "row"), ("refused", "refused")):
-            found = (entry[key] for entry in entries if isinstance(entry, dict) and key in entry)
+            found = (entry.get(key) for entry in entries if key in entry)
             section[name] = [*section[name], *(one for one in found if one not in section[name])]
         if header.get("kind") != TRAINING or not _whole(section):
             raise BadResults(f"--resume: {journal.of(path)} is no journal of bench train")

@@ -12,9 +12,11 @@ from pathlib import Path
 import kill_sweep
 import pytest
 from bench_runs import environment, quick
+from made_up import point
 
 from bench.files import journal, rows
 from bench.files.errors import UsageError
+from bench.files.journal import Records
 from bench.machine import setup
 from bench.sweep import launch, request
 from bench.sweep.points import points
@@ -65,12 +67,14 @@ def begun(tmp_path):
     return output
 
 
-@pytest.mark.parametrize("tail", [b'[{"row":4}', b"[", b"\0" * 512, b'[{"row":4}]', b"{}\n", b"\xff\xfe\n"], ids=repr)
+@pytest.mark.parametrize(
+    "tail", [b'[{"row":4}', b"[", b"\0" * 8, b'[{"row":4}]', b"{}\n", b"\xff\xfe\n"], ids=lambda tail: repr(tail)[:12]
+)
 def test_a_torn_last_line_is_dropped_with_a_line_saying_so(begun, tail):
     whole = journal.of(begun).read_bytes()
     journal.of(begun).write_bytes(whole + tail)
     kept, header, entries, said = journal.resume(begun)
-    assert entries == [{"row": 1}, {"load": 2}, {"row": 3}] and header["options"] == {}
+    assert [entry.values for entry in entries] == [{"row": 1}, {"load": 2}, {"row": 3}] and header["options"] == {}
     assert len(said) == 1 and "the last line was cut off when the run ended; dropped" in said[0]
     kept.add([{"row": 5}])
     kept.close()
@@ -214,6 +218,59 @@ def test_another_run_is_not_gone_on_with_and_what_differs_is_named(tmp_path, mon
     elsewhere = replace(swept(monkeypatch), allocator="tuned")
     elsewhere.selected = [str(point) for point in elsewhere.points]
     assert "conditions allocator was 'plain' and is 'tuned'" in refused(elsewhere)
+
+
+ODD = [
+    ([5], "line 2 is 5, must be an object"),
+    ([[]], "line 2 is a list, must be an object"),
+    ([{"id": "x", "row": None}], "line 2: resumed is missing"),
+    ([{"id": "x", "row": 1}], "line 2: row is 1, must be an object"),
+    ([{"id": "x", "row": {"name": "n", "extra_info": {}}}], "line 2: row ('n'): stats is missing"),
+    ([{"id": "x", "row": point()}], "line 2: id is the text 'x', must be the id of a point of this sweep"),
+    ([{"id": "x", "refused": {"structure": "a"}}], "line 2: refused: reason is missing"),
+    ([{"id": "x", "whole": {}, "benchmark": {}}], "line 2: whole: structure is missing"),
+    ([{"roofline": {"device": "cpu"}}], "line 2: roofline: dtype is missing"),
+    ([{"cell": [[]], "way": "linear"}], "line 2: cell is a list, must be a list of any number of str or int"),
+    ([{"load": [1]}], "line 2: load is a list, must be a list of 2 of int or float"),
+    ([{"load": [True, 1.0]}], "line 2: load is a list"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), ODD, ids=[message for _, message in ODD])
+def test_an_odd_but_valid_line_is_refused_with_its_number(line, message, tmp_path, monkeypatch):
+    output = tmp_path / "r.json"
+    kept, _ = launch.journal_of(output, swept(monkeypatch), resume=False)
+    kept.add(line)
+    kept.close()
+    before = journal.of(output).read_bytes()
+    with pytest.raises(UsageError) as error:
+        launch.journal_of(output, swept(monkeypatch), resume=True)
+    assert f"--resume: {journal.of(output)}: {message}" in str(error.value)
+    assert journal.of(output).read_bytes() == before and not output.exists()
+
+
+@pytest.mark.parametrize(
+    "line", [b"[" * 90_000, b"[1e999]", b'["\\ud800"]', b"[" + b"9" * 5000 + b"]"], ids=lambda b: str(b[:9])
+)
+def test_a_line_that_cannot_be_used_is_as_a_broken_one(line, begun):
+    journal.of(begun).write_bytes(journal.of(begun).read_bytes() + line + b"\n[]\n")
+    with pytest.raises(UsageError, match="line 4 is broken, and lines follow it"):
+        journal.resume(begun)
+
+
+@pytest.mark.parametrize("read", [journal.resume, lambda output: journal.start(output, {}), lambda o: Records(o, {})])
+def test_a_pipe_in_a_journals_place_is_refused_at_once(read, tmp_path):
+    os.mkfifo(journal.of(tmp_path / "r.json"))
+    with pytest.raises(UsageError, match="is not a regular file"):
+        read(tmp_path / "r.json")
+
+
+def test_a_link_in_a_journals_place_is_not_followed(tmp_path):
+    (tmp_path / "target").write_bytes(b"")
+    journal.of(tmp_path / "r.json").symlink_to(tmp_path / "target")
+    with pytest.raises(UsageError, match="is not a regular file"):
+        journal.start(tmp_path / "r.json", {})
+    assert (tmp_path / "target").read_bytes() == b""
 
 
 def test_without_time_all_points_are_rows_with_the_reason_and_the_run_goes_on(tmp_path):

@@ -321,7 +321,7 @@ MARKUP = [
 
 def test_text_from_a_file_is_data_and_never_markup(tmp_path: Path) -> None:
     content = small(structures={name: (0.25, 2.0, 0.5 + 0.04 * i) for i, name in enumerate(MARKUP)})
-    content["structures"]["run"] |= {"cpu": MARKUP[0], "argv": MARKUP, "allocator": "a\u2028b\x00\ud800"}
+    content["structures"]["run"] |= {"cpu": MARKUP[0], "argv": MARKUP, "allocator": "a\u2028b\x00"}
     content["structures"]["refused"].append(refusal(MARKUP[1], None, f"{MARKUP[0]}\n\x00", (1, 1), 1, "forward", "cpu"))
     for row in content["benchmarks"]:
         row["extra_info"] |= {"flags": [MARKUP[0]], "options": {MARKUP[1]: MARKUP[0]}}
@@ -383,7 +383,7 @@ BAD = [
     (at("structures", "schema", value="1"), "structures: schema is the text '1', must be a whole number from 1"),
     (at("structures", "run", "cpu", value=...), "structures: run: cpu is missing"),
     (at("structures", "run", "versions", "torch", value=...), "structures: run: versions: torch is missing"),
-    (at("structures", "run", "foreign_load", value=float("nan")), "foreign_load is NaN, must be null or a number"),
+    (at("structures", "run", "foreign_load", value=float("nan")), "foreign_load is NaN, must be a finite number"),
     (at("structures", "refused", value=[{"structure": "a"}]), "structures: refused[0]: reason is missing"),
     (at("benchmarks", value=[]), "holds no points; the sweep ended before the first one"),
     (at("benchmarks", value={}), "benchmarks is an object, must be a list"),
@@ -392,9 +392,9 @@ BAD = [
     (at(*ROW, "stats", "median", value=0), f"{NAMED}: stats: median is 0, must be a positive number"),
     (at(*ROW, "stats", "median", value=True), f"{NAMED}: stats: median is true, must be a positive number"),
     (at(*ROW, "stats", "median", value="0.1"), f"{NAMED}: stats: median is the text '0.1', must be a positive number"),
-    (at(*ROW, "stats", "q1", value=float("nan")), f"{NAMED}: stats: q1 is NaN, must be a positive number"),
-    (at(*ROW, "stats", "q3", value=float("inf")), f"{NAMED}: stats: q3 is Infinity, must be a positive number"),
-    (at(*ROW, "stats", "q3", value=10**400), f"{NAMED}: stats: q3 is 1000000000000000000000000000000000000000, "),
+    (at(*ROW, "stats", "q1", value=float("nan")), "benchmarks[1]: stats: q1 is NaN, must be a finite number"),
+    (at(*ROW, "stats", "q3", value=float("inf")), "benchmarks[1]: stats: q3 is Infinity, must be a finite number"),
+    (at(*ROW, "stats", "q3", value=10**400), "benchmarks[1]: stats: q3 is 1000000000000000000000000000000000000000, "),
     (at(*ROW, "stats", "median", value=9.0), f"{NAMED}: stats: median is 9.0, must be between q1 = "),
     (at(*ROW, "stats", value=...), f"{NAMED}: stats is missing"),
     (at(*INFO, "speedup", "median", value=None), f"{NAMED}: extra_info: speedup: median is null, must be a positive"),
@@ -404,14 +404,14 @@ BAD = [
     (at(*INFO, "mode", value=[]), f"{NAMED}: extra_info: mode is a list, must be one of forward, train"),
     (at(*INFO, "budget", value="half"), f"{NAMED}: extra_info: budget is the text 'half', must be null, params=S"),
     (at(*INFO, "series", value="a\x1b[2J"), f"{NAMED}: extra_info: series is the text 'a\\x1b[2J', must be a name"),
-    (at(*INFO, "series", value="\ud800"), f"{NAMED}: extra_info: series is the text '\\ud800', must be a name"),
+    (at(*INFO, "series", value="\ud800"), "benchmarks[1]: extra_info: series '\\ud800' has half of a surrogate"),
     (at(*INFO, "peak_bytes", value=-1), f"{NAMED}: extra_info: peak_bytes is -1, must be a positive number"),
-    (at(*INFO, "energy_joules", value=float("nan")), f"{NAMED}: extra_info: energy_joules is NaN, must be a positive"),
+    (at(*INFO, "energy_joules", value=float("nan")), "extra_info: energy_joules is NaN, must be a finite number"),
     (
         at("structures", "roofline", 0, "copy_bytes_per_s_by_size", value=[[1e6, -1.0]]),
         "roofline[0]: copy_bytes_per_s_by_size is a list, must be a list of pairs of positive numbers",
     ),
-    (at(*INFO, "error", value=float("nan")), f"{NAMED}: extra_info: error is NaN, must be null, a number from 0, or"),
+    (at(*INFO, "error", value=float("nan")), "extra_info: error is NaN, must be a finite number"),
 ]
 
 

@@ -1,46 +1,17 @@
 """Sections of `bench/test_ff.py` and `bench/test_decoder.py`: whole modules and models, as tables."""
 
 from collections.abc import Callable, Collection, Hashable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from bench.files import declared
-from bench.files.fields import BadResults, Fields, printable
+from bench.files.fields import printable
 from bench.files.kinds import File
-from bench.files.rows import Run, Spread
+from bench.files.rows import Run
 from bench.files.vocabulary import DENSE, DEVICES, DTYPES, MODES, NEAR, VERSIONS
+from bench.files.wholes import PLACES, REST, DecoderRow, ModuleRow, by_key
 from bench.report.drawing import words
 from bench.report.drawing.sections import Section
 from bench.report.others import published
-
-PLACES = ("rest", "feed-forward", "feed-forward and attention")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One row: times of one mode, and the row's own fields."""
-
-    structure: declared.Name
-    mode: declared.Mode
-    dtype: declared.Dtype
-    device: declared.Device
-    tokens: declared.Count
-    time: Spread
-    speedup: Spread | None
-    activation_bytes: declared.Number | None
-    checkpoint_bytes: declared.Number
-    flags: declared.Names
-
-
-@dataclass(frozen=True)
-class ModuleKey:
-    """What tells modules apart."""
-
-    names: declared.Words
-    width: declared.Count
-    activation: declared.Words
-    structure: declared.Name
-    n_blocks: declared.Count | None
 
 
 @dataclass(frozen=True)
@@ -53,7 +24,7 @@ class ModuleResult:
     structure: str
     n_blocks: int | None
     params_share: float
-    modes: dict[str, Measured]
+    modes: dict[str, ModuleRow]
     published: tuple[float, float] | None
 
 
@@ -68,7 +39,7 @@ class Decoder:
     layers: int
     model_layers: int
     share: float | None  # of the parameters of dense layers in its place, realised
-    modes: dict[str, Measured]
+    modes: dict[str, DecoderRow]
     whole: dict[str, float]  # speed-up of the whole model in each mode, worked out from a layer's time and the rest's
 
     @property
@@ -103,16 +74,11 @@ def feed_forward(file: File, number: int = 0, structures: Collection[str] = ()) 
     Raises:
         BadResults: a field is missing or impossible, or a row stands twice.
     """
-    found: dict[tuple[Any, ...], dict[str, Measured]] = {}
-    shares: dict[tuple[Any, ...], float] = {}
-    for fields in file.rows:
-        key = astuple(declared.read(ModuleKey, fields))
-        _add(found, key, fields)
-        shares[key] = fields.number("params_share")
-    rows = [
-        ModuleResult(*key, shares[key], modes, published.ratios(key[2], key[1], key[3], key[4]))
-        for key, modes in found.items()
-    ]
+    rows = []
+    for modes in by_key(file.rows, ModuleRow).values():
+        one = next(iter(modes.values()))
+        known = published.ratios(one.activation, one.width, one.structure, one.n_blocks)
+        rows.append(ModuleResult(*one.key, one.params_share, modes, known))
     rows.sort(key=lambda row: (row.width, row.activation != "relu", row.names))
     groups = [RowGroup(some[0].names, some) for some in _grouped(rows, lambda row: row.names)]
     content = {"groups": groups, "modes": _modes(rows), "setup": _setup(file), "batch": _batch(file)}
@@ -125,18 +91,13 @@ def decoders(file: File, number: int = 0, structures: Collection[str] = ()) -> S
     Raises:
         BadResults: a field is missing or impossible, or a row stands twice.
     """
-    found: dict[tuple[Any, ...], dict[str, Measured]] = {}
-    more: dict[tuple[Any, ...], tuple[int, int, float | None]] = {}
-    for fields in file.rows:
-        place = fields.choice("place", PLACES)
-        key = fields.words("model"), place, fields.name("structure"), fields.budget("budget")
-        _add(found, key, fields)
-        share = None if fields.get("swapped_share") is None else fields.number("swapped_share")
-        layers = 0 if place == "rest" else fields.count("layers")
-        more[key] = layers, fields.count("model_layers"), None if key[2] == DENSE else share
-    rows = [Decoder(*key, *more[key], modes, {}) for key, modes in found.items()]
-    rests = {row.model: row for row in rows if row.place == "rest"}
-    dense = {row.model: row for row in rows if row.structure == DENSE and row.place != "rest"}
+    rows = []
+    for modes in by_key(file.rows, DecoderRow).values():
+        one = next(iter(modes.values()))
+        share = None if one.structure == DENSE else one.swapped_share
+        rows.append(Decoder(*one.key, int(one.layers), one.model_layers, share, modes, {}))
+    rests = {row.model: row for row in rows if row.place == REST}
+    dense = {row.model: row for row in rows if row.structure == DENSE and row.place != REST}
     for row in rows:
         if row.structure != DENSE:
             row.whole.update(_whole(row, dense.get(row.model), rests.get(row.model)))
@@ -203,14 +164,6 @@ def _told(run: Run, file: File) -> tuple[str, ...]:
         f"{machine['allocator']}; foreign load {run.facts['foreign load']}.",
         f"{versions}; {run.datetime[:10]}, commit {machine['commit']}.{complete}",
     )
-
-
-def _add(found: dict[tuple[Any, ...], dict[str, Measured]], key: tuple[Any, ...], fields: Fields) -> None:
-    measured = declared.read(Measured, fields)
-    modes = found.setdefault(key, {})
-    if measured.mode in modes:
-        raise BadResults(f"{fields.where}: {measured.mode} stands twice")
-    modes[measured.mode] = measured
 
 
 def _modes(rows: Sequence[ModuleResult | Decoder]) -> list[str]:
