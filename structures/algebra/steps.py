@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ Axes = tuple[str, ...]
 Array = NDArray[np.float64]
 
 MAX_ALL_ORDERS = 6  # factors of a term up to which every order is looked at, whatever they are copies of
+MAX_NEXT = 16  # of such a long term, steps that are compared each time: a hundred factors take no seconds
 MAX_ORDER_STATES = 4096  # partial contraction orders looked at; of longer terms a few orders are compared
 
 
@@ -211,7 +213,7 @@ def _greedy(
     here = frozenset(loaded)
     while len(order) < len(factors):
         options = []
-        for position, reached in _next(chains, state):
+        for position, reached in itertools.islice(_next(chains, state), MAX_NEXT):
             involved = here.union(factors[position])
             left = frozenset(a for a in involved if uses[a] > (a in factors[position]))
             measures = [math.prod(size[a] for a in axes) for axes in (involved, left)]

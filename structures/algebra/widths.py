@@ -32,8 +32,8 @@ Array = NDArray[np.float64]  # of sizes or costs; not a number where they are no
 Axis = tuple[str, int | None]
 
 _ARITHMETIC: dict[object, Callable[..., NDArray[np.int64]]] = {
-    ast.Add: np.add, ast.Sub: np.subtract, ast.Mult: np.multiply, ast.Div: np.floor_divide, ast.FloorDiv: np.floor_divide,
-    "min": np.minimum, "max": np.maximum,
+    ast.Add: np.add, ast.Sub: np.subtract, ast.Mult: np.multiply,
+    ast.Div: np.floor_divide, ast.FloorDiv: np.floor_divide, "min": np.minimum, "max": np.maximum,
 }  # fmt: skip
 
 

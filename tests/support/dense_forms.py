@@ -231,13 +231,9 @@ def boft(*factors: Matrix) -> Matrix:
     *family, last = factors
     digits = len(factors)
     whole = np.eye(math.prod(last.shape[: digits + 2]))
-    for t in range(len(family) - 1, -1, -1):
-        whole = (
-            _mixed(
-                family[t].reshape(-1, 2, family[t].shape[3 + t], 2, family[t].shape[5 + t], 2 ** (len(family) - 1 - t))
-            )
-            @ whole
-        )
+    for t, factor in reversed(list(enumerate(family))):
+        p, q = factor.shape[3 + t], factor.shape[5 + t]
+        whole = _mixed(factor.reshape(-1, 2, p, 2, q, 2 ** (len(family) - 1 - t))) @ whole
     g, u, p, w, s = last.shape[0], last.shape[1], *last.shape[-3:]
     return _mixed(last.reshape(g, u, -1, p, w, s).transpose(0, 1, 3, 4, 5, 2)) @ whole
 
