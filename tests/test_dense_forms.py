@@ -60,7 +60,11 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
     ],
     "block_dense": [{}, {"n_blocks": 1, "rank": 3}, {"n_blocks": 3, "rank": 6}, {"n_blocks": 12, "rank": 12}],
     "kaleidoscope": [{}, {"radix": 3}, {"radix": 4}],
-    "deformable_butterfly": [{}, {"n_factors": 1}, {"n_factors": 2}, {"n_factors": 4}],
+    "deformable_butterfly": [
+        {},
+        {"rows": [2, 3, 4], "columns": [3, 4, 2], "stride_0": 4, "stride_1": 2, "stride_2": 1},  # 24, 16, 12, 24 wide
+        {"rows": [3, 2, 4], "columns": [2, 4, 2], "stride_0": 4, "stride_1": 3, "stride_2": 1},  # 32, 48, 24, 48 wide
+    ],
     "kronecker_sparse_chain": [
         {},
         {"outer": [1, 1], "inner": [1, 1], "width": 7},
@@ -72,7 +76,8 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
     "lokr": [{}, {"rank": 1}, {"rank": 3}],
     "loha": [{}, {"rank": 1}, {"rank": 6}],
     "group_and_shuffle": [{}, {"n_blocks": 1}, {"n_blocks": 2}, {"n_blocks": 6}, {"n_blocks": 8}],
-    "boft": [{}, {"n_blocks": 2}, {"n_blocks": 6}],
+    "boft": [{}, {"n_blocks": 2}, {"n_blocks": 6}, {"n_blocks": 4, "n_factors": 3}, {"n_blocks": 8, "n_factors": 4}],
+    "fastfood": [{}],
 }
 
 

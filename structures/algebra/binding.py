@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from structures.algebra.map import Gate, Gather, Map, Term
+from structures.algebra.map import MAX_SIZE, Gate, Gather, Map, Term
 from structures.algebra.padding import padded
 from structures.algebra.parting import Constants, Operands, Order, parted
 from structures.algebra.steps import Axes
@@ -22,8 +21,6 @@ from structures.language.notation import Expanded, NotationError, Pattern, expan
 MAX_TRIES = 240  # bindings tried for the hint of an error, over all options
 MAX_HINTED = 64  # factors, or sizes of a list, up to which an error names padded widths: hundreds of bindings
 MAX_TABLE = 2**16  # entries of a gather
-MAX_SIZE = 2**24  # of one axis: the largest width, so that no entry asks for more than a width could
-MAX_PADDED = 2**24  # what a width may be padded to
 
 
 def check_option(spec: Entry, name: str, value: object) -> object:
@@ -35,8 +32,9 @@ def check_option(spec: Entry, name: str, value: object) -> object:
     if name not in defaults:
         raise spec.error(f"there is no option {name!r}{nearest(name, sorted(defaults))}")
     default = defaults[name]
-    if isinstance(default, tuple):
-        plain = value.tolist() if hasattr(value, "tolist") else value  # arrays and tensors
+    plain = value.tolist() if hasattr(value, "tolist") else value  # arrays and tensors
+    listed = isinstance(default, str) and isinstance(plain, list | tuple)  # an expression may be of a list
+    if isinstance(default, tuple) or listed:
         values = tuple(map(_number, plain)) if isinstance(plain, Sequence) and not isinstance(plain, str) else ()
         if not values or not all(is_number(v) for v in values):
             raise spec.error(f"option {name} is a list of numbers, found {value!r}")
@@ -121,11 +119,16 @@ def build(spec: Entry, in_features: int, out_features: int, given: Mapping[str, 
     if not pad:
         found = _build(spec, in_features, out_features, own)
         return replace(found, options=(*found.options, (PAD, False))) if spec.pad else found
-    found = padded(lambda i, o: _build(spec, i, o, own), in_features, out_features, MAX_PADDED)
-    asked = (
-        None if (found.in_features, found.out_features) == (in_features, out_features) else (in_features, out_features)
-    )
+    found = _padded(spec, in_features, out_features, tuple(own.items()))
+    widths = in_features, out_features
+    asked = None if (found.in_features, found.out_features) == widths else widths
     return replace(found, options=(*found.options, (PAD, True)), asked=asked)
+
+
+@lru_cache(maxsize=4096)
+def _padded(spec: Entry, in_features: int, out_features: int, given: tuple[tuple[str, object], ...]) -> Map:
+    own = dict(given)
+    return padded(spec, own, (in_features, out_features), lambda i, o: _build(spec, i, o, own))
 
 
 def _build(spec: Entry, in_features: int, out_features: int, given: Mapping[str, object]) -> Map:
@@ -204,9 +207,9 @@ def _axis_sizes(
 ) -> dict[Axis, int]:
     """The size of every axis that occurs: evaluated, 1 for the end of a bond, or found by division of a width."""
     size: dict[Axis, int] = {}
-    shared = _shared(terms)
+    shared = {axis for chain in terms for link in chain for axis in link.shared}
     for number, chain in enumerate(terms):
-        for axis in (a for link in chain for a in itertools.chain(link.input, *link.factors, link.output)):
+        for axis in _axes_of(chain):
             name, position = axis
             if name not in values:
                 continue
@@ -249,15 +252,6 @@ def _between(spec: Entry, size: dict[Axis, int], terms: Sequence[Chain]) -> None
             else:
                 size.update({a: 0 for a in views[1] if a not in size})
         joints = [j for j in joints if j not in known]
-
-
-def _shared(terms: Sequence[Chain]) -> set[Axis]:
-    """Axes that stand in two operands of some link."""
-    shared = set()
-    for link in itertools.chain(*terms):
-        operands = (link.input, *link.factors, link.output)
-        shared |= {axis for axis, count in Counter(itertools.chain(*operands)).items() if count > 1}
-    return shared
 
 
 def _divide(spec: Entry, size: dict[Axis, int], view: Sequence[Axis], width_name: str, width: int, number: str) -> None:
@@ -368,7 +362,7 @@ def _assemble(
 
 
 def _axes_of(chain: Chain) -> Iterator[Axis]:
-    return (axis for link in chain for axis in itertools.chain(link.input, *link.factors, link.output))
+    return (axis for link in chain for axis in link.axes)
 
 
 def _gate(spec: Entry, named: Mapping[str, int], names: Mapping[str, Value]) -> Gate | None:
@@ -401,7 +395,7 @@ def _gathers(
     spec: Entry, term: Expanded, named: Mapping[str, int], names: Mapping[str, Value], number: str
 ) -> Iterator[Gather]:
     inputs = set(_names(term.input))
-    here = {label(*a) for a in itertools.chain(term.input, *term.factors, term.output)}
+    here = {label(*a) for a in term.axes}
     for axis, text in spec.index:
         if axis not in inputs:
             continue

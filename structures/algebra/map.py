@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+MAX_SIZE = 2**24  # of an axis: the largest width, so that no entry asks for more than a width could
+
+
 @dataclass(frozen=True)
 class Gather:
     """An input axis read through an integer expression of other axes.

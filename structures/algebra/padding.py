@@ -1,63 +1,75 @@
 """Widths that an entry is bound to in place of ones that it does not fit: the input zero-filled, the output cut.
 
-Of the widths from w to w + max(64, w / 16), and powers of two beyond, the pair is taken whose binding has the fewest
-FLOPs, the smallest of equal ones. Not every pair is tried: of each side those widths that fit and cost least in a
-square, which the pairs are made of.
+Of all widths from w to w + max(64, w / 16) on either side, the pair is taken whose binding has the fewest FLOPs, the
+smallest of equal ones. Where none of them fits, powers of two beyond are looked at: a Hadamard matrix takes them alone.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from structures.algebra.map import Map
+from structures.algebra.map import MAX_SIZE, Map
+from structures.algebra.widths import least_flops
+from structures.language.entry import Entry
 from structures.language.errors import SizeError
 
 LEAST, SHARE = 64, 16  # how far: to w + max(64, w / 16)
-TRIED = 96  # widths of a side that are tried in a square, those with most divisors and the first ones
-KEPT = 6  # of them, of which pairs are made
+MAX_PAIRS = 2**22  # looked at, 128256 -> 8192; of more than that those whose widths have most divisors
+MAX_REFUSED = 512  # pairs that are tried and refused for a reason that a lower bound does not see, such as a gather's
 
 Bind = Callable[[int, int], Map]
 
 
-def padded(bind: Bind, in_features: int, out_features: int, largest: int) -> Map:
+def padded(spec: Entry, given: Mapping[str, object], widths: tuple[int, int], bind: Bind) -> Map:
     """The binding of the widths that are taken in place of these.
 
     Raises:
         SizeError: none fits; the error is that of the widths themselves.
     """
-    tried = {width: _candidates(bind, width, largest) for width in {in_features, out_features}}
-    sides = [tried[width] for width in (in_features, out_features)]
-    highest = min(_power(max(in_features, out_features)), largest)  # for entries that are square alone
-    pairs = {*itertools.product(*sides), (in_features, out_features), (highest, highest)}
-    found = [(bound.flops(), i + o, i, bound) for i, o in sorted(pairs) if (bound := _try(bind, i, o)) is not None]
-    if not found:
-        return bind(in_features, out_features)  # its error
-    return min(found, key=lambda each: each[:3])[3]
+    powers = [sorted({width, _power(width), _power(max(widths))}) for width in widths]
+    for sides in (_ranges(widths), powers):
+        found = _cheapest(spec, given, [[w for w in side if w <= MAX_SIZE] for side in sides], bind)
+        if found is not None:
+            return found
+    return bind(*widths)  # its error
 
 
-def _candidates(bind: Bind, width: int, largest: int) -> list[int]:
-    """Widths from `width` on that fit in a square: the cheapest a feature, the first ones, and a power of two."""
-    costs = {}
-    for n in _tried(width, largest):
-        square = _try(bind, n, n)
-        if square is not None:
-            costs[n] = square.flops() / n
-    cheap = sorted(costs, key=lambda n: (costs[n], n))[:KEPT]
-    return sorted({*cheap, *sorted(costs)[:KEPT], width})
+def _cheapest(spec: Entry, given: Mapping[str, object], sides: Sequence[Sequence[int]], bind: Bind) -> Map | None:
+    """Pairs are bound in the order of what they cost at least, until one costs no more than that."""
+    costs = least_flops(spec, given, *sides)
+    best: tuple[float, int, int, Map] | None = None
+    refused = 0
+    while refused < MAX_REFUSED:
+        least = costs.min()
+        if not math.isfinite(least) or (best is not None and best[0] < least):
+            break
+        level = np.argwhere(costs == least)
+        for i, o in sorted(((sides[0][a], sides[1][b]) for a, b in level.tolist()), key=lambda pair: (sum(pair), pair)):
+            try:
+                bound = bind(i, o)
+            except SizeError:
+                refused += 1
+                continue
+            cost = sum(bound.active(step.axes) for step in bound.steps)  # a router's are those of the widths asked for
+            best = min(filter(None, (best, (cost, i + o, i, bound))), key=lambda each: each[:3])
+            if cost == least:
+                break
+        costs[costs == least] = math.inf
+    return None if best is None else best[3]
 
 
-@lru_cache(maxsize=1024)
-def _tried(width: int, largest: int) -> tuple[int, ...]:
-    end = min(width + max(LEAST, width // SHARE), largest)
-    rich = [width + int(n) for n in np.argsort(-_divisor_counts(width, end), kind="stable")[:TRIED]]
-    powers = {_power(width)} if _power(width) <= largest else set()
-    return tuple(sorted({*rich, *range(width, min(width + KEPT, end + 1)), *powers}))
+def _ranges(widths: Sequence[int]) -> list[Sequence[int]]:
+    several: list[Sequence[int]] = [range(w, w + max(LEAST, w // SHARE) + 1) for w in widths]
+    while math.prod(map(len, several)) > MAX_PAIRS:
+        longest = max(several, key=len)
+        counts = _divisor_counts(longest[0], longest[-1])[np.array(longest) - longest[0]]
+        rich = np.argsort(-counts, kind="stable")[: len(longest) // 2]
+        several[several.index(longest)] = sorted({longest[0], *(longest[n] for n in rich.tolist())})
+    return several
 
 
 def _divisor_counts(first: int, last: int) -> NDArray[np.int64]:
@@ -74,10 +86,3 @@ def _divisor_counts(first: int, last: int) -> NDArray[np.int64]:
 
 def _power(width: int) -> int:
     return 1 << (width - 1).bit_length()
-
-
-def _try(bind: Bind, in_features: int, out_features: int) -> Map | None:
-    try:
-        return bind(in_features, out_features)
-    except SizeError:
-        return None

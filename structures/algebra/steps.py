@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 Axes = tuple[str, ...]
+Array = NDArray[np.float64]
 
 MAX_ALL_ORDERS = 6  # factors of a term up to which every order is looked at, whatever they are copies of
+MAX_NEXT = 16  # of such a long term, steps that are compared each time: a hundred factors take no seconds
 MAX_ORDER_STATES = 4096  # partial contraction orders looked at; of longer terms a few orders are compared
 
 
@@ -113,28 +120,59 @@ def _cheapest_order(
     size: Mapping[str, int], loaded: Axes, factors: Mapping[int, Axes], chains: list[list[int]], output: Axes
 ) -> tuple[int, ...]:
     """Shortest path over how far each chain has been contracted from either end (dynamic programming)."""
-    states = math.prod((len(chain) + 1) * (len(chain) + 2) // 2 for chain in chains)
-    if states > MAX_ORDER_STATES:
+    if _states(chains) > MAX_ORDER_STATES:
         return _cheapest_of_some(size, loaded, factors, chains, output)
-    start: State = ((0, 0),) * len(chains)
-    # state -> (cost, order, axes of the activation); the axes depend on the state alone
-    best: dict[State, tuple[int, tuple[int, ...], frozenset[str]]] = {start: (0, (), frozenset(loaded))}
-    frontier = [start]
+    best: dict[State, tuple[int, tuple[int, ...]]] = {((0, 0),) * len(chains): (0, ())}
+    for state, position, reached, involved in _walk(loaded, factors, chains, output):
+        cost, order = best[state]
+        found = cost + math.prod(size[a] for a in involved), (*order, position)
+        best[reached] = min(best.get(reached, found), found)
+    ends = (end for end in best.values() if len(end[1]) == len(factors))
+    return min(ends)[1]  # a chain that is done may have been parted anywhere
+
+
+def least_cost(
+    size: Mapping[str, Array], loaded: Axes, factors: Mapping[int, Axes], families: Mapping[int, int], output: Axes
+) -> Array:
+    """Multiply-adds of a token in the cheapest order, for arrays of sizes; no more than that of terms too long for it.
+
+    The arguments are those of `order_steps`.
+    """
+    chains = _chains(factors, families)
+    if _states(chains) > MAX_ORDER_STATES:
+        return sum((_product(size, axes) for axes in factors.values()), np.zeros(()))
+    best: dict[State, Array] = {((0, 0),) * len(chains): np.zeros(())}
+    for state, _, reached, involved in _walk(loaded, factors, chains, output):
+        found = best[state] + _product(size, involved)
+        best[reached] = np.minimum(best.get(reached, found), found)
+    done = [cost for state, cost in best.items() if not _remaining(chains, state)]
+    return functools.reduce(np.minimum, done)
+
+
+def _product(size: Mapping[str, Array], axes: Iterable[str]) -> Array:
+    return functools.reduce(np.multiply, [size[a] for a in axes], np.ones(()))
+
+
+def _states(chains: list[list[int]]) -> int:
+    return math.prod((len(chain) + 1) * (len(chain) + 2) // 2 for chain in chains)
+
+
+def _walk(
+    loaded: Axes, factors: Mapping[int, Axes], chains: list[list[int]], output: Axes
+) -> Iterator[tuple[State, int, State, frozenset[str]]]:
+    """Every step from one state to the next, the least done first: the state, its factor, the next one, the axes."""
+    frontier: dict[State, frozenset[str]] = {((0, 0),) * len(chains): frozenset(loaded)}
     for _ in factors:
-        following: dict[State, None] = {}
-        for state in frontier:
-            cost, order, axes = best[state]
+        following: dict[State, frozenset[str]] = {}
+        for state, axes in frontier.items():
             remaining = _remaining(chains, state)
             for position, reached in _next(chains, state):
                 involved = axes.union(factors[position])
-                total = cost + math.prod(size[a] for a in involved)
-                if reached not in best or (total, (*order, position)) < best[reached][:2]:
+                if reached not in following:  # the axes that are left depend on the state alone
                     needed = _needed(factors, [p for p in remaining if p != position], output)
-                    best[reached] = (total, (*order, position), involved & needed)
-                following[reached] = None
-        frontier = list(following)
-    ends = (best[state] for state in frontier)  # a chain that is done may have been parted anywhere
-    return min(ends, key=lambda end: end[:2])[1]
+                    following[reached] = involved & needed
+                yield state, position, reached, involved
+        frontier = following
 
 
 def _remaining(chains: list[list[int]], state: State) -> list[int]:
@@ -175,7 +213,7 @@ def _greedy(
     here = frozenset(loaded)
     while len(order) < len(factors):
         options = []
-        for position, reached in _next(chains, state):
+        for position, reached in itertools.islice(_next(chains, state), MAX_NEXT):
             involved = here.union(factors[position])
             left = frozenset(a for a in involved if uses[a] > (a in factors[position]))
             measures = [math.prod(size[a] for a in axes) for axes in (involved, left)]

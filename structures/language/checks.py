@@ -232,11 +232,10 @@ def count_uses(
     spec: Entry, term: Expanded, number: str, indexed: set[str], skip: set[str] | frozenset[str] = frozenset()
 ) -> None:
     """Every axis stands in two operands at least; an output axis stands in the input or in a factor."""
-    operands = [term.input, *term.factors, term.output]
     inputs, gated = {name for name, _ in term.input}, dict(spec.gate).get("axis")
     reads = {name for axis, text in spec.index if axis in inputs for name in names_in(text)}
     views = {*term.input, *term.output}
-    for axis, count in Counter(itertools.chain(*operands)).items():  # no axis stands twice in one operand
+    for axis, count in Counter(term.axes).items():  # no axis stands twice in one operand
         uses = count + (axis[0] in reads) + (axis[0] == gated)  # a gate holds its axis as a factor does
         if axis[0] in indexed:
             if axis in term.input and uses > 1:

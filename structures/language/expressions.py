@@ -77,14 +77,14 @@ def evaluate(source: str, names: Mapping[str, Value], *, real: bool = False) -> 
         raise ExpressionError(f"{str(source).strip()[:MAX_LENGTH]!r}: {error}", error.offset) from None
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2**16)
 def divisors(n: int) -> tuple[int, ...]:
     """All divisors of `n`, ascending."""
     small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
     return tuple(small + [n // d for d in reversed(small) if d * d != n])
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2**16)
 def split_evenly(n: int, parts: int) -> tuple[int, ...]:
     """`parts` factors of `n`, as even as can be (least sum), largest first: `split_evenly(768, 2) == (32, 24)`."""
     if parts == 1:
@@ -128,7 +128,7 @@ def split_by_weights(n: int, weights: tuple[float, ...]) -> tuple[int, ...]:
     return best(n, 0)[1]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2**16)
 def most_factors(n: int, least: int) -> int:
     """The largest number of factors, each at least `least`, whose product is `n`; 0 for n < least."""
     if n < least:

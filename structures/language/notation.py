@@ -7,8 +7,10 @@ Parsing knows nothing of sizes; `expand` writes indexed axes (`i[:]`, `r[t+1]`) 
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from structures.language.expressions import ExpressionError, evaluate, names_in, nearest
@@ -215,6 +217,16 @@ class Expanded:
     output: tuple[tuple[str, int | None], ...]
     families: tuple[int, ...]  # which written factor each factor comes from
     copies: tuple[int, ...] = ()  # which copy of it each is
+
+    @property
+    def axes(self) -> Iterator[tuple[str, int | None]]:
+        """Those of all operands, as often as they stand there."""
+        return itertools.chain(self.input, *self.factors, self.output)
+
+    @property
+    def shared(self) -> set[tuple[str, int | None]]:
+        """Axes that stand in two operands."""
+        return {axis for axis, count in Counter(self.axes).items() if count > 1}
 
 
 def expand(pattern: Pattern, lengths: Mapping[str, int]) -> Expanded:
