@@ -14,7 +14,7 @@ import torch
 import structures
 from bench.files import journal, options
 from bench.files.errors import UsageError, one_of
-from bench.files.fields import BadResults
+from bench.files.fields import BadResults, Fields
 from bench.files.options import check_output
 from bench.files.progress import minutes
 from bench.files.terminal import many
@@ -210,10 +210,11 @@ def journal_of(path: Path, sweep: Sweep, *, resume: bool) -> tuple[journal.Journ
     resumed = {"datetime": sweep.started, "argv": sweep.argv}
     try:
         sweep.restore(entries)
+        begun = Fields(f"--resume: {path}.journal: line 1", before)
+        sweep.argv, sweep.started = begun.values_of("argv", (str,)), begun.words("datetime")
     except BadResults as error:
         opened.close()
         raise UsageError(str(error)) from None
-    sweep.argv, sweep.started = before["argv"], before["datetime"]
     sweep.extra_facts["resumed"] = [*(entry.get("resumed") for entry in entries if "resumed" in entry), resumed]
     sweep.news.append({"resumed": resumed})
     said.append(f"{path}: goes on with {len(sweep.finished)} of {len(sweep.selected)} points done")

@@ -3,7 +3,7 @@
     python tests/support/kill_sweep.py FOLDER KILLS SEED
 
 prints what was found as JSON. Each run is a process forked from this one, which has torch loaded, so that a hundred
-kills take a minute; it is killed by SIGKILL, as a kernel out of memory does it.
+kills take a minute; it is killed by SIGKILL, SIGTERM and SIGHUP in turn.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ ROOT = Path(__file__).parents[2]
 SWEEP = ("--structures=dyad_it:n_blocks=2,3,4 monarch low_rank:rank=4", "--widths=16,32", "--tokens=4",
          "--no-controls", "--benchmark-precision=0.9", "--threads=1", "--backend=einsum",
          "-p", "no:hypothesispytest", "-p", "no:xdist")  # fmt: skip
+
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)  # a kernel out of memory, a scheduler, a closed terminal
 
 
 def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
@@ -66,7 +69,7 @@ def run_until_done(here: Path, dice: random.Random, seconds: float, killed: int,
         process = start(here, resumed)
         if killed < kills:
             time.sleep(dice.uniform(0, seconds))
-            os.kill(process, signal.SIGKILL)
+            os.kill(process, SIGNALS[killed % len(SIGNALS)])
         _, status = os.waitpid(process, 0)
         if os.WIFSIGNALED(status):
             killed += 1

@@ -12,6 +12,7 @@ from typing import Any
 
 import altair as alt
 
+from bench.files.cells import harmless
 from bench.files.rows import Run
 from bench.files.vocabulary import VERSIONS
 from bench.report.drawing import figures, style
@@ -71,7 +72,7 @@ class Section:
         with (folder / f"{self.id}.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, list(self.table[0]), lineterminator="\n")
             writer.writeheader()
-            writer.writerows(self.table)
+            writer.writerows({key: harmless(value) for key, value in line.items()} for line in self.table)
 
     def _figure(self, folder: Path) -> list[Callable[[], None]]:
         specs = list(self.specifications.values())

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from bench.files.cells import harmless
 from bench.files.rows import Refusal, Results, Row, Spread
 
 _SPREADS = ("time", "speedup")
@@ -38,8 +39,8 @@ def _point(row: Row, plain: Sequence[str], extras: Sequence[str]) -> list[Any]:
 def _write(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows([_cell(value) for value in line] for line in lines)
+        writer.writerow(map(harmless, header))
+        writer.writerows([harmless(_cell(value)) for value in line] for line in lines)
 
 
 def _cell(value: Any) -> Any:
