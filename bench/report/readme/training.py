@@ -24,7 +24,7 @@ from bench.report.training import grammar as training_grammar
 from bench.report.training import scaling as training_scaling
 from bench.report.training.fronts import Front
 from bench.report.training.marks import Times, Trained, looks
-from bench.report.training.tables import grammar, how_long, warnings
+from bench.report.training.tables import grammar, how_long, neighbour, warnings
 
 START, END = "<!-- training -->", "<!-- end of training -->"
 WRITTEN = "<!-- written by python -m bench readme --training: run it again rather than edit -->"
@@ -71,7 +71,9 @@ def training(files: Sequence[Path], picture: str) -> Training:
         f"against training FLOPs]({picture})",
         f"Held-out loss beside dense's with {at} of the parameters of the replaced layers. *tie*: no difference beyond "
         "noise, which does not mean that they are equal. Below a difference: its interval by the noise between seeds, "
-        "at 95 % for all comparisons of a column together. *exponent*: b in loss ~ training FLOPs^-b, over the widths "
+        "at 95 % for all comparisons of a column together; and what the better of the neighbouring rates costs "
+        "(!: the best rate lies at an end of the grid, though that was extended). "
+        "*exponent*: b in loss ~ training FLOPs^-b, over the widths "
         "of the first task that has several.",
         " ".join(sections.measured(found.run)),
         "\n".join(_table(columns, results, budget, times, fronts)),
@@ -175,7 +177,8 @@ def _beside(result: Result | None) -> str:
         return ""
     low, high = (f"{end * 100:+.1f}" for end in result.interval)
     tie = "tie, " if result.verdict == TIE else ""
-    return f"{tie}{result.difference * 100:+.1f} %<br>{low} to {high}"
+    rate = f"<br>{neighbour(result)}{' !' if result.first.rate_at_end else ''}" if result.neighbour else ""
+    return f"{tie}{result.difference * 100:+.1f} %<br>{low} to {high}{rate}"
 
 
 def _speed(times: Times, place: TrainingPlace, series: str) -> str:
