@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from structures import reading
 from structures.language.expressions import nearest
 from structures.spec import Spec, SpecError
 
@@ -162,14 +163,11 @@ class _Reader:
 
     def _text(self) -> str:
         try:
-            if os.path.exists(self.file) and not (os.path.isfile(self.file) or os.path.isdir(self.file)):
-                raise RegistryError(f"{self.file}: cannot be read: not a regular file")  # a pipe would be waited on
-            with open(self.file, "rb") as handle:
-                data = handle.read(MAX_BYTES + 1)
+            data = reading.content(self.file, MAX_BYTES)
+        except reading.BadFile as error:
+            raise RegistryError(f"{error}; a registry is a small text file") from None
         except OSError as error:
             raise RegistryError(f"{self.file}: cannot be read: {error.strerror}") from None
-        if len(data) > MAX_BYTES:
-            raise RegistryError(f"{self.file}: a registry file has at most {MAX_BYTES} bytes")
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError as error:

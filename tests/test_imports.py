@@ -4,7 +4,7 @@ The rooms of `structures/`, from below: `language` (text, no widths), `algebra` 
 the two public nouns `structure` and `spec`; above these `constants`, `reference`, `initial`, `routing` and `backends`,
 of which the reference and the backends do not know each other, so that one can judge the other; then `registry` and
 `options`, the layer (`linear`), and what uses layers: `space`, `projection`, and `models`, somebody else's network. The
-public names come last.
+public names come last. `reading`, of files that others may write, knows nothing.
 The rooms of `bench/`, from below: `machine`, `files` and `answers` (no torch, no charts), then `report`, which reads
 files alone, and `sweep`; above the sweep the other experiments, of which none imports another; then the doors.
 An import under `TYPE_CHECKING` is an import: a record stands below the functions that work on it, a facade above.
@@ -39,8 +39,9 @@ BELOW: dict[str, tuple[str, ...]] = {
     "structures.reference": ("structures.constants",),
     "structures.initial": ("structures.structure",),
     "structures.exactness": ("structures.reference",),
-    "structures.backends": ("structures.spec", "structures.routing", "structures.constants"),
-    "structures.registry": ("structures.spec",),
+    "structures.reading": (),
+    "structures.backends": ("structures.spec", "structures.routing", "structures.constants", "structures.reading"),
+    "structures.registry": ("structures.spec", "structures.reading"),
     "structures.options": ("structures.registry",),
     "structures.weight": (),
     "structures.linear": (

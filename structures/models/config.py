@@ -15,6 +15,7 @@ from structures.language.words import setting
 from structures.models.rules import SKIP, Key, Rules, Value, matcher, pairs, target
 from structures.models.swap import swap
 from structures.models.table import SwapTable
+from structures.reading import json_text
 
 DENSE = "nn.Linear"  # the value that stands for the dense layer in JSON
 FIELDS = ("rules", "skip", "project", "init", "backend")
@@ -110,11 +111,7 @@ class SwapConfig:
         Raises:
             ValueError: it is no JSON, has a field that does not exist, or one that is malformed.
         """
-        try:
-            read = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"a swap's config is JSON: {error}") from None
-        return cls.from_dict(read)
+        return cls.from_dict(json_text(text, "a swap's config"))
 
     def _plain(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in FIELDS}

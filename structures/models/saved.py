@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +18,14 @@ from structures.linear import StructuredLinear
 from structures.models import described, linears
 from structures.models.put import put, set_fast_paths, untie
 from structures.models.rules import linear_layers
+from structures.reading import json_file
 
 LAYERS = "structures.json"
 NUMBERS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"
 CONFIG = "config.json"  # of transformers, where `save_pretrained` describes the layers
 FORMAT = 1
-MAX_BYTES = 2**24  # of the JSON: about a hundred thousand layers
+OF = "layers_sha256"  # in both files: which numbers belong to which layers
 
 Folder = str | os.PathLike[str]
 
@@ -59,22 +62,36 @@ def save_swapped(model: nn.Module, folder: Folder) -> None:
                 f"(torch.nn.utils.parametrize.remove_parametrizations and prune.remove keep its value)"
             )
     described.record(model)
-    written = json.dumps({"format": FORMAT, "layers": described.describe(model)}, indent=1)
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / LAYERS).write_text(written + "\n", encoding="utf-8")  # the little file first: it tells before long
-        safetensors.torch.save_model(model, str(folder / NUMBERS), metadata={"format": "pt"})
+    layers = described.describe(model)
+    of = hashlib.sha256(json.dumps(layers, sort_keys=True).encode()).hexdigest()
+    written = json.dumps({"format": FORMAT, OF: of, "layers": layers}, indent=1)
+    with _writing(folder) as beside:
+        (beside / LAYERS).write_text(written + "\n", encoding="utf-8")  # the little file first: it tells before long
+        safetensors.torch.save_model(model, str(beside / NUMBERS), metadata={"format": "pt", OF: of})
         for config in ("config", "generation_config"):
             save_config = getattr(getattr(model, config, None), "save_pretrained", None)
             if callable(save_config):
-                save_config(folder)
+                save_config(beside)
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """An error of the system, in words that name the folder and a way out."""
+def _writing(folder: Path) -> Iterator[Path]:
+    """A folder in `folder` whose files take their places there once all are written, what describes them last.
+
+    Places are taken by renames, so that links are replaced and not followed. An error of the system is raised in words
+    that name the folder and a way out, and changes nothing.
+    """
+    beside = folder / f".{os.getpid()}.part"
     try:
-        yield
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in (beside, *(p for p in folder.glob(".*.part") if _is_stale(p))):
+            shutil.rmtree(left, ignore_errors=True)
+        beside.mkdir()
+        yield beside
+        for file in sorted(beside.iterdir(), key=lambda file: file.name == LAYERS):
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(file, folder / file.name)
     except OSError as error:
         in_the_way = next((at for at in (folder, *folder.parents) if at.exists() and not at.is_dir()), None)
         if in_the_way is not None:
@@ -82,6 +99,14 @@ def _writing(folder: Path) -> Iterator[None]:
         else:
             why = f"{error.strerror or error}; choose a folder that you may write into, with space for the model"
         raise type(error)(f"save_swapped: cannot write into {folder}: {why}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _is_stale(part: Path) -> bool:
+    """Whether a process that was killed left it; its number is the name."""
+    number = part.name.split(".")[1]
+    return number.isdigit() and Path("/proc/self").exists() and not Path(f"/proc/{number}").exists()
 
 
 def load_swapped(model: nn.Module, folder: Folder) -> nn.Module:
@@ -100,8 +125,10 @@ def load_swapped(model: nn.Module, folder: Folder) -> nn.Module:
     """
     _check(model, "load_swapped")
     folder = Path(folder)
-    where, layers = _layers(folder)
+    where, layers, of = _layers(folder)
     numbers = _Numbers(folder)
+    if of is not None and numbers.of not in (None, of):
+        raise ValueError(f"{where}: describes other layers than {numbers.what} holds; the two were saved at two times")
     found = linear_layers(model)
     made = described.rebuilt(where, layers, {name: module for names, module in found for name in names})
     for names, module in found:
@@ -127,10 +154,12 @@ class _Numbers:
         self.open = _safetensors().safe_open
         self.file_of: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.of: str | None = None
         files = _number_files(folder)
         self.what = files[0] if len(files) == 1 else folder / SHARDS
         for file in files:
             with self.reading(file) as read:
+                self.of = (read.metadata() or {}).get(OF, self.of)
                 for name in read.keys():
                     self.file_of[name] = file
                     self.shapes[name] = tuple(read.get_slice(name).get_shape())
@@ -180,7 +209,7 @@ def _fill(model: nn.Module, numbers: _Numbers) -> None:
             f"load_swapped: {', '.join(unsaved[:5])} is on the meta device and in no file; build the model with "
             "accelerate.init_empty_weights(), which leaves such buffers real, or on a real device"
         )
-    for name, tensor in numbers.tensors():
+    for name, tensor in [*numbers.tensors()]:  # all are read (mapped) before one is written
         for alias in shared[id(held[name])]:
             _assign(model, alias, held[name], tensor)
     for name, tensor in held.items():  # a shared one that was on the meta device: one parameter again
@@ -219,21 +248,21 @@ def _check(model: object, what: str) -> None:
         raise ValueError(f"{what}: {reason}")
 
 
-def _layers(folder: Path) -> tuple[str, described.Layers]:
-    """The file that describes the layers, and what it says."""
+def _layers(folder: Path) -> tuple[str, described.Layers, str | None]:
+    """The file that describes the layers, what it says, and what the numbers of these layers are marked with."""
     file = folder / LAYERS
     if file.is_file():
-        read = _json(file)
+        read = json_file(file)
         if not isinstance(read, dict) or read.get("format") != FORMAT or not isinstance(read.get("layers"), dict):
             expected = f'expected {{"format": {FORMAT}, "layers": {{...}}}}'
             raise ValueError(f"{file}: {expected}; was it written by this version?")
-        return str(file), described.check(str(file), read["layers"])
+        return str(file), described.check(str(file), read["layers"]), read.get(OF)
     config = folder / CONFIG
-    read = _json(config) if config.is_file() else None
+    read = json_file(config) if config.is_file() else None
     method = read.get("quantization_config") if isinstance(read, dict) else None
     if not isinstance(method, dict) or method.get("quant_method") != described.METHOD:
         raise FileNotFoundError(f"{folder} has no {LAYERS}: was it written by structures.save_swapped?")
-    return str(config), described.check(str(config), method.get("layers"))
+    return str(config), described.check(str(config), method.get("layers")), None
 
 
 def _number_files(folder: Path) -> list[Path]:
@@ -241,7 +270,7 @@ def _number_files(folder: Path) -> list[Path]:
     if (folder / NUMBERS).is_file() or not index.is_file():
         files = [folder / NUMBERS]
     else:
-        read = _json(index)
+        read = json_file(index)
         names = read.get("weight_map") if isinstance(read, dict) else None
         if not isinstance(names, Mapping) or not all(isinstance(n, str) for n in names.values()):
             raise ValueError(f"{index}: weight_map maps names to files, found {str(names)[:80]}")
@@ -252,15 +281,6 @@ def _number_files(folder: Path) -> list[Path]:
         if not file.is_file():
             raise FileNotFoundError(f"{folder} has no {file.name}: was it written by structures.save_swapped?")
     return files
-
-
-def _json(file: Path) -> Any:
-    if file.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{file}: more than {MAX_BYTES} bytes")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not JSON: {error}") from None
 
 
 def _safetensors() -> Any:

@@ -133,3 +133,52 @@ def test_generation_settings_are_kept(tmp_path):
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert again.generation_config.max_new_tokens == 7
     assert torch.equal(again(input_ids=models.text()).logits, model.eval()(input_ids=models.text()).logits)
+
+
+def test_a_link_in_the_folder_is_replaced_and_not_followed(tmp_path):
+    """Previously failed: its target was overwritten."""
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    for name in ("structures.json", "model.safetensors"):
+        (tmp_path / name).write_text("mine")
+        (folder / name).symlink_to(tmp_path / name)
+    model = swapped(folder)
+    assert [(tmp_path / name).read_text() for name in ("structures.json", "model.safetensors")] == ["mine", "mine"]
+    assert torch.equal(load_swapped(models.GPT(), folder)(models.text()), model(models.text()))
+    assert sorted(p.name for p in folder.iterdir()) == ["model.safetensors", "structures.json"]
+
+
+def test_both_files_appear_or_neither(tmp_path, monkeypatch):
+    """Previously failed: an error between the two left a new description beside old numbers."""
+    import safetensors.torch
+
+    swapped(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def full(*_args, **_more):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left on device; choose a folder"):
+        patched.setattr(safetensors.torch, "save_model", full)
+        model = models.GPT()
+        swap(model, {"*.mlp.*": "low_rank"})
+        save_swapped(model, tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_files_of_two_times_do_not_load(tmp_path):
+    swapped(tmp_path / "one")
+    other = models.GPT()
+    swap(other, {"*.mlp.*": ("monarch", {"n_blocks": 4}), "*.attn.out": ("dyad_it", {"n_blocks": 4})}, init="spectral")
+    save_swapped(other, tmp_path / "two")
+    (tmp_path / "two" / "model.safetensors").replace(tmp_path / "one" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"describes other layers than .* holds"):
+        load_swapped(models.GPT(), tmp_path / "one")
+
+
+def test_what_a_process_that_was_killed_left_is_removed(tmp_path):
+    left = tmp_path / ".4194305.part"  # beyond the largest process id
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    swapped(tmp_path)
+    assert not left.exists()

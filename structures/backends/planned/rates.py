@@ -12,9 +12,11 @@ import warnings
 from functools import lru_cache
 from pathlib import Path
 
+from structures import reading
 from structures.backends.planned.figures import COPIES, PRODUCTS, SECONDS, Curve, Rates, built_in
 
 VARIABLE = "STRUCTURES_CACHE"  # a folder; else the user's cache folder
+MAX_BYTES = 2**20  # of the file
 VERSION = 3  # of what is measured and of the file's format
 
 
@@ -75,14 +77,14 @@ def _of(dtype: str, threads: int, device: str, _folder: str) -> Rates:
     key = machine(dtype, threads, device)
     file = path(key)
     try:
-        found = json.loads(file.read_text())
+        found = reading.json_file(file, MAX_BYTES)
         if found["machine"] != key or found["version"] != VERSION:
             raise ValueError("it is of another machine or version")
         return base.replaced(_seconds(found["seconds"]), _curves(found["curves"]))
     except (FileNotFoundError, NotADirectoryError):
         return base
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error).removeprefix(f"{file}: ")
         warnings.warn(f"{file}: {reason}; built-in rates are used, delete it or calibrate again", stacklevel=2)
         return base
 
