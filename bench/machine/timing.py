@@ -39,7 +39,7 @@ class Effort:
 
 NOISY = 0.25  # distance of the quartiles, as a share of the median, above which a figure is flagged
 LATE = 2  # times its share of time after which a loop ends with fewer rounds
-SHORT = Effort(paired=0.06, alone=0.025, rounds=4, most=100, precision=0.03)
+SHORT = Effort(paired=0.05, alone=0.02, rounds=4, most=100, precision=0.03)
 LONG = Effort(paired=1.5, alone=0.7, rounds=8, most=400, precision=0.01)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from bench_runs import QUICK, environment
 from torch import nn
 
 import structures
@@ -21,7 +21,6 @@ from bench.__main__ import main
 from bench.files import merge_tables
 from bench.files.errors import UsageError
 from bench.files.rows import Spread
-from bench.machine import setup
 from bench.modules import feed_forward, timed
 from bench.report.others import modules, published
 from bench.sweep.check import CheckFailed, check
@@ -33,11 +32,23 @@ HALF = torch.finfo(torch.float32).eps ** 0.5  # half of the digits: no rounding 
 SMALL = {"batch": 1, "sequence": 16, "tokens": 16, "dtype": "float32", "device": "cpu"}
 
 
+# A module of the authors' made narrow, timed for no longer than it takes to have a ratio.
+NARROW_MODULE = (
+    QUICK
+    + """
+    from dataclasses import replace
+    from bench.modules import feed_forward, timed
+    feed_forward.MODULES = (replace(feed_forward.MODULES[0], width=64),)
+    timed.EFFORT = replace(timed.EFFORT, paired=0.01, alone=0.01, rounds=3)
+"""
+)
+
+
 def run(folder: Path, *arguments: str) -> str:
-    kept = {n: v for n, v in os.environ.items() if n not in setup.OPENMP and not n.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", f"--rootdir={ROOT}", "-p", "no:cacheprovider", *arguments]
-    env = kept | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    (folder / "plugin_narrow.py").write_text(NARROW_MODULE)
+    still = ["-p", "plugin_narrow", "-p", "no:hypothesispytest", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", f"--rootdir={ROOT}", *still, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
     return done.stdout + done.stderr
 
 
@@ -115,17 +126,21 @@ def test_published_ratios_are_those_of_the_source():
 # -- decoders
 
 
-def tiny(model: str, structure: str, place: str, mode: str = "train"):
+def tiny(monkeypatch, model: str, structure: str, place: str, mode: str = "train"):
     decoder = pytest.importorskip("bench.modules.decoder")
+    sizes = {"hidden_size": 96, "num_attention_heads": 4, "ffn_dim": 384, "intermediate_size": 384}
+    kind, settings = decoder.SHAPES[model]
+    monkeypatch.setitem(decoder.SHAPES, model, (kind, settings | sizes | {"word_embed_proj_dim": 96}))
+    monkeypatch.setattr(decoder, "MODELS", tuple(replace(shape, width=96) for shape in decoder.MODELS))
     share = None if structure == "dense" else 0.5
     at = {**SMALL, "batch": 2, "tokens": 32}
     return decoder, decoder.DecoderPoint(model, structure, share, place, 3, mode=mode, **at)
 
 
 @pytest.mark.parametrize("model", ["opt-125m", "pythia-160m"])
-def test_a_decoder_passes_the_check_and_a_wrong_layer_fails(model):
+def test_a_decoder_passes_the_check_and_a_wrong_layer_fails(model, monkeypatch):
     pytest.importorskip("transformers", reason="decoders are built from transformers' configs")
-    decoder, point = tiny(model, "dyad_mix", "feed-forward and attention")
+    decoder, point = tiny(monkeypatch, model, "dyad_mix", "feed-forward and attention")
     made = decoder.dense_model(point)
     decoder.replaced(point, made)
     names = decoder.layer_names(point)
@@ -156,7 +171,7 @@ def test_decoders_are_measured_at_equal_shares_in_both_places():
 
 
 FILE = str(ROOT / "bench/test_ff.py")
-CHOSEN = ("--tokens=128", "-k", "relu768 and (dense or dyad_it-n8)")  # two points forward, two of training
+CHOSEN = ("--tokens=128", "-k", "relu64 and (dense or dyad_it-n8)")  # two points forward, two of training
 
 
 def section_of(file: Path) -> dict[str, Any]:
@@ -168,7 +183,7 @@ def shards(tmp_path_factory) -> list[Path]:
     """The points of two runs, a cell each; the time of the first is spent once, and it goes on."""
     folder = tmp_path_factory.mktemp("shards")
     asked = (FILE, *CHOSEN, "--shard=1/2")
-    said = run(folder, *asked, "--time-budget=1s", "--benchmark-json=part1.json")
+    said = run(folder, *asked, "--time-budget=0.01s", "--benchmark-json=part1.json")
     assert "1 point measured" in said and "1 more were left out for lack of time" in said, said
     before = section_of(folder / "part1.json")
     assert len(before["rows"]) == 1 and not before["run"]["complete"]
@@ -192,9 +207,9 @@ def test_a_run_goes_on_and_its_shards_are_merged_into_a_file_that_the_report_dra
     dense, dyad = (row for row in section["rows"] if row["mode"] == "forward")
     assert dense["speedup"] is None and dense["backend"] in feed_forward.WAYS
     assert dyad["params_share"] == dyad["flops_share"] == 0.25
-    usual = backends.choose("auto", structures.get("dyad_it").bind(768, 3072, n_blocks=8), torch.empty(1, 768))
+    usual = backends.choose("auto", structures.get("dyad_it").bind(64, 256, n_blocks=8), torch.empty(1, 64))
     assert dyad["backend"] == usual and usual in ("native", "planned")  # by whether there is a compiler
-    assert dyad["checkpoint_bytes"] == 4 * (2 * 768 * 3072 // 4 + 768 + 3072)
+    assert dyad["checkpoint_bytes"] == 4 * (2 * 64 * 256 // 4 + 64 + 256)
     assert 0 < dyad["speedup"]["q1"] <= dyad["speedup"]["median"] and 0 < dyad["error"] < HALF
     assert main(["report", str(file), "-o", str(tmp_path / "report")]) == 0
     assert "feed-forward modules: 4 points" in capsys.readouterr().out

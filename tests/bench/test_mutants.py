@@ -1,6 +1,6 @@
 """Damaged results and journals are read or refused with one sentence; no mutant ends in another error.
 
-`python tests/bench/test_mutants.py COUNT SEED` tries so many of every kind, for longer than the suite has time.
+`python tests/bench/test_mutants.py COUNT SEED [KIND ...]` tries so many, for longer than the suite has time.
 """
 
 from __future__ import annotations
@@ -146,6 +146,6 @@ def test_an_error_of_another_kind_is_noticed(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    for kind_name in KINDS:
+    for kind_name in sys.argv[3:] or KINDS:
         with tempfile.TemporaryDirectory() as work:
             print(kind_name, *tried(kind_name, Path(work), int(sys.argv[1]), int(sys.argv[2])), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -56,7 +57,7 @@ def fallen(kind: FuzzedKind, folder: Path, count: int, seed: int) -> tuple[int, 
 
 def _edited(value: Any, dice: random.Random) -> Any:
     if not isinstance(value, dict | list) or not value:
-        return dice.choice(ODD)
+        return copy.deepcopy(dice.choice(ODD))
     places = list(value) if isinstance(value, dict) else list(range(len(value)))
     at = dice.choice(places)
     if isinstance(value[at], dict | list) and value[at] and dice.random() < 0.85:
@@ -68,12 +69,12 @@ def _edited(value: Any, dice: random.Random) -> Any:
     elif how == 1 and isinstance(value, dict):
         value[dice.choice([*places, "new", "\ud800", ""])] = value.pop(at)
     elif how == 2 and isinstance(value, list):
-        value.append(value[at])
+        value.append(copy.deepcopy(value[at]))
     elif how == 3:
         for _ in range(dice.choice((1, 40, 200))):
             value[at] = [value[at]]
     else:
-        value[at] = dice.choice(ODD)
+        value[at] = copy.deepcopy(dice.choice(ODD))
     return value
 
 
