@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bench.files.rows import Row, Run
-from bench.files.vocabulary import DENSE, MODES, NEAR
+from bench.files.vocabulary import DENSE, MODES, NEAR, RIVALS
 
 PARAMS, FLOPS = "params", "flops"  # what is held equal: parameters, or the FLOPs that are executed
 USUAL, USUAL_DTYPE = 0.25, "float32"  # the share of dense and the numbers that are asked for first
@@ -48,11 +48,8 @@ def near(found: float, asked: float) -> bool:
 
 
 def rival(row: Row) -> bool:
-    """Whether a row is something dense that a user would try first: narrower, or of other numbers.
-
-    The other controls are ways to run the dense layer itself.
-    """
-    return row.control and not (row.structure == DENSE and row.series.startswith(f"{DENSE} by "))
+    """Whether a row is something dense that a user would try first: narrower, or in fewer bits."""
+    return row.structure in RIVALS
 
 
 def questions(rows: Sequence[Row]) -> tuple[Question, ...]:

@@ -68,7 +68,7 @@ def summary(sweep: Sweep, json: Path | None) -> Iterator[str]:
     if disturbed:
         share = sweep.load.overall or 0.0
         while_busy = f"measured while others used {share:.0%} of these cores"
-        yield f"{many(disturbed, 'point')} {while_busy}: flagged 'load' and neither win nor tie above"
+        yield f"{many(disturbed, 'point')} {while_busy}: flagged 'load', and neither win nor tie above"
     for device, told in sweep.energy_told.items():
         yield f"energy of a call on {device}: {told}"
     if sweep.request.check:

@@ -164,6 +164,7 @@ def point(
         "dense_flops": dense_flops,
         "flops_share": flops / dense_flops,
         "bytes": 4 * (params + tokens * sum(shape)),
+        "parameter_bytes": 4 * params,
         "activation_bytes": None,
         "speedup": None if structure == "dense" and not control else spread(ratio),
         "error": 1.2e-7,

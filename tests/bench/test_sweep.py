@@ -23,11 +23,11 @@ from bench.files import rounding, rows
 from bench.files.errors import UsageError
 from bench.files.progress import Progress
 from bench.files.rows import parse
-from bench.files.vocabulary import DENSE, NARROW
+from bench.files.vocabulary import BFLOAT16, DENSE, INT8_DYNAMIC, INT8_WEIGHTS, NARROW, RIVALS
 from bench.machine import roofline, setup, timing
 from bench.machine.roofline import Roofline
 from bench.machine.timing import Effort
-from bench.sweep import cell, launch, output, points, progress, request, shapes
+from bench.sweep import cell, facts, launch, output, points, progress, request, shapes
 from bench.sweep.check import CheckFailed, check, sample, saved_bytes
 from bench.sweep.points import Point
 from bench.sweep.request import Budget
@@ -377,7 +377,7 @@ def test_cheap_points_come_first_and_structures_side_by_side_dense_before_dyad(d
     assert [p.dense_flops for p in ran] == sorted(p.dense_flops for p in ran)
     for _, group in itertools.groupby(ran, key=lambda p: p.cell):
         names = [p.structure for p in group]
-        own = [name for name in names if name not in (DENSE, NARROW)]
+        own = [name for name in names if name != DENSE and name not in RIVALS]
         assert names[0] == DENSE
         assert own[0].startswith("dyad")
     assert len({p.cell for p in ran}) == len(list(itertools.groupby(ran, key=lambda p: p.cell)))
@@ -638,6 +638,60 @@ def test_dense_is_measured_cold_too(sweep, monkeypatch, backend):
     fixture = Fixture()
     sweep.measure(here(replace(POINT, structure=DENSE, series="dense", options="", backend=backend)), fixture)
     assert "copies fit the cache" not in fixture.extra_info["flags"]
+
+
+# form, mode, dtype of the cell, bytes of a weight, least and most error; int8 rounds by 1/254 of a row's or a weight's
+# largest number, bfloat16 by 1/512 of a number
+LOW = [
+    (BFLOAT16, "forward", "float32", 2, 2**-12, 2**-6),
+    (BFLOAT16, "train", "float32", 2, 2**-12, 2**-6),
+    (INT8_WEIGHTS, "forward", "float32", 1, 2**-12, 2**-6),
+    (INT8_WEIGHTS, "forward", "bfloat16", 1, 2**-12, 2**-5),
+    (INT8_DYNAMIC, "forward", "float32", 1, 2**-10, 2**-4),
+]
+
+
+@pytest.mark.parametrize(("form", "mode", "dtype", "size", "least", "most"), LOW)
+def test_a_rival_in_fewer_bits_is_timed_against_the_same_dense_and_its_error_reported(
+    sweep, form, mode, dtype, size, least, most
+):
+    fixture = Fixture()
+    rival = here(replace(POINT, structure=form, series=form, options="", backend="", mode=mode, dtype=dtype))
+    sweep.measure(rival, fixture)
+    info, weights = fixture.extra_info, 64 * 96
+    assert least < info["error"] < most and info["dtype"] == dtype and info["control"] is False
+    assert size * weights < info["parameter_bytes"] < size * weights + 96 * 10
+    assert info["speedup"]["rounds"] >= 3 and info["roofline"] is None
+    assert info["params_share"] == info["flops_share"] == 1 and info["checkpoint_bytes"] > size * weights
+    dense = replace(rival, structure=DENSE, backend="linear")
+    full, _, _ = sweep._cell.subject(dense)
+    assert (info["bytes"] < facts.counted(dense, full, sweep._cell.x)["bytes"]) == (size < full.parameters[0].itemsize)
+
+
+@pytest.mark.parametrize(
+    ("form", "changes", "message"),
+    [
+        (INT8_DYNAMIC, {"mode": "train"}, "it has no gradients"),
+        (INT8_WEIGHTS, {"mode": "train"}, "it has no gradients"),
+        (
+            INT8_DYNAMIC,
+            {"mode": "forward", "dtype": "bfloat16"},
+            r"^torch .* does not run it here: expected scalar type",
+        ),
+    ],
+)
+def test_a_rival_that_torch_does_not_have_is_refused_with_the_reason(sweep, form, changes, message):
+    with pytest.raises(Refused, match=message):
+        sweep.measure(here(replace(POINT, structure=form, options="", **changes)), Fixture())
+
+
+def test_every_float32_cell_with_controls_has_all_rivals(default):
+    ran, _ = default
+    named = {name: {p.cell for p in ran if p.structure == name} for name in (DENSE, *RIVALS)}
+    in_float32 = {p.cell for p in ran if p.dtype == "float32"}
+    for name in RIVALS:
+        assert named[name] == in_float32, name
+    assert all(p.control for p in ran if p.structure in RIVALS) and named[DENSE] > in_float32
 
 
 def test_too_little_memory_is_a_refusal_in_advance_and_when_it_happens(sweep, monkeypatch):
