@@ -67,6 +67,7 @@ def training(files: Sequence[Path], picture: str) -> Training:
     at = share(float(budget.partition("=")[2]))
     parts = [
         WRITTEN,
+        f"Nearest to dense at {at} of the parameters: {_nearest(columns, results, budget)}.",
         f"![Loss of every structure beside dense's at {at} of the parameters of the replaced layers, and losses "
         f"against training FLOPs]({picture})",
         f"Held-out loss beside dense's with {at} of the parameters of the replaced layers. *tie*: no difference beyond "
@@ -114,7 +115,17 @@ def _columns(results: dict[TrainingPlace, list[Result]], budget: str | None) -> 
     largest = {place.setting: place for place in results}.values()
     sizes = {p: sum(not r.first.control for r in beside.chosen(results[p], budget, "")) for p in largest}
     ranked = sorted((p for p in largest if sizes[p]), key=lambda p: -sizes[p])[:MOST]
-    return [p for p in largest if p in ranked]
+    return sorted(ranked, key=lambda p: p.setting)
+
+
+def _nearest(columns: Sequence[TrainingPlace], results: dict[TrainingPlace, list[Result]], budget: str) -> str:
+    """Of each task, the three series with the least loss."""
+    said = []
+    for place in columns:
+        kept = [r for r in beside.chosen(results[place], budget, "") if r.difference is not None and r.first.budget]
+        told = [f"`{r.first.structure}` ({(r.difference or 0) * 100:+.1f} %)" for r in kept[:3]]
+        said.append(f"{place.setting}: {', '.join(told)}")
+    return "; ".join(said)
 
 
 def _name(place: TrainingPlace, result: Result) -> str:
@@ -129,10 +140,10 @@ def _table(
     times: Times,
     fronts: Sequence[Front],
 ) -> list[str]:
-    """A line for each series; the order is that of the last column with most of them."""
+    """A line for each series; the order is that of the columns, the first first."""
     kept = {p: {r.first.series: r for r in beside.chosen(results[p], budget, "")} for p in columns}
     order: dict[str, None] = {}
-    for place in reversed(columns):
+    for place in columns:
         order |= dict.fromkeys(kept[place])
     timed = [p for p in columns if any((p, series) in times for series in order)]
     tested = [p for p in columns if any(grammar(r)[0] for r in results[p])]
