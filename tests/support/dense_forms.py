@@ -10,7 +10,7 @@ from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import block_diag, hadamard
+from scipy.linalg import block_diag
 
 Matrix = NDArray[np.float64]
 Sizes = Mapping[str, int]
@@ -250,19 +250,6 @@ def _mixed(w: Matrix) -> Matrix:
     return matrix.reshape(before * o * between * q, before * i * between * p)
 
 
-def drawn_permutation(n: int) -> Matrix:
-    """The permutation of seed 0, from the stream that it is defined by: kind 2, seed, place in its family."""
-    p = np.zeros((n, n))
-    p[np.argsort(np.random.PCG64([2, 0, 0]).random_raw(n), kind="stable"), np.arange(n)] = 1
-    return p
-
-
-def fastfood(p: Matrix, b: Matrix, g: Matrix, s: Matrix) -> Matrix:
-    """S H G P H B, three diagonals; p the permutation. Source: Le, Sarlos & Smola 2013."""
-    h = hadamard(len(b)) / math.sqrt(len(b))
-    return np.diag(s) @ h @ np.diag(g) @ p @ h @ np.diag(b)
-
-
 # name -> f(sizes of the axes, factors) -> W. The sizes are for an entry with an axis that no factor has.
 DENSE_FORMS: dict[str, Callable[[Sizes, Sequence[Matrix]], Matrix]] = {
     "dense": lambda sizes, factors: dense(*factors),
@@ -290,7 +277,6 @@ DENSE_FORMS: dict[str, Callable[[Sizes, Sequence[Matrix]], Matrix]] = {
     "loha": lambda sizes, factors: loha(*factors),
     "group_and_shuffle": lambda sizes, factors: group_and_shuffle(*factors),
     "boft": lambda sizes, factors: boft(*factors),
-    "fastfood": lambda sizes, factors: fastfood(drawn_permutation(len(factors[0])), *factors),
 }
 
 # Entries with a gate have no one matrix: their experts are written out by hand instead.
