@@ -76,8 +76,7 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
     "lokr": [{}, {"rank": 1}, {"rank": 3}],
     "loha": [{}, {"rank": 1}, {"rank": 6}],
     "group_and_shuffle": [{}, {"n_blocks": 1}, {"n_blocks": 2}, {"n_blocks": 6}, {"n_blocks": 8}],
-    "boft": [{}, {"n_blocks": 2}, {"n_blocks": 6}, {"n_blocks": 4, "n_factors": 3}, {"n_blocks": 8, "n_factors": 4}],
-    "fastfood": [{}],
+    "boft": [{}, {"n_blocks": 2}, {"n_blocks": 6}],
 }
 
 

@@ -211,6 +211,8 @@ class _Pairs:
     def add(self, name: str, values: Values) -> None:
         self.names[name] = values
         for side in (0, 1):
+            if not all(map(len, self.places)):
+                return  # no pair is left
             defined = (values.codes >= 0).any(axis=1 - side)
             if not defined.all():
                 self.keep(side, np.broadcast_to(defined, len(self.places[side])).nonzero()[0])
@@ -218,14 +220,16 @@ class _Pairs:
     def keep(self, side: int, kept: NDArray[np.int64]) -> None:
         self.places = (self.places[0][kept], self.places[1]) if side == 0 else (self.places[0], self.places[1][kept])
         for name, values in self.names.items():
-            if values.codes.shape[side] > 1 or not len(kept):
+            if values.codes.shape[side] > 1:
                 self.names[name] = Values(values.codes.take(kept, axis=side), values.table)
 
     def chunks(self) -> Iterator[_Chunk]:
         """Some of the in widths at a time, with the sizes of all names."""
         extents = {name: Extents.of(self.names[name]) for name in self.sizes}
         ins, outs = self.places
-        rows = max(1, CHUNK // max(1, len(outs)))
+        if not len(outs):
+            return
+        rows = max(1, CHUNK // len(outs))
         for first in range(0, len(ins), rows):
             chosen = slice(first, first + rows)
             sizes = {name: values.rows(chosen) for name, values in extents.items()}

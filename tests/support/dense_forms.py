@@ -10,7 +10,7 @@ from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import block_diag, hadamard
+from scipy.linalg import block_diag
 
 Matrix = NDArray[np.float64]
 Sizes = Mapping[str, int]
@@ -222,45 +222,15 @@ def group_and_shuffle(right: Matrix, left: Matrix) -> Matrix:
     return block_diagonal(left) @ perfect_shuffle(ell, r) @ block_diagonal(right)
 
 
-def boft(*factors: Matrix) -> Matrix:
-    """Block-diagonal factors, each after a shuffle that brings together blocks 1, 2, 4, ... apart.
-
-    As the registry writes them: of the first m - 1 the last is applied first, (g, u, i[:t], i, p, o, p, o[t+1:]); then
-    the last one (g, u, o[:], p, w, s). Source: arXiv:2311.06243, section 4.
-    """
-    *family, last = factors
-    digits = len(factors)
-    whole = np.eye(math.prod(last.shape[: digits + 2]))
-    for t, factor in reversed(list(enumerate(family))):
-        p, q = factor.shape[3 + t], factor.shape[5 + t]
-        whole = _mixed(factor.reshape(-1, 2, p, 2, q, 2 ** (len(family) - 1 - t))) @ whole
-    g, u, p, w, s = last.shape[0], last.shape[1], *last.shape[-3:]
-    return _mixed(last.reshape(g, u, -1, p, w, s).transpose(0, 1, 3, 4, 5, 2)) @ whole
-
-
-def _mixed(w: Matrix) -> Matrix:
-    """Blocks over a digit and the features; w (before, digit, features, digit, features, between)."""
-    before, i, p, o, q, between = w.shape
-    matrix = np.zeros((before, o, between, q, before, i, between, p))
-    for k in range(before):
-        for m in range(between):
-            for column in range(i):
-                for row in range(o):
-                    matrix[k, row, m, :, k, column, m, :] = w[k, column, :, row, :, m].T
-    return matrix.reshape(before * o * between * q, before * i * between * p)
-
-
-def drawn_permutation(n: int) -> Matrix:
-    """The permutation of seed 0, from the stream that it is defined by: kind 2, seed, place in its family."""
-    p = np.zeros((n, n))
-    p[np.argsort(np.random.PCG64([2, 0, 0]).random_raw(n), kind="stable"), np.arange(n)] = 1
-    return p
-
-
-def fastfood(p: Matrix, b: Matrix, g: Matrix, s: Matrix) -> Matrix:
-    """S H G P H B, three diagonals; p the permutation. Source: Le, Sarlos & Smola 2013."""
-    h = hadamard(len(b)) / math.sqrt(len(b))
-    return np.diag(s) @ h @ np.diag(g) @ p @ h @ np.diag(b)
+def boft(first: Matrix, second: Matrix) -> Matrix:
+    """Two factors of blocks, the second reads blocks two apart; first (g, u, v, c, w, d), second (g, w, u, d, z, s)."""
+    g, u, v, c, w, d = first.shape
+    z, s = second.shape[-2:]
+    one = block_diag(*(first[k, m].reshape(v * c, w * d).T for k in range(g) for m in range(u)))  # (g u w d)
+    swap = np.kron(np.kron(np.eye(g), perfect_shuffle(w, u)), np.eye(d))  # to (g w u d)
+    two = block_diag(*(second[k, m].reshape(u * d, z * s).T for k in range(g) for m in range(w)))  # (g w z s)
+    back = np.kron(np.kron(np.eye(g), perfect_shuffle(z, w)), np.eye(s))  # to (g z w s)
+    return back @ two @ swap @ one
 
 
 # name -> f(sizes of the axes, factors) -> W. The sizes are for an entry with an axis that no factor has.
@@ -290,7 +260,6 @@ DENSE_FORMS: dict[str, Callable[[Sizes, Sequence[Matrix]], Matrix]] = {
     "loha": lambda sizes, factors: loha(*factors),
     "group_and_shuffle": lambda sizes, factors: group_and_shuffle(*factors),
     "boft": lambda sizes, factors: boft(*factors),
-    "fastfood": lambda sizes, factors: fastfood(drawn_permutation(len(factors[0])), *factors),
 }
 
 # Entries with a gate have no one matrix: their experts are written out by hand instead.
