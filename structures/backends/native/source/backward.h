@@ -75,7 +75,8 @@ static Chunks chunks(const Program& p, int64_t n, int64_t threads, int64_t how) 
   return c;
 }
 
-// The units of phase 2: (step, block, cols, rows of the block).
+// The units of phase 2: (step, block, cols, rows of the block). The rows are cut, so that a unit's sums stay in the L1.
+constexpr int64_t UNIT_ROWS = 192;
 struct Units {
   std::vector<int64_t> end, rows;  // of each step: units up to and with it; parts of the rows
 
@@ -86,9 +87,9 @@ struct Units {
     int64_t all = 0;
     for (size_t i = 0; i < p.tile.size(); i++) {
       const Step& s = p.tile[i];
-      int64_t split = 1;
+      int64_t split = parts(s.contracted, UNIT_ROWS);
       if (few && few < 2 * threads && threads > 1)
-        split = std::max<int64_t>(1, std::min(parts(2 * threads, few), s.contracted / 12));
+        split = std::max(split, std::min(parts(2 * threads, few), s.contracted / 12));
       rows.push_back(split);
       if (wanted.factor[i]) all += s.blocks * parts(s.cols, COLS) * split;
       end.push_back(all);
@@ -115,7 +116,7 @@ static int backward(const Program& p, const void* const* factors, const char* co
       if (dfactors && dfactors[f]) sums_at[f] = sums_bytes, sums_bytes += lines(p.numbers[f] * 4);
     if (dbias) sums_at.back() = sums_bytes, sums_bytes += lines(p.out * 4);
   }
-  const int64_t formed = formed_bytes(p, T), per_thread = formed + lines((SUMMED + p.max_contracted) * COLS * 4);
+  const int64_t formed = formed_bytes(p, T), per_thread = formed + lines((SUMMED + std::min(p.max_contracted, UNIT_ROWS)) * COLS * 4);
   const int64_t counters = lines(many_chunks * 8);
   char* memory = scratch().take(counters + own_copies + sums_bytes + in_chunk * stride * 4 + threads * per_thread);
   if (!memory) return NO_MEMORY;

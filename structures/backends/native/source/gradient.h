@@ -39,9 +39,9 @@ static inline void turned(const Piece* pieces, int count, const int32_t* goff, i
 }
 
 struct FloatSums {
-  // R rows of A times V vectors of cols, added to D[k][COLS]
+  // R rows of A times V vectors of cols, to D[k][COLS], or added to it
   template <int R, int V>
-  static INLINE void block(const Piece* pieces, int count, const int32_t* koff, int64_t T, const float* g, float* D) {
+  static INLINE void block(const Piece* pieces, int count, const int32_t* koff, int64_t T, const float* g, float* D, bool add) {
     vf sums[R][V];
     for (int r = 0; r < R; r++)
       for (int v = 0; v < V; v++) sums[r][v] = vf{};
@@ -62,7 +62,7 @@ struct FloatSums {
     for (int r = 0; r < R; r++)
       for (int v = 0; v < V; v++) {
         float* d = D + r * COLS + v * VL;
-        store(d, load(d) + sums[r][v]);
+        store(d, add ? load(d) + sums[r][v] : sums[r][v]);
       }
   }
   static void prepared(const Piece*, int, float*) {}
@@ -71,7 +71,7 @@ struct FloatSums {
 #if PAIRED
 struct PairSums {
   template <int R, int V>
-  static INLINE void block(const Piece* pieces, int count, const int32_t* koff, int64_t T, const float* g, float* D) {
+  static INLINE void block(const Piece* pieces, int count, const int32_t* koff, int64_t T, const float* g, float* D, bool add) {
     __m512 sums[R][V];
     for (int r = 0; r < R; r++)
       for (int v = 0; v < V; v++) sums[r][v] = _mm512_setzero_ps();
@@ -96,7 +96,7 @@ struct PairSums {
     for (int r = 0; r < R; r++)
       for (int v = 0; v < V; v++) {
         float* d = D + r * COLS + v * VL;
-        _mm512_storeu_ps(d, _mm512_add_ps(_mm512_loadu_ps(d), sums[r][v]));
+        _mm512_storeu_ps(d, add ? _mm512_add_ps(_mm512_loadu_ps(d), sums[r][v]) : sums[r][v]);
       }
   }
   // rows of tokens, in place, to pairs [t / 2][COLS]
@@ -111,14 +111,15 @@ struct PairSums {
 #endif
 
 template <class Sums, int V>
-static INLINE void sums_of(int rows, const Piece* pieces, int count, const int32_t* koff, int64_t T, const float* g, float* D) {
+static INLINE void sums_of(int rows, const Piece* pieces, int count, const int32_t* koff, int64_t T, const float* g, float* D,
+                           bool add) {
   switch (rows) {
-    case 1: Sums::template block<1, V>(pieces, count, koff, T, g, D); break;
-    case 2: Sums::template block<2, V>(pieces, count, koff, T, g, D); break;
-    case 3: Sums::template block<3, V>(pieces, count, koff, T, g, D); break;
-    case 4: Sums::template block<4, V>(pieces, count, koff, T, g, D); break;
-    case 5: Sums::template block<5, V>(pieces, count, koff, T, g, D); break;
-    default: Sums::template block<6, V>(pieces, count, koff, T, g, D);
+    case 1: Sums::template block<1, V>(pieces, count, koff, T, g, D, add); break;
+    case 2: Sums::template block<2, V>(pieces, count, koff, T, g, D, add); break;
+    case 3: Sums::template block<3, V>(pieces, count, koff, T, g, D, add); break;
+    case 4: Sums::template block<4, V>(pieces, count, koff, T, g, D, add); break;
+    case 5: Sums::template block<5, V>(pieces, count, koff, T, g, D, add); break;
+    default: Sums::template block<6, V>(pieces, count, koff, T, g, D, add);
   }
 }
 
@@ -129,14 +130,21 @@ struct Chunk {
   int64_t activations, gradients;  // from a tile's first number to A and G
 };
 
+// Features [off[0], off[n)) of the pieces at `from` into the L1: they lie in the L3, 256 bytes of each apart from the next.
+static inline void fetched(const float* const* from, const Piece* pieces, int count, const int32_t* off, int64_t n, int64_t T) {
+  for (int i = 0; i < count; i++)
+    for (int64_t j = 0; j < n; j++)
+      for (int t = 0; t < pieces[i].tokens; t += 16) __builtin_prefetch(from[i] + off[j] * T + t);
+}
+
 // One unit: a block of the factor, cols [m0, m0 + cols), rows [k0, k1): into D[k - k0][COLS]. g holds SUMMED x COLS.
 template <class Sums>
 APART void unit_sums(const Step& s, const Chunk& chunk, int64_t block, int64_t m0, int cols, int64_t k0, int64_t k1, float* g,
                       float* D) {
   const int64_t rows = s.entries / s.blocks, T = chunk.T;
-  memset(D, 0, (k1 - k0) * COLS * 4);
   const int vectors = (cols + VL - 1) / VL;
   const int64_t kb = parts(k1 - k0, TR);
+  bool add = false;
   for (int64_t b = block * rows; b < (block + 1) * rows; b++) {
     const int32_t *koff = s.a_offsets(b), *goff = s.c_offsets(b) + m0;
     for (int64_t t0 = 0; t0 < chunk.tokens; t0 += SUMMED) {
@@ -149,6 +157,10 @@ APART void unit_sums(const Step& s, const Chunk& chunk, int64_t block, int64_t m
         pieces[count++] = {tile + chunk.activations + s.a_base[b] * T, tile + chunk.gradients + s.c_base[b] * T, (int)n};
         t += n;
       }
+      const float *as[SUMMED / 16], *gs[SUMMED / 16];
+      for (int i = 0; i < count; i++) as[i] = pieces[i].a, gs[i] = pieces[i].g;
+      fetched(gs, pieces, count, goff, cols, T);
+      fetched(as, pieces, count, koff + k0, std::min<int64_t>(TR, k1 - k0), T);
       turned(pieces, count, goff, T, cols, g);
       Sums::prepared(pieces, count, g);
       for (int64_t i = 0; i < kb; i++) {
@@ -156,12 +168,14 @@ APART void unit_sums(const Step& s, const Chunk& chunk, int64_t block, int64_t m
         const int r = (int)((k1 - k0) * (i + 1) / kb - k);
         const int32_t* ko = koff + k0 + k;
         float* d = D + k * COLS;
+        fetched(as, pieces, count, ko + r, std::min<int64_t>(TR, k1 - k0 - k - r), T);
         int v = 0;
         if (TV == 4)
-          for (; v + 4 <= vectors; v += 4) sums_of<Sums, TV>(r, pieces, count, ko, T, g + v * VL, d + v * VL);
-        for (; v + 2 <= vectors; v += 2) sums_of<Sums, 2>(r, pieces, count, ko, T, g + v * VL, d + v * VL);
-        for (; v < vectors; v++) sums_of<Sums, 1>(r, pieces, count, ko, T, g + v * VL, d + v * VL);
+          for (; v + 4 <= vectors; v += 4) sums_of<Sums, TV>(r, pieces, count, ko, T, g + v * VL, d + v * VL, add);
+        for (; v + 2 <= vectors; v += 2) sums_of<Sums, 2>(r, pieces, count, ko, T, g + v * VL, d + v * VL, add);
+        for (; v < vectors; v++) sums_of<Sums, 1>(r, pieces, count, ko, T, g + v * VL, d + v * VL, add);
       }
+      add = true;
     }
   }
 }
@@ -172,34 +186,39 @@ template <class E>
 APART void write_unit(const Step& s, int64_t block, int64_t m0, int cols, int64_t k0, int64_t k1, const float* D, bool first,
                        float* sum, E* dW) {
   const int64_t base = s.w_base[block * (s.entries / s.blocks)];
-  auto put = [&](int64_t at, float v) {
-    if (sum) {
-      if (!first) v += sum[at];
-      if (!dW || (void*)dW == (void*)sum) { sum[at] = v; return; }
+  auto put = [&](int64_t at, vf v, int n) {  // n numbers side by side
+    if (n == VL) {
+      if (sum && !first) v += load(sum + at);
+      if (dW) store(dW + at, v);
+      else store(sum + at, v);
+    } else {
+      if (sum && !first) v += load_part(sum + at, n);
+      if (dW) store_part(dW + at, v, n);
+      else store_part(sum + at, v, n);
     }
-    if constexpr (sizeof(E) == 4) dW[at] = v;
-    else dW[at] = narrow(v);
   };
   if (consecutive(s.w_m + m0, cols)) {
-    for (int64_t k = k0; k < k1; k++) {
-      const int64_t at = base + s.w_k[k] + s.w_m[m0];
-      const float* from = D + (k - k0) * COLS;
+    for (int64_t k = k0; k < k1; k++)
+      for (int m = 0; m < cols; m += VL) put(base + s.w_k[k] + s.w_m[m0 + m], load(D + (k - k0) * COLS + m), std::min(VL, cols - m));
+  } else if (consecutive(s.w_k + k0, k1 - k0)) {
+    for (int64_t k = k0; k < k1; k += VL) {
+      const int there = (int)std::min<int64_t>(VL, k1 - k);
       for (int m = 0; m < cols; m += VL) {
-        const int n = cols - m < VL ? cols - m : VL;
-        vf v = load(from + m);
-        if (n == VL) {
-          if (sum && !first) v += load(sum + at + m);
-          if (dW) store(dW + at + m, v);
-          else store(sum + at + m, v);
-        } else {
-          if (sum && !first) v += load_part(sum + at + m, n);
-          if (dW) store_part(dW + at + m, v, n);
-          else store_part(sum + at + m, v, n);
-        }
+        vf v[VL];
+        for (int i = 0; i < VL; i++) v[i] = i < there ? load(D + (k - k0 + i) * COLS + m) : vf{};
+        transpose(v);
+        for (int i = 0; i < std::min(VL, cols - m); i++) put(base + s.w_k[k] + s.w_m[m0 + m + i], v[i], there);
       }
     }
   } else {
     for (int m = 0; m < cols; m++)
-      for (int64_t k = k0; k < k1; k++) put(base + s.w_k[k] + s.w_m[m0 + m], D[(k - k0) * COLS + m]);
+      for (int64_t k = k0; k < k1; k++) {
+        const int64_t at = base + s.w_k[k] + s.w_m[m0 + m];
+        float v = D[(k - k0) * COLS + m];
+        if (sum && !first) v += sum[at];
+        if (!dW) sum[at] = v;
+        else if constexpr (sizeof(E) == 4) dW[at] = v;
+        else dW[at] = narrow(v);
+      }
   }
 }
