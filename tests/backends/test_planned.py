@@ -820,7 +820,7 @@ def key(dtype: str = "float32", threads: int = 2) -> str:
 
 def test_measured_figures_take_the_place_of_built_in_ones(folder):
     assert rates.of("float32", 2).call != 7e-6
-    assert rates.write(key(), *rates.parts(slowed()))
+    assert rates.write(key(), rates.parts(slowed()))
     assert rates.of("float32", 2) == slowed()
     assert rates.of("float32", 1).call != 7e-6 and rates.of("bfloat16", 2).call != 7e-6
 
@@ -828,13 +828,13 @@ def test_measured_figures_take_the_place_of_built_in_ones(folder):
 def test_a_plan_is_priced_with_them(folder):
     structure = bound("low_rank", 64, 96)
     before = planned.plan(structure, 8, dtype=torch.float32).seconds
-    rates.write(key(threads=torch.get_num_threads()), *rates.parts(slowed(1e-3)))
+    rates.write(key(threads=torch.get_num_threads()), rates.parts(slowed(1e-3)))
     assert planned.plan(structure, 8, dtype=torch.float32).seconds > before + 1e-3
 
 
 def written(change) -> str:
     """The text of a good file after a change to what it holds."""
-    rates.write(key(), *rates.parts(slowed()))
+    rates.write(key(), rates.parts(slowed()))
     held = json.loads(rates.path(key()).read_text())
     change(held)
     return json.dumps(held)
@@ -848,12 +848,12 @@ BROKEN = {
     "binary": lambda: "\x00\x01",
     "of another version": lambda: written(lambda held: held.update(version=99)),
     "of another machine": lambda: written(lambda held: held.update(machine="another processor")),
-    "without a curve": lambda: written(lambda held: held["curves"].pop("turned")),
-    "with a negative rate": lambda: written(lambda held: held["curves"].update(plain=[[8, -1.0]])),
-    "with a rate that is not a number": lambda: written(lambda held: held["curves"].update(plain=[[8, float("nan")]])),
-    "with a curve that is a number": lambda: written(lambda held: held["curves"].update(plain=3)),
-    "with seconds that are a text": lambda: written(lambda held: held["seconds"].update(call="soon")),
-    "with too many seconds": lambda: written(lambda held: held["seconds"].update(call=3600.0)),
+    "without a curve": lambda: written(lambda held: held["figures"].pop("turned")),
+    "with a negative rate": lambda: written(lambda held: held["figures"].update(plain=[[8, -1.0]])),
+    "with a rate that is not a number": lambda: written(lambda held: held["figures"].update(plain=[[8, float("nan")]])),
+    "with a curve that is a number": lambda: written(lambda held: held["figures"].update(plain=3)),
+    "with seconds that are a text": lambda: written(lambda held: held["figures"].update(call="soon")),
+    "with too many seconds": lambda: written(lambda held: held["figures"].update(call=3600.0)),
 }
 
 
@@ -862,14 +862,14 @@ def test_a_corrupt_or_foreign_file_is_ignored_with_a_warning(folder, broken):
     text = BROKEN[broken]()
     rates.path(key()).write_text(text)
     rates._of.cache_clear()
-    with pytest.warns(UserWarning, match=r"rates-.*built-in rates are used"):
+    with pytest.warns(UserWarning, match=r"rates-.*it is not used"):
         assert rates.of("float32", 2) == figures.built_in("float32", 2)
     rates._of.cache_clear()
 
 
 def write_often(call: float) -> None:
     for _ in range(30):
-        rates.write(key(), *rates.parts(slowed(call)))
+        rates.write(key(), rates.parts(slowed(call)))
 
 
 def test_two_processes_leave_a_whole_file(folder):
@@ -889,7 +889,7 @@ def test_a_home_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch):
     blocked.write_text("")
     monkeypatch.setenv(rates.VARIABLE, str(blocked / "below"))
     with pytest.warns(UserWarning, match="not kept"):
-        assert not rates.write(key(), *rates.parts(slowed()))
+        assert not rates.write(key(), rates.parts(slowed()))
     assert rates.of("float32", 2) == figures.built_in("float32", 2)
 
 
@@ -898,11 +898,10 @@ def test_importing_or_planning_measures_and_writes_nothing(folder):
     assert list(folder.iterdir()) == []
 
 
-def test_calibrating_keeps_figures_of_the_right_kind(folder, monkeypatch):
-    monkeypatch.setattr(measure, "PASSES", 1)
+def test_calibrating_keeps_figures_of_the_right_kind(folder):
     (found,) = structures.calibrate([torch.float32], seconds=0.0)
     assert rates.of("float32", torch.get_num_threads()) == found
-    assert 0 < found.call < 1e-3 and 0 < found.node < 1e-2 and 0 < found.function < 1e-2
+    assert 0 < found.call < 1e-3
     assert all(size < more for curve in dict(found.product).values() for (size, _), (more, _) in pairwise(curve))
     assert set(dict(found.copy)) == set(figures.COPIES) and set(dict(found.product)) == set(figures.PRODUCTS)
     with pytest.raises(ValueError, match=r"torch.int8 is not a real floating-point dtype"):
@@ -910,7 +909,7 @@ def test_calibrating_keeps_figures_of_the_right_kind(folder, monkeypatch):
 
 
 def test_the_command_says_what_it_found_and_where_it_keeps_it(folder, monkeypatch, capsys):
-    monkeypatch.setattr(measure, "PASSES", 1)
+    monkeypatch.setattr(measure, "LONGER", 0.0)
     assert command(["calibrate", "--dtype", "float32"]) == 0
     assert "float32, 1 threads: products to" in (said := capsys.readouterr().out) and str(folder) in said
     for wrong, text in ((["--dtype", "int8"], "choose from float32"), (["--threads", "0"], "at least 1")):

@@ -49,7 +49,7 @@ class ProgramRecord(ctypes.Structure):
 class PlanRecord(ctypes.Structure):
     """`Plan` of source/program.h: how a call runs."""
 
-    _fields_ = (*((name, _Int) for name in ("path", "tile", "split", "threads", "needs", "unused")),)
+    _fields_ = (*((name, _Int) for name in ("path", "tile", "split", "threads", "needs", "chunk")),)
 
 
 class RuntimeRecord(ctypes.Structure):
@@ -74,7 +74,7 @@ SIGNATURES: Mapping[str, tuple[type | None, tuple[type, ...]]] = {
     "scratch_bytes": (_Long, ()),  # scratch that all threads hold now
     "open": (_Pointer, (_Pointer,)),  # Description -> program, NULL if it is refused
     "close": (None, (_Pointer,)),
-    # program, tokens, threads, keeps (kinds of copies the caller keeps), training -> Plan written to the last argument
+    # program, tokens, threads, keeps (kinds of copies the caller keeps), backward -> Plan written to the last argument
     "plan": (None, (_Pointer, _Long, _Int, _Int, _Int, _Pointer)),
     "copies_bytes": (_Long, (_Pointer, _Int)),  # program, kind
     # program, kind, factors, copies, threads
@@ -114,6 +114,7 @@ class Plan:
     split: bool  # one tile's steps are split over the threads, for want of tiles
     threads: int
     needs: int  # the kind of kept copies that this way takes, 0 for none
+    chunk: int = 0  # tokens between which a backward's factors get their gradients
 
     @property
     def how(self) -> int:
@@ -280,16 +281,17 @@ class Bound:
         self._kept.append(records)
         return ctypes.addressof(records)
 
-    def plan(self, tokens: int, threads: int, *, keeps: int = 0, training: bool = False) -> Plan:
+    def plan(self, tokens: int, threads: int, *, keeps: int = 0, backward: bool = False) -> Plan:
         """How a call of so many tokens runs.
 
         Args:
-            keeps: kinds of copies that the caller is willing to keep and hand over, CANONICAL | PAIRS | PAIRS_BACK.
+            keeps: kinds of copies that the caller is willing to keep and hand over, CANONICAL | PAIRS.
+            backward: the gradients, not the value.
         """
         record = PlanRecord()
         library = self.library._library
-        library.structures_plan(self.address, tokens, threads, keeps, int(training), ctypes.byref(record))
-        return Plan(record.path, record.tile, bool(record.split), record.threads, record.needs)
+        library.structures_plan(self.address, tokens, threads, keeps, int(backward), ctypes.byref(record))
+        return Plan(record.path, record.tile, bool(record.split), record.threads, record.needs, record.chunk)
 
     def copies_bytes(self, kind: int) -> int:
         """Bytes of the copies of one kind; 0 where this program takes none."""

@@ -1,97 +1,216 @@
 """What a call of the native kernel is predicted to take, from three figures of the machine.
 
-The figures are measured by the library's own loops, in about 50 ms, once a process and dtype: the product of a tile,
-the pass of x into tiles and back, and weights read by rows.
+A step costs what its register tiles cost: their multiply-adds, and besides these so much for every k and for every tile
+(`KS`, `TILES`, counted in vectors multiplied and added). The gradient of a factor is such a step too, its tokens in the
+place of the contracted axes. The constants are fits to 1,440 calls: 30 structures, 256 to 4096 features, 1 to 4096
+tokens, float32 and bfloat16, forward and with all gradients, two threads of an AMD Zen 4. Half of them came out between
+0.85 and 1.1 times what they took, nine of ten between 0.6 and 1.4; furthest are steps of thousands of tiny blocks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from structures.backends.native.library import DTYPES, ROWS, Library, Plan, caches
 from structures.backends.native.lower import Lowered, Product
+from structures.backends.planned import rates
 
-CALL = 3e-6  # seconds of a call: Python, allocation of y
-FORK = 1e-6  # of a parallel region, and of a barrier: 0.4 to 2 us as the host places the cores (AMD Zen 5)
-BACKWARD = 35e-6  # of an autograd function forward and backward
+FIGURES = ("products", "passes", "reads")
+CALL = 7.2e-6  # seconds of a call: Python, allocation of y
+KEPT = 4.9e-6  # of finding the copies of the factors that are kept
+STEP = 0.15e-6  # of a step by rows
+BARRIER = 0.55e-6  # of a parallel region, and of a barrier in one
+BACKWARD = 55e-6  # of an autograd function forward and backward, and
+FACTOR = 15.5e-6  # of a factor's gradient in it
 REGISTERS, VECTORS = 6, 4  # rows and vectors of a register tile
-STORED = 6  # a register tile is written and taken up anew in the time of so many of its multiply-adds a sum
-BEYOND = 1.6  # the pass over x and y when they are larger than the L3
-ROW_SHARE = 0.8  # of the tile's rate that rows reach
+SUMMED = 64  # numbers, or pairs twice, that are summed before the sum is added to what is there
+KS, TILES = (
+    8.5,
+    85.0,
+)  # vectors multiplied and added in the time that a k of a register tile takes besides, and the tile
+ENTRY = 25.0  # and of an entry of a step on a tile
+FORMED = 12.0  # in the time of forming a vector of pairs
+UNIT = 75.0  # and of a unit of a step by rows
+TURNED = 29.0  # and of turning a vector of a gradient
+PACKED = 1.6  # and of packing a pair
+ROW_SHARE = 0.19  # of the tile's rate that rows reach
+FRESH = 1.4e-10  # seconds of a byte of a factor's gradient: its memory is new
+MOVED = 7.7  # and of moving a number of a factor, or of its gradient, by itself
 WEIGHTS = (64 << 10, 512 << 10, 4 << 20, 64 << 20)  # bytes of factors that reading is measured at
+BEYOND = 1.6  # the pass over x and y when they are larger than the L3
 
 
 @dataclass(frozen=True)
-class Figures:
-    """One thread's rates on this machine."""
+class Kernel:
+    """One thread's rates on this machine, by the library's own loops."""
 
-    flops: float  # FLOP/s of a tile's product
+    flops: float  # FLOP/s of a step on a full tile
     passes: float  # bytes/s of x into a tile and of a tile to y
     reads: tuple[tuple[int, float], ...]  # (bytes of weights, bytes/s) in growing order
-    l3: int
+    vector: int  # numbers of a vector
+    paired: bool  # numbers are multiplied in pairs
+    l3: int  # bytes
+
+    @property
+    def vector_seconds(self) -> float:
+        """Seconds of one vector multiplied and added: what is left of the measured step without its other costs."""
+        ks = SUMMED // 2 if self.paired else SUMMED
+        products = ks * REGISTERS * VECTORS
+        return 2 * SUMMED * REGISTERS * VECTORS * self.vector / self.flops / (products + ks * KS + TILES)
 
     def read(self, size: int, threads: int) -> float:
         """Bytes/s at which `threads` threads read weights of so many bytes: each has its own share in its caches."""
-        rate = next((rate for limit, rate in self.reads if size // threads <= limit), self.reads[-1][1])
-        return rate * (threads if size <= self.l3 else 1)  # one thread nearly fills the memory's bandwidth
+        far = self.reads[-2 if size <= self.l3 else -1][1]
+        return threads * next((rate for limit, rate in self.reads[:-2] if size // threads <= limit), far)
 
 
-def measured(library: Library, dtype: str, seconds: float = 0.05) -> Figures:
-    """The figures, measured in about so many seconds."""
-    each = seconds / (2 + len(WEIGHTS))
-    return Figures(
-        flops=library.measure_products(each, DTYPES[dtype]),
-        passes=library.measure_transposes(each),
-        reads=tuple((size, library.measure_reads(each, size)) for size in WEIGHTS),
+@lru_cache(maxsize=8)
+def kernel(library: Library, dtype: str) -> Kernel:
+    """The figures of this machine: those kept, or measured now and kept beside the planner's."""
+    key = f"{rates.machine(dtype, 1)} / {Path(library.path).stem}"
+    found: Any = rates.read(key, FIGURES)
+    if found is None:
+        found = measured(library, dtype)
+        rates.write(key, found)
+    return Kernel(
+        flops=found["products"][0][1],
+        passes=found["passes"][0][1],
+        reads=found["reads"],
+        vector=library.vector(),
+        paired=dtype == "bfloat16" and bool(library.pairs()),
         l3=caches()[2],
     )
 
 
-@lru_cache(maxsize=8)
-def figures(library: Library, dtype: str) -> Figures:
-    """The figures of this process, measured once."""
-    return measured(library, dtype)
+def measured(library: Library, dtype: str, seconds: float = 0.03) -> rates.Figures:
+    """The figures, measured in about so many seconds of this thread's own time."""
+    each = seconds / (2 + len(WEIGHTS))
+    return {
+        "products": ((SUMMED, library.measure_products(each, DTYPES[dtype])),),
+        "passes": ((SUMMED, library.measure_transposes(each)),),
+        "reads": tuple((size, library.measure_reads(each, size)) for size in WEIGHTS),
+    }
 
 
-def seconds(
-    lowered: Lowered, tokens: int, plan: Plan, figures: Figures, *, itemsize: int, training: bool = False
-) -> float:
+@dataclass(frozen=True)
+class Work:
+    """A program and the machine, counted in vectors multiplied and added."""
+
+    lowered: Lowered
+    kernel: Kernel
+    itemsize: int
+
+    def register_tiles(self, entries: int, rows: int, contracted: int, vectors: int) -> float:
+        """`entries` products of `rows` rows and so many vectors, each a sum over `contracted`."""
+        ks = -(-contracted // 2) if self.kernel.paired else contracted
+        blocks, chunks = -(-rows // REGISTERS), vectors // VECTORS + (vectors % VECTORS > 0)
+        sums = -(-contracted // (4 * SUMMED if self.kernel.paired else SUMMED))
+        return entries * (ENTRY + blocks * (ks * (REGISTERS * vectors + KS * chunks) + TILES * sums * chunks))
+
+    def tile(self, steps: Iterable[Product], vectors: int) -> float:
+        """Steps on a tile of so many vectors of tokens."""
+        total = 0.0
+        for step in steps:
+            total += self.register_tiles(step.entries, step.cols, step.contracted, vectors)
+            if self.kernel.paired:
+                total += FORMED * step.entries * step.contracted * vectors
+        return total
+
+    def gradients(self, tokens: int) -> float:
+        """The factors' gradients of so many tokens."""
+        total = 0.0
+        for step in self.steps:
+            if step.factor < 0:
+                continue
+            vectors = -(-step.cols // self.kernel.vector)
+            total += self.register_tiles(step.entries, step.contracted, tokens, vectors)
+            total += TURNED * step.entries * vectors * tokens
+            total += MOVED * self.moved(step)
+        return total
+
+    def moved(self, step: Product) -> int:
+        """Numbers of a factor that are moved one by one."""
+        scattered = not step.w_cols.consecutive and not step.w_contracted.consecutive
+        return self.lowered.factor_numbers[step.factor] if scattered else 0
+
+    @property
+    def packed(self) -> float:
+        """Making the pairs that a training step multiplies by."""
+        if not self.kernel.paired:
+            return 0.0
+        total = 0.0
+        for step in self.steps:
+            for inner, other in ((step.w_contracted, step.w_cols), (step.w_cols, step.w_contracted)):
+                if step.factor >= 0 and not inner.consecutive:
+                    total += self.lowered.factor_numbers[step.factor] * (PACKED if other.consecutive else MOVED)
+        return total
+
+    def passes(self, features: int, tokens: int) -> float:
+        """Seconds of bringing so many features to tiles or back."""
+        size = self.itemsize * features * tokens
+        return size / self.kernel.passes * (BEYOND if size > self.kernel.l3 else 1)
+
+    @property
+    def steps(self) -> tuple[Product, ...]:
+        return self.lowered.tiles.steps
+
+    @property
+    def recomputed(self) -> list[Product]:
+        """What a backward runs once more: all steps but the last one of each term."""
+        return [step for step in self.steps if step.target != len(self.lowered.tiles.sizes) - 1]
+
+
+def seconds(work: Work, tokens: int, plan: Plan, backward: Plan | None = None) -> float:
     """Predicted time of one call, or of one forward and backward.
 
     Args:
-        plan: how it runs; `Bound.plan` tells it.
-        itemsize: bytes of one number of x, the factors and y.
+        plan: how the forward runs, and `backward` how the backward does; `Bound.plan` tells it.
     """
-    if plan.path == ROWS and not training:
-        return CALL + _rows(lowered, tokens, plan, figures, itemsize)
-    arithmetic = sum(_product(step, tokens) for step in lowered.tiles.steps) / figures.flops
-    moved = itemsize * tokens * (lowered.in_features + lowered.out_features)
-    passes = moved / figures.passes * (BEYOND if moved > figures.l3 else 1)
-    threads = _useful(tokens, plan)
-    if not training:
-        return CALL + FORK * (threads > 1) + (arithmetic + passes) / threads
-    last = {step.target for step in lowered.tiles.steps if step.target == len(lowered.tiles.sizes) - 1}
-    again = sum(_product(s, tokens) for s in lowered.tiles.steps if s.target not in last) / figures.flops
-    return CALL + BACKWARD + (3 * arithmetic + again + 3 * passes) / threads
+    forward = _rows(work, tokens, plan) if plan.path == ROWS else _tiles(work, tokens, plan)
+    if backward is None:
+        return CALL + KEPT * (plan.needs > 0) + forward
+    fresh = work.itemsize * sum(work.lowered.factor_numbers) * FRESH
+    overhead = CALL + BACKWARD + FACTOR * len(work.lowered.factor_numbers) + fresh
+    return overhead + forward + _backward(work, tokens, backward)
 
 
-def _rows(lowered: Lowered, tokens: int, plan: Plan, figures: Figures, itemsize: int) -> float:
-    size = itemsize * sum(lowered.factor_numbers)
-    flops = 2 * lowered.multiply_adds * tokens
-    work = max(size / figures.read(size, plan.threads), flops / (ROW_SHARE * figures.flops * plan.threads))
-    return work + (FORK * len(lowered.rows.steps) if plan.threads > 1 else 0.0)
+def _rows(work: Work, tokens: int, plan: Plan) -> float:
+    steps, vector = work.lowered.rows.steps, work.kernel.vector
+    size = work.itemsize * sum(work.lowered.factor_numbers)
+    count = sum(s.entries * -(-s.cols // vector) * (s.contracted * tokens + UNIT / VECTORS) for s in steps)
+    busy = max(
+        count * work.kernel.vector_seconds / ROW_SHARE / plan.threads, size / work.kernel.read(size, plan.threads)
+    )
+    return STEP * len(steps) + busy + BARRIER * len(steps) * (plan.threads > 1)
 
 
-def _product(step: Product, tokens: int) -> float:
-    """FLOPs of a step, with those that a register tile's time of writing would have made."""
-    flops = 2 * step.entries * step.cols * step.contracted * tokens
-    return flops * (1 + STORED / min(step.contracted, 64))
+def _tiles(work: Work, tokens: int, plan: Plan) -> float:
+    whole, vectors = _share(tokens, plan.tile, plan.threads, plan.split, work.kernel.vector)
+    features = work.lowered.in_features + work.lowered.out_features
+    busy = whole * work.tile(work.steps, vectors) * work.kernel.vector_seconds
+    busy += whole * vectors / -(-tokens // work.kernel.vector) * work.passes(features, tokens)
+    waits = (len(work.steps) + 1 if plan.split else 0) + (plan.threads > 1)
+    return busy + BARRIER * waits
 
 
-def _useful(tokens: int, plan: Plan) -> float:
-    """How many threads have work in whole tiles."""
-    if plan.split or not plan.tile:
-        return plan.threads
-    tiles = -(-tokens // plan.tile)
-    return min(plan.threads, tiles / -(-tiles // plan.threads))
+def _share(tokens: int, tile: int, threads: int, split: bool, vector: int) -> tuple[float, int]:
+    """How many tiles the busiest thread runs, and the vectors of one: all of them take part in a tile that is split."""
+    count = -(-tokens // tile)
+    return count / threads if split else -(-count // threads), -(-min(tokens, tile) // vector)
+
+
+def _backward(work: Work, tokens: int, plan: Plan) -> float:
+    """Gradients of everything, in chunks of tokens: tiles there and back, then the factors' gradients."""
+    lowered, steps, unit = work.lowered, work.steps, work.kernel.vector_seconds
+    chunk = min(tokens, plan.chunk)
+    whole, vectors = _share(chunk, plan.tile, plan.threads, plan.split, work.kernel.vector)
+    busy = whole * work.tile([*work.recomputed, *(step.transposed for step in steps)], vectors) * unit
+    busy += work.gradients(chunk) * unit / plan.threads
+    waits = 2 + (2 * len(steps) + 1) * plan.split
+    moved = work.passes(2 * lowered.in_features + lowered.out_features, tokens) / plan.threads
+    packed = work.packed * unit / plan.threads
+    return (busy + BARRIER * waits) * tokens / chunk + packed + moved + BARRIER * (plan.threads > 1)

@@ -36,14 +36,14 @@ class Program:
         self._plans: dict[tuple[int, int, int], Plan] = {}
         self._arrays: dict[tuple[int, ...], Any] = {}
 
-    def plan(self, tokens: int, threads: int, keeps: int, *, training: bool = False) -> Plan:
+    def plan(self, tokens: int, threads: int, keeps: int) -> Plan:
         """How a call runs, `keeps` being the kinds of copies that are kept for it."""
-        key = (tokens, threads, -keeps - 1 if training else keeps)
+        key = (tokens, threads, keeps)
         found = self._plans.get(key)
         if found is None:
             if len(self._plans) >= MOST:
                 self._plans.clear()
-            found = self._plans[key] = self.bound.plan(tokens, threads, keeps=keeps, training=training)
+            found = self._plans[key] = self.bound.plan(tokens, threads, keeps=keeps)
         return found
 
     def forward(

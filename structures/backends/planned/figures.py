@@ -45,8 +45,8 @@ class Rates:
     row: float = 1e-9
     tile: float = 2e-8
     entry: float = 0.0
-    function: float = 6e-5
-    node: float = 5e-6
+    function: float = 5e-5
+    node: float = 9e-6
     product: tuple[tuple[str, Curve], ...] = ()
     copy: tuple[tuple[str, Curve], ...] = ()
     l2: int = 4 * 2**20
@@ -86,7 +86,7 @@ _COPY: dict[str, Curve] = {
     "turn": ((2**12, 40.0), (2**16, 19.0), (2**20, 16.0), (2**21, 7.0), (2**22, 2.4)),
 }
 _COPY_16_BITS = {"plain": 0.6, "turn": 0.55}  # elementwise loops go by elements more than by bytes
-_ENTRY_16_BITS = 4e-5
+_ENTRY_16_BITS = 2e-5
 _ONE_THREAD = 0.55  # of two threads
 # Of an H100's data sheet and assumptions (a batched product reaches 85 % of the tensor cores' rate, and less where a
 # matrix is narrower than a tile; what fits L2 moves faster): predictions, not measured.

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import platform
 import tempfile
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from structures.backends.planned.figures import COPIES, PRODUCTS, SECONDS, Curve, Rates, built_in
 
 VARIABLE = "STRUCTURES_CACHE"  # a folder; else the user's cache folder
-VERSION = 3  # of what is measured and of the file's format
+Figures = dict[str, "float | Curve"]  # by name
+VERSION = 4  # of what is measured and of the file's format
 
 
 def of(dtype: str, threads: int, device: str = "cpu") -> Rates:
@@ -48,18 +50,23 @@ def machine(dtype: str, threads: int, device: str = "cpu") -> str:
     return " / ".join(parts)
 
 
-def parts(rates: Rates) -> tuple[dict[str, float], dict[str, Curve]]:
+def known(key: str) -> bool:
+    """Whether there is a file of these figures; reading it says whether it is whole."""
+    return path(key).exists()
+
+
+def parts(rates: Rates) -> Figures:
     """What is measured of a machine's figures: those in seconds, and the curves."""
-    return {name: getattr(rates, name) for name in SECONDS}, {**dict(rates.product), **dict(rates.copy)}
+    return {**{name: getattr(rates, name) for name in SECONDS}, **dict(rates.product), **dict(rates.copy)}
 
 
-def write(key: str, seconds: dict[str, float], curves: dict[str, Curve]) -> bool:
+def write(key: str, figures: Figures) -> bool:
     """Keep a measurement, by a rename: no reader sees half of it. False, with a warning, where it cannot be kept."""
     try:
         folder().mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=folder(), prefix="rates-", suffix=".part")
         with os.fdopen(handle, "w") as file:
-            json.dump({"version": VERSION, "machine": key, "seconds": seconds, "curves": curves}, file, indent=1)
+            json.dump({"version": VERSION, "machine": key, "figures": figures}, file, indent=1)
         os.replace(name, path(key))
     except OSError as error:
         warnings.warn(f"measured rates are not kept: {error}; set {VARIABLE} to a folder to write to", stacklevel=2)
@@ -69,39 +76,40 @@ def write(key: str, seconds: dict[str, float], curves: dict[str, Curve]) -> bool
     return True
 
 
-@lru_cache(maxsize=64)
-def _of(dtype: str, threads: int, device: str, _folder: str) -> Rates:
-    base = built_in(dtype, threads, device)
-    key = machine(dtype, threads, device)
+def read(key: str, names: Sequence[str]) -> Figures | None:
+    """The figures of these names that were kept; None where there are none, with a warning if the file is not whole."""
     file = path(key)
     try:
         found = json.loads(file.read_text())
         if found["machine"] != key or found["version"] != VERSION:
             raise ValueError("it is of another machine or version")
-        return base.replaced(_seconds(found["seconds"]), _curves(found["curves"]))
+        return {name: _checked(name, found["figures"][name]) for name in names}
     except (FileNotFoundError, NotADirectoryError):
-        return base
+        return None
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
-        warnings.warn(f"{file}: {reason}; built-in rates are used, delete it or calibrate again", stacklevel=2)
+        warnings.warn(f"{file}: {reason}; delete it or calibrate again, it is not used", stacklevel=2)
+        return None
+
+
+def _checked(name: str, found: Any) -> float | Curve:
+    if name in SECONDS:
+        if not 0 <= float(found) < 1:
+            raise ValueError(f"{name}: seconds must lie between 0 and 1")
+        return float(found)
+    curve = tuple(sorted((int(size), float(rate)) for size, rate in found))
+    if not curve or not all(size >= 1 and 0 < rate < 1e15 for size, rate in curve):
+        raise ValueError(f"{name}: rates must be positive")
+    return curve
+
+
+@lru_cache(maxsize=64)
+def _of(dtype: str, threads: int, device: str, _folder: str) -> Rates:
+    base = built_in(dtype, threads, device)
+    found: Any = read(machine(dtype, threads, device), (*SECONDS, *PRODUCTS, *COPIES))
+    if found is None:
         return base
-
-
-def _seconds(found: dict[str, object]) -> dict[str, float]:
-    seconds = {name: float(found[name]) for name in SECONDS}  # type: ignore[arg-type]
-    if not all(0 <= value < 1 for value in seconds.values()):
-        raise ValueError("seconds must lie between 0 and 1")
-    return seconds
-
-
-def _curves(found: dict[str, list[list[float]]]) -> dict[str, Curve]:
-    curves = {}
-    for kind in (*PRODUCTS, *COPIES):
-        curve = tuple(sorted((int(size), float(rate)) for size, rate in found[kind]))
-        if not curve or not all(size >= 1 and math.isfinite(rate) and 0 < rate < 1e9 for size, rate in curve):
-            raise ValueError(f"{kind}: rates must be positive")
-        curves[kind] = curve
-    return curves
+    return base.replaced({name: found[name] for name in SECONDS}, found)
 
 
 @lru_cache(maxsize=4)

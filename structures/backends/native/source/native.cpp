@@ -37,8 +37,11 @@ EXPORT Program* structures_open(const Description* d) {
   return p;
 }
 EXPORT void structures_close(Program* p) { delete p; }
-EXPORT void structures_plan(const Program* p, int64_t n, int32_t threads, int32_t keeps, int32_t training, Plan* plan) {
-  *plan = planned(*p, n, threads, keeps, training);
+EXPORT void structures_plan(const Program* p, int64_t n, int32_t threads, int32_t keeps, int32_t back, Plan* plan) {
+  *plan = planned(*p, n, threads, keeps);
+  if (!back) return;
+  const Chunks cut = chunks(*p, n, plan->threads = std::max(threads, 1), 0);
+  plan->path = TILES, plan->tile = (int32_t)cut.tile, plan->split = cut.split, plan->chunk = (int32_t)cut.tokens;
 }
 EXPORT int64_t structures_copies_bytes(const Program* p, int32_t kind) { return copies_bytes(*p, kind); }
 EXPORT int32_t structures_make_copies(const Program* p, int32_t kind, const void* const* factors, char* to, int32_t threads) {
@@ -47,7 +50,7 @@ EXPORT int32_t structures_make_copies(const Program* p, int32_t kind, const void
 }
 
 static Plan asked(const Program& p, int64_t n, int threads, bool copies, int64_t how) {
-  if (!how) return planned(p, n, threads, copies ? CANONICAL | PAIRS | PAIRS_BACK : 0, false);
+  if (!how) return planned(p, n, threads, copies ? CANONICAL | PAIRS : 0);
   Plan plan = {};
   plan.path = (int32_t)(how & 0xff), plan.tile = (int32_t)(how >> 8 & 0xfff), plan.split = (int32_t)(how >> 20 & 1);
   plan.threads = std::max(threads, 1);

@@ -19,7 +19,7 @@ static int64_t rows_limit(const Program& p, int keeps) {
   return p.rows_in_place || (keeps & CANONICAL) ? 15 : 0;
 }
 
-static Plan planned(const Program& p, int64_t n, int threads, int keeps, bool training) {
+static Plan planned(const Program& p, int64_t n, int threads, int keeps) {
   Plan plan = {};
   plan.threads = std::max(threads, 1);
   if (n <= rows_limit(p, keeps)) {
@@ -29,7 +29,7 @@ static Plan planned(const Program& p, int64_t n, int threads, int keeps, bool tr
     return plan;
   }
   plan.path = TILES;
-  if (p.dtype == BFLOAT16 && p.pairs_bytes) plan.needs = training && (keeps & PAIRS_BACK) ? PAIRS_BACK : keeps & PAIRS;
+  if (p.dtype == BFLOAT16 && p.pairs_bytes) plan.needs = keeps & PAIRS;
   int64_t most = 64;
   if (p.max_block * (p.dtype == BFLOAT16 ? 2 : 4) > caches.l2 / 2 && n >= 128 * plan.threads) most = 128;
   // fewer vectors than a register tile has: 32 tokens reach 62-75 GFLOP/s where 64 reach 98 (1024 wide, AMD Zen 4)

@@ -36,7 +36,7 @@ struct Description {
   const int64_t* row_sizes;
   const int64_t* factor_numbers;
 };
-struct Plan { int32_t path, tile, split, threads, needs, unused; };
+struct Plan { int32_t path, tile, split, threads, needs, chunk; };
 
 // How a factor's numbers are read: where they lie, or from a copy.
 struct Copy {
