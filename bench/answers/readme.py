@@ -1,7 +1,6 @@
 """`python -m bench readme`: the README's figure and its section of results, from results files alone."""
 
 import os
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from bench.answers import readme_encoder, readme_training
 from bench.answers.readme_tables import section
-from bench.files import atomic
+from bench.files import atomic, options
 from bench.files.errors import UsageError
 from bench.files.rows import Results
 from bench.report.drawing import figures
@@ -79,7 +78,7 @@ def chosen(found: Sequence[Panel], place: PanelChoice) -> Panel:
         UsageError: there is none, with those there are; or several, which differ in what was not asked.
     """
     asked = {key: value for key, value in asdict(place).items() if value is not None}
-    asked["budget"] = _budget(place.budget)
+    asked |= {"budget": options.budget(place.budget), "dtype": options.dtype("--dtype", place.dtype)}
     at_budgets = [panel for panel in found if panel.budget]
     fitting = [panel for panel in at_budgets if all(getattr(panel, key) == value for key, value in asked.items())]
     if not fitting:
@@ -150,13 +149,6 @@ def _held(found: Sequence[Panel]) -> str:
 
 def _structures(panel: Panel) -> set[str]:
     return {curve.structure for curve in panel.curves if curve.kind == STRUCTURE}
-
-
-def _budget(value: str) -> str:
-    match = re.fullmatch(r"(params|flops)=([0-9]*\.?[0-9]+)", value)
-    if not match:
-        raise UsageError(f"--budget: {value!r} is no budget; write params=0.25 or flops=0.25")
-    return f"{match[1]}={float(match[2]):g}"
 
 
 def _write(files: Mapping[Path, bytes]) -> list[Path]:

@@ -12,16 +12,11 @@ from typing import Any
 
 from bench.files.errors import UsageError, one_of
 from bench.files.fields import BadResults
+from bench.files.options import dtype
 from bench.files.rows import Results, Row, Spread
 from bench.files.terminal import percent
 from bench.files.vocabulary import CLOCKS, DEVICES, DTYPES, MODES, NEAR
 
-ALIASES = {
-    "float64": ("fp64", "f64", "double"),
-    "float32": ("fp32", "f32", "float"),
-    "bfloat16": ("bf16",),
-    "float16": ("fp16", "f16", "half"),
-}
 FACTOR = 1.0  # log2 of the factor within which a point is near
 EXACT, BETWEEN, NEIGHBOUR = "measured here", "between", "neighbour"
 Place = tuple[int, int, int]
@@ -120,18 +115,6 @@ def recommend(results: Results, query: Query) -> Answer:
     )
 
 
-def dtype(word: str, held: str = "") -> str:
-    """The dtype that a word stands for.
-
-    Raises:
-        UsageError: none; `held` says what there is.
-    """
-    for name, aliases in ALIASES.items():
-        if word.lower() in aliases:
-            return name
-    return one_of("--dtype", word.lower(), DTYPES, held)
-
-
 def _check_machine(results: Results) -> None:
     first = results.runs[0]
     for run in results.runs[1:]:
@@ -158,7 +141,8 @@ def _under_its_conditions(results: Results, query: Query) -> tuple[Query, list[R
         asked = getattr(query, key)
         if asked is not None and key in known:
             of_these = f"of which {files} {hold} {_words(held)}"
-            asked = dtype(asked, of_these) if key == "dtype" else one_of(f"--{key}", asked, known[key], of_these)
+            word = dtype if key == "dtype" else one_of
+            asked = word(f"--{key}", asked, known[key], of_these)
         elif asked is None and key == "mode" and "forward" in held:
             asked = "forward"
         elif asked is None and len(held) > 1:

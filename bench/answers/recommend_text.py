@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bench.answers.recommend import BETWEEN, Answer, Estimate, Place, Query, Ranking, at, dtype, place_of, steps
+from bench.answers.recommend import BETWEEN, Answer, Estimate, Place, Query, Ranking, at, place_of, steps
 from bench.files.fields import printable
 from bench.files.rows import Results, Spread
 from bench.files.terminal import digits, percent, table, wrapped
@@ -110,7 +110,7 @@ def _command(query: Query) -> str:
     options = {
         "--shapes": f"{query.in_features}x{query.out_features}",
         "--tokens": query.tokens,
-        "--dtypes": query.dtype and dtype(query.dtype),
+        "--dtypes": query.dtype,
         "--mode": query.mode,
         "--device": query.device,
         "--threads": query.threads,

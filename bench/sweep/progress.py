@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.files.terminal import many
 from bench.machine.timing import Effort
 from bench.sweep import rerun
 from bench.sweep.points import COMPILED, Point
@@ -71,22 +72,21 @@ def summary(sweep: Sweep, json: Path | None) -> Iterator[str]:
                f"{largest[0]}x{largest[1]}: {names}")  # fmt: skip
     refused = len(sweep.refused)
     what = "checked" if sweep.request.check else "measured"
-    yield f"{len(sweep.done)} points {what}, {refused} refused or failed{'' if sweep.complete else '; not complete'}"
+    found = f"{many(len(sweep.done), 'point')} {what}, {refused} refused or failed"
+    yield f"{found}{'' if sweep.complete else '; not complete'}"
     if sweep.not_now:
         yield f"{len(sweep.not_now)} of these were left out for lack of time; they are rows with that reason"
     disturbed = sum(done.disturbed for done in sweep.done)
     if disturbed:
         share = sweep.load.overall or 0.0
-        yield (
-            f"{disturbed} points were measured while others used {share:.0%} of these cores: they are flagged 'load' "
-            "and left out above"
-        )
+        while_busy = f"measured while others used {share:.0%} of these cores"
+        yield f"{many(disturbed, 'point')} {while_busy}: flagged 'load' and left out above"
     for device, told in sweep.energy_told.items():
         yield f"energy of a call on {device}: {told}"
     if sweep.request.check:
         return
     if again := rerun.command(json, list(sweep.rows.values())):
-        yield f"{again['flagged']} points are flagged as unsafe; repeat just these: {again['command']}"
+        yield f"{many(again['flagged'], 'point')} flagged as unsafe; to repeat: {again['command']}"
     if json and not sweep.complete and sweep.journalled:
         yield f"Go on later: the same command with --resume {json}"
     if json:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from bench.files.vocabulary import DENSE, NARROW
 from bench.machine import roofline, setup, timing
 from bench.machine.roofline import Roofline
 from bench.machine.timing import Effort
-from bench.sweep import cell, output, points, progress, request, shapes
+from bench.sweep import cell, launch, output, points, progress, request, shapes
 from bench.sweep.check import CheckFailed, check, sample, saved_bytes
 from bench.sweep.points import Point
 from bench.sweep.request import Budget
@@ -205,12 +207,38 @@ def test_list_prints_the_points_and_runs_none(tmp_path):
     assert " left] " not in text
 
 
-def test_a_wrong_option_ends_the_run_with_one_sentence(tmp_path):
-    status, text, document = run(tmp_path, "--structures=monach")
-    assert status == 4
-    assert "ERROR: --structures: 'monach' is not known; did you mean 'monarch'? Allowed: blast, " in text
+def test_a_run_in_several_processes_ends_with_one_sentence(tmp_path):
+    status, text, document = run(tmp_path, "-p", "xdist", "-n", "2")
+    assert status == 4 and document is None
+    assert "ERROR: -n: processes of pytest-xdist would disturb each other's times" in text
     assert "Traceback" not in text
-    assert document is None
+
+
+OUTPUT = SimpleNamespace(benchmark_json="r.json", resume=None, overwrite=False, list=False, collectonly=False,
+                         check=False, benchmark_disable=False, benchmark_enable=False)  # fmt: skip
+REFUSED = [
+    ({"benchmark_disable": True}, "--benchmark-disable: times nothing, so there is nothing to write; leave out --be"),
+    ({"check": True}, "--check: times nothing, so there is nothing to write; leave out --benchmark-json"),
+    ({"check": True, "resume": "r.json"}, "nothing to write; leave out --resume"),
+    ({"benchmark_json": "old.json"}, "--benchmark-json: old.json exists; add --overwrite to replace it"),
+    ({"benchmark_json": "cut.json"}, "to replace it, or go on with its run by --resume cut.json"),
+    ({"benchmark_json": "no/r.json"}, "there is no folder no"),
+    ({"resume": "other.json"}, "--benchmark-json names another file, r.json"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=str)
+def test_a_results_file_that_would_be_lost_or_hold_nothing_is_refused(options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("old.json", "cut.json", "cut.json.journal"):
+        Path(name).write_text("[]")
+    asked = {**vars(OUTPUT), **options}
+    with pytest.raises(UsageError) as error:
+        launch.output(SimpleNamespace(**asked))
+    assert message in str(error.value)
+    if "exists" in str(error.value):
+        for other in ("overwrite", "list"):
+            assert launch.output(SimpleNamespace(**{**asked, other: True})) == Path(asked["benchmark_json"])
 
 
 # -- options
@@ -222,9 +250,8 @@ def test_a_wrong_option_ends_the_run_with_one_sentence(tmp_path):
         ({"structures": "dyad_it:n_block=4"}, "option of dyad_it: 'n_block' is not known; did you mean 'n_blocks'"),
         ({"structures": "dyad_it:4"}, "names no option. Allowed: n_blocks"),
         ({"structures": "dyad_it:n_blocks=x"}, "'x' is not a number"),
-        ({"structures": "dyad_it:"}, "nothing stands after dyad_it:. Options: n_blocks"),
         ({"structures": "kronecker:a=2"}, "kronecker has no options"),
-        ({"structures": "dyad_it:pad=2"}, "pad is true or false, found '2'"),
+        ({"structures": "dyad_it:pad=2"}, "pad='2' is not true or false"),
         ({"structures": " "}, "name some of"),
         ({"shapes": "opt-125"}, "did you mean 'opt-125m'? Allowed: opt-125m, "),
         ({"shapes": "768x"}, "or INxOUT, such as 768x3072"),
@@ -232,14 +259,14 @@ def test_a_wrong_option_ends_the_run_with_one_sentence(tmp_path):
         ({"widths": "1e3"}, "'1e3' is not allowed; write whole numbers from 1 to"),
         ({"tokens": "0"}, "whole numbers from 1"),
         ({"threads": "3"}, "whole numbers from 1 to 2"),
-        ({"dtypes": "fp32"}, "Allowed: float64, float32, bfloat16, float16"),
+        ({"dtypes": "fp8"}, "Allowed: float64, float32, bfloat16, float16"),
         ({"device": "gpu"}, "did you mean 'cpu'? Allowed: cpu, cuda"),
         ({"device": "cuda"}, "there is no CUDA device here. Allowed: cpu"),
         ({"mode": "foward"}, "did you mean 'forward'"),
         ({"backend": "bm"}, "did you mean 'bmm'"),
         ({"budget": "param=0.5"}, "did you mean 'params'"),
         ({"budget": "params=2"}, "is not a share of dense"),
-        ({"budget": "0.5"}, "is not a share of dense"),
+        ({"structures": "Dyad_I"}, "'Dyad_I' is not known; did you mean 'dyad_it'"),
         ({"registry": ["nowhere.yaml"]}, "nowhere.yaml: cannot be read"),
     ],
 )
@@ -263,6 +290,21 @@ def test_structures_are_given_with_combinations_of_options():
     ]
     for entry in found:
         assert request.read_options(request.options_text(entry.options or {})) == (entry.options or {})
+
+
+SPELLINGS = [
+    ({"structures": "dyad_it:n_blocks=2,4 monarch"}, {"structures": "DYAD_IT n_blocks=2,4,Monarch"}),
+    ({"structures": "pixelfly:n_blocks=8,rank=4 btt"}, {"structures": "pixelfly n_blocks=8 rank=4, btt"}),
+    ({"dtypes": "float32,bfloat16"}, {"dtypes": "FP32 bf16"}),
+    ({"budget": "params=0.5,0.25 flops=0.125"}, {"budget": "50% 0.25, FLOPs=12.5%"}),
+    ({"mode": "forward,train", "tokens": "1,8"}, {"mode": "Forward TRAIN", "tokens": "1 8"}),
+    ({"shapes": "768x3072,opt-350m"}, {"shapes": "768X3072 OPT-350m"}),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SPELLINGS, ids=lambda asked: " ".join(asked.values()))
+def test_words_are_spelled_with_commas_or_blanks_in_any_case(one, other):
+    assert request.read(one, cuda=False, cores=2) == request.read(other, cuda=False, cores=2)
 
 
 def test_widths_that_do_not_fit_are_swept_padded():
@@ -678,7 +720,7 @@ def test_the_summary_names_the_fastest_of_each_budget(sweep):
     ]
     text = "\n".join(progress.summary(sweep, None))
     assert "params=0.5   train   cpu float32 tokens 16    64x96: dyad_it 3.00x, monarch 1.50x\n" in text
-    assert "1 points were measured while others used" in text
+    assert "1 point measured while others used" in text
     assert "add --benchmark-json=results.json" in text
 
 
