@@ -908,6 +908,15 @@ def test_calibrating_keeps_figures_of_the_right_kind(folder):
         structures.calibrate([torch.int8])
 
 
+def test_a_machine_that_others_take_is_not_measured(folder, monkeypatch):
+    monkeypatch.setattr(measure, "BUSY", 0.0)
+    monkeypatch.setattr(measure, "_tried", set())
+    measure.ensure(torch.float32)
+    assert list(folder.iterdir()) == []
+    with pytest.raises(measure.BusyError, match="other processes take this machine's processors"):
+        structures.calibrate([torch.float32])
+
+
 def test_the_command_says_what_it_found_and_where_it_keeps_it(folder, monkeypatch, capsys):
     monkeypatch.setattr(measure, "LONGER", 0.0)
     assert command(["calibrate", "--dtype", "float32"]) == 0

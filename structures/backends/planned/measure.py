@@ -22,8 +22,16 @@ LONGER = 0.05  # and when a user does
 DTYPES = (torch.float32, torch.bfloat16)
 SIZES = (2, 8, 32, 128, 512)  # extents of a matrix
 TOKENS, WIDTH = 128, 1024
+BUSY = 0.02  # seconds: the largest product took 0.7 ms (AMD Zen 4, two threads); among other processes any took 30
 TOTALS = (2**16, 2**21, 2**23)  # bytes read and written
 FAR = 0.7  # times the rate of products whose operands lie in order, beyond the nearest cache: 0.4 to 1.2 (AMD Zen 4)
+
+
+_tried: set[str] = set()  # what this process has measured
+
+
+class BusyError(ValueError):
+    """The machine has no time to be measured."""
 
 
 def calibrate(dtypes: Iterable[torch.dtype] = DTYPES, *, seconds: float | None = None) -> list[Rates]:
@@ -39,6 +47,7 @@ def calibrate(dtypes: Iterable[torch.dtype] = DTYPES, *, seconds: float | None =
         the figures, one set a dtype.
     Raises:
         ValueError: a dtype that is not real floating point.
+        BusyError: other processes take the processors.
     """
     made = []
     for dtype in dtypes:
@@ -51,9 +60,18 @@ def calibrate(dtypes: Iterable[torch.dtype] = DTYPES, *, seconds: float | None =
 
 
 def ensure(dtype: torch.dtype) -> None:
-    """Measure this machine for a dtype and the present number of threads, unless figures of it are kept."""
-    if not rates.known(_key(dtype)):
+    """Measure this machine for a dtype and the present number of threads, unless figures of it are kept.
+
+    Where others take its processors nothing is kept: built-in figures hold in this process, and the next one tries.
+    """
+    key = _key(dtype)
+    if key in _tried or rates.known(key):
+        return
+    _tried.add(key)
+    try:
         calibrate([dtype], seconds=SECONDS)
+    except BusyError:
+        return
 
 
 def measured(dtype: torch.dtype, seconds: float) -> Rates:
@@ -98,6 +116,8 @@ def _best(call: Callable[[], object], seconds: float) -> float:
         start = time.perf_counter()
         call()
         best, calls = min(best, time.perf_counter() - start), calls + 1
+        if best > BUSY:
+            raise BusyError(f"a measured call took {best:.2g} s: other processes take this machine's processors")
     return best
 
 
