@@ -18,6 +18,7 @@ from bench import report
 from bench.__main__ import main
 from bench.files import kinds
 from bench.files.errors import UsageError
+from bench.files.fields import load
 from bench.files.journal import Records
 from bench.files.run import RunRecord
 from bench.machine import setup
@@ -450,21 +451,13 @@ def test_the_readme_shows_every_conversion_and_its_plot(tmp_path: Path) -> None:
 
     content = encoder()
     content["structures"]["rows"].append(row("kronecker", "sequential", 0.003, 0.4, 1.1, budget=None))
-    made = readme_encoder.encoder(saved(tmp_path, content)[0])
-    lines = [line for line in made.text.splitlines() if line.startswith("| `") or "(control)" in line]
+    [path] = saved(tmp_path, content)
+    text, figure = readme_encoder.section(kinds.parse(str(path), load(path), (kinds.MINILM,)))
+    lines = [line for line in text.splitlines() if line.startswith("| `") or "(control)" in line]
     assert len(lines) == 2 + 4 * 2 + 1
     assert lines[0] == "| dense (control) | 100 % | 1.00 (50 %) | 1.00 (50 %) | 1.00 (50 %) |  |"
     assert "| `monarch` | 50 % | 0.65 (50 %) | 0.95 (50 %) |  | 1.2\N{MULTIPLICATION SIGN} |" in lines
     assert "| `kronecker` | 0.3 % |  |  | 0.40 (50 %) | 1.1\N{MULTIPLICATION SIGN} |" in lines
-    assert "nearest outputs, in order" in made.text
-    assert "`kronecker` 50 % of dense parameters: the nearest share is 0.003" in made.text
-    assert made.plot[".png"].startswith(b"\x89PNG") and b"<svg" in made.plot[".svg"]
-    assert {path.name for path in readme_encoder.files(made, tmp_path / "figure.png")} == {"encoder.png", "encoder.svg"}
-
-
-def test_a_file_of_another_kind_is_no_encoder(tmp_path: Path) -> None:
-    from bench.report.readme import encoder as readme_encoder
-
-    for content in (growing(), small()):
-        with pytest.raises(UsageError, match="is no file of `python -m bench minilm`"):
-            readme_encoder.encoder(saved(tmp_path, content)[0])
+    assert "nearest outputs, in order" in text
+    assert "`kronecker` (50 % of dense parameters): the nearest share is 0.003" in text
+    assert figure and figure.name == "encoder"
