@@ -28,8 +28,9 @@ def section(files: Sequence[File]) -> tuple[str, Figure | None]:
     Raises:
         UsageError: nothing stands beside dense at equal parameters with several seeds.
     """
-    rows = {str(fields.values.get("key", fields.where)): fields for file in files for fields in file.rows}
-    runs, times = training_rows.read(list(rows.values()))
+    keyed = {fields.values.get("key"): fields for file in files for fields in file.rows}  # in two files: once
+    rows = files[0].rows if len(files) == 1 else keyed.values()
+    runs, times = training_rows.read(list(rows))
     results = losses.results(runs)
     budget = _budget(runs)
     columns = _columns(results, budget)
