@@ -13,7 +13,7 @@ from bench.__main__ import main
 from bench.files.rows import read
 from bench.report.readme import tables as readme_tables
 from bench.report.readme import write as readme
-from bench.report.sweep.panels import panels
+from bench.report.readme.panels import panels
 
 README = "# A project\n\nBefore.\n\n<!-- results -->\nold\n<!-- end of results -->\n\nAfter.\n"
 PLACE = readme.PanelChoice("params=0.25", "forward", "float32", "cpu")
@@ -103,7 +103,7 @@ def test_the_command_writes_the_figure_and_the_tables_and_then_changes_nothing(
 def test_the_same_results_draw_the_same_bytes(tmp_path: Path) -> None:
     found = read([results(tmp_path, *benchmarks())])
     panel = readme.chosen(panels(found), PLACE)
-    assert readme.drawn(found, panel) == readme.drawn(found, panel)
+    assert readme.drawn(panel) == readme.drawn(panel)
 
 
 def test_dyad_comes_first_then_the_fastest_and_controls_last(tmp_path: Path) -> None:

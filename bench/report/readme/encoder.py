@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from bench.answers.conversions import ConversionRow
 from bench.files import kinds
 from bench.files.errors import UsageError
 from bench.files.rows import load
-from bench.report.drawing import words
+from bench.report.drawing import plot, words
 from bench.report.others import models
 
 START, END = "<!-- encoder -->", "<!-- end of encoder -->"
@@ -38,24 +37,22 @@ def encoder(file: Path) -> EncoderText:
     if kinds.kind_of(document) != kinds.MINILM:
         raise UsageError(f"--encoder: {file} is no file of `python -m bench minilm`")
     found = kinds.parse(str(file), document, (kinds.MINILM,))
-    section = models.section(found, 0, found.structures)
-    rows = [row for row, _ in section.content["rows"]]
+    figure = models.section(found).figure
+    assert figure
+    rows = models.read(found)
     unfinished = "" if found.run.complete else "This run is not complete: conversions are missing."
-    out = [r for r in section.content["refused"]]
+    out = models.left_out(found)
     left = "; ".join(f"`{r.structure}` {_left(r)}: {r.reason}" for r in out)
     parts = [
         "<!-- written by python -m bench readme --encoder: run it again rather than edit -->",
         "Mean cosine of the embeddings of held-out sentences to the dense encoder's, in brackets how often their "
         "nearest neighbour is the same. Nothing is trained after the conversion.",
-        " ".join(section.caption[0:1]),
+        figure.caption[0],
         unfinished,
         "\n".join(_table(rows)),
         f"Left out: {left}." if left else "",
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        section.write(Path(folder))
-        plot = {kind: (Path(folder) / f"{section.id}{kind}").read_bytes() for kind in (".svg", ".png")}
-    return EncoderText("\n\n".join(part for part in parts if part), plot)
+    return EncoderText("\n\n".join(part for part in parts if part), plot.files(figure))
 
 
 def _table(rows: Sequence[ConversionRow]) -> list[str]:

@@ -9,11 +9,9 @@ from bench.files.rows import Row
 from bench.files.terminal import shortened
 from bench.files.vocabulary import DENSE, MODES
 from bench.report.drawing import words
-from bench.report.drawing.curve import STRUCTURE, dyad
-from bench.report.sweep import curves
-from bench.report.sweep.breaks import CONTROLLED, BreakEven, table
-from bench.report.sweep.panels import Panel
-from bench.report.sweep.verdicts import NOT_WITHIN
+from bench.report.drawing.style import dyad
+from bench.report.readme.breaks import CONTROLLED, NOT_WITHIN, BreakEven, table
+from bench.report.readme.panels import STRUCTURE, Panel, caption
 
 GENERATED = "<!-- written by python -m bench readme: run it again rather than edit -->"
 LONGEST_NAME, LONGEST_RULE = 60, 48  # characters
@@ -32,7 +30,7 @@ def section(found: Sequence[Panel], panel: Panel) -> str:
         GENERATED,
         f"**Speed-up over dense at {width} {words.TIMES} {width}**, {words.tokens(panel.tokens)}, by mode and by share "
         f"of dense's {_quantity(panel)}: the median of paired ratios, below it the quartiles; above 1 is faster.",
-        f"Measured on {' '.join(text(line) for line in curves.caption(panel))}",
+        f"Measured on {' '.join(text(line) for line in caption(panel))}",
         "This run is not complete: points are missing." if unfinished else "",
         "\n".join(speedups.lines()),
         speedups.flagged(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.answers import losses, training_rows
@@ -14,16 +14,15 @@ from bench.answers.training_rows import TrainingPlace, TrainingRun
 from bench.files import kinds
 from bench.files.errors import UsageError
 from bench.files.rows import load
-from bench.report.drawing import sections
-from bench.report.drawing.views import View
+from bench.report.drawing import plot, sections, words
+from bench.report.drawing.plot import Figure
 from bench.report.drawing.words import ratio, share
-from bench.report.training import beside
+from bench.report.training import beside, charts
 from bench.report.training import fronts as training_fronts
 from bench.report.training import grammar as training_grammar
-from bench.report.training import scaling as training_scaling
 from bench.report.training.fronts import Front
-from bench.report.training.marks import Times, Trained, looks
 from bench.report.training.tables import grammar, how_long, warnings
+from bench.report.training.trained import Times, Trained
 
 START, END = "<!-- training -->", "<!-- end of training -->"
 WRITTEN = "<!-- written by python -m bench readme --training: run it again rather than edit -->"
@@ -59,11 +58,9 @@ def training(file: Path, picture: str) -> Training:
             f"--training: {file} holds no structure beside dense at equal parameters with several seeds of dense"
         )
     times: Times = {(t.place, t.series): t for t in several_times}
-    of = Trained(results, times, looks(found.structures, runs), sections.measured(found.run), "training")
+    of = Trained(results, times)
     shown = [run for run in runs if run.place.setting in {p.setting for p in columns}]
     fronts = training_fronts.fronts(shown)
-    executed = {(f.setting, f.series): f for f in training_fronts.fronts(shown, executed=True)}
-    scaling = training_scaling.made(of, fronts, [executed[f.setting, f.series] for f in fronts])
     at = share(float(budget.partition("=")[2]))
     parts = [
         WRITTEN,
@@ -80,8 +77,7 @@ def training(file: Path, picture: str) -> Training:
         "\n".join(f"- {_about(place, results[place], runs)}" for place in columns),
     ]
     text = "\n\n".join(part for part in parts if part)
-    fitting = [view for view in scaling if training_scaling.of_budget(view, budget)]
-    return Training(text, _figure(of, columns, budget, fitting))
+    return Training(text, _figure(of, columns, budget, fronts, sections.measured(found.run)))
 
 
 def _budget(runs: Sequence[TrainingRun]) -> str | None:
@@ -186,16 +182,16 @@ def _about(place: TrainingPlace, several: Sequence[Result], runs: Sequence[Train
     return " ".join([f"{_name(place, several[0])}: {how_long(several)}{varies}", *warnings(several)])
 
 
-def _figure(of: Trained, columns: Sequence[TrainingPlace], budget: str, fitting: Sequence[View]) -> dict[str, bytes]:
-    charts = {_name(p, of.results[p][0]): beside.chosen(of.results[p], budget, "") for p in columns}
-    view = beside.view(of, charts, budget, "")
-    specs = list(view.specifications.values())
-    if fitting:
-        name, spec = next(iter(fitting[0].specifications.items()))
-        specs.append({**spec, "title": f"{name}: {fitting[0].choices['Task'].split()[0]}, all widths"})
-        view = replace(view, records=[*view.records, *fitting[0].records])
-    titled = replace(view, title=f"Loss after training beside dense's, {view.title}")
-    return titled.figure(specs, width=CHART_WIDTH)
+def _figure(
+    of: Trained, columns: Sequence[TrainingPlace], budget: str, fronts: Sequence[Front], said: Sequence[str]
+) -> dict[str, bytes]:
+    drawn = [beside.chart(of, beside.chosen(of.results[p], budget, ""), _name(p, of.results[p][0])) for p in columns]
+    own = [f for f in fronts if f.budget == budget or (f.control and f.budget in (None, budget))]
+    setting = next((f.setting for f in own if f.exponent is not None), "")
+    some = [f for f in own if f.setting == setting]
+    drawn += charts.fronts(some, f"Least loss against FLOPs of training: {setting.split(' ')[0]}, all widths")[:1]
+    title = f"Loss after training beside dense's, {words.budget(budget)}"
+    return plot.files(Figure("training", title, said, drawn, 2, CHART_WIDTH))
 
 
 def files(made: Training, figure: Path) -> dict[Path, bytes]:

@@ -4,20 +4,18 @@ import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench.files import atomic
 from bench.files.errors import UsageError
-from bench.files.rows import Results
-from bench.report.drawing import figures
-from bench.report.drawing.curve import CONTROL, STRUCTURE
-from bench.report.drawing.style import styles
+from bench.files.rows import Results, Spread
+from bench.report.drawing import plot, style
+from bench.report.drawing.plot import Axis, Chart, Figure, PlotPoint, PlotSeries
 from bench.report.readme import encoder as readme_encoder
 from bench.report.readme import training as readme_training
+from bench.report.readme.panels import CONTROL, STRUCTURE, Panel, caption, panels
 from bench.report.readme.tables import section
-from bench.report.sweep import charts, curves
-from bench.report.sweep.panels import Panel, panels
 
 START, END = "<!-- results -->", "<!-- end of results -->"
 CHART_WIDTH = 255  # pixels; two charts with axes and labels are then 900 wide, what a README shows unscaled
@@ -59,7 +57,7 @@ def write(
     found = panels(results)
     panel = chosen(found, place)
     text = replaced(readme, section(found, panel))
-    files = {figure.with_suffix(kind): content for kind, content in drawn(results, panel).items()}
+    files = {figure.with_suffix(kind): content for kind, content in drawn(panel).items()}
     if encoder is not None:
         made = readme_encoder.encoder(encoder)
         text = replaced(readme, made.text, markers=(readme_encoder.START, readme_encoder.END), text=text)
@@ -98,16 +96,29 @@ def chosen(found: Sequence[Panel], place: PanelChoice) -> Panel:
     return best
 
 
-def drawn(results: Results, panel: Panel) -> dict[str, bytes]:
+def drawn(panel: Panel) -> dict[str, bytes]:
     """The panel's speed-up and time against width, abreast, as files by suffix; of dense, only the fastest."""
-    structures = sorted({row.structure for row in results.rows if not row.control})
-    looks = styles(panel.curves, structures)  # of the whole panel: the same looks as in the report
-    squares = [replace(curve, rows=curve.squares) for curve in panel.curves if curve.squares]
-    kept = tuple(c for c in squares if c.kind != CONTROL or c.rows[0].budget)
-    shown = replace(panel, curves=kept)
-    made = figures.specifications(lambda: charts.specifications(shown, looks, width=CHART_WIDTH))
-    caption = [line for said in curves.caption(panel) for line in textwrap.wrap(said, CAPTION_COLUMNS)]
-    return curves.view(shown, structures).figure([made["speedup"], made["time"]], caption, CHART_WIDTH)
+    kept = [c for c in panel.curves if c.squares and (c.kind != CONTROL or c.rows[0].budget)]
+    widths = sorted({row.in_features for curve in kept for row in curve.squares})
+    one = Spread(1.0, 1.0, 1.0, 1)
+    quantities = {
+        ("speed-up over dense", "\N{MULTIPLICATION SIGN}"): lambda row: row.speedup or one,
+        ("time of a call", "s"): lambda row: row.time,
+    }
+    charts = []
+    for (title, unit), of in quantities.items():
+        series = [
+            PlotSeries(
+                curve.label,
+                style.look(curve.structure, curve.kind == CONTROL),
+                [PlotPoint(row.in_features, (s := of(row)).median, {}, s.q1, s.q3) for row in curve.squares],
+            )
+            for curve in kept
+        ]
+        x = Axis("in_features = out_features", "#", values=widths)
+        charts.append(Chart(title, x, Axis("", unit), series, height=max(340, 13 * (len(series) + 1))))
+    said = [line for told in caption(panel) for line in textwrap.wrap(told, CAPTION_COLUMNS)]
+    return plot.files(Figure("figure", panel.title, said, charts, 2, CHART_WIDTH))
 
 
 def replaced(readme: Path, inside: str, *, markers: tuple[str, str] = (START, END), text: str | None = None) -> str:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from bench.files.rows import Row
 from bench.files.vocabulary import DTYPES, MODES
-from bench.report.drawing.curve import CONTROL, STRUCTURE, dyad
-from bench.report.sweep.panels import Panel
-from bench.report.sweep.verdicts import break_even
+from bench.report.drawing.style import dyad
+from bench.report.readme.panels import CONTROL, STRUCTURE, Panel
 
+NOT_WITHIN = "not within what was measured"
 CONTROLLED = " (control)"  # after the name of a dense layer narrowed to the same cost
 
 Column = tuple[str, str, int]  # dtype, mode, tokens
@@ -38,16 +38,6 @@ class BreakEvenTable:
     lines: dict[str, dict[Column, BreakEven]]
 
 
-def tables(panels: Sequence[Panel]) -> list[BreakEvenTable]:
-    """A table for each machine, device, clock, number of threads and cost, equal costs first."""
-    groups: dict[tuple[object, ...], list[Panel]] = {}
-    for panel in sorted(panels, key=lambda p: (p.budget is None, -float((p.budget or "=0").split("=")[1]))):
-        if any(row.speedup and row.square for c in panel.curves if c.kind == STRUCTURE for row in c.rows):
-            key = (panel.machine, panel.device, panel.clock, panel.threads, panel.budget)
-            groups.setdefault(key, []).append(panel)
-    return [table(some) for some in groups.values()]
-
-
 def table(panels: Sequence[Panel]) -> BreakEvenTable:
     """The table of panels that differ in dtype, mode and tokens alone."""
     ordered = sorted(panels, key=lambda p: (-DTYPES.index(p.dtype), MODES.index(p.mode), p.tokens))
@@ -68,3 +58,21 @@ def table(panels: Sequence[Panel]) -> BreakEvenTable:
         columns=tuple(dict.fromkeys((p.dtype, p.mode, p.tokens) for p in ordered)),
         lines={label: lines[narrow, other, label] for narrow, other, label in sorted(lines)},
     )
+
+
+def break_even(rows: Sequence[Row]) -> tuple[Row | None, str]:
+    """The smallest measured square layer from which on all wider ones beat dense, and its width in words.
+
+    A layer beats dense where the lower quartile of its speed-up is above 1.
+    """
+    paired = sorted((row for row in rows if row.square and row.speedup), key=lambda row: row.in_features)
+    if not paired:
+        return None, "not measured"
+    first: Row | None = None
+    for row in reversed(paired):
+        if not row.speedup or row.speedup.q1 <= 1:
+            break
+        first = row
+    if first is None:
+        return None, NOT_WITHIN
+    return first, f"{first.in_features}{' or less' if first is paired[0] else ''}"

@@ -1,7 +1,7 @@
-"""Rows sorted into panels and curves: what may share a chart, and under which name.
+"""Rows sorted into panels and curves: what may share a table, and under which name.
 
 A panel is one machine, device, clock, dtype, thread count, mode, number of tokens and budget class. Curves of different
-machines, clocks or budgets therefore never meet in one chart. Dense, and the controls without a budget, are in every
+machines, clocks or budgets therefore never meet in one table. Dense, and the controls without a budget, are in every
 panel of their kind.
 """
 
@@ -11,9 +11,28 @@ from typing import Any, NamedTuple
 
 from bench.answers.question import machine_names
 from bench.files.rows import Results, Row, Run
-from bench.files.vocabulary import DENSE, MODES
+from bench.files.vocabulary import DENSE, MODES, VERSIONS
 from bench.report.drawing import words
-from bench.report.drawing.curve import CONTROL, STRUCTURE, Curve, Place, dyad, kind
+from bench.report.drawing.style import dyad
+
+STRUCTURE, CONTROL = "structure", "control"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One structure with one rule for its options: what a single line may join."""
+
+    kind: str  # DENSE, STRUCTURE or CONTROL
+    label: str
+    structure: str
+    series: str
+    backends: str  # every one that ran
+    rule: str  # how the options scale with width
+    rows: tuple[Row, ...]  # by width
+
+    @property
+    def squares(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if row.square)
 
 
 @dataclass(frozen=True)
@@ -39,25 +58,22 @@ class Panel:
         return [row for curve in self.curves for row in curve.rows]
 
     @property
-    def place(self) -> Place:
-        return Place(self.machine, self.device, self.clock, self.dtype, self.threads)
-
-    @property
-    def choices(self) -> dict[str, str]:
-        """The panel's place, one word or phrase per question a reader chooses by."""
-        own = {"Compared at": words.budget(self.budget), "Mode": self.mode, "Tokens": str(self.tokens)}
-        return own | self.place.choices
-
-    @property
-    def slug(self) -> str:
-        """A file name's stem without free text from a results file."""
-        budget = (self.budget or "own-options").replace("=", "-")
-        return f"{budget}-{self.mode}-{self.tokens}-tokens-{self.place.slug}"
-
-    @property
     def title(self) -> str:
         place = f"{self.mode}, {words.tokens(self.tokens)}, {self.dtype}, {self.device}"
         return f"{words.budget(self.budget)[0].upper()}{words.budget(self.budget)[1:]}: {place}"
+
+
+def caption(panel: Panel) -> list[str]:
+    """Two lines: where, when and with what it was measured."""
+    machine = panel.runs[0].machine
+    dates = " and ".join(sorted({run.datetime[:10] for run in panel.runs}))
+    versions = ", ".join(f"{name} {machine[name]}" for name in VERSIONS)
+    dense = "" if any(curve.kind == DENSE for curve in panel.curves) else " Dense was not measured here."
+    return [
+        f"{panel.machine}; {panel.device}, {panel.dtype}, {words.threads(panel.threads)}, {panel.clock} clock, weights "
+        f"{machine['weights']}, allocator {machine['allocator']}, TF32 {machine['tf32']}.",
+        f"{versions}; {dates}, commit {machine['commit']}.{dense}",
+    ]
 
 
 def panels(results: Results) -> list[Panel]:
@@ -86,7 +102,7 @@ def curves(rows: Iterable[Row]) -> tuple[Curve, ...]:
 
     A series is one curve whatever its backend, which may be chosen anew at each width; only where one shape was
     measured with several backends is it a curve for each. A backend measured at fewer shapes than another one is no
-    curve: `backends` draws it.
+    curve.
     """
     groups: dict[_Key, list[Row]] = {}
     for row in rows:
@@ -102,25 +118,20 @@ def curves(rows: Iterable[Row]) -> tuple[Curve, ...]:
             for backend, own in whole.items():
                 groups[key._replace(backend=backend if len(whole) > 1 else None)] = own
     keys = sorted(groups, key=_Key.order)
-    seen: dict[str, int] = {}
     made = []
-    for i, key in enumerate(keys):
+    for key in keys:
         ordered = tuple(sorted(groups[key], key=lambda row: (row.width, row.in_features)))
         backends = ", ".join(dict.fromkeys(row.backend for row in ordered))
         rule = ordered[0].run.rules.get(key.series, "")
-        label, variant = key.label(keys), seen.get(key.structure, 0)
-        made.append(Curve(f"c{i}", key.kind, label, key.structure, key.series, backends, variant, rule, ordered))
-        seen[key.structure] = variant + 1
+        made.append(Curve(key.kind, key.label(keys), key.structure, key.series, backends, rule, ordered))
     return tuple(made)
 
 
-def places(results: Results) -> dict[Place, list[Row]]:
-    """The rows by place, in the order of the file."""
-    names = machine_names(results.runs)
-    found: dict[Place, list[Row]] = {}
-    for row in results.rows:
-        found.setdefault(Place(names[id(row.run)], row.device, row.clock, row.dtype, row.threads), []).append(row)
-    return found
+def kind(row: Row) -> str:
+    """Which of the three kinds of curve a row belongs to."""
+    if row.control:
+        return CONTROL
+    return DENSE if row.structure == "dense" else STRUCTURE
 
 
 class _Key(NamedTuple):
