@@ -52,10 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Commands on results files of the sweep.")
     commands = parser.add_subparsers(dest="command", required=True)
-    report = commands.add_parser("report", help="draw results as one HTML page, SVG and PNG figures and CSV")
-    written = "files written by pytest bench --benchmark-json=..., by minilm and by coordinates, in any number"
+    report = commands.add_parser("report", help="draw results as one HTML page, with CSV beside it")
+    written = "files of the sweep, train, minilm, search, coordinates, in any number; those of one machine are merged"
     report.add_argument("results", nargs="+", type=Path, help=written)
     report.add_argument("-o", "--output", type=Path, default=Path("report"), help="folder to write into")
+    report.add_argument("--figures", action="store_true", help="also draw a few pictures for papers, into figures/")
     report.set_defaults(run=_report)
     merge = commands.add_parser("merge", help="join shards of one sweep into one results file")
     merge.add_argument("results", nargs="+", type=Path, help="files of one machine, commit and set of versions")
@@ -174,9 +175,9 @@ def _coordinates(arguments: argparse.Namespace) -> tuple[str, int]:
 
 
 def _report(arguments: argparse.Namespace) -> tuple[str, int]:
-    from bench.report import read_all, write
+    from bench.report import report
 
-    return write(*read_all(arguments.results), arguments.output), 0
+    return report(arguments.results, arguments.output, arguments.figures), 0
 
 
 def _merge(arguments: argparse.Namespace) -> tuple[str, int]:

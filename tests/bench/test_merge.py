@@ -306,7 +306,7 @@ def test_what_was_there_is_left_alone_where_the_disk_is_full(
 
 WITHOUT_CHARTS = """
 import sys
-for name in ("altair", "vl_convert", "jinja2", "torch"):
+for name in ("vl_convert", "jinja2", "torch"):
     sys.modules[name] = None
 from bench.__main__ import main
 sys.exit(main(sys.argv[1:]))
