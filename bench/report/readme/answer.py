@@ -80,6 +80,7 @@ def section(results: Results, qualities: Qualities) -> tuple[str, Figure | None]
         f"{words.tokens(asked.tokens)}, {asked.dtype}: speed-up over the best dense layer there is, on "
         f"{' and '.join(machines)}.",
         f"Loss: {losses[0].task}, beside dense's, with its interval at 95 %." if losses else "",
+        "Best trade: the most speed-up over its loss, both beside dense's." if losses else "",
         "Agreement: cosine of a converted encoder's embeddings to its own, nothing trained.",
     ]
     lines = [HEAD, ["---"] * 2 + ["---:"] * (len(HEAD) - 2), *(_line(role, one) for role, one in roles.items())]
@@ -122,10 +123,8 @@ def by_role(every: Mapping[str, Measured]) -> dict[str, Measured]:
     agreed = [one for one in faster if one.agreement]
     found = {"baseline": every.get(DENSE), "narrower": every.get(NARROW), "fastest": _fastest(faster)}
     if known:
-        kept = min(known, key=lambda one: one.lost.difference if one.lost else 0.0)
-        most_lost = kept.lost.high if kept.lost else 0.0
-        alike = [one for one in known if one.lost and one.lost.low <= most_lost]
-        found |= {"keeps most": kept, "fastest of those that keep as much": _fastest(alike)}
+        found["keeps most"] = min(known, key=lambda one: one.lost.difference if one.lost else 0.0)
+        found["best trade"] = max(known, key=lambda one: one.speed / (1 + one.lost.difference) if one.lost else 0.0)
     elif agreed:
         found["keeps most when converted"] = max(agreed, key=lambda one: one.agreement)
     found[DYAD.upper()] = _fastest([one for one in structures if one.name.startswith(DYAD)])
