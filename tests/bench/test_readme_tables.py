@@ -96,7 +96,7 @@ def test_the_command_writes_the_figure_and_the_tables_and_then_changes_nothing(
     assert float(drawn.attrib["width"]) <= 900
     shown = set(drawn.itertext())
     assert {"dyad_it", "dyad_ot", "low_rank", "monarch", "dense_narrow", "dense"} <= shown
-    assert {"Speed-up over dense (paired ratio, higher is faster)", "Time per call (median, bars: quartiles)"} <= shown
+    assert {"speed-up over dense", "time of a call"} <= shown
     assert not {word for word in shown if "addmm" in word or word.startswith(("FLOPs", "Parameters"))}
 
 
