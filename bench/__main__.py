@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     width_check = commands.add_parser("coordinates", help="measure activations as width grows, for every structure")
     width_check.add_argument("-o", "--output", type=Path, required=True, help="file to write")
     named = "entries and named points (btt1, l2, ...), separated by commas (all)"
-    width_check.add_argument("--structures", metavar="WORDS", help=named)
+    width_check.add_argument("--structures", "--structure", metavar="WORDS", help=named)
     widths = (128, 256, 512, 1024, 2048)
     width_check.add_argument("--widths", type=counts, default=widths, metavar="N,...", help="128,256,512,1024,2048")
     width_check.set_defaults(run=_coordinates)
@@ -105,7 +105,7 @@ def _add_recommend(recommend: argparse.ArgumentParser) -> None:
     add("--tokens", type=count, required=True, metavar="N", help="rows of the input")
     add("--params", type=share, metavar="SHARE", help="share of dense's parameters to compare at: 50%%")
     add("--flops", type=share, metavar="SHARE", help="share of dense's FLOPs, as executed, to compare at: 25%%")
-    add("--dtype", metavar="WORD", help="float32 (default), bf16, ...")
+    add("--dtype", "--dtypes", metavar="WORD", help="float32 (default), bf16, ...")
     add("--mode", metavar="WORD", help="forward (default) or train")
     add("--device", metavar="WORD", help="cpu or cuda")
     add("--threads", type=count, metavar="N")
@@ -121,10 +121,10 @@ def _add_readme(readme: argparse.ArgumentParser) -> None:
     add("results", nargs="+", type=Path, help="files of one machine, commit and set of versions")
     add("--into", type=Path, required=True, metavar="FILE", help="a README with the markers of the section of results")
     add("--figure", type=Path, required=True, metavar="FILE", help="the PNG to write; the SVG is written beside it")
-    add("--budget", default="params=0.25", metavar="WORD", help="what the figure holds equal (params=0.25)")
+    add("--budget", default="params=0.25", metavar="SHARE", help="what is held equal (params=0.25)")
     add("--mode", default="forward", metavar="WORD", help="forward (default) or train")
     add("--tokens", type=count, metavar="N", help="rows of the input (default: where most structures were measured)")
-    add("--dtype", default="float32", metavar="WORD", help="float32 (default), bfloat16, ...")
+    add("--dtype", "--dtypes", default="float32", metavar="WORD", help="float32 (default), bfloat16, ...")
     add("--device", default="cpu", metavar="WORD", help="cpu (default) or cuda")
     add("--threads", type=count, metavar="N")
     add("--clock", metavar="WORD", help=" or ".join(CLOCKS))
@@ -134,7 +134,8 @@ def _add_readme(readme: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a file of `bench minilm`: its table and, beside the figure, its plot",
     )
-    add("--training", type=Path, metavar="FILE", help="a file of `bench train`: its table and its figure")
+    said = "files of `bench train`: table and figure of the first, published claims beside what all of them say"
+    add("--training", type=Path, nargs="+", default=(), metavar="FILE", help=said)
     readme.set_defaults(run=_readme)
 
 

@@ -24,6 +24,7 @@ from bench.files.errors import UsageError  # noqa: E402
 from bench.files.fields import BadResults  # noqa: E402
 from bench.files.progress import Progress  # noqa: E402
 from bench.files.rounding import rounded  # noqa: E402
+from bench.files.terminal import many  # noqa: E402
 from bench.machine.device import clock_of  # noqa: E402
 from bench.modules import timed  # noqa: E402
 from bench.sweep import launch, output, points, progress, request  # noqa: E402
@@ -177,7 +178,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
         return None
     if reporter := _reporter(config):
         if timed.ROWS in config.stash:
-            for name in (*(names := config.stash[timed.ROWS].ids), f"{len(names)} points"):
+            for name in (*(names := config.stash[timed.ROWS].ids), many(len(names), "point")):
                 reporter.write_line(name)
             return True
         items = [item for item in session.items if _of_sweep(item)]

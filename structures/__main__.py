@@ -1,15 +1,17 @@
-"""`python -m structures list | show NAME IN OUT [--option value] | table | plan CONFIG --rule KEY STRUCTURE | ...`."""
+"""`python -m structures list | show NAME IN OUT [option=value ...] | table | plan CONFIG ... | ...`."""
 
 from __future__ import annotations
 
 import argparse
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from structures import registry
+from structures.language.words import dtype, setting
 from structures.models.config import SwapConfig
 from structures.models.rules import SKIP
 from structures.models.shapes import plan_lines
@@ -22,8 +24,12 @@ TABLE_START, TABLE_END = "<!-- table: python -m structures table -->", "<!-- end
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Mistakes of the user are one line on stderr and status 2."""
-    parser = argparse.ArgumentParser(prog="python -m structures", description="The registry of structured layers.")
-    parser.add_argument("--registry", action="append", default=[], metavar="FILE", help="a YAML file of more entries")
+    anywhere = argparse.ArgumentParser(prog="python -m structures", add_help=False, allow_abbrev=False)
+    anywhere.add_argument("--registry", action="append", default=[], metavar="FILE", help="a YAML file of more entries")
+    files, rest = anywhere.parse_known_args(arguments)  # before the command or after it
+    parser = argparse.ArgumentParser(
+        prog="python -m structures", description="The registry of structured layers.", parents=[anywhere]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="every entry with its options and einsum")
     tabled = commands.add_parser("table", help="the README's table, in Markdown")
@@ -32,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show.add_argument("name")
     show.add_argument("in_features", type=int)
     show.add_argument("out_features", type=int)
-    show.add_argument("options", nargs=argparse.REMAINDER, metavar="--option value", help="the entry's options")
+    given = show.add_argument("options", nargs=argparse.REMAINDER, help="the entry's own: n_blocks=8 or --n_blocks 8")
+    given.required = False  # which usage errors would name with those that are missing
     plan = commands.add_parser("plan", help="what a swap would change in a transformers model, from its config alone")
     plan.add_argument("config", help="a known shape (opt-125m), a model type (opt), or a config.json or its folder")
     plan.add_argument(
@@ -47,15 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan.add_argument("--skip", action="append", metavar="KEY", help=f"what stays, in place of {', '.join(SKIP)}")
     plan.add_argument("--each", action="store_true", help="a line for every layer")
     calibrated = commands.add_parser("calibrate", help="measure this machine once, alone on it: the planner's prices")
-    calibrated.add_argument("--dtype", action="append", metavar="NAME", help="float32 and bfloat16 unless given")
+    calibrated.add_argument(
+        "--dtype", "--dtypes", action="append", metavar="WORDS", help="float32,bfloat16 if not given"
+    )
     calibrated.add_argument("--threads", type=int, metavar="N", help="torch's own number unless given")
     commands.add_parser("build", help="compile the native kernel now, not at the first call")
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args(rest)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a title may hold what the terminal cannot show
     try:
-        for file in parsed.registry:
+        for file in files.registry:
             registry.load(file)
         if parsed.command == "show":
             spec = registry.get(parsed.name)
@@ -155,7 +164,8 @@ def _calibrated(names: Sequence[str] | None, threads: int | None) -> list[str]:
             raise ValueError(f"--threads must be at least 1, found {threads}")
         torch.set_num_threads(threads)
     known = ("float32", "bfloat16", "float16", "float64")
-    for name in names or ():
+    names = [dtype(word) for text in names or () for word in re.split(r"[,\s]+", text) if word]
+    for name in names:
         if name not in known:
             raise ValueError(f"--dtype {name}: choose from {', '.join(known)}")
     chosen = names or [str(dtype).removeprefix("torch.") for dtype in measure.DTYPES]
@@ -188,22 +198,20 @@ def _list() -> list[str]:
 
 
 def _options(spec: Spec, rest: Sequence[str]) -> dict[str, object]:
-    """`--n_blocks 8` or `--n_blocks=8`, lists with commas: the values as numbers."""
+    """`n_blocks=8`, `--n_blocks 8` or `--n_blocks=8`, lists with commas: the values as numbers."""
+    words = list(rest)
+    for i in range(len(words) - 1, -1, -1):
+        if words[i].startswith("--") and "=" not in words[i] and i + 1 < len(words):
+            words[i : i + 2] = [f"{words[i]}={words[i + 1]}"]
     options: dict[str, object] = {}
-    words = [part for word in rest for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    if len(words) % 2:
-        raise SpecError(f"{spec.name}: an option is written --name value, found {' '.join(rest)!r}")
-    for flag, text in zip(words[::2], words[1::2], strict=True):
-        if not flag.startswith("--"):
-            raise SpecError(f"{spec.name}: an option is written --name value, found {flag!r}")
-        name = flag[2:].replace("-", "_")
-        is_list = isinstance(dict(spec.options).get(name), tuple)
-        texts = text.split(",") if is_list else [text]
+    for word in words:
         try:
-            numbers = [float(n) if "." in n else int(n) for n in texts]
+            name, value = setting(word)
         except ValueError:
-            raise SpecError(f"{spec.name}: option {name} is a number, found {text!r}") from None
-        options[name] = tuple(numbers) if is_list else numbers[0]
+            raise SpecError(f"{spec.name}: an option is written n_blocks=8 or --n_blocks 8, found {word!r}") from None
+        if isinstance(value, str):
+            raise SpecError(f"{spec.name}: option {name} is a number, found {value!r}")
+        options[name] = value
     return options
 
 

@@ -36,15 +36,16 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Spec:
-    """The entry called `name`.
+    """The entry called `name`, in upper or lower case.
 
     Raises:
         KeyError: there is none; the message has the nearest name.
     """
     entries = _entries()
-    if name not in entries:
+    found = entries.get(name) or entries.get(str(name).lower())
+    if found is None:
         raise KeyError(f"unknown structure {name!r}{nearest(str(name), entries)}")
-    return entries[name]
+    return found
 
 
 def is_builtin(name: str) -> bool:

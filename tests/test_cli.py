@@ -22,6 +22,8 @@ SHOWN: list[tuple[list[str], tuple[str, int, int], dict[str, object]]] = [
     (["monarch", "64", "128", "--n_blocks=8"], ("monarch", 64, 128), {"n_blocks": 8}),
     (["monarch", "64", "128", "--n-blocks", "8"], ("monarch", 64, 128), {"n_blocks": 8}),
     (["low_rank", "64", "128", "--rank", "3"], ("low_rank", 64, 128), {"rank": 3}),
+    (["Monarch", "64", "128", "n_blocks=8"], ("monarch", 64, 128), {"n_blocks": 8}),
+    (["butterfly", "16", "16", "block_size=4", "--radix", "4"], ("butterfly", 16, 16), {"radix": 4, "block_size": 4}),
     (["butterfly", "16", "16", "--radix=4", "--block_size", "4"], ("butterfly", 16, 16), {"radix": 4, "block_size": 4}),
     (
         ["einsum", "64", "64", "--theta", "0.5,0.25,0.25,0.5,0.25,0.25,0.5"],
@@ -33,6 +35,7 @@ SHOWN: list[tuple[list[str], tuple[str, int, int], dict[str, object]]] = [
 # arguments, words of the one line on stderr
 MISTAKES: list[tuple[list[str], tuple[str, ...]]] = [
     (["show", "monach", "4", "4"], ("unknown structure 'monach'", "did you mean 'monarch'?")),
+    (["show", "Monach", "4", "4"], ("unknown structure 'Monach'", "did you mean 'monarch'?")),
     (["show", "zzz", "4", "4"], ("unknown structure 'zzz'", "there are: ", "dense")),
     (["show", "monarch", "60", "60", "--n_blocks", "7"], ("monarch", "60 / 7", "n_blocks that work here: 3, 4, 5, 6")),
     (["show", "monarch", "64", "64", "--nblocks", "4"], ("no option 'nblocks'", "did you mean 'n_blocks'?")),
@@ -40,18 +43,20 @@ MISTAKES: list[tuple[list[str], tuple[str, ...]]] = [
     (["show", "dense", "0", "4"], ("dense: in_features is from 1 to", "found 0")),
     (["show", "dense", "-4", "4"], ("dense: in_features is from 1 to", "found -4")),
     (["show", "dense", "4", "99999999"], ("dense: out_features is from 1 to", "found 99999999")),
-    (["show", "monarch", "64", "64", "--n_blocks"], ("monarch: an option is written --name value", "'--n_blocks'")),
-    (["show", "monarch", "64", "64", "8"], ("monarch: an option is written --name value", "'8'")),
-    (["show", "monarch", "64", "64", "n_blocks", "8"], ("monarch: an option is written --name value", "'n_blocks'")),
+    (["show", "monarch", "64", "64", "--n_blocks"], ("monarch: an option is written n_blocks=8 or", "'--n_blocks'")),
+    (["show", "monarch", "64", "64", "8"], ("monarch: an option is written n_blocks=8 or", "'8'")),
+    (["show", "monarch", "64", "64", "n_blocks", "8"], ("monarch: an option is written n_blocks=8 or", "'n_blocks'")),
     (["show", "monarch", "64", "64", "--n_blocks", "x"], ("option n_blocks is a number", "'x'")),
-    (["show", "monarch", "64", "64", "--n_blocks="], ("option n_blocks is a number", "''")),
+    (["show", "monarch", "64", "64", "--n_blocks="], ("an option is written", "'--n_blocks='")),
     (["show", "monarch", "64", "64", "--n_blocks", "2.5"], ("option n_blocks is a whole number", "2.5")),
     (["show", "monarch", "64", "64", "--n_blocks", "-2"], ("option n_blocks cannot be negative", "-2")),
-    (["show", "monarch", "64", "64", "--n_blocks", "4,8"], ("option n_blocks", "'4,8'")),
+    (["show", "monarch", "64", "64", "--n_blocks", "4,8"], ("option n_blocks", "(4, 8)")),
     (["show", "low_rank", "64", "64", "--rank", "1" + "0" * 400], ("low_rank: option rank",)),
     (["show", "low_rank", "64", "64", "--rank", "1" + "0" * 5000], ("low_rank: option rank",)),
     (["show", "einsum", "64", "64", "--theta", "0.5,a"], ("option theta is a number", "'0.5,a'")),
     (["show", "einsum", "64", "64", "--theta", "1,2"], ("einsum: size a b g", "theta=[1, 2]")),
+    (["show", "mine", "4", "4", "--registry", "/no/such/file.yaml"], ("/no/such/file.yaml: cannot be read",)),
+    (["calibrate", "--dtype", "int8,fp32"], ("--dtype int8: choose from float32, bfloat16",)),
     (["--registry", "/no/such/file.yaml", "list"], ("/no/such/file.yaml: cannot be read",)),
     (["--registry", "/", "list"], ("/: cannot be read",)),
 ]
@@ -59,8 +64,8 @@ MISTAKES: list[tuple[list[str], tuple[str, ...]]] = [
 MISUSES: list[tuple[list[str], str]] = [
     ([], "the following arguments are required: command"),
     (["shw", "dense", "4", "4"], "invalid choice: 'shw'"),
-    (["show"], "the following arguments are required: name, in_features, out_features"),
-    (["show", "dense", "4"], "the following arguments are required: out_features"),
+    (["show"], "the following arguments are required: name, in_features, out_features\n"),
+    (["show", "dense", "4"], "the following arguments are required: out_features\n"),
     (["show", "dense", "four", "4"], "invalid int value: 'four'"),
     (["show", "dense", "4.0", "4"], "invalid int value: '4.0'"),
     (["list", "all"], "unrecognized arguments: all"),
@@ -141,8 +146,9 @@ def test_a_users_file_is_listed_shown_and_tabled(capsys: pytest.CaptureFixture[s
     file.write_text(MINE)
     other = tmp_path / "other.yaml"
     other.write_text(MINE.replace("mine", "other"))
+    files = ["--registry", str(file), f"--registry={other}"]
     for arguments in (["list"], ["table"], ["show", "mine", "8", "8", "--rank", "2"]):
-        assert main(["--registry", str(file), f"--registry={other}", *arguments]) == 0
+        assert main([*files, *arguments]) == main([*arguments, *files]) == 0
         out, err = capsys.readouterr()
         assert "mine" in out
         assert err == ""
@@ -185,7 +191,7 @@ def test_a_misuse_prints_the_usage_and_status_2(
     assert error.value.code == 2
     assert out == ""
     assert err.startswith("usage: python -m structures")
-    assert words in err.splitlines()[-1]
+    assert words in err.splitlines(keepends=True)[-1]
 
 
 def test_the_command_itself_gives_text_status_and_no_traceback(tmp_path: Path) -> None:

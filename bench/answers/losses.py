@@ -10,17 +10,28 @@ from statistics import mean
 from scipy import stats
 
 from bench.answers.training_rows import TrainingPlace, TrainingRun
+from bench.files.vocabulary import REMOVED
 
-LEVEL = 0.95
+LEVEL, POWER = 0.95, 0.8
 BETTER, WORSE, TIE, UNKNOWN = "better", "worse", "tie", "not known"
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The standard deviation of a loss's logarithm from seed to seed, pooled; `freedom` its degrees of freedom."""
+    """The standard deviation of a loss's logarithm from seed to seed, pooled; `freedom` its degrees of freedom.
+
+    paired: the seed draws the task, and what that adds to all series of a place alike is taken out.
+    """
 
     deviation: float
     freedom: int
+    paired: bool = False
+
+    @property
+    def words(self) -> str:
+        """What intervals rest on."""
+        how = "beside the others of their seed, which draws the task," if self.paired else "from seed to seed"
+        return f"Losses vary by {self.deviation * 100:.2g} % {how} over {self.freedom} degrees of freedom."
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,7 @@ class Result:
     place at once). None where there is no dense loss or nothing tells the noise.
     bar: how far the ends of a bar around the loss are from it (in logarithms), drawn so that bars of two series which
         are a tie meet.
+    told: the smallest difference to dense that the run would have told from none, in four runs of five.
     best, last: first and last rank compatible with the noise, among the series of its place.
     """
 
@@ -41,6 +53,7 @@ class Result:
     difference: float | None = None
     margin: float | None = None
     bar: float | None = None
+    told: float | None = None
     verdict: str = UNKNOWN
     best: int | None = None
     last: int | None = None
@@ -61,16 +74,43 @@ class Result:
     def diverged(self) -> int:
         return sum(run.loss is None for run in self.runs)
 
+    @property
+    def neighbour(self) -> tuple[float, float] | None:
+        """The better of the two rates beside the chosen one, and by what share its loss is higher."""
+        rates = sorted({t.lr for run in self.runs for t in run.by_rate})
+        if self.loss is None or self.first.lr not in rates:
+            return None
+        at = rates.index(self.first.lr)
+        costs = []
+        for lr in (*rates[max(0, at - 1) : at], *rates[at + 1 : at + 2]):
+            tried = [t.loss for run in self.runs for t in run.by_rate if t.lr == lr]
+            logs = [math.log(loss) for loss in tried if loss]
+            costs.append((math.exp(mean(logs)) / self.loss - 1 if len(logs) == len(tried) else math.inf, lr))
+        return min(costs)[::-1] if costs else None
+
 
 def noise(runs: Sequence[TrainingRun]) -> Noise | None:
-    """Pooled over all series and widths of one setting that have several seeds; None where none has."""
-    squares, freedom = 0.0, 0
-    for losses in _by_series(runs).values():
-        logs = [math.log(run.loss) for run in losses if run.loss is not None]
-        if len(logs) > 1:
-            squares += sum((value - mean(logs)) ** 2 for value in logs)
-            freedom += len(logs) - 1
-    return Noise(math.sqrt(squares / freedom), freedom) if freedom else None
+    """Pooled over all series and widths of one setting that have several seeds; None where none has.
+
+    Left out is the network without the layers: it is far off, and its noise not that of the others.
+    """
+    squares, freedom, paired = 0.0, 0, all(run.paired for run in runs)
+    places: dict[TrainingPlace, list[dict[int, float]]] = defaultdict(list)
+    for (place, _), own in _by_series([run for run in runs if run.structure != REMOVED]).items():
+        places[place].append({run.seed: math.log(run.loss) for run in own if run.loss is not None})
+    for several in places.values():
+        shared = _of_seeds(several) if paired else {}
+        rows = [[v - shared.get(seed, 0.0) for seed, v in logs.items()] for logs in several if len(logs) > 1]
+        squares += sum((v - mean(row)) ** 2 for row in rows for v in row)
+        freedom += sum(len(row) - 1 for row in rows) - max(0, len(shared) - 1)
+    return Noise(math.sqrt(squares / freedom), freedom, paired) if freedom > 0 else None
+
+
+def _of_seeds(several: Sequence[dict[int, float]]) -> dict[int, float]:
+    """What each seed adds to the series of a place that have all seeds: a randomized block design's blocks."""
+    seeds = {seed for logs in several for seed in logs}
+    whole = [logs for logs in several if len(logs) == len(seeds)]
+    return {seed: mean(logs[seed] - mean(logs.values()) for logs in whole) for seed in seeds if whole}
 
 
 def results(runs: Sequence[TrainingRun]) -> dict[TrainingPlace, list[Result]]:
@@ -122,7 +162,9 @@ def _ranked(several: Sequence[Result], known: Noise | None) -> list[Result]:
         behind = sum(math.log((o.loss or 1) / result.loss) > m for o, m in apart if o is not result)
         # two of one seed count meet just where they are a tie; of others a little before, by 4 % at three seeds and one
         bar = threshold(known, _count(result), _count(result), max(1, every)) / 2
+        told = margin * (1 + one_sided(known.freedom) / quantile(pairs, known.freedom))
         own = {"difference": math.expm1(log), "margin": margin, "verdict": verdict, "bar": bar}
+        own["told"] = math.expm1(told)
         place = {"best": 1 + ahead, "last": len(trained) - behind}
         ranked.append(Result(result.runs, result.loss, result.low, result.high, **own, **place))
     return sorted(ranked, key=lambda r: (r.loss is None, r.loss or 0, r.first.series))
@@ -143,6 +185,12 @@ def threshold(known: Noise, some: int, others: int, pairs: int) -> float:
 def quantile(pairs: int, freedom: int) -> float:
     """Student's, two-sided, with the level shared among `pairs`."""
     return float(stats.t.ppf(1 - (1 - LEVEL) / 2 / pairs, freedom))
+
+
+@lru_cache(maxsize=1024)
+def one_sided(freedom: int) -> float:
+    """Student's, up to which an estimate falls short of the truth in as many runs of five as POWER says."""
+    return float(stats.t.ppf(POWER, freedom))
 
 
 def _count(result: Result) -> int:

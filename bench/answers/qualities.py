@@ -15,10 +15,9 @@ from bench.answers.training_rows import TrainingPlace
 from bench.files import kinds
 from bench.files.fields import load
 from bench.files.kinds import File
-from bench.files.vocabulary import DENSE
+from bench.files.vocabulary import DENSE, REMOVED
 
-REMOVED = "removed"  # the control whose layers do nothing: where it ties with dense, a task tells nothing
-TRAIN, CONVERT = "python -m bench train language -o training.json", "python -m bench minilm -o minilm.json"
+TRAIN, CONVERT = "python -m bench train all -o training.json", "python -m bench minilm -o minilm.json"
 
 
 @dataclass(frozen=True)
@@ -121,9 +120,19 @@ def read(files: Sequence[File]) -> Qualities:
 
 def given_or_committed(files: Sequence[File]) -> Qualities:
     """Of the files given; what none of them is about, of those committed with the bench, where these are there."""
+    return read(with_committed(files))
+
+
+def with_committed(files: Sequence[File]) -> list[File]:
+    """The files given, and of the kinds that none of them is of those committed with the bench."""
     missing = KINDS - {file.kind for file in files}
     paths = [path for kind in sorted(missing) for path in sorted(COMMITTED.glob(f"*/{kind}.json"))]
-    return read([*files, *(kinds.parse(path.name, load(path), (path.stem,)) for path in paths)])
+    return [*files, *filter(_settled, [kinds.parse(path.name, load(path), (path.stem,)) for path in paths])]
+
+
+def _settled(file: File) -> bool:
+    """Whether each rate was tried at full length: a short try at one seed decides the place of a structure."""
+    return file.kind != kinds.TRAINING or any(row.values.get("by_rate") for row in file.rows)
 
 
 def discriminates(several: Sequence[Result]) -> bool:

@@ -1,10 +1,12 @@
 """A question that results files can answer: which structure for this layer, run like this, at this cost."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bench.files.rows import Row, Run
-from bench.files.vocabulary import DENSE, MODES, NEAR
+from bench.files.vocabulary import DENSE, MODES, NEAR, RIVALS
 
 PARAMS, FLOPS = "params", "flops"  # what is held equal: parameters, or the FLOPs that are executed
 USUAL, USUAL_DTYPE = 0.25, "float32"  # the share of dense and the numbers that are asked for first
@@ -26,6 +28,11 @@ class Question:
     equal: str
     share: float
 
+    @property
+    def place(self) -> Question:
+        """The layer, machine and way to run alone, as `at_places` has them."""
+        return replace(self, equal=PARAMS, share=1.0)
+
     def costs(self, row: Row) -> float:
         """The share of dense that a row has of what is held equal."""
         return row.params_share if self.equal == PARAMS else row.executed_share
@@ -41,11 +48,8 @@ def near(found: float, asked: float) -> bool:
 
 
 def rival(row: Row) -> bool:
-    """Whether a row is something dense that a user would try first: narrower, or of other numbers.
-
-    The other controls are ways to run the dense layer itself.
-    """
-    return row.control and not (row.structure == DENSE and row.series.startswith(f"{DENSE} by "))
+    """Whether a row is something dense that a user would try first: narrower, or in fewer bits."""
+    return row.structure in RIVALS
 
 
 def questions(rows: Sequence[Row]) -> tuple[Question, ...]:

@@ -10,18 +10,13 @@ from dataclasses import dataclass, replace
 
 from bench.answers.qualities import Qualities
 from bench.answers.question import FLOPS, PARAMS, USUAL_DTYPE, Question, at_places
-from bench.answers.verdict import Verdict, verdict
+from bench.answers.verdict import Verdict, judged
 from bench.files.errors import UsageError, one_of
+from bench.files.options import dtype
 from bench.files.rows import Results, Row
 from bench.files.terminal import percent
 from bench.files.vocabulary import CLOCKS, DENSE, DEVICES, DTYPES, MODES
 
-ALIASES = {
-    "float64": ("fp64", "f64", "double"),
-    "float32": ("fp32", "f32", "float"),
-    "bfloat16": ("bf16",),
-    "float16": ("fp16", "f16", "half"),
-}
 DEFAULTS = {"dtype": USUAL_DTYPE, "mode": MODES[0]}
 FACTOR = 1.0  # log2 of the factor within which a layer is near
 
@@ -76,19 +71,7 @@ def recommend(results: Results, query: Query, qualities: Qualities) -> Answer:
     if not near:
         return Answer(query, None, missing or _missing(measured, worth, query))
     place = min(near, key=lambda place: distance(place, query))
-    return Answer(query, verdict(places[place], place, qualities, results.refusals))
-
-
-def dtype(word: str, held: str = "") -> str:
-    """The dtype that a word stands for.
-
-    Raises:
-        UsageError: none; `held` says what there is.
-    """
-    for name, aliases in ALIASES.items():
-        if word.lower() in aliases:
-            return name
-    return one_of("--dtype", word.lower(), DTYPES, held)
+    return Answer(query, judged(places[place], place, qualities, results.refusals))
 
 
 def sizes(question: Question) -> tuple[int, int, int]:
@@ -146,7 +129,7 @@ def _under_its_conditions(places: Iterable[Question], query: Query) -> tuple[Que
             asked = next((name for name in held if asked.lower() in name.lower()), asked)
         elif key in known:
             of_these = f"of which the files hold {words or 'none'}"
-            asked = dtype(asked, of_these) if key == "dtype" else one_of(f"--{key}", asked, known[key], of_these)
+            asked = (dtype if key == "dtype" else one_of)(f"--{key}", asked, known[key], of_these)
         if asked is None and held:
             raise UsageError(f"--{key}: the files hold {words}; name one")
         if held and asked not in held:

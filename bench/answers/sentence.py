@@ -6,8 +6,7 @@ from bench.files.rows import Spread
 from bench.files.terminal import digits, percent
 from bench.files.vocabulary import NARROW
 
-CONDITION = {NARROW: "if you can change the width of the whole network"}  # rivals by structure -> when to take them
-OTHERWISE = "if its error will do"  # of rivals of the same width, whose numbers differ
+WIDTH = "if you can change the width of the whole network"  # only then is a narrower layer to be had
 MOST = 2  # structures named as tied with the first; the others are counted
 SHOWN = 3  # named on one line
 
@@ -71,10 +70,17 @@ def _keeps(best: Contender, verdict: Verdict) -> list[str]:
 
 
 def _rival(one: Contender, best: Contender | None) -> str:
-    condition = CONDITION.get(one.name, OTHERWISE)
+    condition = WIDTH if one.name == NARROW else f"if {_error(one)} will do"
     beside = "as fast as any structure" if best and one.rank == best.rank else "faster than any structure"
-    said = f"{digits(one.speedup.median)}x, {beside}, {loss(one)}"
+    said = f"{digits(one.speedup.median)}x, {beside}{f', {loss(one)}' if one.name == NARROW else ''}"
     return f"{condition[0].upper()}{condition[1:]}, take {one.label}: {said}."
+
+
+def _error(one: Contender) -> str:
+    """Relative, the largest where there are several."""
+    error = one.row.error
+    parts = [part for part in (error.values() if isinstance(error, dict) else [error]) if part is not None]
+    return f"an error of {percent(max(parts))}" if parts else "its error"
 
 
 def _beside(one: Contender) -> str:

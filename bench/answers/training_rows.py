@@ -30,6 +30,19 @@ class Grammar:
     chance: declared.Share
 
 
+@dataclass(frozen=True, kw_only=True)
+class RateTry:
+    """A learning rate, run at full length: this seed's loss where rates are chosen, and where it is reported."""
+
+    lr: declared.Number
+    tune: declared.Number | None  # None: it diverged
+    loss: declared.Number | None
+
+
+def _tries(fields: Fields, key: str) -> tuple[RateTry, ...]:
+    return tuple(declared.read(RateTry, one) for one in fields.each(key))
+
+
 def _curve(fields: Fields, key: str) -> tuple[tuple[int, float], ...]:
     points = fields.get(key)
     good = isinstance(points, list) and all(isinstance(p, list) and len(p) == 2 for p in points)
@@ -64,6 +77,8 @@ class TrainingRun:
     seed: Annotated[int, Reader(_seed)]
     lr: declared.Number
     rate_at_end: declared.Flag  # the best of those tried was the largest or smallest: a further one might do better
+    by_rate: Annotated[tuple[RateTry, ...], Reader(_tries)] = ()
+    paired: declared.Flag = False  # the seed draws the task too, so that runs of one seed belong together
     steps: declared.Count
     tokens: _key("tokens_per_step")  # type: ignore[valid-type]
     constant: bool  # the rate did not fall, so every point of the curve could have been an end

@@ -19,13 +19,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bench.answers.qualities import NONE, Qualities, Quality
-from bench.answers.question import PARAMS, Question, at_places, near, rival
+from bench.answers.question import Question, at_places, near, questions, rival
 from bench.files.fields import printable
 from bench.files.rows import Limits, Refusal, Row, Spread
 from bench.files.terminal import digits, percent
-from bench.files.vocabulary import DENSE, NARROW, NEAR
+from bench.files.vocabulary import BFLOAT16, DENSE, INT8_DYNAMIC, INT8_WEIGHTS, NARROW, NEAR
 
 STRUCTURE, RIVAL = "structure", "rival"  # kinds of contenders, beside DENSE
+LABELS = {
+    NARROW: "a narrower dense layer",
+    BFLOAT16: "dense in bfloat16",
+    INT8_DYNAMIC: "dense in int8 (dynamic)",
+    INT8_WEIGHTS: "dense in int8 (weights alone)",
+}
 WIDE = 1.5  # quartiles a larger factor apart tell nothing
 
 
@@ -57,9 +63,7 @@ class Contender:
         """What a reader calls it."""
         if self.kind == DENSE:
             return "the best dense layer"
-        if self.name == NARROW:
-            return "a narrower dense layer"
-        return self.row.series if self.kind == RIVAL else self.name
+        return LABELS.get(self.name, self.name)
 
     @property
     def beats_dense(self) -> bool:
@@ -147,8 +151,17 @@ def verdict(
     rows: Sequence[Row], question: Question, qualities: Qualities = NONE, refusals: Sequence[Refusal] = ()
 ) -> Verdict:
     """Rank what the rows hold at a question."""
-    place = replace(question, equal=PARAMS, share=1.0)
-    here = at_places(rows).get(place, [])
+    return judged(at_places(rows).get(question.place, ()), question, qualities, refusals)
+
+
+def verdicts(rows: Sequence[Row], qualities: Qualities = NONE, refusals: Sequence[Refusal] = ()) -> list[Verdict]:
+    """Of every question that the rows can answer, the one to show first in front."""
+    places = at_places(rows)
+    return [judged(places[one.place], one, qualities, refusals) for one in questions(rows)]
+
+
+def judged(here: Sequence[Row], question: Question, qualities: Qualities, refusals: Sequence[Refusal]) -> Verdict:
+    """Rank the rows of a question's place."""
     dense = next((row for row in here if row.structure == DENSE and not row.control), None)
     ratio = _over_linear(here, dense)
     paired = [row for row in here if row.speedup and _competes(row, question)]
@@ -160,15 +173,17 @@ def verdict(
         one = Spread(1.0, 1.0, 1.0, dense.time.rounds)
         found.append(Contender(dense, DENSE, one, _scaled(one, ratio), 1.0, qualities.of(DENSE, 1.0, question.share)))
     found.sort(key=lambda one: (-one.speedup.q1, one.kind != DENSE, one.row.series))
-    reasons = _refused(refusals, question, {one.name for one in found})
+    runs = {id(row.run) for row in here}
+    own = [one for one in refusals if id(one.run) in runs]
+    reasons = _refused(own, question, {one.name for one in found})
     clean = [one for one in found if not one.doubts]
     return Verdict(question, _ranked(clean), tuple(one for one in found if one.doubts), reasons, qualities)
 
 
 def _competes(row: Row, question: Question) -> bool:
-    if row.control:  # one without a budget is as wide as the layer itself, at any cost
-        return rival(row) and (row.budget is None or question.fits(row))
-    return row.structure != DENSE and question.fits(row)
+    if rival(row):  # in fewer bits it is the layer itself, at any cost
+        return row.structure != NARROW or question.fits(row)
+    return row.structure != DENSE and not row.control and question.fits(row)
 
 
 def _one_each(rows: Sequence[Row], question: Question) -> list[Row]:
@@ -180,9 +195,9 @@ def _one_each(rows: Sequence[Row], question: Question) -> list[Row]:
         off = 0.0 if row.budget == asked else abs(question.costs(row) / question.share - 1)
         return (round(off, 2), bool(doubts(row, None)), row.budget != asked, -row.speedup.q1)
 
-    best: dict[tuple[str, str | None], Row] = {}
+    best: dict[str, Row] = {}
     for row in sorted(rows, key=order):
-        best.setdefault((row.structure, row.series if row.control and not row.budget else None), row)
+        best.setdefault(row.structure, row)
     return list(best.values())
 
 
@@ -226,9 +241,14 @@ def doubts(row: Row, dense: Row | None) -> tuple[str, ...]:
     if apart > WIDE:
         found.append(f"quartiles a factor of {digits(apart)} apart")
     allowed, because = _allowed(row, dense)
-    if row.speedup.q1 > allowed * (1 + NEAR):
+    if not fewer_bits(row) and row.speedup.q1 > allowed * (1 + NEAR):
         found.append(f"implausible: {digits(row.speedup.median)}x, but {because}")
     return tuple(found)
+
+
+def fewer_bits(row: Row) -> bool:
+    """Whether a row runs the dense layer in other numbers, whose rate has nothing to do with FLOPs and bytes."""
+    return rival(row) and row.structure != NARROW
 
 
 def _notes(row: Row, dense: Row | None) -> tuple[str, ...]:
@@ -236,7 +256,7 @@ def _notes(row: Row, dense: Row | None) -> tuple[str, ...]:
     if not near(row.executed_share, row.params_share):
         found.append(f"runs {percent(row.executed_share)} of dense's FLOPs")
     saved = 1 / row.executed_share
-    if row.speedup and row.speedup.q1 > saved * (1 + NEAR):
+    if not fewer_bits(row) and row.speedup and row.speedup.q1 > saved * (1 + NEAR):
         found.append(f"faster than its FLOPs alone allow ({digits(saved)}x fewer): {_allowed(row, dense)[1]}")
     return tuple(found)
 

@@ -11,15 +11,16 @@ class UsageError(ValueError):
 
 
 def one_of(option: str, word: str, allowed: Iterable[str], further: str = "") -> str:
-    """`word` if it is allowed.
+    """The allowed word that `word` is, in upper or lower case.
 
     Raises:
         UsageError: with the nearest of the allowed words, and all of them.
     """
     words = list(allowed)
-    if word in words:
-        return word
-    close = get_close_matches(word, words, n=1)
-    near = f"; did you mean {close[0]!r}?" if close else "."
+    folded = {known.lower(): known for known in words}
+    if word in words or word.lower() in folded:
+        return word if word in words else folded[word.lower()]
+    close = get_close_matches(word.lower(), folded, n=1)
+    near = f"; did you mean {folded[close[0]]!r}?" if close else "."
     hint = f", {further}" if further else ""
     raise UsageError(f"{option}: {word!r} is not known{near} Allowed: {', '.join(words)}{hint}")

@@ -11,6 +11,7 @@ from bench.files import atomic
 from bench.files.fields import BadResults, printable, shown
 from bench.files.merged_run import Say, Shard, check_conditions, merged_roofline, merged_rules, merged_run, read
 from bench.files.rows import Refusal, Row, Spread, join, parse
+from bench.files.terminal import many
 
 ASKED = (None, "auto", "best")  # backends of a refusal that stand for whichever would have run
 _SAME = ("series", "in_features", "out_features", "tokens", "dtype", "device", "mode", "threads", "clock")
@@ -32,8 +33,8 @@ def merge(paths: Sequence[Path], output: Path) -> list[str]:
     merged = join([parse(str(output), document)])  # what is written can be read
     write(document, output)
     state = "complete" if merged.runs[0].complete else "not complete: points are missing"
-    points = f"{len(merged.rows)} points, {len(merged.refusals)} refused"
-    return [*said, f"{output}: {points}, of {len(paths)} file{'s' if len(paths) > 1 else ''}; {state}"]
+    points = f"{many(len(merged.rows), 'point')}, {len(merged.refusals)} refused"
+    return [*said, f"{output}: {points}, of {many(len(paths), 'file')}; {state}"]
 
 
 def joined(shards: Sequence[Shard], say: Say) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from typing import Any
 from bench.files.fields import BadResults, Fields, load, shown
 from bench.files.kinds import DECODER, FEED_FORWARD, TRAINING, File, kind_of, parse
 from bench.files.merge import write
-from bench.files.merged_run import Shard, check_conditions, merged_run, without_folders
+from bench.files.merged_run import Shard, check_conditions, merged_run, missing_shards, runs_of
 from bench.files.rows import Results
+from bench.files.terminal import many
 from bench.files.vocabulary import DECIDE
 
 Row = Mapping[str, Any]
@@ -90,7 +91,7 @@ def merge(paths: Sequence[Path], output: Path) -> list[str]:
     benchmarks = {"benchmarks": [own for *_, own in rows]} if any(own for *_, own in rows) else {}
     write({**documents[0], **benchmarks, "structures": section}, output, rules.text)
     state = "complete" if section["run"]["complete"] else "not complete: rows are missing"
-    return [*said, f"{output}: {len(rows)} rows, of {len(paths)} file{'s' if len(paths) > 1 else ''}; {state}"]
+    return [*said, f"{output}: {many(len(rows), 'row')}, of {many(len(paths), 'file')}; {state}"]
 
 
 def _once(values: Sequence[Any]) -> list[Any]:
@@ -156,10 +157,13 @@ def _joined_runs(parts: Sequence[TableFile], say: Callable[[str], None]) -> dict
         for name in ("settings", "data"):
             own = part.file.setup.values.get(name, {})
             setup[name] = {**own, **setup.get(name, {})} if own else setup.get(name, {})
-    runs = [(Path(part.name).name, without_folders(part.shard.section["run"])) for part in parts]
-    run = {**first["run"], "complete": all(part.file.run.complete for part in parts), "argv": runs[0][1].get("argv")}
-    run["merged_from"] = [{"file": name, "run": own} for name, own in runs]
-    return {**first, "setup": setup, "run": run}
+    merged = [one for part in parts for one in runs_of(part.shard)]
+    missing = missing_shards(merged)
+    for shard in missing:
+        say(f"{shard} is not among the files; marked as not complete")
+    complete = all(part.file.run.complete for part in parts) and not missing
+    own = {"complete": complete, "argv": merged[0]["run"].get("argv"), "merged_from": merged}
+    return {**first, "setup": setup, "run": {**first["run"], **own}}
 
 
 def _row_by_row(document: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Shards as they are read, and their runs combined: machine, dates, roofline, rules."""
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.files.fields import BadResults, Fields, load, printable, shown
+from bench.files.options import SHARDS
 from bench.files.rows import Results, Run, join, parse, parse_run
 
 _SETTLED = ("datetime", "complete", "foreign_load", "argv", "pinned", "merged_from", "resumed", "request")
@@ -58,7 +60,7 @@ def check_conditions(runs: Sequence[Run]) -> None:
 
 def merged_run(shards: Sequence[Shard], say: Say) -> dict[str, Any]:
     """One `run` for all: the earliest date, the highest load, complete only if every shard is there and complete."""
-    parts = [part for shard in shards for part in _parts(shard)]
+    parts = [part for shard in shards for part in _checked_parts(shard)]
     runs: list[dict[str, Any]] = [part["run"] for part in parts]
     run: dict[str, Any] = {key: value for one in reversed(runs) for key, value in one.items()}
     run |= runs[0]
@@ -70,9 +72,9 @@ def merged_run(shards: Sequence[Shard], say: Say) -> dict[str, Any]:
         if not shard.section["run"]["complete"]:
             say(f"{shard.run.file} is not complete: its run ended before all points were measured")
     run |= _settled_requests(runs, say)
-    missing = _missing([one.get("argv") for one in runs])
+    missing = missing_shards(parts)
     for shard in missing:
-        say(f"shard {shard} is not among the files; marked as not complete")
+        say(f"{shard} is not among the files; marked as not complete")
     if run.get("dirty"):
         say("measured with uncommitted changes; whether these are the same in all files is unknown")
     pinned = [one.get("pinned") for one in runs]
@@ -89,19 +91,26 @@ def merged_run(shards: Sequence[Shard], say: Say) -> dict[str, Any]:
     }
 
 
-def _parts(shard: Shard) -> list[dict[str, Any]]:
+def _checked_parts(shard: Shard) -> list[dict[str, Any]]:
+    parts = runs_of(shard)
+    for i, part in enumerate(parts if "merged_from" in shard.section["run"] else ()):
+        where = f"{shard.run.file}: structures: run: merged_from[{i}]"
+        fields = Fields(where, {"roofline": [], "rules": {}, "run": Fields(where, part).get("run")})
+        check_conditions([shard.run, parse_run(where, fields)])
+    return parts
+
+
+def runs_of(shard: Shard) -> list[dict[str, Any]]:
     """The runs that a file was made of: itself, or those it was merged from."""
     run = without_folders(shard.section["run"])
     merged = run.get("merged_from")
     if merged is None:
         info = shard.document.get("machine_info")
-        return [{"file": Path(shard.run.file).name, "machine_info": info, "run": run}]
+        return [{"file": Path(shard.run.file).name, **({"machine_info": info} if info else {}), "run": run}]
     if not isinstance(merged, list) or not merged:
         raise BadResults(f"{shard.run.file}: structures: run: merged_from must be a list of files with their runs")
     for i, part in enumerate(merged):
-        where = f"{shard.run.file}: structures: run: merged_from[{i}]"
-        fields = Fields(where, {"roofline": [], "rules": {}, "run": Fields(where, part).get("run")})
-        check_conditions([shard.run, parse_run(where, fields)])
+        Fields(f"{shard.run.file}: structures: run: merged_from[{i}]", part).object("run")
     return merged
 
 
@@ -135,14 +144,26 @@ def _settled_requests(runs: Sequence[Mapping[str, Any]], say: Say) -> dict[str, 
     return found
 
 
-def _missing(commands: Sequence[Any]) -> list[str]:
-    """The shards K/N that the commands speak of but that none of them ran."""
-    found: dict[int, set[int]] = {}
-    for command in commands:
-        text = " ".join(map(str, command)) if isinstance(command, list) else ""
-        for k, n in re.findall(r"--shard[ =](\d{1,5})/(\d{1,5})(?!\S)", text):
-            found.setdefault(int(n), set()).add(int(k))
-    return [f"{k}/{n}" for n, ran in sorted(found.items()) for k in range(1, n + 1) if k not in ran]
+def missing_shards(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The shards that none of the runs is, of each sweep that one of them is a shard of: a sweep is all its options."""
+    found: dict[str, tuple[str, int, set[int]]] = {}
+    for part in parts:
+        run = part["run"]
+        words = run.get("argv") if isinstance(run.get("argv"), list) else []
+        shard = re.search(r"--shard[ =](\d{1,5})/(\d{1,5})(?!\S)", " ".join(map(str, words)))
+        if shard:
+            asked = dict(run["request"], shard=None) if isinstance(run.get("request"), dict) else {}
+            if isinstance(asked.get("registry"), dict):  # files by their contents: they may stand in other folders
+                asked["registry"] = sorted(map(str, asked["registry"].values()))
+            sweep = json.dumps([asked, shard[2]], sort_keys=True)
+            found.setdefault(sweep, (str(part.get("file")), int(shard[2]), set()))[2].add(int(shard[1]))
+    several = len(found) > 1
+    return [
+        f"shard {k}/{n}" + f" of the sweep of {printable(file)}" * several
+        for file, n, ran in found.values()
+        for k in range(1, min(n, SHARDS) + 1)
+        if k not in ran
+    ]
 
 
 def _and(commands: Sequence[list[Any]]) -> list[Any]:

@@ -1,15 +1,19 @@
-"""How the options of every command are read: lists of words and numbers, shares of dense, shards, registry files."""
+"""How the options of every command are read: lists of words and numbers, dtypes, shares of dense, shards."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.files.errors import UsageError, one_of
+from bench.files.vocabulary import DTYPES
 
 SHARDS = 1000  # the most that a run is divided into
+QUANTITIES = ("params", "flops")
+ALIASES = {"float": "float32", "double": "float64", "half": "float16"}
 
 
 def words(text: str | None) -> list[str]:
@@ -25,6 +29,17 @@ def some_of(option: str, text: str | None, allowed: Iterable[str]) -> tuple[str,
     """
     known = list(allowed)
     return tuple(dict.fromkeys(one_of(option, word, known) for word in words(text)))
+
+
+def dtype(option: str, word: str, allowed: Sequence[str] = DTYPES, further: str = "") -> str:
+    """The dtype that a word stands for: `float32`, `fp32`, `f32` or `float`, in upper or lower case.
+
+    Raises:
+        UsageError: none that is allowed.
+    """
+    short = re.fullmatch(r"(b?)(?:f|fp|float)(\d\d)", word.lower())
+    name = f"{short[1]}float{short[2]}" if short else ALIASES.get(word.lower(), word)
+    return one_of(option, name if name in DTYPES else word, allowed, further)
 
 
 def numbers(option: str, text: str | None, most: int) -> tuple[int, ...]:
@@ -60,22 +75,63 @@ def check_output(option: str, path: Path) -> None:
         raise UsageError(f"{option}: there is no folder {path.parent}")
 
 
+# -- shares of dense
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A share of dense's parameters or FLOPs that structures are brought to."""
+
+    quantity: str
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.quantity}={self.share:g}"
+
+
+def budgets(text: str, quantities: Sequence[str] = QUANTITIES) -> tuple[Budget, ...]:
+    """`"params=0.5,25% flops=0.5"` -> budgets, of parameters where none is named; `none` -> no budget.
+
+    Raises:
+        UsageError: not one of the quantities, or a share that is not between 0 and 1.
+    """
+    found, quantity = [], quantities[0]
+    for word in words(text) if text.strip().lower() != "none" else ():
+        left, equals, right = word.partition("=")
+        quantity = one_of("--budget", left, quantities) if equals else quantity
+        value = as_share(right if equals else left)
+        if value is None or not 0 < value <= 1:
+            raise UsageError(f"--budget: {word!r} is not a share of dense; write params=0.5,25%, flops=0.5 or none")
+        found.append(Budget(quantity, value))
+    return tuple(dict.fromkeys(found))
+
+
+def as_share(text: str) -> float | None:
+    """`10%` or `0.1` -> 0.1; None of anything else."""
+    match = re.fullmatch(r"(\d*\.?\d+) ?(%?)", text.strip())
+    return float(match[1]) / (100 if match[2] else 1) if match else None
+
+
 # -- for argparse
 
 
 def share(text: str) -> float:
     """`10%` or `0.1` -> 0.1."""
-    match = re.fullmatch(r"(\d*\.?\d+) ?(%?)", text.strip())
-    value = float(match[1]) / (100 if match[2] else 1) if match else -1.0
-    if not 0 <= value < 100:
+    value = as_share(text)
+    if value is None or value >= 100:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share; write 10% or 0.1")
     return value
 
 
+def budget(text: str) -> str:
+    """`params=25%` -> `params=0.25`, as rows have it."""
+    return ",".join(map(str, budgets(text)))
+
+
 def shares(text: str) -> tuple[float, ...]:
     """`0.5,25%` -> (0.5, 0.25): shares above 0 and below 1."""
-    found = tuple(share(word) for word in text.split(","))
-    if not all(0 < value < 1 for value in found):
+    found = tuple(map(share, words(text)))
+    if not found or not all(0 < value < 1 for value in found):
         raise argparse.ArgumentTypeError(f"{text!r} has a share that is not between 0 and 1; write 0.5,0.25")
     return found
 
@@ -89,7 +145,7 @@ def count(text: str) -> int:
 
 def counts(text: str) -> tuple[int, ...]:
     """`128,256` -> (128, 256): two or more whole numbers from 1, all different."""
-    found = tuple(count(word.strip()) for word in text.split(","))
+    found = tuple(map(count, words(text)))
     if len(set(found)) < max(2, len(found)):
         raise argparse.ArgumentTypeError(f"{text!r} names no two different numbers; write 128,256,512")
     return found

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from bench.files import declared
 from bench.files.fields import BadResults, Fields, load, printable, shown
-from bench.files.vocabulary import BOUNDS, ITEMSIZES, SCHEMA, VERSIONS
+from bench.files.vocabulary import BOUNDS, SCHEMA, VERSIONS
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ class Row:
     executed_flops: declared.Number
     dense_flops: declared.Number
     bytes: declared.Number
+    mixing_depth: declared.FromZero | None = None  # layers until every output sees every input; 0: never
     activation_bytes: declared.Number | None = None  # saved by the forward pass for the backward pass
+    parameter_bytes: declared.Number
     checkpoint_bytes: declared.Number | None = None
     peak_bytes: declared.Number | None = None  # the most that the device's allocator held
     energy_joules: declared.Number | None = None  # per call
@@ -121,10 +123,6 @@ class Row:
     def width(self) -> float:
         """sqrt(in_features * out_features): the width of the square layer with as many dense weights."""
         return math.sqrt(self.in_features * self.out_features)
-
-    @property
-    def parameter_bytes(self) -> float:
-        return float(self.params * ITEMSIZES[self.dtype])
 
     @property
     def executed_share(self) -> float:

@@ -18,6 +18,7 @@ from bench.files.errors import UsageError
 from bench.files.options import check_output
 from bench.files.progress import Progress
 from bench.files.rounding import rounded
+from bench.files.terminal import many
 from bench.files.vocabulary import SCHEMA
 from bench.machine import setup
 
@@ -112,5 +113,5 @@ class RunRecord:
     def said(self) -> str:
         """What to print at the end: how much was found, and how to draw it."""
         state = "" if self.complete else "; not complete"
-        found = f"{self.output}: {len(self.rows)} rows, {len(self.refused)} left out{state}"
+        found = f"{self.output}: {many(len(self.rows), 'row')}, {len(self.refused)} left out{state}"
         return f"{found}\nDraw it: python -m bench report {self.output} -o report/"

@@ -61,6 +61,11 @@ def digits(value: float) -> str:
     return f"{value:.{max(0, min(places, 9))}f}"
 
 
+def many(count: int, thing: str) -> str:
+    """`1 point`, `2 points`."""
+    return f"{count} {thing}{'s' * (count != 1)}"
+
+
 def seconds(value: float) -> str:
     """1.23e-05 -> '12.3 us'."""
     step, unit = next(((step, unit) for step, unit in _STEPS if value >= step * 0.9995), _STEPS[-1])

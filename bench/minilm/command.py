@@ -15,7 +15,7 @@ def add_options(minilm: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add = minilm.add_argument
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="results to write, .json")
-    add("--structures", metavar="WORDS", help="names, separated by commas (every entry that can meet a share)")
+    add("--structures", "--structure", metavar="WORDS", help="names (every entry that can meet a share)")
     add("--shares", type=shares, default=(0.5, 0.25), metavar="SHARES", help="of the feed-forward's weights (0.5,0.25)")
     add("--sentences", type=count, default=256, metavar="N", help="to fit on, and to measure on (256)")
     add("--limit", type=count, default=3, metavar="N", help="sweeps of a projection without a closed form (3)")
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
     """Check, convert, time, write; what to print and the exit status."""
     if arguments.output.suffix != ".json":
         raise UsageError(f"-o: {arguments.output} must end in .json; what is converted is kept beside it, as .journal")
-    one_of("--until", arguments.until, ("fits", "times"))
+    until = one_of("--until", arguments.until, ("fits", "times"))
     from bench.files.run import RunRecord
 
     started = RunRecord(kinds.MINILM, arguments.output)  # before torch is loaded
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
     journal = Records(arguments.output, request.header(asked, given.facts), fresh=arguments.fresh)
     again = f"the same command goes on from {journal.path}"
     try:
-        if not runs.run_all(given, asked, started, journal, arguments.until):
+        if not runs.run_all(given, asked, started, journal, until):
             return f"all conversions are made; without --until fits {again} and times them", 0
     except KeyboardInterrupt:
         return f"stopped; {again}", 130

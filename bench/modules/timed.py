@@ -21,6 +21,7 @@ from bench.files import options
 from bench.files.errors import UsageError, one_of
 from bench.files.rounding import rounded
 from bench.files.run import section
+from bench.files.terminal import many
 from bench.machine import timing
 from bench.sweep import launch, limits, shards
 from bench.sweep.cell import clock_of
@@ -186,7 +187,8 @@ class Rows:
         """Lines for the end of the run: what was measured, and how to go on."""
         complete = self.sweep.complete
         flagged = sum(bool(one["whole"]["flags"]) for one in self.sweep.whole.values())
-        yield f"{len(self.sweep.whole)} points measured, {flagged} flagged{'' if complete else '; not complete'}"
+        measured = f"{many(len(self.sweep.whole), 'point')} measured, {flagged} flagged"
+        yield measured if complete else f"{measured}; not complete"
         if self.sweep.not_now:
             yield f"{len(self.sweep.not_now)} more were left out for lack of time"
         if output is None:
@@ -258,7 +260,7 @@ def where(option: Any, cpu_batch: int) -> dict[str, Any]:
     device = one_of("--device", option.device or ("cuda" if torch.cuda.is_available() else "cpu"), ("cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device: there is no CUDA device here. Allowed: cpu")
-    dtype = one_of("--dtypes", option.dtypes or "float32", ("float32", "bfloat16"), "one of them")
+    dtype = options.dtype("--dtypes", option.dtypes or "float32", ("float32", "bfloat16"), "one of them")
     batch = BATCH if device == "cuda" or option.full else cpu_batch
     if option.tokens:
         if not option.tokens.isdigit() or not int(option.tokens) or int(option.tokens) % SEQUENCE:

@@ -26,7 +26,7 @@ def add_options(search: argparse.ArgumentParser) -> None:
     add("--memory", type=share, metavar="SHARE", help="most memory of weights and activations of a forward, of dense")
     add("--time", type=share, metavar="SHARE", help="most time of a call, of dense, as measured")
     add("--mode", default="forward", metavar="WORD", help="forward (default) or train")
-    add("--dtype", default="float32", metavar="WORD", help="float32 (default), bfloat16, float64")
+    add("--dtype", "--dtypes", default="float32", metavar="WORD", help="float32 (default), bfloat16, float64")
     add(
         "--quality",
         default="none",
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
     """Check, search, write; what to print and the exit status."""
     if arguments.output.suffix != ".json":
         raise UsageError(f"-o: {arguments.output} must end in .json; the survivors are written beside it, as .yaml")
-    one_of("--until", arguments.until, STAGES)
+    until = one_of("--until", arguments.until, STAGES)
     from bench.files.run import RunRecord
 
     started = RunRecord(kinds.SEARCH, arguments.output)  # before torch is loaded
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
         quality.load(weight, request.key, request.in_features, request.out_features)  # wrong ones now, not in an hour
     journal = Records(arguments.output, {"search": asdict(request)}, fresh=arguments.fresh)
     try:
-        said = Search(request, started, journal, arguments.seconds, weight, arguments.until).search()
+        said = Search(request, started, journal, arguments.seconds, weight, until).search()
     finally:
         journal.close()
     return said, 0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from bench.files.errors import UsageError, one_of
+from bench.files.options import as_share, dtype
 from bench.files.vocabulary import MODES, NEAR
 from bench.search.words import QUALITIES
 
@@ -73,9 +73,11 @@ def read(given: dict[str, Any]) -> SearchRequest:
     ranges = {name: span(f"--{name}", given[name] or WHOLE) for name in ("params", "flops")}
     if given["rank"] > 1:
         raise UsageError(f"--rank: a share of full rank from 0 to 1, found {given['rank']:g}")
-    one_of("--quality", given["quality"], QUALITIES)
-    one_of("--mode", given["mode"], MODES)
-    one_of("--dtype", given["dtype"], ("float32", "bfloat16", "float64"))
+    given = given | {
+        "quality": one_of("--quality", given["quality"], QUALITIES),
+        "mode": one_of("--mode", given["mode"], MODES),
+        "dtype": dtype("--dtype", given["dtype"], ("float32", "bfloat16", "float64")),
+    }
     if given["weight"] is not None and given["quality"] == "none":
         raise UsageError("--weight is for --quality projection or training; name one of them")
     if given["key"] is not None and given["weight"] is None:
@@ -90,15 +92,11 @@ def read(given: dict[str, Any]) -> SearchRequest:
 
 def span(option: str, text: str) -> Range:
     """`0.25`: within 15 % of it; `0.1-0.25`: from one to the other."""
-    match = re.fullmatch(r"(\d*\.?\d+)(%?)(?:-(\d*\.?\d+)(%?))?", text.strip())
-    if not match:
+    first, dash, second = text.partition("-")
+    low, high = as_share(first), as_share(second if dash else first)
+    if low is None or high is None:
         raise UsageError(f"{option}: {text!r} is no share of dense; write 0.25, 25% or a range such as 0.1-0.25")
-    low = float(match[1]) / (100 if match[2] else 1)
-    if match[3] is None:
-        found = Range(low * (1 - NEAR), low * (1 + NEAR), low)
-    else:
-        high = float(match[3]) / (100 if match[4] else 1)
-        found = Range(low, high, high)
+    found = Range(low, high, high) if dash else Range(low * (1 - NEAR), low * (1 + NEAR), low)
     if not 0 <= found.low < found.high or found.middle > 4:
         raise UsageError(f"{option}: {text!r} holds no share of dense above 0 and up to 4; write 0.25 or 0.1-0.25")
     return found

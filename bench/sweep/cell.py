@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bench.files.vocabulary import DENSE, NARROW
+from bench.files.vocabulary import BFLOAT16, DENSE, NARROW, RIVALS
 from bench.machine import device, timing
 from bench.machine.device import clock_of
 from bench.machine.timing import Effort, Step
 from bench.sweep.check import CheckFailed, check
-from bench.sweep.points import Point
+from bench.sweep.points import Point, bound
 from bench.sweep.request import read_options
+from bench.sweep.rivals import rival
 from bench.sweep.subject import Refused, Subject, subject
 
 __all__ = ["Cell", "cell", "clock_of", "grad_mode", "inputs", "timed_step"]
@@ -53,8 +54,12 @@ class Cell:
         if point.structure == NARROW:
             narrow = read_options(point.options)
             x, dy = inputs(point, int(narrow["in"]), int(narrow["out"]))  # type: ignore[call-overload]
-            return subject(point, x), x, dy
-        return subject(point, self.x), self.x, self.dy
+            return subject_of(point, x), x, dy
+        x, dy = self.x, self.dy
+        if point.structure == BFLOAT16:
+            x = x.detach().to(torch.bfloat16).requires_grad_(x.requires_grad)
+            dy = None if dy is None else dy.to(torch.bfloat16)
+        return subject_of(point, x), x, dy
 
 
 def cell(point: Point, ways: Iterable[str], effort: Effort, cold: bool, decided: str | None = None) -> Cell:
@@ -104,7 +109,7 @@ def timed_step(point: Point, what: Subject, x: Tensor, dy: Tensor | None, cold: 
         free = device.free_memory(point.device)
         room = int((2**33 if free is None else free) * COLD_MEMORY)
         count = max(1, min(-(-2 * device.cache_bytes(point.device) // own), room // own, MOST_COPIES))
-    subjects = [what, *(subject(point, x) for _ in range(count - 1))]
+    subjects = [what, *(subject_of(point, x) for _ in range(count - 1))]
     steps, captured = [one.step(x, dy) for one in subjects], None
     if point.clock == device.DEVICE:
         pairs = [device.graphed(step) for step in steps]
@@ -114,6 +119,17 @@ def timed_step(point: Point, what: Subject, x: Tensor, dy: Tensor | None, cold: 
         return Timed(steps[0], 1, captured)
     turn = itertools.cycle(steps)
     return Timed(lambda: next(turn)(), count, captured)
+
+
+def subject_of(point: Point, x: Tensor) -> Subject:
+    """The subject of any point.
+
+    Raises:
+        Refused: it does not run here.
+    """
+    if point.structure in RIVALS and point.structure != NARROW:
+        return rival(bound(point), point.structure, x, getattr(torch, point.dtype))
+    return subject(point, x)
 
 
 def grad_mode(point: Point) -> AbstractContextManager[object]:

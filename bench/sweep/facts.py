@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import structures
 from bench.sweep.points import Point
 from bench.sweep.request import read_options
 from bench.sweep.subject import Subject
@@ -19,6 +21,8 @@ def counted(point: Point, what: Subject, x: Tensor) -> dict[str, Any]:
     """The fields of a row that are counted."""
     structure = what.structure
     flops = structure.flops(point.tokens, train=point.train)
+    stored = sum(p.numel() * p.element_size() for p in what.parameters)
+    in_full = sum(p.numel() for p in what.parameters) * x.element_size()
     options = read_options(point.options) if point.is_dense else dict(structure.options)
     return asdict(point) | {
         "options": json_options(options),
@@ -30,10 +34,20 @@ def counted(point: Point, what: Subject, x: Tensor) -> dict[str, Any]:
         "executed_flops": what.executed_flops(point.tokens, point.train),
         "dense_flops": point.dense_flops,
         "flops_share": flops / point.dense_flops,
-        "bytes": structure.bytes(point.tokens, x.element_size(), train=point.train),
-        "parameter_bytes": sum(p.numel() * p.element_size() for p in what.parameters),
+        "bytes": structure.bytes(point.tokens, x.element_size(), train=point.train) + stored - in_full,
+        "parameter_bytes": stored,
+        "mixing_depth": mixing_depth(structure),
         "checkpoint_bytes": checkpoint_bytes(what, x.dtype),
     }
+
+
+@lru_cache(maxsize=4096)
+def mixing_depth(structure: Structure) -> int | None:
+    """Layers until every output sees every input; 0 where it never does, None where that takes too long to find out."""
+    try:
+        return structures.mixing_depth(structure) or 0
+    except ValueError:  # too large, or without a layer the other way round
+        return None
 
 
 def checkpoint_bytes(what: Subject, dtype: torch.dtype) -> int:

@@ -16,6 +16,7 @@ from bench.files import journal, options
 from bench.files.errors import UsageError, one_of
 from bench.files.options import check_output
 from bench.files.progress import minutes
+from bench.files.terminal import many
 from bench.machine import device, setup, timing
 from bench.sweep import limits, points, progress, request, rerun, shards
 from bench.sweep.points import Point
@@ -53,8 +54,6 @@ def _sweep(values: Mapping[str, Any], threads: setup.Threads, argv: list[str], *
         argv=argv,
         asked=asked(values),
     )
-    if values["check"] and values["benchmark_json"]:
-        raise UsageError("--check: times nothing, so there is nothing to write; leave out --benchmark-json")
     made.effort = _effort(values, full=made.request.full)
     made.points, made.unreachable = points.points(made.request)
     made.mine = made.points
@@ -154,8 +153,14 @@ def output(option: Any) -> Path | None:
     """The results file; None where none is written.
 
     Raises:
-        UsageError: it cannot be written, or --resume names another one.
+        UsageError: it cannot be written, --resume names another one, it would hold no times, or it exists.
     """
+    shown_only = option.list or option.collectonly
+    if not (shown_only or option.check) and getattr(option, "dist", "no") != "no":
+        raise UsageError(
+            "-n: processes of pytest-xdist would disturb each other's times, so nothing is timed in them; leave it "
+            "out, or give each machine a part by --shard K/N"
+        )
     path = Path(option.benchmark_json) if option.benchmark_json else None
     if option.resume:
         resumed = Path(option.resume)
@@ -167,9 +172,15 @@ def output(option: Any) -> Path | None:
     if path is None:
         return None
     name = "--resume" if option.resume else "--benchmark-json"
+    if option.check or (option.benchmark_disable and not option.benchmark_enable):
+        without = "--check" if option.check else "--benchmark-disable"
+        raise UsageError(f"{without}: times nothing, so there is nothing to write; leave out {name}")
     check_output(name, path)
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"{name}: the folder {path.parent} cannot be written")
+    if path.exists() and not (option.resume or option.overwrite or shown_only):
+        or_else = f", or go on with its run by --resume {path}" if journal.of(path).exists() else ""
+        raise UsageError(f"{name}: {path} exists; add --overwrite to replace it{or_else}")
     return path
 
 
@@ -227,7 +238,7 @@ def listing(items: Sequence[tuple[str, Point | None]], sweep: Sweep) -> Iterator
         total += seconds
         yield f"{name:90} {seconds:.2f} s"
     at = ", ".join(f"{rate / 1e9:.0f} GFLOP/s for {dtype} on {where}" for (where, dtype), rate in rates.items())
-    yield f"{len(items)} points, about {minutes(total)} in all, at {at or 'no rate'}"
+    yield f"{many(len(items), 'point')}, about {minutes(total)} in all, at {at or 'no rate'}"
 
 
 def _rate(where: str, dtype: str) -> float:

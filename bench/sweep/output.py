@@ -3,12 +3,16 @@
 Fields of a row's `extra_info` beside what names the point (`bench.sweep.points.Point`), its counts and its shares of
 dense:
 
-    error               largest error against the reference in float64, relative to the largest number of a tensor
+    structure           an entry of the registry; `dense`; or one of `files.vocabulary.RIVALS`, dense layers that are
+                        smaller or in fewer bits: controls (`control`: true), timed in pairs with the same dense layer
+    error               largest error against the reference in float64, relative to the largest number of a tensor; of
+                        a rival in fewer bits against the weights before they were rounded: reported, not gated
     clock               `host` or `device`, never both in one row; see `bench.machine.device`
     speedup             dense's time / this one's, paired: median, q1, q3, rounds, margin (of error of the mean)
     precision           target margin and confidence of the rounds; the margins reached by `time` and `speedup`
+    mixing_depth        layers until every output sees every input; 0 never; null where that takes too long to find
     activation_bytes    saved by the forward for the backward; null where nothing is, and for a compiled graph
-    parameter_bytes     of all factors and the bias, in this dtype
+    parameter_bytes     of all factors and the bias, as they are kept
     checkpoint_bytes    of the file that torch.save makes of the state_dict
     peak_bytes          the most that the device's allocator held during a call beyond what it held before; null on CPUs
     energy_joules       of a call, by the counter that `run.energy` names for the device; null where there is none
@@ -16,7 +20,7 @@ dense:
                         last cache (L2 on CUDA) where they fit memory, else a flag says so
     captured            on the device's clock: `graph`, or why there is none; null on the host's
     flags               load, noisy, copies fit the cache
-    roofline            the limit that binds, and the fraction of it that is reached
+    roofline            the limit that binds, and the fraction of it that is reached; null of rivals in fewer bits
 
 `run` holds besides: `request`, the options that say what was measured; `resumed`, when the run was gone on with;
 `rerun`, how to repeat the flagged points; `rerun_of`, the file whose flagged points these are.

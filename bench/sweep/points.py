@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import structures
-from bench.files.vocabulary import DENSE, NARROW, NEAR
+from bench.files.vocabulary import BFLOAT16, DENSE, NARROW, NEAR, RIVALS
 from bench.sweep.request import Block, Budget, Request, Wanted, options_text, read_options
 from bench.sweep.shapes import Shape
 from structures.options import closest_options
@@ -71,7 +71,7 @@ class Point:
 
     @property
     def is_dense(self) -> bool:
-        return self.structure in (DENSE, NARROW)
+        return self.structure == DENSE or self.structure in RIVALS
 
 
 @dataclass(frozen=True)
@@ -102,15 +102,21 @@ def points(request: Request) -> tuple[list[Point], list[UnreachableBudget]]:
             unreachable.update(dict.fromkeys(missed))
             for where in _cells(request, block):
                 for variant in variants:
-                    if variant.get("backend") == ONEDNN and not runs_onednn(where):
+                    if not _differs(variant, where):
                         continue
-                    for backend in block.backends if variant["structure"] not in (DENSE, NARROW) else [""]:
-                        own = {"backend": backend} if backend else {}
-                        point = Point(**{**where, **variant, **own})  # type: ignore[arg-type]
+                    for backend in block.backends if "backend" not in variant else [variant["backend"]]:
+                        point = Point(**{**where, **variant, "backend": backend})  # type: ignore[arg-type]
                         found[point] = None
     order = {point: number for number, point in enumerate(found)}
     ordered = sorted(found, key=lambda p: (p.device, p.dense_flops, p.cell, order[p]))
     return ordered, list(unreachable)
+
+
+def _differs(variant: Mapping[str, object], where: Mapping[str, object]) -> bool:
+    """Whether a control is something else than dense's own row there."""
+    if variant.get("backend") == ONEDNN:
+        return runs_onednn(where)
+    return variant["structure"] != BFLOAT16 or where["dtype"] in ("float32", "float64")
 
 
 def runs_onednn(where: Mapping[str, object]) -> bool:
@@ -136,7 +142,9 @@ def bound(point: Point) -> Structure:
     if point.structure == NARROW:
         narrow = read_options(point.options)
         return structures.get(DENSE).bind(int(narrow["in"]), int(narrow["out"]))  # type: ignore[call-overload]
-    return structures.get(point.structure).bind(*point.shape, **read_options(point.options))  # type: ignore[arg-type]
+    return structures.get(DENSE if point.is_dense else point.structure).bind(
+        *point.shape, **read_options(point.options)
+    )  # type: ignore[arg-type]
 
 
 def rules(ran: Iterable[Point]) -> dict[str, str]:
@@ -168,6 +176,8 @@ def _variants(request: Request, block: Block, shape: Shape) -> tuple[list[dict[s
         for budget in block.budgets:
             if budget.quantity == "params":
                 variants.append(_narrow(at, shape, budget))
+        variants += [{**at_control, "structure": form, "series": form, "backend": form.partition("_")[2]}
+                     for form in RIVALS if form != NARROW]  # fmt: skip
     missed: list[UnreachableBudget] = []
     for entry in request.entries:
         if entry.name != DENSE:
@@ -237,8 +247,8 @@ def _rule(some: Sequence[Point]) -> str:
     first = some[0]
     if first.structure == DENSE:
         return CANDIDATES[first.backend] if first.control else f"the fastest at each point of {', '.join(CANDIDATES)}"
-    if first.structure == NARROW:
-        return f"both widths narrowed alike, to multiples of {ALIGNED}"
+    if first.structure in RIVALS:
+        return RIVALS[first.structure]
     by_shape = {point.shape: dict(bound(point).options) for point in some}
     told = ", ".join(_scaling(name, {s: o[name] for s, o in by_shape.items()}) for name in by_shape[first.shape])
     if first.budget is None:

@@ -10,6 +10,7 @@ from bench.answers import sentence
 from bench.answers.question import PARAMS, Question, questions
 from bench.answers.verdict import Verdict, verdict
 from bench.files.rows import Row
+from bench.files.terminal import many
 from bench.machine.timing import Effort
 from bench.sweep import output, rerun
 from bench.sweep.points import COMPILED, Point
@@ -59,22 +60,21 @@ def summary(sweep: Sweep, json: Path | None) -> Iterator[str]:
         yield f"{f'{of.equal}={of.share:g}':12} {of.mode:7} {where}: {sentence.brief(found)}"
     refused = len(sweep.refused)
     what = "checked" if sweep.request.check else "measured"
-    yield f"{len(sweep.done)} points {what}, {refused} refused or failed{'' if sweep.complete else '; not complete'}"
+    found = f"{many(len(sweep.done), 'point')} {what}, {refused} refused or failed"
+    yield f"{found}{'' if sweep.complete else '; not complete'}"
     if sweep.not_now:
         yield f"{len(sweep.not_now)} of these were left out for lack of time; they are rows with that reason"
     disturbed = sum(done.disturbed for done in sweep.done)
     if disturbed:
         share = sweep.load.overall or 0.0
-        yield (
-            f"{disturbed} points were measured while others used {share:.0%} of these cores: they are flagged 'load', "
-            "and neither win nor tie above"
-        )
+        while_busy = f"measured while others used {share:.0%} of these cores"
+        yield f"{many(disturbed, 'point')} {while_busy}: flagged 'load', and neither win nor tie above"
     for device, told in sweep.energy_told.items():
         yield f"energy of a call on {device}: {told}"
     if sweep.request.check:
         return
     if again := rerun.command(json, list(sweep.rows.values())):
-        yield f"{again['flagged']} points are flagged as unsafe; repeat just these: {again['command']}"
+        yield f"{many(again['flagged'], 'point')} flagged as unsafe; to repeat: {again['command']}"
     if json and not sweep.complete and sweep.journalled:
         yield f"Go on later: the same command with --resume {json}"
     if json:

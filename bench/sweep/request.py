@@ -10,33 +10,22 @@ from typing import Any
 
 import structures
 from bench.files.errors import UsageError, one_of
-from bench.files.options import numbers, some_of, words
+from bench.files.options import Budget, budgets, dtype, numbers, some_of, words
 from bench.files.vocabulary import CLOCKS, DEVICES, DTYPES, MODES
 from bench.sweep import shapes
 from bench.sweep.shapes import Shape
 from structures import backends, registry
 from structures.language.entry import PAD
+from structures.language.words import value
 
 # The options that say what is measured and how: a run that goes on with another one, or repeats a part, has the same.
 MEASURED = ("structures", "widths", "shapes", "tokens", "dtypes", "device", "clock", "mode", "backend", "threads",
             "registry", "budget", "no_controls", "cold", "allocator", "full", "shard",
             "benchmark_precision", "benchmark_confidence")  # fmt: skip
-QUANTITIES = ("params", "flops")
 MAX_TOKENS = 2**20
 
 SQUARES = tuple((n, n) for n in (256, 512, 1024, 2048))
 OPT = shapes.NAMED["opt-125m"]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """A share of dense's parameters or FLOPs that structures are brought to."""
-
-    quantity: str
-    share: float
-
-    def __str__(self) -> str:
-        return f"{self.quantity}={self.share:g}"
 
 
 @dataclass(frozen=True)
@@ -169,28 +158,39 @@ def in_order(names: Sequence[str]) -> list[str]:
 
 
 def entries(text: str) -> tuple[Wanted, ...]:
-    """`"dyad_it:n_blocks=2,4,8 monarch"` -> three entries with options and one without.
+    """`"dyad_it:n_blocks=2,4,8 monarch"` -> three entries with options and one without; `all`: every one.
 
-    `all` is every entry, variants too. Options are separated by commas, each with one value or several:
-    `pixelfly:n_blocks=16,32,rank=8` is two entries; lists stand in brackets. Every combination is one entry.
+    An option has one value or several, `pixelfly:n_blocks=16,32,rank=8` is two entries; lists stand in brackets.
     Raises:
         UsageError: no such structure, no such option, or a value that is no number.
     """
-    if text.split() == ["all"]:
+    if text.strip().lower() == "all":
         return tuple(Wanted(name) for name in in_order(structures.names()))
     found: list[Wanted] = []
-    for word in text.split():
+    for word in entry_words(text):
         name, colon, rest = word.partition(":")
-        one_of("--structures", name, structures.names())
-        if not colon:
-            found.append(Wanted(name))
-            continue
-        values = _option_values(name, rest)
-        combinations = itertools.product(*values.values())
-        found += [Wanted(name, dict(zip(values, combination, strict=True))) for combination in combinations]
+        name = one_of("--structures", name, structures.names())
+        values = _option_values(name, rest) if colon else {}
+        combinations = itertools.product(*values.values()) if values else ()
+        found += [Wanted(name, dict(zip(values, one, strict=True))) for one in combinations] or [Wanted(name)]
+    return tuple(entry for i, entry in enumerate(found) if entry not in found[:i])
+
+
+def entry_words(text: str) -> list[str]:
+    """`monarch,dyad_it n_blocks=2,4` -> `monarch`, `dyad_it:n_blocks=2,4`: what is no option and no value is a name.
+
+    Raises:
+        UsageError: none is named.
+    """
+    found: list[str] = []
+    for piece in _pieces(text):
+        if found and ("=" in piece or not isinstance(value(piece), str)):
+            found[-1] += ("," if ":" in found[-1] else ":") + piece
+        else:
+            found.append(piece)
     if not found:
         raise UsageError(f"--structures: name some of {', '.join(structures.names())}")
-    return tuple(entry for i, entry in enumerate(found) if entry not in found[:i])
+    return found
 
 
 def options_text(options: Mapping[str, object] | Sequence[tuple[str, object]]) -> str:
@@ -203,29 +203,9 @@ def read_options(text: str) -> dict[str, object]:
     """The options that `options_text` wrote."""
     found: dict[str, object] = {}
     for piece in _pieces(text):
-        name, _, value = piece.partition("=")
-        found[name] = _named_value(name, value)
+        name, _, text = piece.partition("=")
+        found[name] = _value(name, text)
     return found
-
-
-def budgets(text: str, quantities: Sequence[str] = QUANTITIES) -> tuple[Budget, ...]:
-    """`"params=0.5,0.25 flops=0.5"` -> budgets; `none` -> no budget, each entry at its default options.
-
-    Raises:
-        UsageError: not one of the quantities, or a share that is not between 0 and 1.
-    """
-    if text.strip() == "none":
-        return ()
-    found, quantity = [], ""
-    for word in words(text):
-        left, equals, right = word.partition("=")
-        if equals:
-            quantity = one_of("--budget", left, quantities)
-        share = right if equals else left
-        if not quantity or not re.fullmatch(r"\d*\.?\d+", share) or not 0 < float(share) <= 1:
-            raise UsageError(f"--budget: {word!r} is not a share of dense; write params=0.5,0.25, flops=0.5 or none")
-        found.append(Budget(quantity, float(share)))
-    return tuple(dict.fromkeys(found))
 
 
 def _given(options: Mapping[str, Any], cuda: bool) -> dict[str, Any]:
@@ -235,8 +215,9 @@ def _given(options: Mapping[str, Any], cuda: bool) -> dict[str, Any]:
         both = shapes.widths(options.get("widths") or "") + shapes.parse(options.get("shapes") or "")
         given["shapes"] = tuple(dict.fromkeys(both))
     given["tokens"] = numbers("--tokens", options.get("tokens"), MAX_TOKENS)
-    allowed = {"dtypes": DTYPES, "device": DEVICES, "mode": MODES, "backend": (backends.AUTO, *backends.names())}
-    for option, field in (("dtypes", "dtypes"), ("device", "devices"), ("mode", "modes"), ("backend", "backends")):
+    given["dtypes"] = tuple(dict.fromkeys(dtype("--dtypes", word) for word in words(options.get("dtypes"))))
+    allowed = {"device": DEVICES, "mode": MODES, "backend": (backends.AUTO, *backends.names())}
+    for option, field in (("device", "devices"), ("mode", "modes"), ("backend", "backends")):
         given[field] = some_of(f"--{option}", options.get(option), allowed[option])
     if options.get("budget"):
         given["budgets"] = budgets(options["budget"])
@@ -257,32 +238,21 @@ def _option_values(name: str, text: str) -> dict[str, list[object]]:
             option = left if left == PAD else one_of(f"--structures: option of {name}", left, known)
         if not option:
             raise UsageError(f"--structures: {name}: {piece!r} names no option. Allowed: {', '.join(known) or 'none'}")
-        values.setdefault(option, []).append(_named_value(option, right if equals else left))
-    if not values:
-        raise UsageError(f"--structures: nothing stands after {name}:. Options: {', '.join(known) or 'none'}")
+        values.setdefault(option, []).append(_value(option, right if equals else left))
     return values
 
 
 def _pieces(text: str) -> list[str]:
-    """Split at commas outside brackets."""
-    return [piece for piece in re.split(r",(?![^\[]*\])", text) if piece]
+    """Split at commas, blanks and colons outside brackets."""
+    return [piece for piece in re.split(r"[,:\s]+(?![^\[]*\])", text) if piece]
 
 
-def _named_value(option: str, text: str) -> object:
-    if option != PAD:
-        return _value(text)
-    if text.lower() not in ("true", "false"):
-        raise UsageError(f"--structures: {PAD} is true or false, found {text!r}")
-    return text.lower() == "true"
-
-
-def _value(text: str) -> object:
-    if text.startswith("[") and text.endswith("]"):
-        return tuple(_value(part) for part in text[1:-1].split(","))
-    try:
-        return float(text) if re.search(r"[.e]", text) else int(text)
-    except ValueError:
-        raise UsageError(f"--structures: {text!r} is not a number") from None
+def _value(option: str, text: str) -> object:
+    found = value(text)
+    if isinstance(found, str) or isinstance(found, bool) != (option == PAD):
+        what = "true or false" if option == PAD else "a number"
+        raise UsageError(f"--structures: {option}={text!r} is not {what}")
+    return found
 
 
 def _value_text(value: object) -> str:
@@ -292,17 +262,22 @@ def _value_text(value: object) -> str:
 def add_options(group: Any) -> None:
     """Declare the options on pytest's parser group."""
     add = group.addoption
-    add("--structures", metavar="WORDS", help='entries, with options or without: "dyad_it:n_blocks=2,4,8 monarch"')
+    add(
+        "--structures",
+        "--structure",
+        metavar="WORDS",
+        help='entries, with options or without: "dyad_it:n_blocks=2,4,8 monarch"',
+    )
     add("--widths", metavar="N,...", help="square layers: 256,512")
     add("--shapes", metavar="INxOUT,NAME,...", help=f"768x3072, or layers of {', '.join(shapes.NAMED)}")
     add("--tokens", metavar="N,...", help="rows of the input: 1,128,1024")
-    add("--dtypes", metavar="WORDS", help=", ".join(DTYPES))
+    add("--dtypes", "--dtype", metavar="WORDS", help=f"{', '.join(DTYPES)}; fp32, bf16")
     add("--device", metavar="WORDS", help=", ".join(DEVICES))
     add("--mode", metavar="WORDS", help=", ".join(MODES))
     add("--backend", metavar="WORDS", help=", ".join((backends.AUTO, *backends.names())))
     add("--threads", metavar="N,...", help="threads; by default one on each physical core")
     add("--registry", metavar="FILE", action="append", default=[], help="a YAML file with more entries")
-    add("--budget", metavar="SHARES", help="bring entries to shares of dense: params=0.5,0.25 or flops=0.5; none")
+    add("--budget", metavar="SHARES", help="bring entries to shares of dense: params=0.5,25% or flops=0.5; none")
     add("--no-controls", action="store_true", help="leave out dense's candidates and the narrowed dense layer")
     add("--cold", action="store_true", help="rotate copies of the weights beyond the last-level cache")
     add("--allocator", default="tuned", metavar="WORD", help="tuned: keep large tensors on the heap; plain")
@@ -314,4 +289,5 @@ def add_options(group: Any) -> None:
     add("--time-budget", metavar="TIME", help="end in time, with whole curves: 90s, 10m, 1h")
     add("--point-timeout", metavar="TIME", help="give up a point after so long: 30s")
     add("--resume", metavar="FILE", help="go on with the unfinished run that writes this results file")
+    add("--overwrite", action="store_true", help="replace the results file if it exists")
     add("--rerun-flagged", metavar="FILE", help="measure again, for longer, only the flagged points of a results file")

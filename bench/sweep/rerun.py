@@ -50,7 +50,7 @@ def command(output: Path | None, rows: Sequence[Mapping[str, Any]]) -> dict[str,
     if not count or output is None:
         return None
     again = output.with_name(f"{output.stem}-rerun{output.suffix}")
-    measure = f"pytest bench --rerun-flagged {output} --benchmark-json={again}"
+    measure = f"pytest bench --rerun-flagged {output} --benchmark-json={again}{' --overwrite' * again.exists()}"
     return {"flagged": count, "command": f"{measure} && python -m bench merge {output} {again} -o {output}"}
 
 

@@ -63,7 +63,7 @@ def widths(text: str) -> list[Shape]:
 
 
 def _shapes(word: str) -> Iterable[Shape]:
-    match = re.fullmatch(r"(\d+)x(\d+)", word)
+    match = re.fullmatch(r"(\d+)x(\d+)", word.lower())
     if match:
         shape = int(match[1]), int(match[2])
         if not all(1 <= width <= MAX_WIDTH for width in shape):

@@ -46,6 +46,7 @@ class Subject:
     plain: Callable[[Tensor, Sequence[Tensor]], Tensor]
     executed_flops: Callable[[int, bool], int]
     state: Callable[[], dict[str, Tensor]]  # what a checkpoint holds
+    originals: tuple[Tensor, ...] | None = None  # parameters before they were rounded: errors are reported, not gated
     sums: Callable[[int], Sequence[Sums]] | None = None  # of so many tokens, where it is more than one linear map
 
     def step(self, x: Tensor, dy: Tensor | None) -> Callable[[], object]:
@@ -145,19 +146,24 @@ def dense(structure: Structure, way: str, x: Tensor) -> Subject:
         compiled = _compiled(x, x.dtype)
         forward = lambda x: compiled(x, weight, bias)  # noqa: E731
 
-    def product(x: Tensor, p: Sequence[Tensor]) -> Tensor:
-        return torch.einsum("ti,io->to" if transposed else "ti,oi->to", x, p[0]) + p[1]
+    def turned(x: Tensor, p: Sequence[Tensor]) -> Tensor:
+        return torch.einsum("ti,io->to", x, p[0]) + p[1]
 
     return Subject(
         structure=structure,
         backend=way,
         forward=forward,
         parameters=(weight, bias),
-        meaning=product,
-        plain=product,
+        meaning=turned if transposed else product,
+        plain=turned if transposed else product,
         executed_flops=lambda tokens, train: structure.flops(tokens, train=train),
         state=linear.state_dict,
     )
+
+
+def product(x: Tensor, p: Sequence[Tensor]) -> Tensor:
+    """What nn.Linear means by its weight and bias."""
+    return torch.einsum("ti,oi->to", x, p[0]) + p[1]
 
 
 def _compiled(x: Tensor, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -203,12 +203,19 @@ class Sweep:
             stats = benchmark.stats.stats
             seconds, margin = stats.median, timing.margin_of_error(stats.data, self.effort.confidence)
             width = width if speedup else stats.iqr / seconds
-        bound = self.rooflines[(point.device, point.dtype, point.threads)].bound(
-            flops=info["executed_flops"],
-            moved=info["bytes"],
-            steps=len(what.structure.steps) if point.clock == device.HOST else 0,  # a graph has no calls of the host
-            train=point.train,
-            seconds=seconds,
+        roof = self.rooflines[(point.device, point.dtype, point.threads)]
+        bound = (
+            None
+            if what.originals is not None
+            else roof.bound(
+                flops=info["executed_flops"],
+                moved=info["bytes"],
+                steps=len(what.structure.steps)
+                if point.clock == device.HOST
+                else 0,  # a graph has no calls of the host
+                train=point.train,
+                seconds=seconds,
+            )
         )
         benchmark.extra_info |= info | {
             "speedup": speedup and speedup.as_dict(),

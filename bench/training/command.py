@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
-from typing import Any
 
 from bench.files import journal, kinds
 from bench.files.errors import UsageError
 from bench.files.options import count
 
 RECIPES = """\
-several processes:  torchrun --nproc-per-node 8 -m bench train language --scale long --parallel fsdp -o rows.json
-several machines:   sbatch --array=1-8 --gpus=1 --wrap 'python -m bench train all --scale long \\
+several machines:   sbatch --array=1-8 --gpus=1 --wrap 'python -m bench train all --scale full --device cuda \
                       --shard $SLURM_ARRAY_TASK_ID/8 -o rows-$SLURM_ARRAY_TASK_ID.json'
                     python -m bench merge rows-*.json -o rows.json
 a busy machine:     python -m bench train all --only times -o times.json     (short; leave the machine alone)
@@ -25,34 +22,28 @@ def add_options(train: argparse.ArgumentParser) -> None:
     """Declare the options on the command's parser."""
     train.formatter_class, train.epilog = argparse.RawDescriptionHelpFormatter, RECIPES
     add = train.add_argument
-    add("tasks", nargs="+", metavar="TASK", help="regression, images, language, distil, blocks, or all")
-    add("-o", "--output", type=Path, metavar="FILE", help="rows to write, after every run")
-    add("--scale", metavar="WORD", help="smoke (a minute), standard (under an hour, two shards), long (a GPU)")
-    add("--structures", metavar="WORDS", help='entries and mixes by layer: "dyad_it:n_blocks=2,4 dyad_it+dyad_dt"')
-    add("--budget", metavar="SHARES", help="of dense: params=0.5,0.25 flops=0.5 time=0.8; none")
-    add("--seeds", type=count, metavar="N", help="of every structure; dense and the controls take at least 3")
-    add("--widths", metavar="N,...", help="of the network; learning rates are found at the smallest")
-    add("--model", metavar="WORDS", help="mlp, mixer, vit; gpt, opt, pythia, gpt2")
+    add("tasks", nargs="+", metavar="TASK", help="encoder, teacher, facts, language, or all of the scale")
+    add("-o", "--output", type=Path, metavar="FILE", help="rows to write, after every variant")
+    add("--scale", metavar="WORD", help="smoke (a minute), standard (an hour), claims (an hour), full (a GPU)")
+    named = 'entries and mixes by layer: "dyad_it:n_blocks=2,4 dyad_it+dyad_dt"'
+    add("--structures", "--structure", metavar="WORDS", help=named)
+    add("--budget", metavar="SHARES", help="of dense: params=0.5,0.25 flops=0.5")
+    add("--seeds", type=count, metavar="N", help="of everything, stacked with the rates")
+    add("--widths", metavar="N,...", help="of the network")
     add("--layers", metavar="WORDS", help="ff (feed-forward only), all (all linear layers but the head)")
-    add("--data", metavar="NAME", help="digits, fashion-mnist, sotu, those of `bench data list`, folder:PATH")
+    add("--data", metavar="NAME", help="a text of `bench data list` or folder:PATH; layer:5 of encoder; keys:4096")
     add("--tokenizer", metavar="WORD", help="characters, bytes, bpe:1024")
     for name, what in (
         ("steps", "of every run"),
-        ("tune-steps", "of every try of a learning rate"),
-        ("teacher-steps", "of the dense network that distil starts from"),
         ("batch", "samples or sequences of a step"),
-        ("accumulate", "parts of a step, one after another"),
         ("depth", "blocks of the network"),
         ("length", "tokens of a sequence"),
         ("held-out", "samples or tokens that measure a loss"),
     ):
         add(f"--{name}", type=count, metavar="N", help=what)
-    add("--rates", metavar="N,...", help="learning rates to try: 0.001,0.003,0.01")
+    add("--rates", metavar="N,...", help="learning rates, each run at full length: 0.001,0.003,0.01")
     add("--only", metavar="WORD", help="times (paired step times alone), losses (training alone), both (default)")
-    add("--precision", metavar="WORD", help="float32, bfloat16 (autocast)")
-    add("--compile", action="store_true", help="through torch.compile")
     add("--device", metavar="WORD", help="cpu, cuda")
-    add("--parallel", metavar="WORD", help="under torchrun: ddp (default), fsdp")
     add("--shard", metavar="K/N", help="the K-th of N parts of the grid; join the files by bench merge")
     add("--resume", type=Path, metavar="FILE", help="keep the runs of FILE, take up the unfinished one")
     add("--checkpoint-every", type=float, metavar="SECONDS", help="between two checkpoints of a run (30)")
@@ -73,15 +64,11 @@ def start(arguments: argparse.Namespace) -> tuple[str, int]:
     run = RunRecord(kinds.TRAINING, output or Path("none"))  # before torch is loaded
     import torch
 
-    from bench.training import parallel, request, session
+    from bench.training import request, session
 
     torch.set_num_threads(run.threads.count)
-    options: dict[str, Any] = vars(arguments)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    asked = request.read(options, cuda=torch.cuda.is_available(), processes=processes)
-    with parallel.group(asked.parallel, asked.settings[0].device) as group:
-        one = session.Session(run, asked, group)
-        if arguments.list:
-            return "\n".join(one.listed()), 0
-        one.run_all()
-    return run.said() if group.first else "", 0
+    one = session.Session(run, request.read(vars(arguments), cuda=torch.cuda.is_available()))
+    if arguments.list:
+        return "\n".join(one.listed()), 0
+    one.run_all()
+    return run.said(), 0

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from structures import StructuredLinear, backends
@@ -68,8 +67,7 @@ def _rest(dense: nn.Module, names: Sequence[str], x: Tensor) -> tuple[dict[str, 
 
     handles = [dense.get_submodule(name).register_forward_pre_hook(look(name)) for name in names]
     try:
-        # by products: fused attention kernels of the CPU are not known to the counter
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as counter:
             dense(x)
     finally:
         for handle in handles:

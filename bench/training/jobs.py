@@ -1,101 +1,59 @@
-"""The grid: which variants of which settings are tuned and trained, in which order, and how shards divide them."""
+"""The grid: which variants of which settings are trained, what each costs, in which order, and what does not exist."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.files.vocabulary import DENSE, MIX, NARROW
-from bench.sweep.request import default_names, entries, in_order, options_text
-from bench.training.settings import Setting
-from bench.training.variants import REMOVED, Variant
+import structures
+from bench.files.vocabulary import DENSE, MIX, NARROW, REMOVED
+from bench.sweep.request import entries, in_order, options_text
+from bench.training import costs, variants
+from bench.training.problems import TrainingProblem
+from bench.training.settings import Setting, digest
+from bench.training.variants import Rules, Unreachable, Variant
 
-TUNE, TRAIN, TIME, MATCH, TEACHER = "tune", "train", "time", "match", "teacher"  # phases of rows
-PLAN = ("structures", "budgets", "widths", "seeds", "dense_seeds", "starts")  # fields that only decide which runs exist
+TRAIN, TIME = "train", "time"  # phases of rows
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training run. `lr` is None where the best rate of its tries is taken."""
+    """A variant at a width with all its seeds and rates, or the time of its step."""
 
     phase: str
     setting: Setting
     variant: Variant
     width: int
-    seed: int
-    lr: float | None = None
 
-    @property
-    def steps(self) -> int:
-        by_phase = {TUNE: self.setting.tune_steps, TEACHER: self.setting.teacher_steps}
-        if self.phase == TRAIN and self.setting.starts and self.variant.structure == NARROW:
-            return self.setting.teacher_steps + self.setting.steps  # drawn freshly, so it gets what the others have had
-        return by_phase.get(self.phase, self.setting.steps)
-
-    @property
-    def config(self) -> dict[str, Any]:
+    def config(self, seed: int = 0) -> dict[str, Any]:
         """Everything that decides the result, but the data itself and the versions of packages."""
-        setting = {key: value for key, value in asdict(self.setting).items() if key not in PLAN}
-        own = {**asdict(self.variant), "width": self.width, "seed": self.seed, "phase": self.phase}
-        return {**setting, "base_width": min(self.setting.widths), **own, "tuned": self.tuned}
+        seeds = {"seeds": self.setting.seeds, "seed": seed} if self.phase == TRAIN else {}
+        own = {**asdict(self.variant), "width": self.width, "phase": self.phase}
+        return {**self.setting.decides, **own, **seeds}
 
-    @property
-    def tuned(self) -> str:
-        """Identifies the tries of rates that this run takes its own from."""
-        skipped = (*PLAN, "steps", "teacher_steps" if not self.setting.starts else "")
-        setting = {key: value for key, value in asdict(self.setting).items() if key not in skipped}
-        return digest({**setting, "base_width": min(self.setting.widths), **asdict(tuned_as(self.variant))})
-
-    @property
-    def setting_key(self) -> str:
-        """Identifies what losses may be compared within, whatever stands in the layers' place."""
-        setting = {key: value for key, value in asdict(self.setting).items() if key not in PLAN}
-        return digest({**setting, "base_width": min(self.setting.widths)})
-
-    @property
-    def key(self) -> str:
-        """Identifies the run: the hash of its configuration, of a try with its rate."""
-        return digest({**self.config, "lr": self.lr if self.phase == TUNE else None})
+    def key(self, seed: int = 0) -> str:
+        """Identifies the row: the hash of its configuration."""
+        return digest(self.config(seed))
 
     @property
     def words(self) -> str:
-        rate = f" rate {self.lr:g}" if self.lr and self.phase == TUNE else ""
-        at = f"width {self.width} seed {self.seed}{rate}"
-        return f"{self.phase:7} {self.setting.name:40} {self.variant.series:30} {at}"
+        return f"{self.phase:5} {self.setting.name:24} width {self.width} {self.variant.series}"
 
 
-def digest(value: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def variants(setting: Setting) -> tuple[list[Variant], list[Variant]]:
-    """Controls and structures of a setting: dense first, each control at every budget in parameters or time."""
-    controls = [Variant(DENSE)]
-    shares = [b for b in setting.budgets if not b.startswith("flops")]  # of a dense layer, those of FLOPs are the same
-    shares += [b for b in setting.budgets if b.startswith("flops") and b.replace("flops", "params") not in shares]
-    controls += [Variant(NARROW, budget) for budget in shares]
-    if not setting.budgets:  # options of the user's own, or of a sweep over options
-        controls += [Variant(NARROW, f"params={share:g}") for share in (0.5, 0.25)]
-    if not setting.starts:
-        controls.append(Variant(REMOVED))
-    named = setting.structures if setting.structures is not None else in_order(default_names())
-    found: list[Variant] = []
+def asked(setting: Setting) -> list[Variant]:
+    """Controls and structures of a setting: dense first, the narrowed one at every budget in parameters."""
+    found = [Variant(DENSE)]
+    found += [Variant(NARROW, b.replace("flops", "params")) for b in setting.budgets]  # of a dense layer they are one
+    found.append(Variant(REMOVED))
+    named = setting.structures if setting.structures is not None else in_order(structures.names())
     for word in named:
         name, colon, text = word.partition(":")
-        if name == DENSE:
-            continue
         if colon:
             found += [Variant(name, None, own) for own in each_option(name, text)]
-        elif setting.budgets:
-            found += [Variant(name, budget) for budget in setting.budgets]
-        else:
-            found.append(Variant(name))
-    if setting.starts:
-        found = [replace(v, start=start) for v in found for start in setting.starts]
-    return controls, list(dict.fromkeys(found))
+        elif name != DENSE:
+            found += [Variant(name, budget) for budget in setting.budgets] or [Variant(name)]
+    return list(dict.fromkeys(found))
 
 
 def each_option(name: str, text: str) -> list[str]:
@@ -108,29 +66,72 @@ def each_option(name: str, text: str) -> list[str]:
     return found[0]
 
 
-def tunes(setting: Setting, several: Sequence[Variant]) -> list[Job]:
-    """Tries of rates at the smallest width, for every variant; distilled starts take the projected ones' rates."""
-    width = min(setting.widths)
-    found = {tuned_as(variant): None for variant in several}
-    return [Job(TUNE, setting, variant, width, 0, lr) for variant in found for lr in setting.rates]
+class Grid:
+    """The grid of one shard.
 
+    Attributes:
+        variants: of each setting, those that exist at every width and are this shard's.
+        refused: rows for what is left out, with the reason.
+    """
 
-def tuned_as(variant: Variant) -> Variant:
-    return replace(variant, start="projected") if variant.start else variant
+    def __init__(self, problems: Mapping[Setting, TrainingProblem], shard: tuple[int, int]):
+        self.problems = problems
+        self.refused: list[dict[str, Any]] = []
+        self._costs: dict[tuple[Setting, Variant, int], dict[str, Any]] = {}
+        number, count = shard
+        self.variants = {setting: self._existing(setting)[number - 1 :: count] for setting in problems}
 
+    def _existing(self, setting: Setting) -> list[Variant]:
+        found: dict[Variant, list[Rules]] = {}
+        for variant in asked(setting):
+            problem, layers = self.problems[setting], []
+            try:
+                for width in setting.widths if not variant.control else ():
+                    layers.append(variants.options(setting, variant, width, problem))
+                    variants.stackable(setting, variant, width, problem, 0)
+            except Unreachable as error:
+                self.refuse(setting, variant, str(error))
+                continue
+            same = next((v for v, own in found.items() if layers and own == layers), None)
+            if same is None:
+                found[variant] = layers
+            else:
+                self.refuse(setting, variant, f"the same layers as {same.series}, so they are trained once")
+        return list(found)
 
-def trains(setting: Setting, several: Sequence[Variant]) -> list[Job]:
-    """Runs that are reported, seed by seed, so that an early end leaves whole comparisons."""
-    most = max(setting.dense_seeds, setting.seeds)
-    return [
-        Job(TRAIN, setting, variant, width, seed)
-        for seed in range(most)
-        for width in sorted(setting.widths)
-        for variant in several
-        if seed < (setting.dense_seeds if variant.control else setting.seeds)
-    ]
+    def refuse(self, setting: Setting, variant: Variant, reason: str) -> None:
+        row = {**variant.named(setting.name), "options": variant.options, "reason": reason}
+        if row not in self.refused:
+            self.refused.append(row)
 
+    def jobs(self, phase: str) -> list[Job]:
+        """Setting by setting, width by width, dense first; what two settings share is run once."""
+        found = [
+            Job(phase, setting, variant, width)
+            for setting, several in self.variants.items()
+            for width in sorted(setting.widths)
+            for variant in several
+            if phase == TRAIN or variant.structure != DENSE
+        ]
+        return list({job.key(): job for job in found}.values())
 
-def shard(several: Sequence[Variant], number: int, count: int) -> list[Variant]:
-    """Every count-th variant from the number-th: all runs of a variant lie in one shard, so its rates do too."""
-    return list(several)[number - 1 :: count]
+    def costs(self, job: Job) -> dict[str, Any]:
+        """Costs of a variant and their shares of dense's."""
+        key = job.setting, job.variant, job.width
+        if key not in self._costs:
+            setting, problem = job.setting, self.problems[job.setting]
+            x, _ = problem.batch(0, 0)  # as in training: backends are chosen by the number of rows
+            model = variants.build(setting, job.variant, job.width, problem)
+            same = job.variant.structure in (DENSE, NARROW)
+            plain = model if same else variants.dense(setting, job.width, problem)
+            own = costs.costs(model, variants.replaced(setting, plain), x, setting.tokens, dense=plain)
+            baseline = Job(job.phase, setting, Variant(DENSE), job.width)
+            dense = own if job.variant.structure == DENSE else self.costs(baseline)
+            self._costs[key] = {**own, **costs.shares(own, {name: dense[name] for name in own})}
+        return self._costs[key]
+
+    def flops(self, job: Job) -> float:
+        """Counted FLOPs of all its runs."""
+        setting = job.setting
+        each = float(self.costs(job)["train_flops"]) * setting.tokens * setting.steps
+        return each * setting.seeds * len(setting.rates)

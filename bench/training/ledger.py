@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.files import journal
 from bench.files.rounding import rounded
 from bench.files.run import RunRecord
 from bench.training import rows
-from bench.training.parallel import Processes
 from bench.training.request import TrainingRequest
 
 
@@ -24,8 +22,8 @@ class Ledger:
         versions: of whatever a loss depends on.
     """
 
-    def __init__(self, run: RunRecord, request: TrainingRequest, group: Processes):
-        self.run, self.group, self.resume = run, group, request.resume
+    def __init__(self, run: RunRecord, request: TrainingRequest):
+        self.run, self.resume = run, request.resume
         self.versions = rows.versions()
         self.earlier = rows.take_up(request.resume, self.versions) if request.resume else rows.Earlier()
         self.kept = dict(self.earlier.rows)
@@ -34,9 +32,7 @@ class Ledger:
         self._written = 0  # how many of the run's refusals are in the journal
 
     def begin(self) -> None:
-        """Open the journal, with all that the earlier run had found; only the first process has one."""
-        if not self.group.first:
-            return
+        """Open the journal, with all that the earlier run had found."""
         if self.resume == self.run.output and journal.of(self.run.output).exists():
             self._journal, *_ = journal.resume(self.run.output)
             return
@@ -45,32 +41,26 @@ class Ledger:
         if found:
             self._journal.add(found)
 
-    def add(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep a row, rounded as it will be read back, so that a resumed run decides as this one."""
-        kept: dict[str, Any] = rounded(dict(row))
-        self.run.rows.append(kept)
-        if self._journal:
-            refused = [{"refused": refused} for refused in self.run.refused[self._written :]]
-            self._journal.add([*refused, {"row": kept}])
-            self._written = len(self.run.refused)
-        return kept
+    def add(self, several: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the rows of a job, all or none."""
+        assert self._journal
+        made = [rounded(dict(row)) for row in several]
+        self.run.rows += made
+        refused = [{"refused": refused} for refused in self.run.refused[self._written :]]
+        self._journal.add([*refused, *({"row": row} for row in made)])
+        self._written = len(self.run.refused)
 
-    def keep(self, key: str) -> dict[str, Any] | None:
-        """The earlier run's row of this key, which is then one of this run's."""
-        row = self.kept.pop(key, None)
-        if row is not None:
-            self.run.rows.append(row)
-        return row
+    def keep(self, keys: Sequence[str]) -> bool:
+        """Whether the earlier run has all rows of a job, which are then this run's."""
+        found = [self.kept.pop(key) for key in keys if key in self.kept]
+        self.run.rows += found
+        return len(found) == len(keys)
 
     def save(self) -> None:
         """Write the file with all rows, those of an earlier run that were not reached too, in place of the journal."""
-        if self._journal:
-            self.run.load.since()
-            self.run.rows += self.kept.values()
-            self.run.refused = [*self.run.refused, *self.earlier.beside(self._asked)]
-            self.run.save()
-            self._journal.remove()
-
-    def beside(self, suffix: str) -> Path:
-        """A file of this run beside the one with the rows."""
-        return self.run.output.with_name(f"{self.run.output.name}.{suffix}")
+        assert self._journal
+        self.run.load.since()
+        self.run.rows += self.kept.values()
+        self.run.refused = [*self.run.refused, *self.earlier.beside(self._asked)]
+        self.run.save()
+        self._journal.remove()

@@ -18,25 +18,27 @@ class NetworkShape:
 
     width: int
     depth: int
-    inputs: tuple[int, ...]  # (features,), (side, side, channels) or (length,)
+    inputs: tuple[int, ...]  # (features,) or (length,)
     outputs: int  # numbers, classes or the vocabulary
     hidden: float = 1.0  # share of the usual width of the feed-forward's inside: for the narrowed control
     heads: int = 4
 
-    def inside(self, times: int = 4) -> int:
+    def inside(self) -> int:
         """The feed-forward's inner width, a multiple of 4 so that it stays usual."""
-        return max(4, round(times * self.width * self.hidden / 4) * 4)
+        return max(4, round(self.width * self.hidden) * 4)
 
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of network, and which of its layers are replaced, as regular expressions of whole names."""
+    """A kind of network, and which of its layers are replaced, as regular expressions of whole names.
+
+    narrow_width: the narrowed control has a smaller width, since there is no inner one.
+    """
 
     build: Callable[[NetworkShape], nn.Module]
     ff: str
     every: str  # with layers="all"
-    down: str | None = None  # layers of `ff` that end a residual branch: removing the branch makes them give zeros
-    narrow_width: bool = False  # the narrowed control has a smaller width: there is no inner one
+    narrow_width: bool = False
 
     def names(self, model: nn.Module, layers: str) -> list[str]:
         """The layers to replace, in the model's order."""
@@ -54,32 +56,42 @@ class Perceptron(nn.Module):
         self.last = nn.Linear(shape.width, shape.outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = functional.gelu(self.first(x.flatten(1)))
+        x = functional.gelu(self.first(x))
         for layer in self.hidden:
             x = functional.gelu(layer(x))
         return self.last(x)
 
 
-class ResidualBranch(nn.Module):
-    """The residual branch of two layers."""
+class BareBlock(nn.Module):
+    """A transformer's feed-forward block alone: two layers, GELU between."""
 
-    def __init__(self, width: int, inside: int):
+    def __init__(self, shape: NetworkShape):
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.up, self.down = nn.Linear(width, inside), nn.Linear(inside, width)
+        self.up, self.down = nn.Linear(shape.width, shape.inside()), nn.Linear(shape.inside(), shape.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(functional.gelu(self.up(self.norm(x))))
+        return self.down(functional.gelu(self.up(x)))
+
+
+class ResidualBranch(BareBlock):
+    """The block on normed inputs, added to them."""
+
+    def __init__(self, shape: NetworkShape):
+        super().__init__(shape)
+        self.norm = nn.LayerNorm(shape.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(self.norm(x))
 
 
 class Attention(nn.Module):
-    """The residual branch of multi-head attention."""
+    """The residual branch of causal multi-head attention."""
 
-    def __init__(self, width: int, heads: int, causal: bool):
+    def __init__(self, shape: NetworkShape):
         super().__init__()
-        self.heads, self.causal = heads, causal
-        self.norm = nn.LayerNorm(width)
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.heads = shape.heads
+        self.norm = nn.LayerNorm(shape.width)
+        self.query, self.key, self.value, self.out = (nn.Linear(shape.width, shape.width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
@@ -87,50 +99,10 @@ class Attention(nn.Module):
             layer(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, length, head)
             for layer in (self.query, self.key, self.value)
         )
-        y = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        later = x.new_full((x.shape[1], x.shape[1]), -math.inf).triu(1)
+        # not PyTorch's fused attention, which vmap runs member by member
+        y = (q @ k.transpose(2, 3) / math.sqrt(q.shape[-1]) + later).softmax(-1) @ v
         return x + self.out(y.transpose(1, 2).flatten(2))
-
-
-class Tokens(nn.Module):
-    """A multi-layer perceptron over positions, as MLP-Mixer mixes patches."""
-
-    def __init__(self, width: int, length: int, inside: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.up, self.down = nn.Linear(length, inside), nn.Linear(inside, length)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mixed = self.norm(x).transpose(1, 2)  # (batch, width, length)
-        return x + self.down(functional.gelu(self.up(mixed))).transpose(1, 2)
-
-
-class Patches(nn.Module):
-    """A classifier of patches: a ViT, or with `mixer` an MLP-Mixer; the mean over patches is read."""
-
-    def __init__(self, shape: NetworkShape, mixer: bool):
-        super().__init__()
-        side, _, channels = shape.inputs
-        self.patch = 4 if side >= 28 else 2
-        length = (side // self.patch) ** 2
-        self.embed = nn.Linear(self.patch**2 * channels, shape.width)
-        self.place = nn.Parameter(torch.empty(length, shape.width).normal_(0, 0.02))
-        mixing: Callable[[], nn.Module] = lambda: Attention(shape.width, shape.heads, causal=False)  # noqa: E731
-        if mixer:
-            mixing = lambda: Tokens(shape.width, length, 2 * length)  # noqa: E731
-        pairs = [(mixing(), ResidualBranch(shape.width, shape.inside())) for _ in range(shape.depth)]
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict({"mixing" if mixer else "attention": m, "feed_forward": f}) for m, f in pairs
-        )
-        self.norm, self.last = nn.LayerNorm(shape.width), nn.Linear(shape.width, shape.outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        p = self.patch
-        rows = x.unflatten(2, (-1, p)).unflatten(1, (-1, p))  # (batch, down, p, across, p, channels)
-        x = self.embed(rows.transpose(2, 3).flatten(3).flatten(1, 2)) + self.place
-        for block in self.blocks:
-            for branch in block.values():
-                x = branch(x)
-        return self.last(self.norm(x).mean(1))
 
 
 class GPT(nn.Module):
@@ -142,12 +114,7 @@ class GPT(nn.Module):
         self.place = nn.Parameter(torch.empty(shape.inputs[0], shape.width).normal_(0, 0.02))
         nn.init.normal_(self.embed.weight, 0, 0.02)
         self.blocks = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "attention": Attention(shape.width, shape.heads, causal=True),
-                    "feed_forward": ResidualBranch(shape.width, shape.inside()),
-                }
-            )
+            nn.ModuleDict({"attention": Attention(shape), "feed_forward": ResidualBranch(shape)})
             for _ in range(shape.depth)
         )
         self.norm, self.head = nn.LayerNorm(shape.width), nn.Linear(shape.width, shape.outputs, bias=False)
@@ -167,33 +134,26 @@ class Nothing(nn.Module):
         return torch.zeros_like(x)
 
 
-def remove(model: nn.Module, family: Family, names: Sequence[str]) -> None:
-    """Take the layers `names` out, in place: a residual branch adds nothing, a layer of equal widths passes on."""
+def remove(model: nn.Module, names: Sequence[str]) -> None:
+    """Take the layers out, in place: a residual branch adds nothing, a layer of equal widths passes on.
+
+    Of a block alone the best linear map stays, an eighth of its weights.
+    """
     for name in names:
-        ends = family.down is not None and re.fullmatch(family.down, name)
-        parent, _, child = name.rpartition(".")
-        model.get_submodule(parent)._modules[child] = Nothing() if ends else nn.Identity()
+        parent_name, _, child = name.rpartition(".")
+        parent = model.get_submodule(parent_name)
+        gone: nn.Module = nn.Identity()
+        if child == "down":
+            layer = model.get_submodule(name)
+            width = int(layer.out_features)  # type: ignore[arg-type]
+            gone = Nothing() if isinstance(parent, ResidualBranch) else nn.Linear(width, width)
+        parent._modules[child] = gone
 
 
-def _blocks(parts: str) -> str:
-    return rf"blocks\.\d+\.({parts})"
-
-
-PROJECTIONS = r"attention\.(query|key|value|out)"
-FF = r"feed_forward\.(up|down)"
+_IN_BLOCKS = r"blocks\.\d+\."
+_FF, _PROJECTIONS = r"feed_forward\.(up|down)", r"attention\.(query|key|value|out)"
 FAMILIES: dict[str, Family] = {
     "mlp": Family(Perceptron, r"hidden\.\d+", r"first|hidden\.\d+", narrow_width=True),
-    "mixer": Family(
-        lambda shape: Patches(shape, mixer=True),
-        _blocks(FF),
-        _blocks(rf"{FF}|mixing\.(up|down)"),
-        _blocks(r"feed_forward\.down"),
-    ),
-    "vit": Family(
-        lambda shape: Patches(shape, mixer=False),
-        _blocks(FF),
-        _blocks(rf"{FF}|{PROJECTIONS}"),
-        _blocks(r"feed_forward\.down"),
-    ),
-    "gpt": Family(GPT, _blocks(FF), _blocks(rf"{FF}|{PROJECTIONS}"), _blocks(r"feed_forward\.down")),
+    "block": Family(BareBlock, "up|down", "up|down"),
+    "gpt": Family(GPT, _IN_BLOCKS + _FF, rf"{_IN_BLOCKS}({_FF}|{_PROJECTIONS})"),
 }

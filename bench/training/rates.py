@@ -1,7 +1,6 @@
 """Initial values and learning rates that make widths and structures comparable: the structured muP rule for all.
 
-A rate is found once, at the smallest width. A matrix of a wider network learns at that rate times base inputs / inputs,
-a factor of a structure at its own multiple of what the dense matrix in its place would have.
+Every rate of the grid is run; the rule only brings the grids of widths and structures to about the same place.
 """
 
 from __future__ import annotations
@@ -37,19 +36,16 @@ def inputs_of(model: nn.Module) -> dict[str, int]:
     return {name: linears.widths(m)[0] for name, m in model.named_modules() if linears.kind(m) is not None}
 
 
-def groups(model: nn.Module, base: Mapping[str, int], lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-    """Groups for AdamW.
+def multipliers(model: nn.Module, base: Mapping[str, int]) -> dict[str, float]:
+    """By what each parameter's rate differs from the grid's.
 
     Args:
-        base: `inputs_of` the dense network of the smallest width, at which `lr` was found.
+        base: `inputs_of` the dense network of the width at which rates are as they are given.
     """
-    now = inputs_of(model)
-    found: dict[tuple[float, float], dict[str, Any]] = {}
-    for group in param_groups(model, lr, weight_decay):
-        for name, parameter in zip(group["names"], group["params"], strict=True):
+    now, found = inputs_of(model), {}
+    for group in param_groups(model, 1.0):
+        for name in group["names"]:
             layer, _, own = name.rpartition(".")
             times = base[layer] / now[layer] if layer in base and layer in now and own != "bias" else 1.0
-            key = group["lr"] * times, group["weight_decay"]
-            empty = {"params": [], "lr": key[0], "weight_decay": key[1]}
-            found.setdefault(key, empty)["params"].append(parameter)
-    return list(found.values())
+            found[name] = group["multiplier"] * times
+    return found

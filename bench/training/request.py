@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import structures
 from bench.files.errors import UsageError, one_of
+from bench.files.options import budgets as read_budgets
 from bench.files.options import numbers, shard, words
 from bench.files.vocabulary import DEVICES, MIX
-from bench.sweep.request import budgets as read_budgets
-from bench.sweep.request import entries, register
+from bench.sweep.request import entries, entry_words, register
 from bench.sweep.shapes import MAX_WIDTH
 from bench.training import settings
-from bench.training.decoders import DECODERS
-from bench.training.parallel import KINDS
 from bench.training.settings import Setting
 
-QUANTITIES = ("params", "flops", "time")
-PICTURES, DECODING = ("mlp", "mixer", "vit"), ("gpt", *DECODERS)
-MODELS = {
-    "regression": ("mlp",),
-    "images": PICTURES,
-    "language": DECODING,
-    "distil": (*PICTURES, *DECODING),
-    "blocks": (*PICTURES, *DECODING),
-}
-LAYERS, PRECISIONS = ("ff", "all"), ("float32", "bfloat16")
+QUANTITIES = ("params", "flops")
+LAYERS = ("ff", "all")
 BOTH, TIMES, LOSSES = "both", "times", "losses"
-TEACHER = "teacher"  # the data of regression
 TOKENIZERS = ("characters", "bytes", "bpe")
+DATA = {"encoder": r"layer:[0-5](,[\w-]+)?", "teacher": "random", "facts": r"keys:\d+"}  # of tasks with no data set
 
 
 @dataclass(frozen=True)
@@ -44,11 +34,10 @@ class TrainingRequest:
     only: str = BOTH
     shard: tuple[int, int] = (1, 1)
     every: float = 30.0
-    parallel: str = "ddp"
     resume: Path | None = None
 
 
-def read(options: Mapping[str, Any], *, cuda: bool, processes: int = 1) -> TrainingRequest:
+def read(options: Mapping[str, Any], *, cuda: bool) -> TrainingRequest:
     """The request that the command line makes.
 
     Raises:
@@ -58,14 +47,17 @@ def read(options: Mapping[str, Any], *, cuda: bool, processes: int = 1) -> Train
     scale = one_of("--scale", options.get("scale") or "standard", settings.SCALES)
     chosen = tuple(s for task in _tasks(options["tasks"]) for s in _settings(task, scale, options))
     for setting in chosen:
-        _check(setting, cuda=cuda, processes=processes)
+        _check(setting, cuda=cuda)
+    if not chosen:
+        raise UsageError(
+            f"--scale {scale} has no setting of {' '.join(options['tasks'])}: {_with_settings(scale)} have"
+        )
     return TrainingRequest(
         settings=tuple(dict.fromkeys(chosen)),
         scale=scale,
         only=one_of("--only", options.get("only") or BOTH, (BOTH, TIMES, LOSSES)),
         shard=shard(options.get("shard") or "1/1"),
         every=_seconds(options.get("checkpoint_every")),
-        parallel=one_of("--parallel", options.get("parallel") or "ddp", KINDS),
         resume=options.get("resume"),
     )
 
@@ -77,79 +69,66 @@ def _tasks(tasks: Sequence[str]) -> list[str]:
     return list(settings.TASKS) if "all" in found else list(dict.fromkeys(found))
 
 
+def _with_settings(scale: str) -> str:
+    return ", ".join(task for task, several in settings.SETTINGS[scale].items() if several)
+
+
 def _settings(task: str, scale: str, options: Mapping[str, Any]) -> list[Setting]:
     """The task's settings at a scale, with what the options change."""
     found = list(settings.SETTINGS[scale][task])
-    for field, option in (("model", "model"), ("layers", "layers"), ("data", "data"), ("tokenizer", "tokenizer")):
-        word = options.get(option)
-        wanted = [word] if word and option == "data" else words(word)  # a folder's path may have blanks
-        if wanted:
+    for field in ("layers", "data", "tokenizer"):
+        word = options.get(field)
+        a_path = word and field == "data"  # which may have blanks
+        wanted = [word] if a_path else words(word and word.lower())
+        if wanted and found:
             kept = [s for s in found if getattr(s, field) in wanted]
             found = kept or [replace(found[0], **{field: word}) for word in wanted]
-    return [replace(setting, **_changes(setting, options)) for setting in found]
+    return [replace(setting, **_changes(options)) for setting in found]
 
 
-def _changes(setting: Setting, options: Mapping[str, Any]) -> dict[str, Any]:
-    changes: dict[str, Any] = {}
-    for field in ("steps", "tune_steps", "teacher_steps", "batch", "accumulate", "depth", "length", "held_out"):
-        if options.get(field):
-            changes[field] = options[field]
+def _changes(options: Mapping[str, Any]) -> dict[str, Any]:
+    fields = ("steps", "batch", "depth", "length", "held_out", "seeds", "device")
+    changes: dict[str, Any] = {field: options[field] for field in fields if options.get(field)}
     if options.get("widths"):
         changes["widths"] = tuple(sorted(numbers("--widths", options["widths"], MAX_WIDTH)))
     if options.get("rates"):
         changes["rates"] = tuple(sorted({_rate(word) for word in words(options["rates"])}))
-    if options.get("seeds"):
-        changes |= {"seeds": options["seeds"], "dense_seeds": max(options["seeds"], setting.dense_seeds)}
     if options.get("structures"):
         changes["structures"] = _structures(options["structures"])
     if options.get("budget"):
         changes["budgets"] = tuple(str(b) for b in read_budgets(options["budget"], QUANTITIES))
-    for field in ("precision", "device"):
-        if options.get(field):
-            changes[field] = options[field]
-    if options.get("compile"):
-        changes["compile"] = True
+    if changes.get("device"):
+        changes["device"] = changes["device"].lower()
     return changes
 
 
 def _structures(text: str) -> tuple[str, ...]:
     """Words as `dyad_it:n_blocks=2,4`, `dyad_it+dyad_ot`, each checked."""
-    found = text.split()
-    for word in found:
+    found: dict[str, None] = {}
+    for word in entry_words(text):
         name, colon, own = word.partition(":")
-        for part in name.split(MIX):
-            entries(f"{part}{colon}{own}")
-    if not found:
-        raise UsageError(f"--structures: name some of {', '.join(structures.names())}")
-    return tuple(dict.fromkeys(found))
+        parts = [entries(f"{part}{colon}{own}")[0].name for part in name.split(MIX)]
+        found[f"{MIX.join(parts)}{colon}{own}"] = None
+    return tuple(found)
 
 
-def _check(setting: Setting, *, cuda: bool, processes: int) -> None:
+def _check(setting: Setting, *, cuda: bool) -> None:
     """Values that must fit together."""
-    one_of(f"--model of {setting.task}", setting.model, MODELS[setting.task])
+    own = DATA.get(setting.task)
+    if own and not re.fullmatch(own, setting.data):
+        raise UsageError(f"--data: {setting.data!r} is not allowed for {setting.task}; leave it out, or write as {own}")
     one_of("--layers", setting.layers, LAYERS)
-    if (setting.task == "regression") != (setting.data == TEACHER):
-        raise UsageError(
-            f"--data: {setting.data!r} is not allowed for {setting.task}: regression learns a random network, which "
-            "the others cannot; leave the option out"
-        )
-    one_of("--precision", setting.precision, PRECISIONS)
     one_of("--device", setting.device, DEVICES if cuda else DEVICES[:1])
     if setting.tokenizer:
         kind, colon, size = setting.tokenizer.partition(":")
         one_of("--tokenizer", kind, TOKENIZERS)
         if (kind == "bpe") != bool(colon) or (colon and not (size.isdigit() and 256 <= int(size) <= 65536)):
             raise UsageError(f"--tokenizer: {setting.tokenizer!r} is not allowed; write characters, bytes or bpe:1024")
-    heads = 4
     for width in setting.widths:
-        if setting.model != "mlp" and width % (2 * heads):
-            raise UsageError(f"--widths: {width} is not a multiple of {2 * heads}, which {setting.model}'s heads need")
-    parts = processes * setting.accumulate
-    if setting.batch % parts:
-        raise UsageError(
-            f"--batch: {setting.batch} is not a multiple of {parts}, {processes} processes times "
-            f"{setting.accumulate} parts of a step"
-        )
+        if setting.task == "language" and width % 8:
+            raise UsageError(f"--widths: {width} is not a multiple of 8, which the network's heads need")
+        if setting.task == "encoder" and width != setting.base:
+            raise UsageError(f"--widths: {width} is not allowed for encoder: its blocks have a width of {setting.base}")
 
 
 def _seconds(value: float | None) -> float:

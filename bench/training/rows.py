@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,79 +15,74 @@ from bench.files.fields import BadResults, load
 from bench.files.kinds import TRAINING
 from bench.files.vocabulary import DECIDE
 from bench.machine import setup
-from bench.training.jobs import TUNE, Job
-from bench.training.loop import Outcome
-from bench.training.parallel import Processes
+from bench.training.jobs import Job
 from bench.training.problems import TrainingProblem
-from bench.training.variants import Variant
+from bench.training.settings import digest
+from bench.training.stack import Outcome
 
 OK, DIVERGED = "ok", "diverged"
-
-
-def named(setting_name: str, variant: Variant) -> dict[str, Any]:
-    """The fields that identify a row to a reader."""
-    return {
-        "setting": setting_name,
-        "structure": variant.structure,
-        "way": "control" if variant.control else "structure",
-        "series": variant.series,
-        "budget": variant.budget,
-        "start": variant.start,
-    }
+Tried = Mapping[float, Sequence[Outcome]]  # by the rate, of every seed
 
 
 def of_run(
-    job: Job,
-    lr: float,
-    outcome: Outcome,
-    problem: TrainingProblem,
-    costs: Mapping[str, Any],
-    group: Processes,
-    versions: Mapping[str, str],
+    job: Job, seed: int, lr: float, tried: Tried, problem: TrainingProblem, more: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The row of a training run."""
-    setting = job.setting
-    facts = {key: problem.facts[key] for key in ("data", "data_sha256", "data_note", "licence")}
+    """The row of one seed at the rate that is best over all seeds, with what it came to at the others.
+
+    Args:
+        more: costs, versions and options of the layers.
+    """
+    setting, outcome, rates = job.setting, tried[lr][seed], sorted(tried)
+    loss = outcome.loss
+    bits = {} if not problem.bytes_per_token else {
+        "bits_per_byte": loss and loss / math.log(2) / problem.bytes_per_token
+    }  # fmt: skip
     return {
-        **named(setting.name, job.variant),
-        "setting_key": job.setting_key,
+        **job.variant.named(setting.name),
+        "setting_key": digest(setting.decides),
         "phase": job.phase,
         "task": setting.task,
         "model": setting.model,
         "layers": setting.layers,
-        **facts,
+        **problem.facts,
         "width": job.width,
-        "seed": job.seed,
+        "seed": seed,
+        "paired": problem.paired,
         "lr": lr,
-        "steps": job.steps,
+        "rate_at_end": lr in (rates[0], rates[-1]),
+        "by_rate": [{"lr": r, "tune": tried[r][seed].tune, "loss": tried[r][seed].loss} for r in rates],
+        "steps": setting.steps,
         "tokens_per_step": setting.tokens,
-        "schedule": setting.schedule,
+        "schedule": "linear",
         "status": OK if outcome.reason is None else DIVERGED,
         "reason": outcome.reason,
-        "loss": outcome.loss,
+        "loss": loss,
+        **bits,
         "curve": [list(point) for point in outcome.curve],
-        "seconds_as_run": outcome.seconds,
-        "bytes_per_token": problem.bytes_per_token,
-        **costs,
-        "processes": group.size,
+        **more,
         "device": setting.device,
-        "key": job.key,
-        "config": job.config,
-        "versions": dict(versions),
+        "key": job.key(seed),
+        "config": job.config(seed),
     }
 
 
-def best(rows: list[dict[str, Any]], job: Job) -> tuple[float | None, list[float]]:
-    """The tried rate with the lowest loss of a job's variant, None where all diverged; and all tried rates, sorted."""
-    tried: dict[float, float] = {}
-    for row in rows:
-        if row["phase"] == TUNE and row["config"]["tuned"] == job.tuned:
-            loss = row["loss"]
-            tried[row["lr"]] = math.inf if loss is None else loss
-    chosen = min(tried, key=lambda lr: (tried[lr], lr), default=None)
-    if chosen is None or not math.isfinite(tried[chosen]):
-        return None, sorted(tried)
-    return chosen, sorted(tried)
+def best(tried: Tried) -> float:
+    """The rate with the lowest mean over seeds on the tune part; one that diverged for a seed comes last."""
+
+    def mean(lr: float) -> float:
+        found = [math.inf if o.tune is None else o.tune for o in tried[lr]]
+        return sum(found) / len(found)
+
+    return min(tried, key=lambda lr: (mean(lr), lr))
+
+
+def beyond(tried: Tried) -> float | None:
+    """A rate beyond the grid, where the best lies at its end and the grid has several."""
+    lr, rates = best(tried), sorted(tried)
+    if len(rates) < 2 or lr not in (rates[0], rates[-1]):
+        return None
+    ratio = rates[-1] / rates[-2] if lr == rates[-1] else rates[0] / rates[1]
+    return float(f"{lr * ratio:.1g}")
 
 
 @dataclass(frozen=True)
@@ -97,11 +92,6 @@ class Earlier:
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     refused: list[dict[str, Any]] = field(default_factory=list)
     setup: dict[str, Any] = field(default_factory=dict)
-
-    def reason(self, setting: str, series: str) -> str | None:
-        """Why the earlier run left a series out."""
-        own = (r for r in self.refused if (r.get("setting"), r.get("series")) == (setting, series))
-        return next((r.get("reason") for r in own), None)
 
     def beside(self, settings: Container[str]) -> list[dict[str, Any]]:
         """What it left out of settings that are not asked for now."""

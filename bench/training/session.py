@@ -1,62 +1,58 @@
-"""A run of the command: times, tries of learning rates and training runs, each a row that is kept at once."""
+"""A run of the command: times, then every variant with all its seeds and rates; each finished one is kept at once."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
 from bench.files.progress import Progress
 from bench.files.run import RunRecord
-from bench.files.vocabulary import NARROW
-from bench.training import jobs, measures, problems, rows, teachers, timed, variants
-from bench.training.checkpoint import Checkpoints
-from bench.training.jobs import TRAIN, TUNE, Job
+from bench.training import jobs, problems, rates, rows, timing, variants
+from bench.training.jobs import Grid, Job
 from bench.training.ledger import Ledger
-from bench.training.parallel import Processes
-from bench.training.plan import Grid
 from bench.training.request import LOSSES, TIMES, TrainingRequest
-from bench.training.trainer import Trainer
-from bench.training.variants import Unreachable
+from bench.training.stack import Checkpoint, Outcome, Stack
 
-EXTRA = 2  # rates tried beyond the grid, where the best one lies at its end
+MOST = 1 << 22  # numbers of a stack's parameters: more run no faster, and leave the cache
+RATE = 4e10  # FLOPs a second assumed before anything has been measured: small networks on two cores
+OVERHEAD = 0.4  # seconds of a job besides its steps
 
 
 class Session:
     """One run; everything is checked, loaded and planned when it is made."""
 
-    def __init__(self, run: RunRecord, request: TrainingRequest, group: Processes):
-        self.run, self.request, self.group = run, request, group
-        progress = Progress(say=lambda text: print(text, flush=True) if group.first else None)
-        self.ledger = Ledger(run, request, group)
+    def __init__(self, run: RunRecord, request: TrainingRequest):
+        self.run, self.request = run, request
+        self.progress = Progress()
+        self.ledger = Ledger(run, request)
         self.problems = {setting: problems.load(setting) for setting in request.settings}
-        for setting, problem in self.problems.items():
-            measures.check(setting, problem)
         self.plan = Grid(self.problems, request.shard)
         run.refused = self.plan.refused
-        checkpoints = Checkpoints(self.ledger.beside("checkpoint"), request.every, group)
-        self.trainer = Trainer(self.problems, self.plan, group, checkpoints, progress)
-        self.teachers = teachers.Teachers(self.ledger, self.trainer)
+        self.checkpoint = Checkpoint(run.output.with_name(f"{run.output.name}.checkpoint"))
+        self.saved = time.perf_counter()
         before = self.ledger.earlier.setup
         run.setup = {"scale": request.scale}
         run.setup |= {"settings": before.get("settings", {}) | {s.name: asdict(s) for s in request.settings}}
         if torch.cuda.is_available():
             run.setup["device_name"] = torch.cuda.get_device_name()
-        run.setup |= {"data": before.get("data", {}) | {p.facts["data"]: p.facts for p in self.problems.values()}}
+        run.setup |= {"data": before.get("data", {}) | {p.facts["data"]: dict(p.facts) for p in self.problems.values()}}
 
     def listed(self) -> list[str]:
         """The runs, for --list."""
-        every = [job for setting in self.request.settings for job in self.plan.jobs(setting)]
+        every = self.plan.jobs(jobs.TRAIN)
         refused = [f"left out: {r['setting']} {r['series']}: {r['reason']}" for r in self.plan.refused]
         return [*(job.words for job in every), *refused, f"{len(every)} runs, {len(refused)} left out"]
 
     def run_all(self) -> None:
-        """Times first, then every setting's runs; Ctrl-C keeps what is finished."""
+        """Times first, then losses; Ctrl-C keeps what is finished."""
         self.ledger.begin()
         try:
             if self.request.only != LOSSES:
-                timed.times(self.ledger, self.trainer)
-            timed.match(self.ledger, self.trainer, timing=self.request.only != LOSSES)
+                self._times()
             if self.request.only != TIMES:
                 self._losses()
             self.run.complete = True
@@ -64,70 +60,103 @@ class Session:
             pass
         self.ledger.save()
         if self.ledger.kept:
-            self.trainer.progress.say(
+            self.progress.say(
                 f"{len(self.ledger.kept)} rows of {self.request.resume} were not asked for; they are kept"
             )
         if self.run.complete:
-            self.trainer.checkpoints.clear()
-            self.teachers.clear()
+            self.checkpoint.clear()
+
+    def _times(self) -> None:
+        """A row for every variant and width: the ratio of its step's time to dense's."""
+        todo = [job for job in self.plan.jobs(jobs.TIME) if not self.ledger.keep([job.key()])]
+        pairs: timing.Pairs | None = None
+        for number, job in enumerate(todo, start=1):
+            if pairs is None or (pairs.setting, pairs.width) != (job.setting, job.width):
+                pairs = timing.Pairs(job.setting, job.width, self.problems[job.setting], self.run.load)
+            found = pairs.ratio(job.variant)
+            at = {key: getattr(job.setting, key) for key in ("task", "model", "layers", "data")}
+            own = {"phase": job.phase, "width": job.width, "options": job.variant.options, "key": job.key()}
+            told = {"versions": self.ledger.versions, "config": job.config()}
+            self.ledger.add(
+                [{**job.variant.named(job.setting.name), **at, **own, **found, **self.plan.costs(job), **told}]
+            )
+            self.progress.say(
+                f"[times {number:2}/{len(todo)}] {job.setting.name} width {job.width} {job.variant.series}: "
+                f"{found['speedup']['median']:.2f} times as fast a step as dense's"
+            )
 
     def _losses(self) -> None:
-        todo = [job for setting in self.request.settings for job in self.plan.jobs(setting)]
+        todo = self.plan.jobs(jobs.TRAIN)
         for job in todo:
-            self.trainer.progress.expect(self.trainer.seconds(job))
-        self.trainer.progress.begin()
+            self.progress.expect(self.seconds(job))
+        self.progress.begin()
         for job in todo:
-            if job.phase == TUNE:
-                assert job.lr is not None
-                self.train(job, job.lr)
+            seeds = range(job.setting.seeds)
+            if self.ledger.keep([job.key(seed) for seed in seeds]):
+                self.progress.skip(self.seconds(job), f"{job.words} kept")
                 continue
-            lr = self._tuned(job)
-            if lr is not None:
-                self.train(job, lr)
-                continue
-            if rows.best(self.run.rows, job)[1]:
-                self.plan.refuse(job.setting, job.variant, "every learning rate tried diverged")
-            self.trainer.finish(job, "left out: no learning rate", ran=False)
+            clock = time.perf_counter()
+            tried = self._tried(job)
+            lr = rows.best(tried)
+            more = {**self.plan.costs(job), "options": self._options(job), "versions": self.ledger.versions,
+                    "seconds_as_run": (time.perf_counter() - clock) / len(tried) / len(seeds)}  # fmt: skip
+            problem = self.problems[job.setting]
+            self.ledger.add([rows.of_run(job, seed, lr, tried, problem, more) for seed in seeds])
+            losses = " ".join("diverged" if o.loss is None else f"{o.loss:.4g}" for o in tried[lr])
+            self.progress.finish(
+                self.seconds(job), f"{job.words}: {losses} at {lr:g} of {', '.join(map('{:g}'.format, sorted(tried)))}"
+            )
 
-    def _tuned(self, job: Job) -> float | None:
-        """The best of the rates tried; at an end of the grid, the grid is extended. None if all diverged."""
-        while True:
-            best, tried = rows.best(self.run.rows, job)
-            ends = len(tried) > 1 and best in (tried[0], tried[-1])
-            if best is None or not ends or len(tried) >= len(job.setting.rates) + EXTRA:
-                return best
-            ratio = tried[-1] / tried[-2] if best == tried[-1] else tried[0] / tried[1]
-            lr = float(f"{best * ratio:.2g}")
-            own = Job(TUNE, job.setting, jobs.tuned_as(job.variant), min(job.setting.widths), 0, lr)
-            self.trainer.progress.expect(self.trainer.seconds(own))
-            self.train(own, lr)
-            if rows.best(self.run.rows, job)[1] == tried:
-                return best
+    def seconds(self, job: Job) -> float:
+        """About how long all runs of a job take, before anything has been measured."""
+        return OVERHEAD + self.plan.flops(job) / RATE
 
-    def train(self, job: Job, lr: float) -> None:
-        """Train one job, or take its row from the earlier run; what cannot be built is left out with its reason."""
-        kept = self.ledger.keep(job.key)
-        if kept is not None:
-            self.trainer.finish(job, "kept", ran=False)
-            return
+    def _options(self, job: Job) -> dict[str, Any]:
+        model = variants.build(job.setting, job.variant, job.width, self.problems[job.setting])
+        return variants.described(model, variants.replaced(job.setting, model))
+
+    def _tried(self, job: Job) -> dict[float, list[Outcome]]:
+        """Every rate at full length with all seeds; where the best lies at an end of the grid, one more beyond it."""
+        held = self.checkpoint.load(job.key())
+        done = {lr: [Outcome(**o) for o in several] for lr, several in held.get("done", {}).items()}
+        tried: dict[float, list[Outcome]] = {}
+        net = variants.dense(job.setting, job.width, self.problems[job.setting])
+        each = sum(p.numel() for p in net.parameters()) * job.setting.seeds * self.plan.costs(job)["params_share"]
+        size = max(1, int(MOST / each))
+        grid = list(job.setting.rates)
+        for some in (grid[i : i + size] for i in range(0, len(grid), size)):
+            tried |= self._stacked(job, some, tried, done, held)
+        further = rows.beyond(tried)
+        if further is not None:
+            tried |= self._stacked(job, [further], tried, done, held)
+        return tried
+
+    def _stacked(
+        self, job: Job, some: Sequence[float], before: Mapping[float, Sequence[Outcome]],
+        done: Mapping[float, list[Outcome]], held: Mapping[str, Any],
+    ) -> dict[float, list[Outcome]]:  # fmt: skip
+        """Some rates side by side, by the rate; those that a checkpoint has are not run again."""
+        if all(lr in done for lr in some):
+            return {lr: done[lr] for lr in some}
         setting, problem = job.setting, self.problems[job.setting]
-        teacher = self.teachers.of(job) if setting.starts and job.variant.structure != NARROW else None
-        try:
-            model = self.trainer.built(job, teacher.state if teacher else None)
-        except Unreachable as error:
-            self.plan.refuse(setting, job.variant, str(error))
-            self.trainer.finish(job, f"left out: {error}", ran=False)
-            return
-        told = variants.described(model, variants.replaced(setting, model))
-        outcome = self.trainer.trained(model, job, lr)
-        row = rows.of_run(job, lr, outcome, problem, self.trainer.costs(job), self.group, self.ledger.versions)
-        if job.phase == TRAIN:
-            tried = rows.best(self.run.rows, job)[1]
-            row |= {"options": told, "teacher_loss": teacher.loss if teacher else None, "rates_tried": tried}
-            row |= {"rate_at_end": len(tried) > 1 and lr in (tried[0], tried[-1])}  # a further one might do better
-            row |= measures.of(model, problem, outcome, self.group) if outcome.reason is None else {}
-        if outcome.taken_up:
-            self.trainer.progress.say(f"taken up at step {outcome.taken_up} of {job.steps}: {job.words}")
-        result = f"loss {outcome.loss:.4g}" if outcome.loss is not None else f"diverged: {outcome.reason}"
-        self.trainer.finish(job, result)
-        self.ledger.add(row)
+        members = [(seed, lr) for seed in range(setting.seeds) for lr in some]
+        nets = [variants.stackable(setting, job.variant, job.width, problem, seed) for seed, _ in members]
+        scales = rates.multipliers(nets[0], variants.base_inputs(setting, problem))
+        stack = Stack(nets, members, scales, problem)
+
+        def save(state: Mapping[str, Any]) -> None:
+            if time.perf_counter() - self.saved >= self.request.every:
+                kept = {lr: [asdict(o) for o in several] for lr, several in before.items()}
+                self.checkpoint.save({"key": job.key(), "done": kept, "rates": list(some), "stack": state})
+                self.saved = time.perf_counter()
+
+        at = held["stack"] if held.get("rates") == list(some) else None
+        if at:
+            self.progress.say(f"taken up at step {at['step']} of {setting.steps}: {job.words}")
+        part = self.seconds(job) * len(some) / len(setting.rates)
+
+        def say(step: int) -> None:
+            self.progress.within(part, step, setting.steps, job.words)
+
+        found = stack.train(setting.steps, say=say, save=save, held=at)
+        return {lr: [o for (_, own), o in zip(members, found, strict=True) if own == lr] for lr in some}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,22 +11,19 @@ import torch
 from torch import nn
 
 import structures
-from bench.files.vocabulary import DENSE, MIX, NARROW, NEAR
+from bench.files.vocabulary import DENSE, MIX, NARROW, NEAR, REMOVED
 from bench.sweep.request import options_text, read_options
 from bench.training import rates
-from bench.training.decoders import ALL
-from bench.training.models import NetworkShape, remove
+from bench.training.models import FAMILIES, NetworkShape, remove
 from bench.training.problems import TrainingProblem
-from bench.training.settings import DISTILLED, Setting
-from structures import StructuredLinear, distil
+from bench.training.settings import Setting
+from structures import StructuredLinear, backends
 from structures.models import linears
 from structures.models.swap import swap
 from structures.options import closest_options
 from structures.spec import SpecError
 
-REMOVED = "removed"
 CONTROLS = (DENSE, NARROW, REMOVED)
-SWEEPS = 10  # of projections without a closed form
 
 Rules = dict[str, tuple[str, dict[str, object]]]  # structure and options by the layer's name
 
@@ -35,15 +32,13 @@ Rules = dict[str, tuple[str, dict[str, object]]]  # structure and options by the
 class Variant:
     """A structure (or mix, or control), and what it is brought to.
 
-    budget: `params=0.5`, `flops=0.5` or `time=0.8`, of the replaced layers' parameters or FLOPs, or of a step's time.
+    budget: `params=0.5` or `flops=0.5`, of the replaced layers' parameters or FLOPs.
     options: of the user's own, as `n_blocks=4`; then there is no budget.
-    start: "" for freshly drawn, or "projected" or "distilled" from a trained dense network.
     """
 
     structure: str
     budget: str | None = None
     options: str = ""
-    start: str = ""
 
     @property
     def control(self) -> bool:
@@ -52,8 +47,18 @@ class Variant:
     @property
     def series(self) -> str:
         """A name for tables: `dyad_it @ params=0.5`."""
-        at = f" @ {self.budget}" if self.budget else f" {self.options}" if self.options else ""
-        return f"{self.structure}{at}{f', {self.start}' if self.start else ''}"
+        return self.structure + (f" @ {self.budget}" if self.budget else f" {self.options}" if self.options else "")
+
+    def named(self, setting_name: str) -> dict[str, Any]:
+        """The fields that identify a row to a reader."""
+        return {
+            "setting": setting_name,
+            "structure": self.structure,
+            "way": "control" if self.control else "structure",
+            "series": self.series,
+            "budget": self.budget,
+            "start": "",
+        }
 
     def share(self) -> float:
         return float(self.budget.partition("=")[2]) if self.budget else 1.0
@@ -70,22 +75,20 @@ def shape(setting: Setting, width: int, problem: TrainingProblem, hidden: float 
 def dense(setting: Setting, width: int, problem: TrainingProblem, *, seed: int = 0, hidden: float = 1.0) -> nn.Module:
     """The dense network, drawn from `seed`; its layers to replace are drawn as structures are."""
     torch.manual_seed(seed)
-    family = ALL[setting.model]
-    model = family.build(shape(setting, width, problem, hidden))
-    rates.draw(model, family.names(model, setting.layers))
+    model = FAMILIES[setting.model].build(shape(setting, width, problem, hidden))
+    rates.draw(model, replaced(setting, model))
     return model
 
 
 def replaced(setting: Setting, model: nn.Module) -> list[str]:
     """Names of the layers to replace, controls included."""
-    return ALL[setting.model].names(model, setting.layers)
+    return FAMILIES[setting.model].names(model, setting.layers)
 
 
 def base_inputs(setting: Setting, problem: TrainingProblem) -> dict[str, int]:
-    """Inputs of every linear layer of the dense network at the smallest width."""
+    """Inputs of every linear layer of the dense network at the width that rates are given for."""
     with torch.device("meta"):
-        model = ALL[setting.model].build(shape(setting, min(setting.widths), problem))
-    return rates.inputs_of(model)
+        return rates.inputs_of(FAMILIES[setting.model].build(shape(setting, setting.base, problem)))
 
 
 def build(
@@ -95,39 +98,46 @@ def build(
     problem: TrainingProblem,
     *,
     seed: int = 0,
-    resolved: Variant | None = None,
-    teacher: Mapping[str, torch.Tensor] | None = None,
+    backend: str = backends.AUTO,
 ) -> nn.Module:
     """The network of a variant. Networks of one seed share the parameters of layers that are not replaced.
 
-    Args:
-        resolved: the variant with a budget in parameters, where the variant's own is in time.
-        teacher: state of a trained dense network of this width, to start from.
     Raises:
         Unreachable: it cannot be brought to its budget here; the message says why.
     """
-    family, variant = ALL[setting.model], resolved or variant
     if variant.structure == NARROW:
         return _narrow(setting, variant, width, problem, seed)
     model = dense(setting, width, problem, seed=seed)
-    if teacher is not None:
-        model.load_state_dict(teacher)
     names = replaced(setting, model)
     if variant.structure == REMOVED:
-        remove(model, family, [n for n in names if n in family.names(model, "ff")])
+        torch.manual_seed(seed + 1)
+        remove(model, [n for n in names if n in FAMILIES[setting.model].names(model, "ff")])
     elif variant.structure != DENSE:
         rules = options(setting, variant, width, problem)
         torch.manual_seed(seed + 1)
-        project = {"limit": SWEEPS} if variant.start else False
         try:
-            swap(model, rules, init="spectral", skip=(), project=project)
+            swap(model, rules, init="spectral", skip=(), backend=backend)
         except ValueError as error:
             raise Unreachable(str(error).partition("\n")[0]) from None
-        if variant.start == DISTILLED:
-            original = dense(setting, width, problem, seed=seed)
-            original.load_state_dict(teacher or {})
-            batches = [(problem.batch(seed, 10_000_000 + i)[0],) for i in range(2)]
-            distil(model, original, batches, steps=60, tokens=1024)
+    return model
+
+
+def stackable(setting: Setting, variant: Variant, width: int, problem: TrainingProblem, seed: int) -> nn.Module:
+    """The network by a backend that `vmap` maps: plain einsums.
+
+    Raises:
+        Unreachable: it has none; the message says why.
+    """
+    words = [] if variant.control else variant.structure.split(MIX)
+    if any(structures.get(word).gate for word in words):
+        raise Unreachable("it chooses experts for every token, which cannot be stacked with other seeds and rates")
+    model = build(setting, variant, width, problem, seed=seed, backend="einsum")
+    for name, layer in model.named_modules():
+        if isinstance(layer, StructuredLinear):
+            x = torch.empty(2, layer.in_features)
+            reason = backends.get("einsum").refuses(layer.structure, x)
+            if reason:
+                raise Unreachable(f"{name}: {reason}")
     return model
 
 
@@ -138,7 +148,7 @@ def options(setting: Setting, variant: Variant, width: int, problem: TrainingPro
         Unreachable: the budget, or the options given, do not fit.
     """
     with torch.device("meta"):
-        model = ALL[setting.model].build(shape(setting, width, problem))
+        model = FAMILIES[setting.model].build(shape(setting, width, problem))
     names, words = replaced(setting, model), variant.structure.split(MIX)
     rules: Rules = {}
     have, want = {"params": 0, "flops": 0}, {"params": 0, "flops": 0}
@@ -178,26 +188,19 @@ def _fitted(name: str, widths: tuple[int, int], quantity: str, share: float) -> 
 
 def _narrow(setting: Setting, variant: Variant, width: int, problem: TrainingProblem, seed: int) -> nn.Module:
     """The dense network with its layers to replace narrowed to the budget: inside, or of a smaller width."""
-    family, share = ALL[setting.model], variant.share()
+    family, share = FAMILIES[setting.model], variant.share()
     if not family.narrow_width and setting.layers == "ff":
         return dense(setting, width, problem, seed=seed, hidden=share)
     step = shape(setting, width, problem).heads * 2
     count = _replaced_params(setting, width, problem)
-    fits = [w for w in range(step, width + 1, step)]
-    near = min(fits, key=lambda w: abs(_replaced_params(setting, w, problem) - share * count))
+    near = min(range(step, width + 1, step), key=lambda w: abs(_replaced_params(setting, w, problem) - share * count))
     return dense(setting, near, problem, seed=seed)
 
 
-@lru_cache(maxsize=1024)
-def _replaced_params_of(model: str, layers_word: str, shaped: NetworkShape) -> int:
-    with torch.device("meta"):
-        built = ALL[model].build(shaped)
-    names = ALL[model].names(built, layers_word)
-    return sum(i * o for i, o in (linears.widths(built.get_submodule(name)) for name in names))
-
-
 def _replaced_params(setting: Setting, width: int, problem: TrainingProblem) -> int:
-    return _replaced_params_of(setting.model, setting.layers, shape(setting, width, problem))
+    with torch.device("meta"):
+        built = FAMILIES[setting.model].build(shape(setting, width, problem))
+    return sum(i * o for i, o in (linears.widths(built.get_submodule(name)) for name in replaced(setting, built)))
 
 
 def described(model: nn.Module, names: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from bench.files.errors import UsageError, one_of
+from bench.files import options
+from bench.files.errors import UsageError
 from bench.files.run import RunRecord
 from bench.files.vocabulary import DENSE
 from bench.sweep.named import NAMED, SPACE
@@ -21,7 +22,7 @@ WIDTHS = (128, 256, 512, 1024, 2048)
 
 
 def subjects(words: str | None = None) -> dict[str, tuple[str, Mapping[str, object]]]:
-    """Label -> entry and options, of words separated by commas: entries, or named points such as `btt1`; all without.
+    """Label -> entry and options, of a list of words: entries, or named points such as `btt1`; all without.
 
     Raises:
         UsageError: a word that is neither; the message lists what there is.
@@ -31,8 +32,7 @@ def subjects(words: str | None = None) -> dict[str, tuple[str, Mapping[str, obje
     if words is None:
         return {**entries, **{f"{SPACE} {point}": subject for point, subject in points.items()}}
     found: dict[str, tuple[str, Mapping[str, object]]] = {}
-    for word in filter(None, (w.strip() for w in words.split(","))):
-        one_of("--structures", word, [*entries, *points])
+    for word in options.some_of("--structures", words, [*entries, *points]):
         found[word if word in entries else f"{SPACE} {word}"] = entries.get(word) or points[word]
     if not found:
         raise UsageError(f"--structures: {words!r} names nothing. Allowed: {', '.join([*entries, *points])}")

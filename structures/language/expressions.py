@@ -317,7 +317,8 @@ def nearest(name: str, known: Mapping[str, object] | Sequence[str]) -> str:
     """`; did you mean 'monarch'?` for the closest of `known`, or the list of them when none is close."""
     from difflib import get_close_matches
 
-    close = get_close_matches(name, list(known), n=1)
+    folded = {word.lower(): word for word in known}
+    close = get_close_matches(name.lower(), folded, n=1)
     if close:
-        return f"; did you mean {close[0]!r}?"
+        return f"; did you mean {folded[close[0]]!r}?"
     return f"; there are: {', '.join(sorted(known))}" if known else "; there are none"

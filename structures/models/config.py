@@ -11,6 +11,7 @@ from torch import nn
 
 from structures import backends
 from structures.language.expressions import nearest
+from structures.language.words import setting
 from structures.models.rules import SKIP, Key, Rules, Value, matcher, pairs, target
 from structures.models.swap import swap
 from structures.models.table import SwapTable
@@ -129,21 +130,7 @@ def rule_of_words(words: Sequence[str]) -> Rule:
     if len(words) < 2:
         raise ValueError(f"a rule is written KEY STRUCTURE [option=value ...], found {' '.join(words)!r}")
     key, name, *options = words
-    return _rule(key, None if name == "none" else (name, dict(setting(text) for text in options)))
-
-
-def setting(text: str) -> tuple[str, object]:
-    """`name=value`: a whole number, a real one, a list of numbers with commas, true or false, or text."""
-    name, equals, value = text.partition("=")
-    if not equals or not name or not value:
-        raise ValueError(f"a setting is written name=value, found {text!r}")
-    if value in ("true", "false"):
-        return name, value == "true"
-    try:
-        numbers = [int(n) if n.lstrip("-").isdigit() else float(n) for n in value.split(",")]
-    except ValueError:
-        return name, value
-    return name, tuple(numbers) if "," in value else numbers[0]
+    return _rule(key, None if name.lower() == "none" else (name, dict(setting(text) for text in options)))
 
 
 def _pairs(rules: Any) -> Iterable[tuple[Key, Value]]:

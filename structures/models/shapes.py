@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from structures.language.expressions import nearest
-from structures.models.config import SwapConfig, rule_of_words, setting
+from structures.language.words import setting
+from structures.models.config import SwapConfig, rule_of_words
 from structures.models.rules import SKIP
 
 

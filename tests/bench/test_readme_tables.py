@@ -253,7 +253,7 @@ WRONG = {
         "hold params=0.25 forward float32 cpu (2 threads, host clock) at tokens 128",
     ),
     "another mode": (["--mode", "backward"], README, "no panel with budget params=0.25, mode backward"),
-    "no budget": (["--budget", "quarter"], README, "--budget: 'quarter' is no budget; write params=0.25 or flops=0.25"),
+    "no budget": (["--budget", "quarter"], README, "--budget: 'quarter' is not a share of dense"),
     "no marker": ([], "# A project\n", "README.md: has 0 lines <!-- results --> and 0 lines <!-- end of results -->"),
     "one marker": ([], "<!-- results -->\n", "has 1 lines <!-- results --> and 0 lines <!-- end of results -->, must"),
     "two sections": ([], README + README, "has 2 lines <!-- results --> and 2 lines <!-- end of results -->"),

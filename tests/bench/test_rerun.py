@@ -120,12 +120,18 @@ def test_merge_keeps_of_a_point_and_its_rerun_the_one_with_fewer_flags_and_then_
 
 
 def test_files_of_different_sweeps_are_merged_with_a_line(tmp_path, capsys):
-    a = document(point(), run={"request": {"tokens": "1", "shard": "1/2"}})
-    b = document(point(tokens=1), run={"request": {"tokens": "2", "shard": "2/2"}, "complete": False})
+    def half(number):
+        return {"request": {"tokens": number, "shard": f"{number}/2"}, "argv": ["pytest", f"--shard={number}/2"]}
+
+    a = document(point(), run=half("1"))
+    b = document(point(tokens=1), run=half("2") | {"complete": False})
     assert main(["merge", *map(str, saved(tmp_path, a=a, b=b)), "-o", str(tmp_path / "all.json")]) == 0
     said = capsys.readouterr().out
     assert "the files are no shards of one sweep: these options differ: tokens; all of them in merged_from" in said
     assert "b.json is not complete: its run ended before all points were measured" in said
+    assert "shard 2/2 of the sweep of a.json is not among the files; marked as not complete" in said
+    assert "shard 1/2 of the sweep of b.json is not among the files" in said
+    assert "of 2 files; not complete" in said
 
 
 def test_runs_that_were_gone_on_with_say_so_after_a_merge(tmp_path):

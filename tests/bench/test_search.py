@@ -62,7 +62,7 @@ WRONG = [
     ([*COMMAND, "--flops", "0"], "--flops: '0' holds no share"),
     ([*COMMAND, "--quality", "good"], "--quality: 'good' is not known. Allowed: none, projection, training"),
     ([*COMMAND, "--mode", "backward"], "--mode: 'backward' is not known"),
-    ([*COMMAND, "--dtype", "float"], "--dtype: 'float' is not known; did you mean"),
+    ([*COMMAND, "--dtype", "floats"], "--dtype: 'floats' is not known; did you mean"),
     ([*COMMAND, "--until", "tea"], "--until: 'tea' is not known. Allowed: time, quality, final"),
     ([*COMMAND, "--rank", "2"], "--rank: a share of full rank from 0 to 1, found 2"),
     ([*COMMAND, "--weight", "w.npy"], "--weight is for --quality projection or training"),

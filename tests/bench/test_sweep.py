@@ -7,6 +7,8 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,11 +23,11 @@ from bench.files import rounding, rows
 from bench.files.errors import UsageError
 from bench.files.progress import Progress
 from bench.files.rows import parse
-from bench.files.vocabulary import DENSE, NARROW
+from bench.files.vocabulary import BFLOAT16, DENSE, INT8_DYNAMIC, INT8_WEIGHTS, NARROW, RIVALS
 from bench.machine import roofline, setup, timing
 from bench.machine.roofline import Roofline
 from bench.machine.timing import Effort
-from bench.sweep import cell, output, points, progress, request, shapes
+from bench.sweep import cell, facts, launch, output, points, progress, request, shapes
 from bench.sweep.check import CheckFailed, check, sample, saved_bytes
 from bench.sweep.points import Point
 from bench.sweep.request import Budget
@@ -208,12 +210,38 @@ def test_list_prints_the_points_and_runs_none(tmp_path):
     assert " left] " not in text
 
 
-def test_a_wrong_option_ends_the_run_with_one_sentence(tmp_path):
-    status, text, document = run(tmp_path, "--structures=monach")
-    assert status == 4
-    assert "ERROR: --structures: 'monach' is not known; did you mean 'monarch'? Allowed: blast, " in text
+def test_a_run_in_several_processes_ends_with_one_sentence(tmp_path):
+    status, text, document = run(tmp_path, "-p", "xdist", "-n", "2")
+    assert status == 4 and document is None
+    assert "ERROR: -n: processes of pytest-xdist would disturb each other's times" in text
     assert "Traceback" not in text
-    assert document is None
+
+
+OUTPUT = SimpleNamespace(benchmark_json="r.json", resume=None, overwrite=False, list=False, collectonly=False,
+                         check=False, benchmark_disable=False, benchmark_enable=False)  # fmt: skip
+REFUSED = [
+    ({"benchmark_disable": True}, "--benchmark-disable: times nothing, so there is nothing to write; leave out --be"),
+    ({"check": True}, "--check: times nothing, so there is nothing to write; leave out --benchmark-json"),
+    ({"check": True, "resume": "r.json"}, "nothing to write; leave out --resume"),
+    ({"benchmark_json": "old.json"}, "--benchmark-json: old.json exists; add --overwrite to replace it"),
+    ({"benchmark_json": "cut.json"}, "to replace it, or go on with its run by --resume cut.json"),
+    ({"benchmark_json": "no/r.json"}, "there is no folder no"),
+    ({"resume": "other.json"}, "--benchmark-json names another file, r.json"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=str)
+def test_a_results_file_that_would_be_lost_or_hold_nothing_is_refused(options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("old.json", "cut.json", "cut.json.journal"):
+        Path(name).write_text("[]")
+    asked = {**vars(OUTPUT), **options}
+    with pytest.raises(UsageError) as error:
+        launch.output(SimpleNamespace(**asked))
+    assert message in str(error.value)
+    if "exists" in str(error.value):
+        for other in ("overwrite", "list"):
+            assert launch.output(SimpleNamespace(**{**asked, other: True})) == Path(asked["benchmark_json"])
 
 
 # -- options
@@ -225,9 +253,8 @@ def test_a_wrong_option_ends_the_run_with_one_sentence(tmp_path):
         ({"structures": "dyad_it:n_block=4"}, "option of dyad_it: 'n_block' is not known; did you mean 'n_blocks'"),
         ({"structures": "dyad_it:4"}, "names no option. Allowed: n_blocks"),
         ({"structures": "dyad_it:n_blocks=x"}, "'x' is not a number"),
-        ({"structures": "dyad_it:"}, "nothing stands after dyad_it:. Options: n_blocks"),
         ({"structures": "kronecker:a=2"}, "kronecker has no options"),
-        ({"structures": "dyad_it:pad=2"}, "pad is true or false, found '2'"),
+        ({"structures": "dyad_it:pad=2"}, "pad='2' is not true or false"),
         ({"structures": " "}, "name some of"),
         ({"shapes": "opt-125"}, "did you mean 'opt-125m'? Allowed: opt-125m, "),
         ({"shapes": "768x"}, "or INxOUT, such as 768x3072"),
@@ -235,14 +262,14 @@ def test_a_wrong_option_ends_the_run_with_one_sentence(tmp_path):
         ({"widths": "1e3"}, "'1e3' is not allowed; write whole numbers from 1 to"),
         ({"tokens": "0"}, "whole numbers from 1"),
         ({"threads": "3"}, "whole numbers from 1 to 2"),
-        ({"dtypes": "fp32"}, "Allowed: float64, float32, bfloat16, float16"),
+        ({"dtypes": "fp8"}, "Allowed: float64, float32, bfloat16, float16"),
         ({"device": "gpu"}, "did you mean 'cpu'? Allowed: cpu, cuda"),
         ({"device": "cuda"}, "there is no CUDA device here. Allowed: cpu"),
         ({"mode": "foward"}, "did you mean 'forward'"),
         ({"backend": "bm"}, "did you mean 'bmm'"),
         ({"budget": "param=0.5"}, "did you mean 'params'"),
         ({"budget": "params=2"}, "is not a share of dense"),
-        ({"budget": "0.5"}, "is not a share of dense"),
+        ({"structures": "Dyad_I"}, "'Dyad_I' is not known; did you mean 'dyad_it'"),
         ({"registry": ["nowhere.yaml"]}, "nowhere.yaml: cannot be read"),
     ],
 )
@@ -266,6 +293,21 @@ def test_structures_are_given_with_combinations_of_options():
     ]
     for entry in found:
         assert request.read_options(request.options_text(entry.options or {})) == (entry.options or {})
+
+
+SPELLINGS = [
+    ({"structures": "dyad_it:n_blocks=2,4 monarch"}, {"structures": "DYAD_IT n_blocks=2,4,Monarch"}),
+    ({"structures": "pixelfly:n_blocks=8,rank=4 btt"}, {"structures": "pixelfly n_blocks=8 rank=4, btt"}),
+    ({"dtypes": "float32,bfloat16"}, {"dtypes": "FP32 bf16"}),
+    ({"budget": "params=0.5,0.25 flops=0.125"}, {"budget": "50% 0.25, FLOPs=12.5%"}),
+    ({"mode": "forward,train", "tokens": "1,8"}, {"mode": "Forward TRAIN", "tokens": "1 8"}),
+    ({"shapes": "768x3072,opt-350m"}, {"shapes": "768X3072 OPT-350m"}),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SPELLINGS, ids=lambda asked: " ".join(asked.values()))
+def test_words_are_spelled_with_commas_or_blanks_in_any_case(one, other):
+    assert request.read(one, cuda=False, cores=2) == request.read(other, cuda=False, cores=2)
 
 
 def test_widths_that_do_not_fit_are_swept_padded():
@@ -335,7 +377,7 @@ def test_cheap_points_come_first_and_structures_side_by_side_dense_before_dyad(d
     assert [p.dense_flops for p in ran] == sorted(p.dense_flops for p in ran)
     for _, group in itertools.groupby(ran, key=lambda p: p.cell):
         names = [p.structure for p in group]
-        own = [name for name in names if name not in (DENSE, NARROW)]
+        own = [name for name in names if name != DENSE and name not in RIVALS]
         assert names[0] == DENSE
         assert own[0].startswith("dyad")
     assert len({p.cell for p in ran}) == len(list(itertools.groupby(ran, key=lambda p: p.cell)))
@@ -598,6 +640,60 @@ def test_dense_is_measured_cold_too(sweep, monkeypatch, backend):
     assert "copies fit the cache" not in fixture.extra_info["flags"]
 
 
+# form, mode, dtype of the cell, bytes of a weight, least and most error; int8 rounds by 1/254 of a row's or a weight's
+# largest number, bfloat16 by 1/512 of a number
+LOW = [
+    (BFLOAT16, "forward", "float32", 2, 2**-12, 2**-6),
+    (BFLOAT16, "train", "float32", 2, 2**-12, 2**-6),
+    (INT8_WEIGHTS, "forward", "float32", 1, 2**-12, 2**-6),
+    (INT8_WEIGHTS, "forward", "bfloat16", 1, 2**-12, 2**-5),
+    (INT8_DYNAMIC, "forward", "float32", 1, 2**-10, 2**-4),
+]
+
+
+@pytest.mark.parametrize(("form", "mode", "dtype", "size", "least", "most"), LOW)
+def test_a_rival_in_fewer_bits_is_timed_against_the_same_dense_and_its_error_reported(
+    sweep, form, mode, dtype, size, least, most
+):
+    fixture = Fixture()
+    rival = here(replace(POINT, structure=form, series=form, options="", backend="", mode=mode, dtype=dtype))
+    sweep.measure(rival, fixture)
+    info, weights = fixture.extra_info, 64 * 96
+    assert least < info["error"] < most and info["dtype"] == dtype and info["control"] is False
+    assert size * weights < info["parameter_bytes"] < size * weights + 96 * 10
+    assert info["speedup"]["rounds"] >= 3 and info["roofline"] is None
+    assert info["params_share"] == info["flops_share"] == 1 and info["checkpoint_bytes"] > size * weights
+    dense = replace(rival, structure=DENSE, backend="linear")
+    full, _, _ = sweep._cell.subject(dense)
+    assert (info["bytes"] < facts.counted(dense, full, sweep._cell.x)["bytes"]) == (size < full.parameters[0].itemsize)
+
+
+@pytest.mark.parametrize(
+    ("form", "changes", "message"),
+    [
+        (INT8_DYNAMIC, {"mode": "train"}, "it has no gradients"),
+        (INT8_WEIGHTS, {"mode": "train"}, "it has no gradients"),
+        (
+            INT8_DYNAMIC,
+            {"mode": "forward", "dtype": "bfloat16"},
+            r"^torch .* does not run it here: expected scalar type",
+        ),
+    ],
+)
+def test_a_rival_that_torch_does_not_have_is_refused_with_the_reason(sweep, form, changes, message):
+    with pytest.raises(Refused, match=message):
+        sweep.measure(here(replace(POINT, structure=form, options="", **changes)), Fixture())
+
+
+def test_every_float32_cell_with_controls_has_all_rivals(default):
+    ran, _ = default
+    named = {name: {p.cell for p in ran if p.structure == name} for name in (DENSE, *RIVALS)}
+    in_float32 = {p.cell for p in ran if p.dtype == "float32"}
+    for name in RIVALS:
+        assert named[name] == in_float32, name
+    assert all(p.control for p in ran if p.structure in RIVALS) and named[DENSE] > in_float32
+
+
 def test_too_little_memory_is_a_refusal_in_advance_and_when_it_happens(sweep, monkeypatch):
     monkeypatch.setattr(setup, "available_memory", lambda: 1000)
     with pytest.raises(Refused, match="out of memory: needs about"):
@@ -683,12 +779,12 @@ def test_the_summary_gives_the_verdict_at_the_largest_layer_of_each_cost(sweep, 
     text = "\n".join(progress.summary(sweep, None))
     assert text.startswith(
         "params=0.5   forward cpu float32 tokens 128   64x96: 1 dense_narrow 4.00x, 2 dyad_it 3.00x, 3 monarch 2.00x; "
-        "1 not ranked: flagged load, ...\n1 points measured"
+        "1 not ranked: flagged load, ...\n1 point measured"
     )
-    assert "1 points were measured while others used" in text
+    assert "1 point measured while others used" in text
     assert "add --benchmark-json=results.json" in text
     sweep.rows = {}
-    assert next(progress.summary(sweep, None)) == "1 points measured, 0 refused or failed; not complete"
+    assert next(progress.summary(sweep, None)) == "1 point measured, 0 refused or failed; not complete"
 
 
 # -- machine

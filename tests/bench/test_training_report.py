@@ -39,13 +39,14 @@ def row(structure: str, loss: float | None, seed: int = 0, width: int = 128, **c
         "executed_train_flops": flops, "teacher_loss": None,
         **{key: share for key in training_rows.SHARES},
     }  # fmt: skip
-    return plain | changes
+    made = plain | changes
+    return {**made, "key": "-".join(str(made[k]) for k in ("phase", "setting", "series", "width", "seed"))}
 
 
 def time_row(structure: str, median: float) -> dict[str, Any]:
     speedup = {"median": median, "q1": median * 0.98, "q3": median * 1.02, "rounds": 5}
     own = {"phase": "time", "speedup": speedup, "step_seconds": 0.1 / median, "dense_seconds": 0.1, "flags": []}
-    return {**row(structure, 1.0), **own}
+    return row(structure, 1.0, **own)
 
 
 def document(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -82,6 +83,48 @@ def test_differences_within_the_noise_are_ties(tmp_path: Path) -> None:
     assert by_name["btt"].loss is None and by_name["btt"].diverged == 1 and results[-1] is by_name["btt"]
     assert "a tie" in claims.difference(by_name["dyad_it"])
     assert "a tie" not in claims.difference(by_name["low_rank"])
+
+
+LEVELS = (1.0, 3.0, 9.0)  # of three tasks, drawn by three seeds
+NOISE = (1.00, 1.01, 0.99)
+
+
+def drawn(paired: bool) -> losses.Result:
+    """A structure that is 10 % worse than dense on each of the three tasks."""
+    rows = [row("dense", level, s, paired=paired) for s, level in enumerate(LEVELS)]
+    rows += [row("low_rank", 1.1 * NOISE[s] * level, s, paired=paired) for s, level in enumerate(LEVELS)]
+    runs = [training_rows._run(Fields("made up", f)) for f in rows]
+    [results] = losses.results(runs).values()
+    return next(r for r in results if r.first.structure == "low_rank")
+
+
+def test_pairs_remove_what_the_task_adds() -> None:
+    paired, apart = drawn(True), drawn(False)
+    assert paired.difference == pytest.approx(0.1, abs=1e-3) and paired.verdict == "worse"
+    assert apart.difference == pytest.approx(0.1, abs=1e-3) and apart.verdict == "tie"
+    assert paired.told and apart.told and paired.told < 0.1 < apart.told
+
+
+def test_a_paired_interval_is_students_of_the_differences() -> None:
+    """Two series alone: the classical t test of their differences."""
+    from scipy import stats
+
+    found = drawn(True)
+    differences = [math.log(1.1 * n) for n in NOISE]
+    low, high = stats.t.interval(0.95, 2, loc=sum(differences) / 3, scale=stats.sem(differences))
+    assert found.interval == pytest.approx((math.expm1(low), math.expm1(high)), rel=1e-6)
+    # of the size told, the estimate falls short of the margin in one run of five
+    assert found.margin and found.told
+    error = float(stats.sem(differences))
+    assert stats.t.cdf((math.log1p(found.told) - found.margin) / error, 2) == pytest.approx(losses.POWER)
+
+
+def test_the_neighbouring_rate_stands_beside(tmp_path: Path) -> None:
+    tried = [{"lr": 0.001, "tune": 3.0, "loss": 2.2}, {"lr": 0.003, "tune": 2.0, "loss": 2.0},
+             {"lr": 0.01, "tune": None, "loss": None}]  # fmt: skip
+    [[found]] = losses.results(read([row("dense", 2.0, by_rate=tried)], tmp_path)).values()
+    assert found.neighbour == (0.001, pytest.approx(0.1))
+    assert tables._cells(found, {})["Rate"] == ("0.003", "0.001: +10.0 %")
 
 
 def test_equal_structures_are_seldom_told_apart() -> None:
@@ -125,17 +168,50 @@ def test_exponents_are_those_the_losses_were_made_with(tmp_path: Path) -> None:
     assert len(ends["dense"].points) == 4  # the ends of runs alone
 
 
-def test_claims_say_what_was_measured_and_no_more(tmp_path: Path) -> None:
-    runs = read(comparison(), tmp_path)
-    results = losses.results(runs)
-    _, times = training_rows.read([Fields("made up", time_row("dyad_it", 1.07))])
-    found = claims.claims(results, times, [])
-    lines = [line for claim in found for line in claim.measured]
-    assert any("dyad_it @ params=0.25: loss" in line and "a tie" in line for line in lines)
-    assert all(line.startswith(f"{SETTING}, width 128: ") for line in lines if line != claims.NOTHING)
-    assert any("1.07 times as fast as dense's (1.05 to 1.09)" in line for line in lines)
-    assert any(claim.measured == (claims.NOTHING,) for claim in found)
-    assert all(claim.source and claim.scale and claim.untested for claim in found)
+def claimed(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """What is said of each kind of measure, of made-up rows."""
+    runs, times = training_rows.read([Fields("made up", r) for r in rows])
+    results, fitted = losses.results(runs), fronts.fronts(runs)
+    found = claims.claims(results, times, fitted)
+    assert all(one.source and one.scale and one.figure and one.untested for one in found)
+    assert claims.markdown(found).count("\n") == len(found) + 1
+    asked = [one["measure"]["what"] for one in json.loads(claims.FILE.read_text())]
+    return {what: list(one.measured) for what, one in zip(asked, found, strict=True)}
+
+
+def test_claims_say_what_was_measured_and_no_more() -> None:
+    said = claimed([*comparison(), time_row("dyad_it", 1.07)])
+    [line] = said["time"]
+    assert line.startswith(f"{SETTING}, width 128: ") and "1.07 times as fast as dense's (1.05 to 1.09)" in line
+    assert said["quality"] == said["widths"] == said["blocks"] == said["order"] == [claims.NOTHING]
+
+
+def test_quality_is_what_is_learned_beyond_the_best_constant() -> None:
+    own = {"setting": "teacher", "task": "teacher"}
+    rows = [row("dense", 0.2, seed, **own) for seed in range(2)] + [row("dyad_it", 0.4, **own)]
+    assert claimed(rows)["quality"] == ["teacher, width 128: dyad_it @ params=0.25: 75 % of what dense learns"]
+
+
+def test_numbers_of_blocks_and_widths_stand_in_order() -> None:
+    rows = [row("dense", 2.0 + seed / 1000, seed, width) for seed in range(2) for width in (64, 256, 128)]
+    rows += [row("dyad_it", 2.2, 0, width) for width in (256, 64)]
+    rows += [row("dyad_it", 2.0 + n / 100, series=f"dyad_it n_blocks={n}", budget=None, replaced_params_share=2 / n,
+                 options={"128x128": {"n_blocks": n}}) for n in (16, 4, 8)]  # fmt: skip
+    said = claimed(rows)
+    assert "4 blocks (50 %): +2.0 %, 8 blocks (25 %): +4.0 %, 16 blocks (12.5 %): +8.0 %" in said["blocks"][0]
+    assert said["widths"] == [f"{SETTING}: dyad_it @ params=0.25: +10.0 % at width 64, +10.0 % at width 256"]
+
+
+def test_members_are_ordered_by_what_they_share_and_their_rank() -> None:
+    """Exponents are those that the losses were made with, so the order is known."""
+    thetas = {"0.5,0,0.5,0,0.5,0.5,0": 0.3, "0.5,0.5,0,0.5,0.5,0,0": 0.1, "1,0,0,0,1,0,0.5": 0.2}
+    rows = [
+        row("einsum", (6 * 12 * width**2) ** -slope, seed, width, series=f"einsum theta=[{theta}]", budget=None)
+        for theta, slope in thetas.items() for seed in range(2) for width in (64, 128, 256)
+    ]  # fmt: skip
+    [line] = claimed(rows)["order"]
+    assert "3 members: omega 0, psi 1: 0.300" in line and "omega 0, psi 0.5: 0.200" in line
+    assert "omega 0.5, psi 1: 0.100" in line and "exponent and omega -0.82" in line
 
 
 def whole() -> list[dict[str, Any]]:

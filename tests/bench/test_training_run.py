@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.__main__ import main
+from bench.answers import losses, training_rows
+from bench.files import encoder, kinds
 
 torch = pytest.importorskip("torch")
 
-SHORT = "--structures dyad_it --rates 0.004 --tune-steps 2 --steps 4 --held-out 256 --seeds 1 --only losses".split()
+SHORT = "--structures dyad_it --rates 0.003,0.01 --steps 4 --held-out 256 --only losses".split()
 DIGITS = 1e-4  # rows have five digits
-TINY = {
-    "regression": ["--widths", "64"],
-    "images": ["--precision", "bfloat16", "--accumulate", "2"],
-    "language": [],
-    "distil": ["--teacher-steps", "4"],
-    "blocks": ["--structures", "dyad_it+dyad_ot:n_blocks=8"],
-}
 
 
 def section(path: Path) -> dict[str, Any]:
@@ -28,57 +24,70 @@ def section(path: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("task", TINY)
+@pytest.mark.parametrize("task", ["teacher", "facts", "language", "encoder"])
 def test_every_task_trains_and_says_what_it_took(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if task == "encoder" and not (find_spec(encoder.PACKAGE) and find_spec("transformers")):
+        pytest.skip("the encoder's package is not installed")
     path = tmp_path / "rows.json"
-    assert main(["train", task, "--scale", "smoke", *SHORT, *TINY[task], "-o", str(path)]) == 0
+    assert main(["train", task, "--scale", "smoke", *SHORT, "-o", str(path)]) == 0
     held = section(path)
     assert held["kind"] == "training" and held["run"]["complete"]
-    rows = [row for row in held["rows"] if row["phase"] == "train"]
-    named = {row["structure"] for row in rows}
-    assert {"dense", "dense_narrow"} <= named and any("dyad_it" in name for name in named)
-    assert ("removed" in named) == (task != "distil")
-    assert len([row for row in rows if row["structure"] == "dense" and row["width"] == rows[0]["width"]]) == 3
+    rows = held["rows"]
+    assert {row["series"] for row in rows} == {
+        "dense",
+        "dense_narrow @ params=0.25",
+        "removed",
+        "dyad_it @ params=0.25",
+    }
+    assert {row["seed"] for row in rows} == {0, 1}
     for row in rows:
-        assert row["status"] == "ok" and row["loss"] == row["curve"][-1][1] and row["curve"][0][0] == 0
+        assert row["loss"] == (row["curve"][-1][1] if row["status"] == "ok" else None) and row["curve"][0][0] == 0
         assert len(row["data_sha256"]) == 64 and row["versions"]["torch"] == torch.__version__
         assert row["config"]["seed"] == row["seed"] and row["key"] and row["lr"] > 0
+        assert len(row["by_rate"]) >= 2 and row["loss"] in [tried["loss"] for tried in row["by_rate"]]
         share = row["replaced_params_share"]
         assert share == 1 if row["structure"] == "dense" else share < 0.62
         assert row["params"] >= row["replaced_params"] and row["train_flops"] == pytest.approx(
             3 * row["flops"], rel=DIGITS
         )
+    runs, _ = training_rows.read(kinds.parse("rows.json", json.loads(path.read_text()), (kinds.TRAINING,)).rows)
+    [compared] = losses.results(runs).values()
+    assert len(compared) == 4 and sum(c.told is not None for c in compared) >= 1
     assert not [file for file in tmp_path.iterdir() if file != path]  # no checkpoint is left
     assert "left]" in capsys.readouterr().out
+
+
+def test_steps_are_timed_beside_dense(tmp_path: Path) -> None:
+    path = tmp_path / "times.json"
+    assert main(["train", "facts", "--scale", "smoke", *SHORT[:-1], "times", "-o", str(path)]) == 0
+    rows = section(path)["rows"]
+    assert [row["structure"] for row in rows] == ["dense_narrow", "removed", "dyad_it"]
+    assert all(row["phase"] == "time" and row["step_seconds"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("regresion", "regression, images, language, distil, blocks, all"),
-        ("regression --scale tiny", "smoke, standard, long"),
-        ("regression --structures monach", "did you mean 'monarch'"),
-        ("regression --structures dyad_it+nothing", "'nothing' is not known"),
-        ("regression --structures dyad_it:blocks=4", "n_blocks"),
-        ("regression --budget memory=0.5", "params, flops, time"),
-        ("regression --budget params=2", "params=0.5,0.25"),
-        ("regression --model gpt", "mlp"),
-        ("images --model gpt", "mixer"),
+        ("regresion", "encoder, teacher, facts, language, all"),
+        ("teacher --scale tiny", "smoke, standard, claims, full"),
+        ("language --scale standard", "has no setting of language: encoder, teacher, facts have"),
+        ("teacher --structures monach", "did you mean 'monarch'"),
+        ("teacher --structures dyad_it+nothing", "'nothing' is not known"),
+        ("teacher --structures dyad_it:blocks=4", "n_blocks"),
+        ("teacher --budget memory=0.5", "params, flops"),
+        ("teacher --budget params=2", "params=0.5,25%"),
         ("language --layers some", "ff, all"),
         ("language --tokenizer words", "characters, bytes, bpe"),
         ("language --tokenizer bpe", "bpe:1024"),
         ("language --widths 33", "multiple of 8"),
-        ("language --length 8", "grammar test has sentences of"),
-        ("regression --shard 3/2", "K from 1 to N"),
-        ("regression --rates fast", "learning rate"),
-        ("regression --batch 7 --accumulate 2", "multiple of 2"),
-        ("images --data nothing", "fashion-mnist"),
-        ("images --data python-topics", "holds text"),
-        ("language --data digits", "holds images"),
-        ("regression --data digits", "regression learns a random network"),
-        ("images --data teacher", "is not allowed for images"),
-        ("regression --only some", "both, times, losses"),
-        ("regression --parallel rpc", "ddp, fsdp"),
+        ("encoder --widths 256", "a width of 384"),
+        ("teacher --shard 3/2", "K from 1 to N"),
+        ("teacher --rates fast", "learning rate"),
+        ("facts --batch 1000", "more than the 512 keys"),
+        ("language --data nothing", "python-topics"),
+        ("encoder --data layer:6", "is not allowed for encoder"),
+        ("teacher --data sotu", "is not allowed for teacher"),
+        ("teacher --only some", "both, times, losses"),
     ],
 )
 def test_what_is_not_allowed_is_refused_before_any_training(
@@ -96,5 +105,5 @@ def test_missing_data_names_the_command_that_fetches_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("STRUCTURES_DATA", str(tmp_path / "nothing"))
-    assert main(["train", "images", "--scale", "standard", "-o", str(tmp_path / "rows.json")]) == 2
-    assert "python -m bench data fetch fashion-mnist" in capsys.readouterr().err
+    assert main(["train", "language", "--scale", "full", "-o", str(tmp_path / "rows.json")]) == 2
+    assert "python -m bench data fetch sotu" in capsys.readouterr().err

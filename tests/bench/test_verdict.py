@@ -170,14 +170,25 @@ def test_a_rival_that_wins_or_ties_is_said_first(speed: float, said: str, tmp_pa
 
 
 def test_other_rivals_stand_behind_and_dense_in_other_numbers_is_in_every_ranking(tmp_path: Path) -> None:
-    int8 = point("dense_int8", control=True, speedup=(2.0, 1.9, 2.1), params_share=1.0)
-    found = judged(tmp_path, dense(), at("btt", 3.0), narrow(2.5), int8, narrow(9.0, params_share=0.5, budget=None))
-    assert [one.name for one in found.ranking] == ["btt", "dense_narrow", "dense_int8", "dense"]
+    int8 = point(
+        "dense_int8_weights",
+        control=True,
+        speedup=(2.0, 1.9, 2.1),
+        params_share=1.0,
+        executed_flops=4000.0,
+        error=0.0123,
+    )
+    found = judged(
+        tmp_path, dense(), at("btt", 3.0), narrow(2.5), int8, at("dense_narrow @ params 0.5", 9.0, control=True)
+    )
+    assert [one.name for one in found.ranking] == ["btt", "dense_narrow", "dense_int8_weights", "dense"]
     assert sentence(found).startswith("Take btt") and "A narrower dense layer: 2.50x." in sentence(found)
     doubted = sentence(judged(tmp_path, dense(), at("btt", 3.0), narrow(9.0, flags=["noisy"])))
     assert doubted.startswith("Take btt") and "A narrower dense layer: 9.00x, but flagged noisy." in doubted
     alone = sentence(judged(tmp_path, dense(), at("btt", 0.5), int8))
-    assert alone.startswith("If its error will do, take dense_int8: 2.00x, faster than any structure")
+    assert alone.startswith(
+        "If an error of 1.2 % will do, take dense in int8 (weights alone): 2.00x, faster than any structure"
+    )
     assert "Keep dense" in alone
 
 

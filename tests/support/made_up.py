@@ -59,6 +59,7 @@ def point(
         "executed_flops": 1000.0,
         "dense_flops": 4000.0,
         "bytes": 1000,
+        "parameter_bytes": 1048576,
         "activation_bytes": None,
         "speedup": speedup and spread(*speedup, rounds=rounds),
         "error": 1e-7,

@@ -13,11 +13,12 @@ from bench.answers.losses import TIE, Result, noise
 from bench.answers.training_rows import TrainingPlace, TrainingRun
 from bench.files import kinds
 from bench.files.errors import UsageError
+from bench.files.kinds import File
 from bench.files.rows import load
 from bench.report.drawing import plot, sections, words
 from bench.report.drawing.plot import Figure
 from bench.report.drawing.words import ratio, share
-from bench.report.training import beside, charts
+from bench.report.training import beside, charts, claims
 from bench.report.training import fronts as training_fronts
 from bench.report.training import grammar as training_grammar
 from bench.report.training.fronts import Front
@@ -26,7 +27,7 @@ from bench.report.training.trained import Times, Trained
 
 START, END = "<!-- training -->", "<!-- end of training -->"
 WRITTEN = "<!-- written by python -m bench readme --training: run it again rather than edit -->"
-MOST = 3  # tasks in the table and the figure: those where most structures were trained
+MOST = 4  # tasks in the table and the figure: those where most structures were trained
 CHART_WIDTH = 250
 
 
@@ -38,24 +39,23 @@ class Training:
     figure: dict[str, bytes]
 
 
-def training(file: Path, picture: str) -> Training:
+def training(files: Sequence[Path], picture: str) -> Training:
     """The table of every structure beside dense, and its figure with the fronts; `picture` is its place for the README.
 
+    Args:
+        files: the first makes the table and the figure, all of them what is said of published claims.
     Raises:
-        BadResults: the file is missing, broken or foreign.
+        BadResults: a file is missing, broken or foreign.
         UsageError: it is of another kind, or holds no comparison at equal parameters with dense and several seeds.
     """
-    document = load(file)
-    if kinds.kind_of(document) != kinds.TRAINING:
-        raise UsageError(f"--training: {file} is no file of `python -m bench train`")
-    found = kinds.parse(str(file), document, (kinds.TRAINING,))
+    found, *others = map(_read, files)
     runs, several_times = training_rows.read(found.rows)
     results = losses.results(runs)
     budget = _budget(runs)
     columns = _columns(results, budget)
     if budget is None or not columns:
         raise UsageError(
-            f"--training: {file} holds no structure beside dense at equal parameters with several seeds of dense"
+            f"--training: {files[0]} holds no structure beside dense at equal parameters with several seeds of dense"
         )
     times: Times = {(t.place, t.series): t for t in several_times}
     of = Trained(results, times)
@@ -75,9 +75,25 @@ def training(file: Path, picture: str) -> Training:
         _flags(columns, times),
         _phenomena([place for place in columns if any(grammar(r)[0] for r in results[place])], results),
         "\n".join(f"- {_about(place, results[place], runs)}" for place in columns),
+        "What papers claim, beside these runs:",
+        _claims([found, *others]),
     ]
     text = "\n\n".join(part for part in parts if part)
     return Training(text, _figure(of, columns, budget, fronts, sections.measured(found.run)))
+
+
+def _read(file: Path) -> File:
+    document = load(file)
+    if kinds.kind_of(document) != kinds.TRAINING:
+        raise UsageError(f"--training: {file} is no file of `python -m bench train`")
+    return kinds.parse(str(file), document, (kinds.TRAINING,))
+
+
+def _claims(several: Sequence[File]) -> str:
+    """Of all rows together; what stands in two files is taken once."""
+    rows = {fields.name("key"): fields for file in several for fields in file.rows}
+    runs, times = training_rows.read(list(rows.values()))
+    return claims.markdown(claims.claims(losses.results(runs), times, training_fronts.fronts(runs)))
 
 
 def _budget(runs: Sequence[TrainingRun]) -> str | None:
@@ -178,8 +194,14 @@ def _exponent(front: Front | None) -> str:
 def _about(place: TrainingPlace, several: Sequence[Result], runs: Sequence[TrainingRun]) -> str:
     """How long the runs were, how noisy, and what else limits what they say."""
     known = noise([run for run in runs if run.place.setting == place.setting])
-    varies = f" Losses vary by {known.deviation * 100:.1f} % from seed to seed." if known else ""
-    return " ".join([f"{_name(place, several[0])}: {how_long(several)}{varies}", *warnings(several)])
+    varies = f" {known.words}" if known else ""
+    least = next((r.told for r in several if r.told is not None), None)
+    told = (
+        [f"The smallest difference to dense that it tells in four runs of five is {least * 100:.1f} %."]
+        if least
+        else []
+    )
+    return " ".join([f"{_name(place, several[0])}: {how_long(several)}{varies}", *told, *warnings(several)])
 
 
 def _figure(

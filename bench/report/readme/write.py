@@ -1,13 +1,12 @@
 """`python -m bench readme`: the README's figure and its section of results, from results files alone."""
 
 import os
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.files import atomic
+from bench.files import atomic, options
 from bench.files.errors import UsageError
 from bench.files.rows import Results, Spread
 from bench.report.drawing import plot, style
@@ -41,7 +40,7 @@ def write(
     figure: Path,
     place: PanelChoice,
     encoder: Path | None = None,
-    training: Path | None = None,
+    training: Sequence[Path] = (),
 ) -> str:
     """Draw the figure as PNG, with an SVG beside it, and replace what stands between the README's markers.
 
@@ -62,7 +61,7 @@ def write(
         made = readme_encoder.encoder(encoder)
         text = replaced(readme, made.text, markers=(readme_encoder.START, readme_encoder.END), text=text)
         files |= readme_encoder.files(made, figure)
-    if training is not None:
+    if training:
         trained = readme_training.training(training, os.path.relpath(figure.with_name("training.png"), readme.parent))
         text = replaced(readme, trained.text, markers=(readme_training.START, readme_training.END), text=text)
         files |= readme_training.files(trained, figure)
@@ -78,7 +77,7 @@ def chosen(found: Sequence[Panel], place: PanelChoice) -> Panel:
         UsageError: there is none, with those there are; or several, which differ in what was not asked.
     """
     asked = {key: value for key, value in asdict(place).items() if value is not None}
-    asked["budget"] = _budget(place.budget)
+    asked |= {"budget": options.budget(place.budget), "dtype": options.dtype("--dtype", place.dtype)}
     at_budgets = [panel for panel in found if panel.budget]
     fitting = [panel for panel in at_budgets if all(getattr(panel, key) == value for key, value in asked.items())]
     if not fitting:
@@ -162,13 +161,6 @@ def _held(found: Sequence[Panel]) -> str:
 
 def _structures(panel: Panel) -> set[str]:
     return {curve.structure for curve in panel.curves if curve.kind == STRUCTURE}
-
-
-def _budget(value: str) -> str:
-    match = re.fullmatch(r"(params|flops)=([0-9]*\.?[0-9]+)", value)
-    if not match:
-        raise UsageError(f"--budget: {value!r} is no budget; write params=0.25 or flops=0.25")
-    return f"{match[1]}={float(match[2]):g}"
 
 
 def _write(files: Mapping[Path, bytes]) -> list[Path]:

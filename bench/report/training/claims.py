@@ -1,17 +1,24 @@
-"""Published claims beside what a file's rows say: each line is computed, and says no more than its comparison does."""
+"""Published claims beside what files' rows say: each line is computed, and says no more than its comparison does."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from scipy import stats
 
 from bench.answers.losses import TIE, Result
 from bench.answers.training_rows import Time, TrainingPlace, TrainingRun
+from bench.files.vocabulary import DENSE
 from bench.report.training.fronts import Front
+from structures.algebra.taxonomy import seven_axes
 
 FILE = Path(__file__).with_name("claims.json")
-NOTHING = "not measured in this file"
+NOTHING = "not measured in these files"
+# the loss of the best constant: of outputs at unit variance, and of 32 values that are equally likely
+CONSTANT = {"encoder": 1.0, "teacher": 1.0, "facts": math.log(32)}
 
 
 @dataclass(frozen=True)
@@ -19,61 +26,51 @@ class Claim:
     """What was published, where and at what scale; what was measured here; and what could not be tested."""
 
     claim: str
+    figure: str
     source: str
     scale: str
     measured: tuple[str, ...]
     untested: str
 
 
+@dataclass(frozen=True)
+class Found:
+    """What files say of some structures."""
+
+    results: Mapping[TrainingPlace, Sequence[Result]]
+    times: Sequence[Time]
+    fronts: Sequence[Front]
+    structures: Sequence[str]
+
+    def own(self) -> list[tuple[TrainingPlace, Result, Result]]:
+        """Place, dense's result and one of the structures', in order."""
+        found = []
+        for place, several in self.results.items():
+            dense = next((r for r in several if r.first.structure == DENSE and r.loss), None)
+            if dense:
+                found += [(place, dense, r) for r in several if r.first.structure in self.structures and r.loss]
+        return found
+
+
 def claims(
     results: Mapping[TrainingPlace, Sequence[Result]], times: Sequence[Time], fronts: Sequence[Front]
 ) -> list[Claim]:
-    """Every claim of the list, with lines for what was measured: of each task, at its largest width."""
+    """Every claim of the list, with lines for what was measured."""
     listed = json.loads(FILE.read_text(encoding="utf-8"))
     return [
         Claim(
             claim=one["claim"],
+            figure=one["figure"],
             source=one["source"],
             scale=one["scale"],
-            measured=tuple(_measured(one["measure"], results, times, fronts)) or (NOTHING,),
+            measured=tuple(
+                MEASURES[one["measure"]["what"]](Found(results, times, fronts, one["measure"]["structures"]))
+            )
+            or (NOTHING,),
             untested=one["not"],
         )
         for one in listed
     ]
-
-
-def _measured(
-    asked: Mapping[str, Any],
-    results: Mapping[TrainingPlace, Sequence[Result]],
-    times: Sequence[Time],
-    fronts: Sequence[Front],
-) -> list[str]:
-    largest = {place.setting: place for place in results}.values()
-    chosen = {
-        place: [r for r in several if r.first.structure in asked["structures"]]
-        for place, several in results.items()
-        if place in largest
-        and several[0].first.task in asked.get("tasks", [several[0].first.task])
-        and several[0].first.data in asked.get("data", [several[0].first.data])
-    }
-    what = asked["what"]
-    if what == "exponent":
-        settings = {place.setting for place in chosen}
-        wanted = [f for f in fronts if f.setting in settings and f.structure in ("dense", *asked["structures"])]
-        ordered = sorted(wanted, key=lambda f: (f.setting, f.structure != "dense"))
-        return [line for line in map(exponent, ordered) if line]
-    if what == "time":
-        settings = {place.setting for place in chosen}
-        ours = [t for t in times if t.place.setting in settings and t.structure in asked["structures"]]
-        return _by_place(
-            (
-                t.place,
-                f"{t.series}: a step {t.speedup:.2f} times as fast as dense's ({t.ratio.q1:.2f} to {t.ratio.q3:.2f})",
-            )
-            for t in ours
-        )
-    lines = {"accuracy": accuracy, "recovered": recovered}.get(what, loss)
-    return _by_place((place, line) for place, several in chosen.items() for r in several if (line := lines(r)))
 
 
 def _by_place(lines: Iterable[tuple[TrainingPlace, str]]) -> list[str]:
@@ -84,11 +81,98 @@ def _by_place(lines: Iterable[tuple[TrainingPlace, str]]) -> list[str]:
     return [f"{place.setting}, width {place.width}: {'; '.join(some)}" for place, some in found.items()]
 
 
-def loss(result: Result) -> str | None:
-    """`dyad_it @ params=0.5: loss 1.1 % above dense's: a tie (-0.9 to +3.1 %)`."""
-    if result.difference is None or result.margin is None:
-        return None
-    return f"{result.first.series}: {difference(result)}"
+def _losses(found: Found) -> list[str]:
+    """`dyad_it @ params=0.5: loss 1.1 % above dense's: a tie (-0.9 to +3.1 %)`, of what is brought to a budget."""
+    told = ((p, f"{r.first.series}: {difference(r)}") for p, _, r in found.own() if r.first.budget and r.interval)
+    return _by_place(told)
+
+
+def _quality(found: Found) -> list[str]:
+    lines = []
+    for place, dense, result in found.own():
+        constant = CONSTANT.get(result.first.task)
+        if constant and result.first.budget and result.loss and dense.loss:
+            share = (constant - result.loss) / (constant - dense.loss)
+            lines.append((place, f"{result.first.series}: {share * 100:.0f} % of what dense learns"))
+    return _by_place(lines)
+
+
+def _times(found: Found) -> list[str]:
+    ours = [t for t in found.times if t.structure in found.structures]
+    return _by_place(
+        (t.place, f"{t.series}: a step {t.speedup:.2f} times as fast as dense's ({t.ratio.q1:.2f} to {t.ratio.q3:.2f})")
+        for t in ours
+    )
+
+
+def _widths(found: Found) -> list[str]:
+    """Losses and speeds of steps of what was trained at several widths."""
+    speeds = {(t.place, t.series): t.speedup for t in found.times}
+    series: dict[tuple[str, str], dict[int, str]] = {}
+    for place, _, r in found.own():
+        if r.first.budget and r.interval:
+            speed = speeds.get((place, r.first.series))
+            faster = f" and {speed:.2f} times as fast" if speed else ""
+            said = f"{percent(r.difference)}{faster} at width {place.width}"
+            series.setdefault((place.setting, r.first.series), {})[place.width] = said
+    return [
+        f"{setting}: {name}: {', '.join(at[w] for w in sorted(at))}"
+        for (setting, name), at in series.items()
+        if len(at) > 1
+    ]
+
+
+def _blocks(found: Found) -> list[str]:
+    """Of what was trained with several numbers of blocks, at whichever budget or options."""
+    lines: dict[tuple[TrainingPlace, str], dict[int, str]] = {}
+    for place, _, r in found.own():
+        numbers = {o.get("n_blocks") for o in r.first.options.values() if isinstance(o, dict)}
+        if len(numbers) == 1 and r.interval and isinstance(number := numbers.pop(), int):
+            at = f"{number} blocks ({r.first.shares['replaced_params_share'] * 100:.3g} %): {percent(r.difference)}"
+            lines.setdefault((place, r.first.structure), {})[number] = at
+    several = ((p, f"{name}: {', '.join(at[n] for n in sorted(at))}") for (p, name), at in lines.items() if len(at) > 2)
+    return _by_place(several)
+
+
+def _order(found: Found) -> list[str]:
+    """Exponents of members of the two-factor space by omega and psi, and how far both order them."""
+    lines = []
+    for setting in dict.fromkeys(f.setting for f in found.fronts):
+        fitted = [f for f in found.fronts if f.setting == setting and f.exponent is not None]
+        members = [(seven_axes(theta), f) for f in fitted if (theta := _theta(f.series))]
+        if len(members) < 3:
+            continue
+        groups: dict[tuple[float, float], list[Front]] = {}
+        for (omega, psi, _), f in sorted(members, key=lambda m: (round(m[0][0], 2), -m[0][1])):
+            groups.setdefault((round(omega, 2), round(psi, 2)), []).append(f)
+        dense = [f"dense {_exponent(f)}" for f in fitted if f.structure == DENSE]
+        each = [f"omega {o:g}, psi {p:g}: {', '.join(map(_exponent, some))}" for (o, p), some in groups.items()]
+        said = [*dense, *each]
+        for i, name in enumerate(("omega", "psi", "nu")):
+            tau = stats.kendalltau([m[0][i] for m in members], [m[1].exponent for m in members]).statistic
+            said.append(f"Kendall's tau of exponent and {name} {tau:+.2f}")
+        lines.append(f"{setting}, {len(members)} members: {'; '.join(said)}")
+    return lines
+
+
+def _theta(series: str) -> tuple[float, ...] | None:
+    match = re.search(r"theta=\[([\d.,]+)\]", series)
+    return tuple(float(value) for value in match[1].split(",")) if match else None
+
+
+def _exponent(front: Front) -> str:
+    return f"{front.exponent:.3f} ({front.low:.3f} to {front.high:.3f})"
+
+
+MEASURES: Mapping[str, Callable[[Found], list[str]]] = {
+    "loss": _losses,
+    "quality": _quality,
+    "time": _times,
+    "both": lambda found: [*_losses(found), *_times(found)],
+    "widths": _widths,
+    "blocks": _blocks,
+    "order": _order,
+}
 
 
 def plain(run: TrainingRun) -> str:
@@ -105,29 +189,13 @@ def difference(result: Result) -> str:
     return f"{words}{': a tie' if result.verdict == TIE else ''} ({percents(result.interval)})"
 
 
+def percent(share: float | None) -> str:
+    return f"{(share or 0) * 100:+.1f} %"
+
+
 def percents(ends: tuple[float, float]) -> str:
     """`-3.1 to +4.0 %`."""
     return f"{ends[0] * 100:+.1f} to {ends[1] * 100:+.1f} %"
-
-
-def accuracy(result: Result) -> str | None:
-    found = [run.metrics["accuracy"] for run in result.runs if "accuracy" in run.metrics]
-    if not found:
-        return None
-    mean = sum(found) / len(found)
-    spread = f", {min(found):.1%} to {max(found):.1%} over {len(found)} seeds" if len(found) > 1 else ", one seed"
-    return f"{result.first.series}: accuracy {mean:.1%}{spread}; {difference(result)}"
-
-
-def recovered(result: Result) -> str | None:
-    first = result.first
-    if first.teacher_loss is None or result.loss is None or not first.start:
-        return None
-    start = first.curve[0][1]
-    return (
-        f"{first.series}: from {start:.3f} to {result.loss:.3f} in {first.steps} steps; the dense "
-        f"network it came from has {first.teacher_loss:.3f}"
-    )
 
 
 def exponent(front: Front) -> str | None:
@@ -138,3 +206,17 @@ def exponent(front: Front) -> str | None:
         f"{front.setting}: {front.series}: loss ~ FLOPs^-{front.exponent:.3f} ({front.low:.3f} to {front.high:.3f}, "
         f"{len(front.points)} points of {front.widths} widths)"
     )
+
+
+def markdown(found: Sequence[Claim]) -> str:
+    """A table of all claims: the papers' figures beside ours."""
+    lines = ["| claim | published | here | what cannot be told here |", "| --- | --- | --- | --- |"]
+    for one in found:
+        cells = (
+            f"{one.claim}<br>{one.source}",
+            f"{one.figure}<br>{one.scale}",
+            "<br>".join(one.measured),
+            one.untested,
+        )
+        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    return "\n".join(lines)

@@ -52,8 +52,19 @@ def _cells(result: Result, times: Times) -> dict[str, Cell]:
         "Step, of dense's speed": ("", "")
         if time is None
         else (words.ratio(time.speedup), f"{time.ratio.q1:.2f} to {time.ratio.q3:.2f} {flags}".strip()),
-        "Rate": (f"{first.lr:.2g}", "the end of those tried" if first.rate_at_end else ""),
+        "Rate": (
+            f"{first.lr:.2g}",
+            " ".join([*_beside(result), *(["the end of those tried"] if first.rate_at_end else [])]),
+        ),
     }
+
+
+def _beside(result: Result) -> list[str]:
+    """What the neighbouring rate costs."""
+    found = result.neighbour
+    if found is None:
+        return []
+    return [f"{found[0]:.2g}: diverged" if found[1] == float("inf") else f"{found[0]:.2g}: {found[1] * 100:+.1f} %"]
 
 
 def _mean(result: Result, key: str, form: str) -> str:
@@ -109,7 +120,4 @@ def warnings(several: Sequence[Result]) -> list[str]:
 def noise_line(known: Noise | None) -> str:
     if known is None:
         return "One seed each: it is unknown how much of a difference is noise."
-    return (
-        f"From seed to seed losses vary by {known.deviation * 100:.2f} % (standard deviation, {known.freedom} degrees "
-        "of freedom)."
-    )
+    return known.words

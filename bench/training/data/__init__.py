@@ -6,18 +6,15 @@ from pathlib import Path
 
 from bench.files.errors import UsageError, one_of
 from bench.training.data.cache import place
-from bench.training.data.records import BadData, Dataset, Images, MissingData, Text, bits_per_byte
+from bench.training.data.records import BadData, MissingData, Text
 from bench.training.data.sources import SOURCES
 from bench.training.data.tokens import Tokenizer, bpe, bytes_, characters
 
 __all__ = [
     "BadData",
-    "Dataset",
-    "Images",
     "MissingData",
     "Text",
     "Tokenizer",
-    "bits_per_byte",
     "bpe",
     "bytes_",
     "characters",
@@ -31,11 +28,11 @@ def names() -> tuple[str, ...]:
     return tuple(SOURCES)
 
 
-def load(name: str, *, root: str | Path | None = None) -> Dataset:
+def load(name: str, *, root: str | Path | None = None) -> Text:
     """One data set, checked against its checksums where it has known ones.
 
     Args:
-        name: one of `names()`, or `NAME:PATH` with the folder that holds it, as `folder:PATH` or `cifar-10:PATH`.
+        name: one of `names()`, or `NAME:PATH` with the folder that holds it, as `folder:PATH` or `babylm:PATH`.
         root: the folder, in place of `:PATH`; without either, the data set's own in the cache.
     Raises:
         UsageError: no such name, or a folder for what is built in.

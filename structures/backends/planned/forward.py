@@ -189,10 +189,10 @@ def finish(
         if bias and isinstance(op, Multiply) and _takes_bias(op.product):
             ops[fold] = replace(op, bias=True)
             return renamed(ops, name, result), extra + price(ops[fold]) - price(op)
-    if price.itemsize < 4:
+    if price.itemsize < 4 and not price.rates.placed:
         turned, left = _turned_first(left)
         ops, extra = [*ops, *turned], extra + sum(price(op) for op in turned)
-    place = Assemble(result, tuple(left), bias)
+    place = Assemble(result, tuple(left), bias, once=price.rates.placed)
     return (*ops, place), extra + price(place)
 
 
@@ -200,26 +200,45 @@ def _into_blocks(
     price: Price, result: str, chains: Sequence[tuple[Op, ...]], pieces: Sequence[Tensor], outputs: Sequence[Layout],
     *, bias: bool,
 ) -> tuple[tuple[Op, ...], float] | None:  # fmt: skip
-    """The last product of every term written where its blocks lie in the flat result, each added onto the one before.
+    """The last products of terms written where their blocks lie in the flat result, each added onto the one before.
 
-    None where a term ends otherwise, or its blocks lie with the cols outside.
+    Terms that end otherwise, or whose blocks lie with the cols outside, are added in passes of their own. None where
+    all of them do.
     """
+    ends = [
+        (chain, name, layout, output, _placeable(chain, name, output))
+        for chain, (name, layout), output in zip(chains, pieces, outputs, strict=True)
+    ]
+    ends.sort(key=lambda end: end[-1] is None)  # stable
     ops: list[Op] = []
+    left: list[tuple[str, Layout, Layout]] = []
     extra, into = 0.0, ""
-    for number, (chain, (name, _), output) in enumerate(zip(chains, pieces, outputs, strict=True)):
-        at = next((i for i, op in enumerate(chain) if op.result == name), None)
-        last = None if at is None else chain[at]
-        if not isinstance(last, Multiply) or last.into or any(name in reads(op) for op in chain):
-            return None
-        p = last.product
-        whole = (*p.rows, *p.batch, *p.cols)
-        if p.reduced or p.rows != (TOKENS,) or not p.batch or not p.cols or output != whole:
-            return None
-        target = result if number == len(chains) - 1 else f"{result}_{number}"
-        op = replace(last, result=target, into=into, bias=bias and not number, apart=False, placed=True)
+    for number, (chain, name, layout, output, last) in enumerate(ends):
+        if last is None:
+            ops, left = [*ops, *chain], [*left, (name, layout, output)]
+            continue
+        target = result if number == len(ends) - 1 else f"{result}_{number}"
+        op = replace(
+            last, result=target, into=into, bias=bias and not number, apart=False, placed=bool(last.product.batch)
+        )
         ops += [op if other is last else other for other in chain]
         extra, into = extra + price(op) - price(last), target
+    if not into:
+        return None
+    if left:
+        ops.append(Assemble(result, tuple(left), into=into))
+        extra += price(ops[-1])
     return tuple(ops), extra
+
+
+def _placeable(chain: Sequence[Op], name: str, output: Layout) -> Multiply | None:
+    """The product that ends a term, if its matrix or its blocks lie in the flat result with the cols inside."""
+    last = next((op for op in chain if op.result == name), None)
+    if not isinstance(last, Multiply) or last.into or any(name in reads(op) for op in chain):
+        return None
+    p = last.product
+    lies = p.rows == (TOKENS,) and output == (*p.rows, *p.batch, *p.cols)
+    return last if lies and p.cols and not p.reduced else None
 
 
 def _turned_first(left: Sequence[tuple[str, Layout, Layout]]) -> tuple[list[Op], list[tuple[str, Layout, Layout]]]:

@@ -146,9 +146,9 @@ class Price:
         size = self.itemsize * self.extent(op.layout)
         joined = joint(op)
         for number, (_, view, target) in enumerate(op.pieces):
-            again = TRAFFIC * self._stream(size) if number > joined else 0.0
+            again = TRAFFIC * self._stream(size) if number > joined or op.into else 0.0
             seconds += self.calls(number != 1 or not joined, 3) + self.move(view, target) + again
-        if op.bias and op.pieces[0][1][-1] != op.pieces[0][2][-1]:
+        if op.bias and not op.once and op.pieces[0][1][-1] != op.pieces[0][2][-1]:
             seconds += self.calls(1, 1) + TRAFFIC * self._stream(size)
         return seconds
 
@@ -240,7 +240,7 @@ def joint(op: Assemble) -> bool:
 
     Two pieces that are both turned are quicker one after another: 115 against 155 us for 2 x 0.5 MB.
     """
-    if op.bias or len(op.pieces) < 2 or op.pieces[0][2] != op.pieces[1][2]:
+    if op.bias or op.into or len(op.pieces) < 2 or op.pieces[0][2] != op.pieces[1][2]:
         return False
     return any(view[-1] == target[-1] for _, view, target in op.pieces[:2])
 

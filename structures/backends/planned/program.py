@@ -99,11 +99,18 @@ class Pointwise:
 
 @dataclass(frozen=True)
 class Assemble:
-    """`result` (tokens, features) = the sum of the pieces, each permuted from its view to its target, and the bias."""
+    """`result` (tokens, features) = the sum of the pieces, each permuted from its view to its target, and the bias.
+
+    Args:
+        into: an earlier tensor in the result's order that the pieces are added to (and which it replaces).
+        once: a piece that is turned and the bias take one pass, not two.
+    """
 
     result: str
     pieces: tuple[tuple[str, Layout, Layout], ...]  # name, view, target
     bias: bool = False
+    into: str = ""
+    once: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -164,7 +171,7 @@ def reads(op: Op) -> tuple[str, ...]:
     if isinstance(op, Pointwise):
         return op.left, op.right
     if isinstance(op, Assemble):
-        return tuple(name for name, _, _ in op.pieces)
+        return (*(name for name, _, _ in op.pieces), *([op.into] if op.into else []))
     if isinstance(op, Embed):
         return tuple(part.name for part in op.parts)
     return (op.source,)
@@ -265,7 +272,8 @@ def describe(op: Op, sizes: Mapping[str, int]) -> str:
         total = f", sum over {' '.join(op.contracted)}" if op.contracted else ""
         return head + f"elementwise {op.left} {_axes(op.left_view)} * {op.right} {_axes(op.right_view)}{total}"
     if isinstance(op, Assemble):
-        return head + " + ".join([f"{n} {_axes(v)}" for n, v, _ in op.pieces] + ["bias"] * op.bias)
+        into = [op.into] if op.into else []
+        return head + " + ".join([*into, *(f"{n} {_axes(v)}" for n, v, _ in op.pieces), *["bias"] * op.bias])
     if isinstance(op, Copy):
         return head + f"copy of {op.source} {_axes(op.view)}"
     if isinstance(op, Embed):

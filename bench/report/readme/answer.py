@@ -1,0 +1,148 @@
+"""The answer on the first page: six layers at a quarter of dense's parameters, what they gain and what they lose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from bench.answers.qualities import LossBeside, Qualities
+from bench.answers.question import Question, questions
+from bench.answers.verdict import RIVAL, STRUCTURE, Contender, verdict, verdicts
+from bench.files.errors import UsageError
+from bench.files.rows import Results
+from bench.files.terminal import percent
+from bench.files.vocabulary import DENSE, MODES, NARROW
+from bench.report.drawing import words
+
+DYAD = "dyad"  # how the names of its variants begin
+HEAD = ("", "layer", "parameters", "forward", "train", "loss", "agreement", "layers to mix all inputs")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One layer at a question, on every machine and in both modes, where it was fit to rank."""
+
+    name: str
+    cells: Mapping[tuple[str, str], Contender]  # machine, mode
+
+    @property
+    def first(self) -> Contender:
+        return next(iter(self.cells.values()))
+
+    @property
+    def speed(self) -> float:
+        """The geometric mean of the lower quartiles."""
+        return math.exp(sum(math.log(one.speedup.q1) for one in self.cells.values()) / len(self.cells))
+
+    @property
+    def lost(self) -> LossBeside | None:
+        """Its loss beside dense's, where that was measured."""
+        return self.first.quality.loss
+
+    def over(self, mode: str) -> str:
+        """Its speed-up in a mode, as a range over the machines."""
+        medians = [one.speedup.median for (_, own), one in self.cells.items() if own == mode]
+        if not medians or self.name == DENSE:
+            return "1" if medians else ""
+        low, high = words.ratio(min(medians)), words.ratio(max(medians))
+        return low if low == high else f"{low[:-1]} to {high}"
+
+
+def front(results: Results) -> Question:
+    """The question of the first page.
+
+    Raises:
+        UsageError: the results answer none.
+    """
+    asked = questions(results.rows)
+    if not asked:
+        raise UsageError("the results hold no structure with a speed-up: nothing can be answered")
+    return asked[0]
+
+
+def section(results: Results, qualities: Qualities) -> str:
+    """The table, where it was measured, and how often a narrower dense layer is ahead."""
+    asked = front(results)
+    roles = by_role(measured(results, asked, qualities))
+    machines = dict.fromkeys(machine for one in roles.values() for machine, _ in one.cells)
+    losses = [one.lost for one in roles.values() if one.lost]
+    said = [
+        f"At {words.share(asked.share)} of dense's parameters, {asked.in_features} {words.TIMES} {asked.out_features}, "
+        f"{words.tokens(asked.tokens)}, {asked.dtype}: speed-up over the best dense layer there is, on "
+        f"{' and '.join(machines)}.",
+        f"Loss: {losses[0].task}, beside dense's, with its interval at 95 %." if losses else "",
+        "Agreement: cosine of a converted encoder's embeddings to its own, nothing trained.",
+    ]
+    lines = [HEAD, ["---"] * 2 + ["---:"] * (len(HEAD) - 2), *(_line(role, one) for role, one in roles.items())]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join(filter(None, [table, " ".join(filter(None, said)), narrower(results)]))
+
+
+def narrower(results: Results) -> str:
+    """How often a narrower dense layer is as fast as any structure."""
+    found = [v for v in verdicts(results.rows) if v.question.equal == "params"]
+    held = [v for v in found if any(one.name == NARROW for one in v.ranking)]
+    ahead = [v for v in held if any(one.name == NARROW for one in v.rivals)]
+    if not held:
+        return ""
+    return (
+        f"**If you can change the width of the whole network, first try a narrower dense layer: it is as fast as any "
+        f"structure, or faster, in {len(ahead)} of {len(held)} comparisons at equal parameters.**"
+    )
+
+
+def measured(results: Results, asked: Question, qualities: Qualities) -> dict[str, Measured]:
+    """Every layer that was fit to rank at a question, by name, over machines and modes."""
+    machines = dict.fromkeys(q.machine for q in questions(results.rows))
+    found: dict[str, dict[tuple[str, str], Contender]] = {}
+    for machine in machines:
+        for mode in MODES:
+            here = verdict(results.rows, replace(asked, machine=machine, mode=mode), qualities)
+            for one in here.ranking:
+                found.setdefault(one.name, {})[machine, mode] = one
+    return {name: Measured(name, cells) for name, cells in found.items()}
+
+
+def by_role(every: Mapping[str, Measured]) -> dict[str, Measured]:
+    """What stands in the table, and why; structures that were fit to rank everywhere, and beat dense there."""
+    most = max((len(one.cells) for one in every.values()), default=0)
+    structures = [one for one in every.values() if one.first.kind == STRUCTURE and len(one.cells) == most]
+    faster = [one for one in structures if all(cell.beats_dense for cell in one.cells.values())]
+    known = [one for one in faster if one.lost]
+    found = {"baseline": every.get(DENSE), "narrower": every.get(NARROW), "fastest": _fastest(faster)}
+    if known:
+        kept = min(known, key=lambda one: one.lost.difference if one.lost else 0.0)
+        most_lost = kept.lost.high if kept.lost else 0.0
+        alike = [one for one in known if one.lost and one.lost.low <= most_lost]
+        found |= {"keeps most": kept, "fastest of those that keep as much": _fastest(alike)}
+    found[DYAD.upper()] = _fastest([one for one in structures if one.name.startswith(DYAD)])
+    return {role: one for role, one in found.items() if one}
+
+
+def _fastest(several: Iterable[Measured]) -> Measured | None:
+    return max(several, key=lambda one: one.speed, default=None)
+
+
+def _line(role: str, one: Measured) -> list[str]:
+    first, agreement = one.first, one.first.quality.agreement
+    return [
+        role,
+        first.label if first.kind in (DENSE, RIVAL) else f"`{one.name}`",
+        percent(first.row.params_share),
+        *(one.over(mode) for mode in MODES),
+        "0" if one.name == DENSE else _lost(one.lost),
+        f"{agreement.cosine:.2f}" if agreement else "not measured",
+        mixing(first.row.mixing_depth),
+    ]
+
+
+def _lost(loss: LossBeside | None) -> str:
+    if loss is None:
+        return "not measured"
+    return f"{loss.difference * 100:+.1f} %<br>{loss.low * 100:+.1f} to {loss.high * 100:+.1f}"
+
+
+def mixing(depth: float | None) -> str:
+    """Layers until every output sees every input; 0 stands for never."""
+    return "" if depth is None else "never" if depth == 0 else f"{depth:.0f}"
