@@ -6,6 +6,7 @@ filling in `plot.json`. Names from results files are values in data, never part 
 
 import copy
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -209,4 +210,6 @@ def files(figure: Figure) -> dict[str, bytes]:
         "resolve": {"scale": {"x": "independent", "y": "independent"}},
     }
     svg = vl_convert.vegalite_to_svg(whole, vl_version=VEGALITE, allowed_base_urls=[])
+    ids: dict[str, str] = {}  # the renderer counts on from figure to figure
+    svg = re.sub(r'(?<=id=")clip\d+|(?<=url\(#)clip\d+', lambda id: ids.setdefault(id[0], f"clip{len(ids)}"), svg)
     return {".svg": svg.encode("utf-8"), ".png": vl_convert.svg_to_png(svg, scale=1.5)}

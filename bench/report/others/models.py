@@ -57,7 +57,7 @@ def section(file: File, number: int = 0) -> Section:
         lead="The feed-forward matrices of a pretrained encoder are replaced by the nearest structured ones; nothing "
         f"is trained afterwards. Cosine 1 keeps every embedding of held-out sentences. {_best(rows)}",
         run=file.run,
-        sheets=[Sheet(said=told[:2], charts=[drawn], tables=tables)],
+        sheets=[Sheet(said=told, charts=[drawn], tables=tables)],
         figure=Figure("encoder", "A pretrained encoder, converted", told, [drawn], 1, 560) if not number else None,
     )
 

@@ -10,9 +10,9 @@ from dataclasses import asdict
 from typing import Any
 
 from bench.answers.qualities import Qualities
-from bench.answers.question import Question, machine_names, questions, rival
+from bench.answers.question import Question, machine_names, rival
 from bench.answers.sentence import sentence
-from bench.answers.verdict import DENSE, Contender, Verdict, verdict
+from bench.answers.verdict import DENSE, Contender, Verdict, verdicts
 from bench.files.rows import Refusal, Results, Row
 from bench.files.terminal import digits
 from bench.report.drawing import style, words
@@ -22,7 +22,6 @@ def data(results: Results, qualities: Qualities) -> dict[str, Any]:
     """Rows, verdicts and looks, as JSON."""
     place = {id(row): i for i, row in enumerate(results.rows)}
     machines = machine_names(results.runs)
-    verdicts = [verdict(results.rows, one, qualities, results.refusals) for one in questions(results.rows)]
     rows = [_row(row, machines[id(row.run)]) for row in results.rows]
     looks = {shown["look"]: _look(row) for shown, row in zip(rows, results.rows, strict=True)}
     roofs = [
@@ -30,7 +29,7 @@ def data(results: Results, qualities: Qualities) -> dict[str, Any]:
     ]
     return {
         "rows": rows,
-        "questions": [_question(one, place) for one in verdicts],
+        "questions": [_question(one, place) for one in verdicts(results.rows, qualities, results.refusals)],
         "looks": {name: look.json for name, look in looks.items()},
         "roofs": roofs,
         "missing": list(qualities.missing().values()),

@@ -97,7 +97,8 @@ def _within(front: Front, budget: str | None) -> bool:
 
 def _claims(found: Sequence[claims.Claim]) -> PageTable:
     lines = [
-        [one.claim, f"{one.source}; {one.scale}", " \N{BULLET} ".join(one.measured), one.untested] for one in found
+        [one.claim, f"{one.figure}; {one.source}; {one.scale}", " \N{BULLET} ".join(one.measured), one.untested]
+        for one in found
     ]
     headings = ("Claim", "Source and scale", "Measured here", "Not tested, and why")
     caption = "No line here confirms or refutes a claim made at another scale."
