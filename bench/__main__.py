@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,10 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Commands on results files of the sweep.")
     commands = parser.add_subparsers(dest="command", required=True)
-    report = commands.add_parser("report", help="draw results as one HTML page, SVG and PNG figures and CSV")
-    written = "files written by pytest bench --benchmark-json=..., by minilm and by coordinates, in any number"
+    report = commands.add_parser("report", help="draw results as one HTML page, with CSV beside it")
+    written = "files of the sweep, train, minilm, search, coordinates, in any number; those of one machine are merged"
     report.add_argument("results", nargs="+", type=Path, help=written)
     report.add_argument("-o", "--output", type=Path, default=Path("report"), help="folder to write into")
+    report.add_argument("--figures", action="store_true", help="also draw a few pictures for papers, into figures/")
     report.set_defaults(run=_report)
     merge = commands.add_parser("merge", help="join shards of one sweep into one results file")
     merge.add_argument("results", nargs="+", type=Path, help="files of one machine, commit and set of versions")
@@ -117,24 +119,9 @@ def _add_recommend(recommend: argparse.ArgumentParser) -> None:
 
 def _add_readme(readme: argparse.ArgumentParser) -> None:
     add = readme.add_argument
-    add("results", nargs="+", type=Path, help="files of one machine, commit and set of versions")
-    add("--into", type=Path, required=True, metavar="FILE", help="a README with the markers of the section of results")
-    add("--figure", type=Path, required=True, metavar="FILE", help="the PNG to write; the SVG is written beside it")
-    add("--budget", default="params=0.25", metavar="SHARE", help="what is held equal (params=0.25)")
-    add("--mode", default="forward", metavar="WORD", help="forward (default) or train")
-    add("--tokens", type=count, metavar="N", help="rows of the input (default: where most structures were measured)")
-    add("--dtype", "--dtypes", default="float32", metavar="WORD", help="float32 (default), bfloat16, ...")
-    add("--device", default="cpu", metavar="WORD", help="cpu (default) or cuda")
-    add("--threads", type=count, metavar="N")
-    add("--clock", metavar="WORD", help=" or ".join(CLOCKS))
-    add(
-        "--encoder",
-        type=Path,
-        metavar="FILE",
-        help="a file of `bench minilm`: its table and, beside the figure, its plot",
-    )
-    said = "files of `bench train`: table and figure of the first, published claims beside what all of them say"
-    add("--training", type=Path, nargs="+", default=(), metavar="FILE", help=said)
+    add("results", nargs="*", type=Path, help="files of the sweep, train, minilm (those of bench/results)")
+    add("--into", type=Path, required=True, metavar="FILE", help="a README with markers, as <!-- answer -->")
+    add("--pictures", type=Path, metavar="FOLDER", help="where to draw them (bench/results)")
     readme.set_defaults(run=_readme)
 
 
@@ -188,9 +175,9 @@ def _coordinates(arguments: argparse.Namespace) -> tuple[str, int]:
 
 
 def _report(arguments: argparse.Namespace) -> tuple[str, int]:
-    from bench.report import read_all, write
+    from bench.report import report
 
-    return write(*read_all(arguments.results), arguments.output), 0
+    return report(arguments.results, arguments.output, arguments.figures), 0
 
 
 def _merge(arguments: argparse.Namespace) -> tuple[str, int]:
@@ -230,11 +217,16 @@ def _recommend(arguments: argparse.Namespace) -> tuple[str, int]:
 
 
 def _readme(arguments: argparse.Namespace) -> tuple[str, int]:
-    from bench.report.readme import write as readme
+    from bench.answers import inputs, qualities
+    from bench.report.readme import write
 
-    place = readme.PanelChoice(**{key: getattr(arguments, key) for key in readme.PanelChoice.__dataclass_fields__})
-    given = (arguments.encoder, arguments.training)
-    return readme.write(read(arguments.results), arguments.into, arguments.figure, place, *given), 0
+    def run(line: str) -> str:
+        own = _parser().parse_args(shlex.split(line)[3:])
+        return str(own.run(own)[0])
+
+    paths = arguments.results or sorted(qualities.COMMITTED.glob("*/[cg]pu*.json"))
+    given = inputs.read(paths, qualities.KINDS)
+    return write.write(arguments.into, given, arguments.pictures or qualities.COMMITTED, run), 0
 
 
 if __name__ == "__main__":

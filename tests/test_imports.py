@@ -76,8 +76,8 @@ WITHOUT_TORCH = (
 )
 # folders of bench/ -> what comes with none of their modules
 BENCH_WITHOUT = {
-    "bench.files": ("torch", "altair", "jinja2"),
-    "bench.answers": ("torch", "structures", "altair", "jinja2"),
+    "bench.files": ("torch", "vl_convert", "jinja2"),
+    "bench.answers": ("torch", "structures", "vl_convert", "jinja2"),
     "bench.report": ("torch", "structures"),
 }
 # `einsum` is a field of an entry and a backend too; `dense` is a word; both may stand alone in code
@@ -130,12 +130,12 @@ MUST_FAIL_ARROWS: list[tuple[str, str, str]] = [
     ("structures/models/swap.py", "from bench.files import rows\n", "bench"),
     ("structures/models/swap.py", "import tests.contract\n", "tests"),
     ("bench/files/rows.py", "import torch\n", "torch"),
-    ("bench/files/kinds.py", "import altair as alt\n", "altair"),
+    ("bench/files/kinds.py", "import vl_convert\n", "vl_convert"),
     ("bench/files/kinds.py", "from bench.report.drawing import style\n", "bench.report"),
     ("bench/answers/verdict.py", "from bench.report.drawing import words\n", "bench.report"),
-    ("bench/report/sweep/charts.py", "import structures\n", "structures"),
+    ("bench/report/sweep/data.py", "import structures\n", "structures"),
     ("bench/report/deep/er.py", "from structures.spec import Spec\n", "structures"),
-    ("bench/report/sweep/charts.py", "from bench.sweep import points\n", "bench.sweep"),
+    ("bench/report/sweep/data.py", "from bench.sweep import points\n", "bench.sweep"),
     ("bench/minilm/run.py", "from bench.search import run\n", "bench.search"),
     ("bench/sweep/cell.py", "from bench.modules import timed\n", "bench.modules"),
 ]
@@ -149,7 +149,7 @@ MUST_PASS_ARROWS: list[tuple[str, str]] = [
     ("structures/algebra/rank.py", "from structures.language.entry import Entry\n"),
     ("structures/__init__.py", "from structures.linear import StructuredLinear\n"),
     ("bench/sweep/points.py", "import torch\nimport structures\n"),
-    ("bench/report/sweep/charts.py", "import altair\nfrom bench.files.rows import Row\n"),
+    ("bench/report/sweep/data.py", "import vl_convert\nfrom bench.files.rows import Row\n"),
 ]
 MUST_FAIL_NAMES: list[str] = [
     'if name == "monarch":\n    pass\n',

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from bench_runs import QUICK, environment
 
 import structures
 from bench.__main__ import main
@@ -36,9 +39,42 @@ def test_every_python_block_runs(block, in_a_folder_with_the_yaml, capsys):
 
 def test_the_answer_shown_is_what_the_command_says(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    (line,) = re.findall(r"python -m bench (recommend .*)", README)
+    (line,) = re.findall(r"(?m)^python -m bench (recommend bench/.*)", README)
     assert main(line.split()) == 0
-    assert capsys.readouterr().out.strip() == blocks("text")[0].strip(), f"run: python -m bench {line}"
+    assert capsys.readouterr().out.strip() == blocks("text")[0].strip(), "run: python -m bench readme --into README.md"
+
+
+# what makes a line of a sweep short enough for a test
+SHORT = ["--widths=64", "--tokens=4", "--mode=forward", "--dtypes=float32", "--budget=params=0.25", "--no-controls"]
+
+
+def test_every_line_from_a_structure_to_its_place_in_the_picture_runs(in_a_folder_with_the_yaml, tmp_path):
+    lines = [line.partition(" #")[0].split() for line in blocks("bash")[2].strip().splitlines()]
+    assert len(lines) == 5
+    measured = ["pytest", "bench", "--structures=dyad_it", "--benchmark-json=results.json"]
+    for words in (measured, *lines):
+        words = [{"1024": "64", "128": "4" if "recommend" in words else "128"}.get(word, word) for word in words]
+        done = sweep(tmp_path, *words[2:], *SHORT) if words[0] == "pytest" else shell(tmp_path, *words[1:])
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+    assert "low_rank_blocks" in done.stdout and "merged results.json, mine.json" in done.stdout
+    assert "low_rank_blocks" in (tmp_path / "report/index.html").read_text(encoding="utf-8")
+
+
+def sweep(folder, *options):
+    (folder / "plugin_quick.py").write_text(QUICK)
+    given = ["-p", "plugin_quick", "--benchmark-precision=0.9", f"--rootdir={ROOT}", "-p", "no:cacheprovider"]
+    return shell(folder, "-m", "pytest", str(ROOT / "bench"), *given, *options)
+
+
+def shell(folder, *words):
+    return subprocess.run([sys.executable, *words], cwd=folder, env=environment(), capture_output=True, text=True)
+
+
+def test_every_other_line_of_the_shell_is_one_that_is_run_elsewhere():
+    """The sweep, its report, the tests; recommend above; the five lines of a structure."""
+    told = [line for block in blocks("bash") for line in block.strip().splitlines()]
+    assert len(told) == 3 + 5 and all("&& .venv/bin/p" in line for line in told[:2])
+    assert told[2].startswith("python -m bench recommend bench/results/")
 
 
 def test_the_first_page_is_short():

@@ -108,11 +108,15 @@ def _shares(measured: Sequence[Row], equal: str) -> list[float]:
 
 
 def machine_names(runs: Sequence[Run]) -> dict[int, str]:
-    """A name for each run's machine, by id: its processor, and whatever else sets it apart from the other runs."""
-    known = runs[0].machine if runs else ()
-    keys = [key for key in known if len({run.machine[key] for run in runs}) > 1 and key not in ("cpu", "gpu")]
+    """A name for each run's machine, by id: its processors, and what sets it apart from other runs on the same ones."""
     names = {}
     for run in runs:
-        gpu = [] if run.machine["gpu"] == "none" else [run.machine["gpu"]]
-        names[id(run)] = ", ".join([run.machine["cpu"], *gpu, *(f"{key} {run.machine[key]}" for key in keys)])
+        same = [other.machine for other in runs if _hardware(other) == _hardware(run)]
+        differ = [key for key, value in run.machine.items() if any(other[key] != value for other in same)]
+        names[id(run)] = ", ".join([*_hardware(run), *(f"{key} {run.machine[key]}" for key in differ)])
     return names
+
+
+def _hardware(run: Run) -> tuple[str, ...]:
+    cpu, gpu = run.machine["cpu"], run.machine["gpu"]
+    return (cpu,) if gpu == "none" else (cpu, gpu)

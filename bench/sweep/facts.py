@@ -13,6 +13,7 @@ import structures
 from bench.sweep.points import Point
 from bench.sweep.request import read_options
 from bench.sweep.subject import Subject
+from structures import registry
 from structures.structure import Structure
 
 
@@ -25,6 +26,7 @@ def counted(point: Point, what: Subject, x: Tensor) -> dict[str, Any]:
     options = read_options(point.options) if point.is_dense else dict(structure.options)
     return asdict(point) | {
         "options": json_options(options),
+        **({} if point.control or registry.is_builtin(point.structure) else {"own": True}),  # of a user's registry file
         "backend": what.backend,
         "params": structure.params,
         "params_share": structure.params / (point.in_features * point.out_features),

@@ -282,8 +282,8 @@ def test_only_the_columns_that_may_be_cut_are_cut() -> None:
     assert [percent(value) for value in (0.25, 0.125, 0.002, 12.0)] == ["25 %", "12.5 %", "0.2 %", "1200 %"]
 
 
-def test_neither_torch_nor_structures_nor_altair_is_imported(tmp_path: Path) -> None:
+def test_neither_torch_nor_structures_nor_charts_are_imported(tmp_path: Path) -> None:
     modules = "bench.__main__, bench.files.merge, bench.answers.compare_text, bench.answers.recommend_text"
-    code = f"import sys, {modules}; print({{'torch', 'structures', 'altair'}} & set(sys.modules))"
+    code = f"import sys, {modules}; print({{'torch', 'structures', 'vl_convert'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert (done.stdout, done.stderr) == ("set()\n", "")

@@ -308,7 +308,7 @@ WITHOUT_CHARTS = """
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("altair", "vl_convert", "jinja2", "torch"):
+        if name.partition(".")[0] in ("vl_convert", "jinja2", "torch"):
             raise ModuleNotFoundError(name=name)
 sys.meta_path.insert(0, Absent())
 from bench.__main__ import main

@@ -12,20 +12,18 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from test_report import MARKUP, Elements, at, saved, small
+from test_report import MARKUP, Elements, at, embedded, rendered, saved, small
 
 from bench import report
 from bench.__main__ import main
 from bench.files import kinds
 from bench.files.errors import UsageError
+from bench.files.fields import load
 from bench.files.journal import Records
 from bench.files.run import RunRecord
 from bench.machine import setup
-from bench.report import page
-from bench.report.drawing import curve as curves
-from bench.report.drawing import sections, style
+from bench.report.drawing import style
 from bench.report.others import models, widths
-from bench.report.sweep import panels
 from bench.training import width_check
 
 torch = pytest.importorskip("torch")
@@ -92,105 +90,57 @@ def growing() -> dict[str, Any]:
     return {"structures": section | {"rows": rows, "refused": []}}
 
 
-def rendered(folder: Path, *contents: Any) -> str:
-    results, beside = report.read_all(saved(folder, *contents))
-    found = panels.panels(results)
-    made = report.all_views(results, found, {row.structure for row in results.rows if not row.control})
-    return page.render(results, found, made, beside)
-
-
 # -- the report
 
 
 @pytest.mark.parametrize("content", [encoder(), growing()], ids=["minilm", "coordinates"])
-def test_a_file_of_its_own_makes_a_page_and_a_figure(
-    content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_of_its_own_makes_a_page_and_the_encoder_a_picture(content: dict[str, Any], tmp_path: Path) -> None:
     [path] = saved(tmp_path, content)
     out = tmp_path / "report"
-    assert main(["report", str(path), "-o", str(out)]) == 0
-    stem = "encoder" if content["structures"]["kind"] == "minilm" else "widths"
-    assert {file.name for file in out.iterdir()} == {"index.html", f"{stem}.svg", f"{stem}.png"}
-    assert (out / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
-    text = " ".join(ElementTree.fromstring((out / f"{stem}.svg").read_bytes()).itertext())
-    for said in ("dyad_it", "dense", "Made-up CPU", "2 threads", "torch 2.13", "2031-02-03", "0123456789ab"):
-        assert said in text
-    assert "points" in capsys.readouterr().out
+    assert main(["report", str(path), "-o", str(out), "--figures"]) == 0
     shown = (out / "index.html").read_text()
-    assert 'href="#curves"' not in shown and "No point was measured" not in shown and 'id="how"' in shown
+    for said in ("dyad_it", "Made-up CPU", "2 threads", "torch 2.13", "2031-02-03", "0123456789ab"):
+        assert said in shown
+    assert 'id="answer"' not in shown
+    if content["structures"]["kind"] == "minilm":
+        text = " ".join(ElementTree.fromstring((out / "figures/encoder.svg").read_bytes()).itertext())
+        assert "dense" in text and "monarch 50 %" in text and "Made-up CPU" in text
 
 
 def test_the_sections_stand_beside_the_sweep(tmp_path: Path) -> None:
     text = rendered(tmp_path, growing(), small(shapes=[(256, 256)]), encoder())
-    order = [text.index(f'id="{id}"') for id in ("curves", "encoder", "widths", "refused", "how")]
+    order = [text.index(f'class="tab{kind}" id="{id}"') for kind, id in (("", "answer"), (" section", "encoder"),
+             (" section", "widths"), ("", "data"))]  # fmt: skip
     assert order == sorted(order)
-    elements = Elements(text)
-    data = json.loads(elements.scripts[0])
-    assert [len(drawing["specs"]) for drawing in data["sections"]] == [2, 2] and len(data["rows"]) == 6
-    for drawing, id in zip(data["sections"], ("encoder", "widths"), strict=True):
-        titles = re.findall(r'class="drawing" data-name="([^"]*)"', text.split(f'id="{id}"')[1])
-        assert set(drawing["specs"]) <= set(titles)
+    data = embedded(text)
+    assert len(data["charts"]) == 1 + 2 and len(data["rows"]) == 6
+    assert set(re.findall(r'data-chart="(\d+)"', text)) == {"0", "1", "2"}
 
 
 def test_the_table_is_sorted_by_agreement_and_names_the_best(tmp_path: Path) -> None:
     text = rendered(tmp_path, encoder())
     cosines = [
-        float(value) for value in re.findall(r'<td data-v="([^"]*)">[01]\.\d{3}</td>\s*<td data-v="0\.5">50\.0 %', text)
+        float(value) for value in re.findall(r'<td data-v="([^"]*)">\s*[01]\.\d{3}\s*</td>\s*<td data-v="0\.5">', text)
     ]
     assert len(cosines) == 18 and cosines == sorted(cosines, reverse=True)
     plain = re.sub(r"<[^>]*>|\s+", " ", text)
-    assert re.search(r"At 50 % of dense parameters of these layers the best agreement is that of +monarch", plain)
-    assert "n_blocks=4 at 384x1536; n_blocks=8 at 1536x384" in plain and "3, stopped" in plain
-    assert "the nearest share is 0.003" in plain
+    assert "At 50 % the best is monarch" in plain
+    assert "n_blocks=4 at 384x1536; n_blocks=8 at 1536x384" in plain and "the nearest share is 0.003" in plain
 
 
-def test_dyad_keeps_its_colour_and_the_fill_tells_plain_from_aware(tmp_path: Path) -> None:
-    [path] = saved(tmp_path, encoder())
-    found = models.section(kinds.parse(str(path), encoder(), report.KINDS))
-    looks = {(row.structure, row.way, row.budget): look for row, look in found.content["rows"]}
-    for (structure, way, _), look in looks.items():
-        if way != "control":
-            assert look.hollow == (way == "plain")
-            assert (look.colour == style.DYAD) == structure.startswith("dyad")
-
-
-def test_a_structure_looks_alike_in_every_section_and_panel(tmp_path: Path) -> None:
-    results, beside = report.read_all(saved(tmp_path, growing(), small(shapes=[(256, 256)]), encoder()))
-    names = sorted(beside[0].structures)
-    assert {"dyad_it", "low_rank", "monarch"} <= set(names) == set(beside[1].structures)
-    own = sections.looks(names)
-    for panel in panels.panels(results):
-        for curve in panel.curves:
-            if curve.kind == curves.STRUCTURE:
-                assert style.styles(panel.curves, names)[curve.id] == own[curve.structure]
-    drawn = {row.structure: look.marker for row, look in beside[0].content["rows"] if row.way == "aware"}
-    assert drawn == {name: own[name].marker for name in drawn}
-
-
-@pytest.mark.parametrize(
-    ("points", "wanted"),
-    [
-        ([], []),
-        ([(1, 1), (0.5, 0.9), (0.5, 0.8), (0.6, 0.85), (0, 0.4)], [4, 1, 0]),
-        ([(0.5, 0.5), (0.5, 0.5)], [0]),
-        ([(2, 0.1), (1, 0.2)], [1]),
-    ],
-)
-def test_the_front_holds_what_nothing_beats(points: list[tuple[float, float]], wanted: list[int]) -> None:
-    assert models.front(points) == wanted
+def test_the_fill_tells_plain_from_aware_and_looks_are_the_structures_own() -> None:
+    chart = models.chart(models.read(kinds.parse("file", encoder(), report.KINDS)))
+    looks = {(s.label, s.look.hollow): s.look for s in chart.series}
+    assert {looks["dyad_it 50 %", hollow].colour for hollow in (True, False)} == {style.DYAD}
+    assert looks["monarch 50 %", False].marker == style.look("monarch").marker
+    assert [s.label for s in chart.series if s.named][-1] != "dense" or chart.beside
 
 
 def test_growth_is_told_and_what_overflowed_is_not_finite(tmp_path: Path) -> None:
-    found = widths.section(kinds.parse("file", growing(), report.KINDS))
-    lines = dict(found.content["pairs"])
-    assert [lines["dense"][True].stays, lines["dense"][False].stays, lines["low_rank"][False].stays] == [
-        True,
-        False,
-        False,
-    ]
-    assert lines["dense"][False].growth == pytest.approx(16) and lines["low_rank"][False].growth is None
-    text = rendered(tmp_path, growing())
-    assert text.count("not finite") == 2
+    lines = {(line.structure, line.scaled): line for line in widths.read(kinds.parse("file", growing(), report.KINDS))}
+    assert lines["dense", True].stays and not lines["dense", False].stays and not lines["low_rank", False].stays
+    assert lines["dense", False].growth == pytest.approx(16) and lines["low_rank", False].growth is None
+    assert rendered(tmp_path, growing()).count("not finite") == 1
 
 
 def test_text_from_a_file_is_data_and_never_markup(tmp_path: Path) -> None:
@@ -209,10 +159,8 @@ def test_text_from_a_file_is_data_and_never_markup(tmp_path: Path) -> None:
     elements = Elements(text)
     assert [tag for tag, _ in elements.tags if tag in ("script", "img", "iframe")] == ["script"] * 3
     assert not [name for _, attributes in elements.tags for name in attributes if name.startswith("on")]
-    for drawing in json.loads(elements.scripts[0])["sections"]:
-        assert set(MARKUP) <= {record["label"] for record in drawing["rows"]}
-        bare = [{k: v for k, v in spec.items() if k != "datasets"} for spec in drawing["specs"].values()]
-        assert not any(name in json.dumps(bare) for name in ("alert", "dyad", "monarch", "constructor"))
+    labels = {series["label"] for chart in embedded(text)["charts"] for series in chart["series"]}
+    assert set(MARKUP) <= {label.removesuffix(" 50 %") for label in labels}
 
 
 SECTION = ("structures",)
@@ -421,7 +369,7 @@ def test_activations_of_every_width_are_written_and_drawn(tmp_path: Path) -> Non
     assert {(r["structure"], r["scaled"], r["width"]) for r in rows} == {
         (name, scaled, width) for name in ("dyad_it", "dense") for scaled in (True, False) for width in (32, 64)
     }
-    assert "Activations as width grows" in rendered(tmp_path, json.loads((tmp_path / "out.json").read_text()))
+    assert "keeps its activations at one size" in rendered(tmp_path, json.loads((tmp_path / "out.json").read_text()))
 
 
 @pytest.mark.parametrize(
@@ -450,21 +398,13 @@ def test_the_readme_shows_every_conversion_and_its_plot(tmp_path: Path) -> None:
 
     content = encoder()
     content["structures"]["rows"].append(row("kronecker", "sequential", 0.003, 0.4, 1.1, budget=None))
-    made = readme_encoder.encoder(saved(tmp_path, content)[0])
-    lines = [line for line in made.text.splitlines() if line.startswith("| `") or "(control)" in line]
+    [path] = saved(tmp_path, content)
+    text, figure = readme_encoder.section(kinds.parse(str(path), load(path), (kinds.MINILM,)))
+    lines = [line for line in text.splitlines() if line.startswith("| `") or "(control)" in line]
     assert len(lines) == 2 + 4 * 2 + 1
     assert lines[0] == "| dense (control) | 100 % | 1.00 (50 %) | 1.00 (50 %) | 1.00 (50 %) |  |"
     assert "| `monarch` | 50 % | 0.65 (50 %) | 0.95 (50 %) |  | 1.2\N{MULTIPLICATION SIGN} |" in lines
     assert "| `kronecker` | 0.3 % |  |  | 0.40 (50 %) | 1.1\N{MULTIPLICATION SIGN} |" in lines
-    assert "nearest outputs, in order" in made.text
-    assert "`kronecker` 50 % of dense parameters: the nearest share is 0.003" in made.text
-    assert made.plot[".png"].startswith(b"\x89PNG") and b"<svg" in made.plot[".svg"]
-    assert {path.name for path in readme_encoder.files(made, tmp_path / "figure.png")} == {"encoder.png", "encoder.svg"}
-
-
-def test_a_file_of_another_kind_is_no_encoder(tmp_path: Path) -> None:
-    from bench.report.readme import encoder as readme_encoder
-
-    for content in (growing(), small()):
-        with pytest.raises(UsageError, match="is no file of `python -m bench minilm`"):
-            readme_encoder.encoder(saved(tmp_path, content)[0])
+    assert "nearest outputs, in order" in text
+    assert "`kronecker` (50 % of dense parameters): the nearest share is 0.003" in text
+    assert figure and figure.name == "encoder"

@@ -1,4 +1,4 @@
-"""The report: from results files, made up here and never measured, to pages, figures and tables."""
+"""The report: from results files, made up here and never measured, to a page, pictures and tables."""
 
 import copy
 import csv
@@ -7,7 +7,7 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -15,16 +15,18 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import vl_convert
 
 from bench import report
 from bench.__main__ import main
+from bench.answers import inputs
+from bench.answers.qualities import NONE
 from bench.files.fields import BadResults
 from bench.files.rows import Results, Spread, read
 from bench.report import page
-from bench.report.drawing import layout, style, views, words
-from bench.report.drawing.curve import CONTROL, DENSE, STRUCTURE, Curve
-from bench.report.sweep import breaks, charts, panels, pareto, verdicts, winners
-from bench.report.sweep.charts import specifications
+from bench.report.drawing import layout, plot, style, words
+from bench.report.drawing.plot import Axis, Chart, Guide, PlotPoint, PlotSeries
+from bench.report.sweep import data, tables
 
 # name: share of dense parameters at its own options, FLOPs per parameter, share of the saving that arrives when large
 STRUCTURES = {
@@ -218,17 +220,16 @@ def results(folder: Path, *contents: Any) -> Results:
     return read(saved(folder, *contents))
 
 
-def rendered(found: Results) -> str:
-    """The page alone, without the static figures that take seconds to draw."""
-    made = panels.panels(found)
-    structures = {row.structure for row in found.rows if not row.control}
-    return page.render(found, made, report.all_views(found, made, structures))
+def rendered(folder: Path, *contents: Any) -> str:
+    """The page of files, with no quality but theirs."""
+    given = inputs.read(saved(folder, *contents), report.KINDS)
+    return page.render(given.results, report.made(given), NONE)
 
 
-def viewed(found: Results, group: str) -> list[views.View]:
-    """The views of one group, as the page shows them."""
-    structures = {row.structure for row in found.rows if not row.control}
-    return [view for view in report.all_views(found, panels.panels(found), structures) if view.group == group]
+def embedded(text: str) -> dict[str, Any]:
+    """What the page's script draws."""
+    found: dict[str, Any] = json.loads(Elements(text).scripts[0])
+    return found
 
 
 class Elements(HTMLParser):
@@ -250,35 +251,48 @@ class Elements(HTMLParser):
             self.scripts[-1] += data
 
 
-def test_the_command_writes_the_page_and_all_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    [path] = saved(tmp_path, small(shapes=[(256, 256), (512, 512), (768, 3072)]))
+def test_the_command_writes_the_page_and_csv_and_pictures_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [path] = saved(
+        tmp_path, made_up(structures=SMALL, shapes=SQUARES[:2], tokens=(128,), budgets={"params=0.25": 0.25})
+    )
     out = tmp_path / "report"
+    assert main(["report", str(path), "-o", str(out), "--figures"]) == 0
+    assert "24 points, 0 refused" in capsys.readouterr().out
+    pictures = {file.name for file in (out / "figures").iterdir()}
+    named = {f"{name}.{kind}" for name in ("speed-up", "dyad") for kind in ("svg", "png")}
+    assert pictures - {"quality.svg", "quality.png"} == named  # losses are those committed, where there are any
+    sheet = set(ElementTree.fromstring((out / "figures/dyad.svg").read_bytes()).itertext())
+    assert {"FLOPs of a call", "parameters", "time of a call", "dyad_it", "dyad_ot"} <= sheet and "monarch" not in sheet
+    assert any("Made-up CPU" in said for said in sheet) and (out / "figures/dyad.png").read_bytes()[1:4] == b"PNG"
+    (out / "figures/mine.svg").write_text("a user's own")
+    (out / "training.csv").write_text("of an earlier run")
     assert main(["report", str(path), "-o", str(out)]) == 0
-    assert "18 points in 1 panels, 0 refused" in capsys.readouterr().out
-    place = "float32-cpu-2-threads"
-    stems = [f"params-0.25-forward-128-tokens-{place}", f"params-0.25-forward-128-tokens-{place}-shapes"]
-    layers = [f"pareto-{shape}-forward-128-tokens-{place}" for shape in ("256x256", "512x512", "768x3072")]
-    others = [f"winners-{place}", f"roofline-forward-{place}", *layers]
-    files = {f"{stem}.{kind}" for stem in (*stems, *others) for kind in ("svg", "png")}
-    assert {file.name for file in out.iterdir()} == files | {"index.html", "points.csv", "refused.csv"}
-    for name in sorted(files):
-        content = (out / name).read_bytes()
-        if name.endswith("png"):
-            assert content.startswith(b"\x89PNG")
-        elif name.startswith("params"):
-            assert {"dyad_it", "dyad_ot", "monarch", "dense_narrow"} <= set(ElementTree.fromstring(content).itertext())
-        else:
-            assert any("Made-up CPU" in text for text in ElementTree.fromstring(content).itertext())
-    links = {attributes["href"] for tag, attributes in Elements((out / "index.html").read_text()).tags if tag == "a"}
-    assert {link for link in links if link and not link.startswith("#")} == files | {"points.csv"}
+    assert {file.name for file in out.iterdir()} == {"index.html", "points.csv", "refused.csv", "figures"}
+    assert {file.name for file in (out / "figures").iterdir()} == {"mine.svg"}
+
+
+def test_files_of_one_machine_are_merged_and_others_stand_beside_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, mine = small(), small(structures={"mine": (0.25, 2.0, 0.9)})
+    mine["benchmarks"][0]["stats"]["median"] *= 1.01  # dense is in both, timed twice
+    other = small(cpu="Second CPU")
+    out = tmp_path / "report"
+    assert main(["report", *map(str, saved(tmp_path, first, mine, other)), "-o", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 2 and "merged" in said and "results0.json" in said and "results1.json" in said
+    shown = embedded((out / "index.html").read_text())
+    here = [q for q in shown["questions"] if q["pick"]["machine"].startswith("Made-up CPU")]
+    assert {"mine", "monarch"} <= {shown["rows"][one["i"]]["name"] for one in here[0]["ranking"]}
+    assert len({q["pick"]["machine"] for q in shown["questions"]}) == 2
 
 
 def test_the_tables_hold_every_point_and_every_refusal(tmp_path: Path) -> None:
     content = small(structures={"blast": STRUCTURES["blast"]}, shapes=[(256, 256), (512, 512)])
     content["benchmarks"][0]["extra_info"]["spare"] = {"unknown": 1}
     found = results(tmp_path, content)
-    from bench.report.sweep import tables
-
     tables.write_points(found, tmp_path / "points.csv")
     tables.write_refused(found, tmp_path / "refused.csv")
     with (tmp_path / "points.csv").open(newline="") as points, (tmp_path / "refused.csv").open(newline="") as refused:
@@ -296,7 +310,7 @@ def test_neither_torch_nor_structures_is_imported() -> None:
 
 
 def test_the_page_asks_for_nothing_outside_itself(tmp_path: Path) -> None:
-    text = rendered(results(tmp_path, small()))
+    text = rendered(tmp_path, small())
     elements = Elements(text)
     policy = next(a["content"] for tag, a in elements.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy and "default-src 'none'" in policy and "unsafe-eval" not in policy
@@ -325,34 +339,20 @@ def test_text_from_a_file_is_data_and_never_markup(tmp_path: Path) -> None:
     content["structures"]["refused"].append(refusal(MARKUP[1], None, f"{MARKUP[0]}\n\x00", (1, 1), 1, "forward", "cpu"))
     for row in content["benchmarks"]:
         row["extra_info"] |= {"flags": [MARKUP[0]], "options": {MARKUP[1]: MARKUP[0]}}
-    text = rendered(results(tmp_path, content))
+    text = rendered(tmp_path, content)
     elements = Elements(text)
     assert [tag for tag, _ in elements.tags if tag in ("script", "img", "iframe")] == ["script"] * 3
     assert not [name for _, attributes in elements.tags for name in attributes if name.startswith("on")]
-    data = json.loads(elements.scripts[0])
-    stem = "params-0.25-forward-128-tokens-float32-cpu-2-threads"
-    assert set(MARKUP) <= {record["label"] for record in data["views"][stem]["records"]}
+    assert set(MARKUP) <= {row["name"] for row in embedded(text)["rows"]}
     assert not set("<>&") & set(elements.scripts[0]) and "\u2028" not in text
     assert text.encode("utf-8")
 
 
-def test_no_specification_holds_a_name_from_a_file(tmp_path: Path) -> None:
-    content = small(structures={"hostile.name[0]": (0.25, 2.0, 0.5), **SMALL}, shapes=[*SQUARES, (768, 3072)])
-    for row in (b["extra_info"] for b in content["benchmarks"]):
-        row["activation_bytes"] = 4096
-    more = copy.deepcopy([b for b in content["benchmarks"] if b["extra_info"]["structure"] == "hostile.name[0]"])
-    for row in more:
-        row["extra_info"]["backend"] = "hostile.backend[0]"
-    found = results(tmp_path, content | {"benchmarks": content["benchmarks"] + more})
-    made = report.all_views(found, panels.panels(found), {"hostile.name[0]", *SMALL})
-    assert {view.group for view in made} == {"winners", "curves", "pareto", "roofline", "memory", "backends"}
-    for view in made:
-        assert set(view.specifications) == {*view.draw(300)}
-        for chart in view.draw("container").values():
-            chart.to_dict()  # meets Vega-Lite's schema, which the report itself does not check
-        for spec in view.specifications.values():
-            spec = {key: value for key, value in spec.items() if key != "datasets"}
-            assert not [name for name in ("hostile", "dyad", "monarch", "narrow") if name in json.dumps(spec)]
+def test_no_specification_holds_a_name_from_a_file() -> None:
+    chart = a_chart("hostile.name[0]", "monarch")
+    made = plot.spec(chart, 300)
+    bare = json.dumps({key: value for key, value in made.items() if key != "datasets"})
+    assert "hostile" not in bare and "monarch" not in bare and "hostile" in json.dumps(made["datasets"])
 
 
 def at(*keys: Any, value: Any) -> Callable[[Any], Any]:
@@ -475,279 +475,79 @@ def test_the_same_point_twice_is_kept_once_if_equal_and_refused_if_not(tmp_path:
         results(tmp_path, first | {"benchmarks": first["benchmarks"] + second["benchmarks"]})
 
 
-def test_machines_commits_and_clocks_never_share_a_panel(tmp_path: Path) -> None:
-    other = small()
-    other["structures"]["run"]["commit"] = "fedcba9876543210"
-    contents = [small(), other, small(cpu="Second CPU"), small(device="cuda", clock="device"), small(device="cuda")]
-    made = panels.panels(results(tmp_path, *contents))
-    assert len(made) == 5
-    for panel in made:
-        places = {(tuple(row.run.machine.items()), row.device, row.clock) for row in panel.rows}
-        assert len(places) == 1
-    assert len({panel.choices["Machine"] + panel.choices["Device"] for panel in made}) == 5
-    assert any("commit fedcba987654" in panel.machine for panel in made)
-
-
-def test_dense_and_the_controls_are_in_every_panel(tmp_path: Path) -> None:
-    made = panels.panels(results(tmp_path, made_up(tokens=(128,))))
-    assert sorted({panel.budget or "" for panel in made}) == ["", "params=0.125", "params=0.25", "params=0.5"]
-    for panel in made:
-        kinds = {curve.label: curve.kind for curve in panel.curves}
-        assert kinds["dense"] == DENSE and kinds["nn.Linear"] == CONTROL
-        assert ("dense_narrow" in kinds) == (panel.budget is not None)
-        assert {row.budget for row in panel.rows} <= {None, panel.budget}
-    assert (made[0].budget, made[0].mode, made[0].tokens) == ("params=0.25", "forward", 128)
-
-
-def test_a_budget_that_only_controls_meet_has_no_panel(tmp_path: Path) -> None:
-    content = made_up(tokens=(128,), modes=("forward",), structures={"monarch": STRUCTURES["monarch"]})
-    content["benchmarks"] = [b for b in content["benchmarks"] if b["extra_info"]["series"] != "monarch @ params=0.5"]
-    made = panels.panels(results(tmp_path, content))
-    assert {panel.budget for panel in made} == {"params=0.125", "params=0.25", None} and len(made) == 3
-    content["benchmarks"] = [b for b in content["benchmarks"] if b["extra_info"]["structure"] != "monarch"]
-    [panel] = panels.panels(results(tmp_path, content))
-    assert panel.budget is None and {curve.label for curve in panel.curves} == {"dense", "nn.Linear"}
-
-
-def test_backends_are_curves_of_their_own(tmp_path: Path) -> None:
-    content = small(structures={"monarch": STRUCTURES["monarch"]})
-    for backend in ("einsum",):
-        extra = [copy.deepcopy(b) for b in content["benchmarks"] if b["extra_info"]["structure"] == "monarch"]
-        for row in extra[:4]:
-            row["extra_info"]["backend"] = backend
-        content["benchmarks"] += extra[:4]
-    [panel] = panels.panels(results(tmp_path, content))
-    labels = {curve.label: curve.kind for curve in panel.curves}
-    assert labels["monarch · einsum"] == labels["monarch · planned"] == STRUCTURE
-    assert all(len({row.backend for row in curve.rows}) == 1 for curve in panel.curves)
-
-
-def test_a_backend_chosen_anew_at_each_width_leaves_one_curve(tmp_path: Path) -> None:
-    content = small()
-    for row in (b["extra_info"] for b in content["benchmarks"]):
-        row["backend"] = "addmm" if row["in_features"] < 1024 else "bmm"
-    [panel] = panels.panels(results(tmp_path, content))
-    assert [len(curve.rows) for curve in panel.curves] == [4] * 6
-    assert {curve.backends for curve in panel.curves} == {"addmm, bmm"}
-
-
-def test_rectangles_are_in_no_curve_against_width(tmp_path: Path) -> None:
-    [panel] = panels.panels(results(tmp_path, small(shapes=[*SQUARES, (768, 3072)])))
-    assert {row.in_features for curve in panel.curves for row in curve.squares} == {256, 512, 1024, 2048}
-    made = specifications(panel, style.styles(panel.curves, ["dense_narrow", *SMALL]), width=300)
-    assert list(made) == ["speedup", "time", "flops", "params", "speedup by shape", "time by shape"]
-    squares = json.dumps(made["time"].to_dict())
-    assert '{"filter": "datum.square"}' in squares and "1536" not in squares
-
-
-def with_speedups(folder: Path, *speedups: float) -> Curve:
-    """The curve of one structure, with the given speed-ups at widths 256, 512, ..."""
-    content = small(structures={"monarch": STRUCTURES["monarch"]}, shapes=SQUARES[: len(speedups)])
-    rows = [b["extra_info"] for b in content["benchmarks"] if b["extra_info"]["structure"] == "monarch"]
-    for row, value in zip(rows, speedups, strict=True):
-        row["speedup"] = {"median": value, "q1": value, "q3": value, "rounds": 9}
-    [panel] = panels.panels(results(folder, content))
-    return next(curve for curve in panel.curves if curve.structure == "monarch")
-
-
-@pytest.mark.parametrize(
-    ("speedups", "width", "said"),
-    [
-        ((0.5, 2.0), 512, "512"),
-        ((0.5, 2.0, 0.5, 2.0), 2048, "2048"),
-        ((2.0, 4.0), 256, "256 or less"),
-        ((2.0, 0.5), None, "not within what was measured"),
-        ((1.0, 1.0), None, "not within what was measured"),
-    ],
-)
-def test_break_even_is_the_width_from_which_on_a_structure_is_faster(
-    speedups: tuple[float, ...], width: int | None, said: str, tmp_path: Path
-) -> None:
-    row, sentence = verdicts.break_even(with_speedups(tmp_path, *speedups).rows)
-    assert sentence == said and (row and row.in_features) == width
-
-
-def test_a_median_above_1_does_not_break_even_where_the_lower_quartile_is_below(tmp_path: Path) -> None:
-    content = small(structures={"monarch": STRUCTURES["monarch"]}, shapes=SQUARES[:2])
-    rows = [b["extra_info"] for b in content["benchmarks"] if b["extra_info"]["structure"] == "monarch"]
-    for row, low in zip(rows, (1.01, 0.99), strict=True):
-        row["speedup"] = {"median": 1.2, "q1": low, "q3": 1.3, "rounds": 9}
-    [table] = breaks.tables(panels.panels(results(tmp_path, content)))
-    [cell] = table.lines["monarch"].values()
-    assert cell.start is None and cell.said == "not within what was measured" and cell.arrived == "30 % at 512"
-
-
-def test_the_saving_that_arrives_is_the_speedup_over_the_saving_in_flops(tmp_path: Path) -> None:
-    [row] = with_speedups(tmp_path, 3.0).rows
-    assert row.dense_flops / row.flops == 4
-    assert row.arrival == 0.75
+# -- what the page shows
 
 
 def with_all_speedups(speeds: dict[str, tuple[float, float, float]], **changes: Any) -> dict[str, Any]:
-    """Made-up results in which structures have these speed-ups (median, q1, q3) everywhere, and controls 9."""
+    """Made-up results in which structures have these speed-ups (median, q1, q3) everywhere."""
     content = small(**changes)
     for row in (b["extra_info"] for b in content["benchmarks"]):
-        given = (9.0, 9.0, 9.0) if row["control"] else speeds.get(row["structure"])
+        given = speeds.get(row["structure"])
         if given:
             row["speedup"] = dict(zip(("median", "q1", "q3", "rounds"), (*given, 9), strict=True))
+            row["flags"] = []
     return content
 
 
-def test_the_overview_names_the_fastest_and_what_cannot_be_told_from_it(tmp_path: Path) -> None:
-    speeds = {"dyad_it": (3.0, 2.9, 3.1), "dyad_ot": (2.95, 2.8, 3.05), "monarch": (1.5, 1.4, 1.6)}
-    found = results(tmp_path, with_all_speedups(speeds))
-    made = panels.panels(found)
-    rows = [(label, row) for label, row in verdicts.candidates(made[0]) if row.in_features == 2048]
-    best = verdicts.best(rows)
-    assert best and (best.label, best.close, best.after, best.dense) == ("dyad_it", ("dyad_ot",), "dyad_ot", False)
-    assert best.tie and best.lead == pytest.approx(3.0 / 2.95)
-    said = winners.sentence(made, made[0])
-    assert "forward, float32 on cpu: of the 4 layers measured, dyad_it is fastest at 4; 4 of these are ties" in said
-    assert "The largest gain is dyad_it's, 3.0" in said and said in rendered(found).replace("&#39;", "'")
-    [view] = viewed(found, "winners")
-    assert [record["margin"].split("\n")[1] for record in view.records] == ["tie"] * 4
+def test_every_question_has_its_verdict_and_every_row_stands_once(tmp_path: Path) -> None:
+    speeds = {
+        "dyad_it": (3.0, 2.9, 3.1),
+        "dyad_ot": (2.95, 2.8, 3.05),
+        "monarch": (1.5, 1.4, 1.6),
+        "dense_narrow": (2, 1.9, 2.1),
+    }
+    found = results(tmp_path, with_all_speedups(speeds, shapes=[*SQUARES, (768, 3072)]))
+    shown = data.data(found, NONE)
+    assert len(shown["rows"]) == len(found.rows)
+    assert {q["pick"]["layer"] for q in shown["questions"]} == {
+        "256x256",
+        "512x512",
+        "1024x1024",
+        "2048x2048",
+        "768x3072",
+    }
+    assert {q["pick"]["held"] for q in shown["questions"]} == {"25 % of dense parameters", "25 % of dense FLOPs"}
+    first = shown["questions"][0]
+    names = [shown["rows"][one["i"]]["name"] for one in first["ranking"]]
+    assert names[:3] == ["dyad_it", "dyad_ot", "dense_narrow"] and names[-1] in ("dense", "monarch")
+    assert [one["speed"] for one in first["ranking"]][:2] == ["3.00", "2.95"] and first["ranking"][0]["tied"]
+    assert first["sentence"].startswith("Take dyad_it: 3.00 times faster") and shown["missing"]
+    assert shown["rows"][first["winner"]]["name"] == shown["rows"][first["best"]]["name"] == "dyad_it"
 
 
-@pytest.mark.parametrize(
-    ("speeds", "dense", "close", "lead"),
-    [
-        ({"dyad_it": (0.8, 0.7, 0.9), "dyad_ot": (0.5, 0.4, 0.6)}, True, (), 1.25),
-        ({"dyad_it": (0.8, 0.7, 1.1), "dyad_ot": (0.5, 0.4, 0.6)}, True, ("dyad_it",), 1.25),
-        ({"dyad_it": (1.6, 1.4, 1.7), "dyad_ot": (0.5, 0.4, 0.6)}, False, (), 1.6),
-        ({"dyad_it": (1.2, 0.9, 1.4), "dyad_ot": (0.5, 0.4, 0.6)}, False, ("dense",), 1.2),
-        ({"dyad_it": (3.0, 2.9, 3.1), "dyad_ot": (2.0, 1.9, 2.1)}, False, (), 1.5),
-    ],
-)
-def test_dense_may_win_and_may_tie(
-    speeds: dict[str, tuple[float, float, float]], dense: bool, close: tuple[str, ...], lead: float, tmp_path: Path
-) -> None:
-    structures = {name: STRUCTURES[name] for name in speeds}
-    found = results(tmp_path, with_all_speedups(speeds, structures=structures, shapes=[(256, 256)]))
-    made = panels.panels(found)
-    best = verdicts.best(verdicts.candidates(made[0]))
-    assert best and (best.dense, best.close, best.lead) == (dense, close, pytest.approx(lead))
-    said = winners.sentence(made, made[0])
-    assert ("dense stays ahead at 1" in said) == dense == ("No structure is faster than dense there." in said)
+def test_a_flagged_row_is_not_ranked_and_says_why(tmp_path: Path) -> None:
+    content = with_all_speedups({"dyad_it": (3.0, 2.9, 3.1), "monarch": (1.5, 1.4, 1.6)})
+    for row in (b["extra_info"] for b in content["benchmarks"] if b["extra_info"]["structure"] == "dyad_it"):
+        row["flags"] = ["load"]
+    shown = data.data(results(tmp_path, content), NONE)
+    for question in shown["questions"]:
+        below = {shown["rows"][one["i"]]["name"]: one for one in question["below"]}
+        assert below["dyad_it"]["doubts"] == ("flagged load",) and "rank" not in below["dyad_it"]
 
 
-def test_a_control_wins_nothing(tmp_path: Path) -> None:
-    content = with_all_speedups({"dyad_it": (2.0, 1.9, 2.1)}, structures={"dyad_it": STRUCTURES["dyad_it"]})
-    for row in (b["extra_info"] for b in content["benchmarks"] if b["extra_info"]["control"]):
-        row["speedup"] = {"median": 50.0, "q1": 49.0, "q3": 51.0, "rounds": 9}
-    found = results(tmp_path, content)
-    [panel] = panels.panels(found)
-    assert {row.structure for _, row in verdicts.candidates(panel)} == {"dyad_it"}
-    [cells] = {tuple(record["name"] for record in view.records) for view in viewed(found, "winners")}
-    assert set(cells) == {"dyad_it"}
-    assert not [view for view in viewed(found, "pareto") for _, rows in view.content["fronts"].values() for row in rows
-                if row.control]  # fmt: skip
+def test_an_entry_of_a_users_registry_is_marked(tmp_path: Path) -> None:
+    content = small(structures={"mine": (0.25, 2.0, 0.9), **SMALL})
+    for row in (b["extra_info"] for b in content["benchmarks"] if b["extra_info"]["structure"] == "mine"):
+        row["own"] = True
+    rows = data.data(results(tmp_path, content), NONE)["rows"]
+    assert {row["name"] for row in rows if row.get("own")} == {"mine"}
 
 
-def test_a_front_holds_those_that_no_other_of_as_much_cost_outruns() -> None:
-    points = [(0.25, 0.5), (0.25, 0.4), (0.5, 0.45), (0.125, 0.42), (1.0, 1.0), (0.01, 0.1)]
-    assert [points[i] for i in pareto.front(points)] == [(0.01, 0.1), (0.25, 0.4), (0.5, 0.45), (1.0, 1.0)]
-    assert pareto.front([]) == []
-
-
-def test_flops_executed_are_shown_beside_those_counted_where_they_differ(tmp_path: Path) -> None:
-    content = small(shapes=[(256, 256), (512, 512)])
-    [panel] = panels.panels(found := results(tmp_path, content))
-    assert "executed" not in specifications(panel, style.styles(panel.curves, ["dense_narrow", *SMALL]), width=300)
-    assert {tuple(view.content["fronts"]) for view in viewed(found, "pareto")} == {("parameters", "FLOPs")}
-    for info in (b["extra_info"] for b in content["benchmarks"] if b["extra_info"]["structure"] == "monarch"):
-        info["executed_flops"] = 4 * info["flops"]
-    [panel] = panels.panels(found := results(tmp_path, content))
-    made = specifications(panel, style.styles(panel.curves, ["dense_narrow", *SMALL]), width=300)
-    assert list(made) == ["speedup", "time", "flops", "executed", "params"]
-    for view in viewed(found, "pareto"):
-        assert (
-            list(view.content["fronts"])
-            == ["parameters", "FLOPs", "FLOPs executed"]
-            == [chart.removeprefix("Time against ") for chart in view.specifications]
-        )
-        ratios = {row.structure: record["executed_share"] / record["flops_share"]
-                  for row, record in zip(view.rows, view.records, strict=True)}  # fmt: skip
-        assert ratios.pop("monarch") == 4 and set(ratios.values()) == {1}
-    assert (
-        f"<small>{words.span([row.executed_share for row in found.rows if row.structure == 'monarch'])} executed"
-        in (rendered(found))
-    )
-
-
-def test_backends_of_one_layer_are_set_against_each_other(tmp_path: Path) -> None:
-    content = with_all_speedups({"dyad_it": (2.0, 1.9, 2.1)}, structures={"dyad_it": STRUCTURES["dyad_it"]},
-                                shapes=[(256, 256)])  # fmt: skip
-    assert viewed(results(tmp_path, content), "backends") == []
-    ours = next(b for b in content["benchmarks"] if b["extra_info"]["structure"] == "dyad_it")
-    for backend, speed in (("einsum", (1.0, 0.9, 1.1)), ("bmm", (1.95, 1.85, 2.05))):
-        other = copy.deepcopy(ours)
-        other["extra_info"]["backend"] = backend
-        other["extra_info"]["speedup"] = dict(zip(("median", "q1", "q3", "rounds"), (*speed, 9), strict=True))
-        content["benchmarks"].append(other)
-    [view] = viewed(results(tmp_path, content), "backends")
-    [contest] = view.content["contests"]
-    assert [row.backend for row in contest.rows] == ["planned", "bmm", "einsum"]
-    assert contest.tie and contest.lead == pytest.approx(2.0 / 1.95)
-    assert [record["won"] for record in view.records] == [True, False, False]
-    assert [label for _, label, _ in view.legend] == ["planned", "bmm", "einsum"]
-
-
-def test_the_roofline_says_what_binds_each_point(tmp_path: Path) -> None:
-    content = small()
-    bounds = ("arithmetic", "memory", "calls")
-    for i, row in enumerate(b["extra_info"] for b in content["benchmarks"]):
-        row["roofline"] = {"bound": bounds[i % 3], "fraction": 0.5}
-    limit = content["structures"]["roofline"][0]
-    limit["copy_bytes_per_s_by_size"] = [[1e6, 9e10], [1e8, 1.8e10]]
-    found = results(tmp_path, content)
-    [view] = viewed(found, "roofline")
-    assert view.content["limits"].cache_bytes_per_s == 9e10
-    assert {record["c"] for record in view.records} == set(bounds)
-    for record in view.records:
-        row = view.rows[record["i"]]
-        assert record["c"] == row.bound and not row.control
-        assert record["rate"] == row.executed_flops / row.time.median
-        assert record["intensity"] == row.executed_flops / row.bytes
-    limit["dtype"] = "bfloat16"  # of another dtype: says nothing about these points
-    assert viewed(results(tmp_path, content), "roofline") == []
-
-
-def test_memory_is_drawn_where_rows_say_what_was_saved(tmp_path: Path) -> None:
-    content = small(modes=("train",))
-    assert viewed(results(tmp_path, content), "memory") == []
-    for row in (b["extra_info"] for b in content["benchmarks"]):
-        row |= {"activation_bytes": 1000, "checkpoint_bytes": 2000, "peak_bytes": 9000, "energy_joules": 0.5}
-    found = results(tmp_path, content)
-    [view] = viewed(found, "memory")
-    saved_ = [record for record in view.records if record.get("part") == "saved for backward"]
-    held = [record for record in view.records if record.get("part") == "parameters"]
-    assert {record["end"] for record in saved_} == {1000} and len(saved_) == 4
-    assert all(record["end"] - record["start"] == view.rows[record["i"]].params * 4 for record in held)
-    assert [record["end"] for record in view.records if record.get("mark") == "checkpoint"] == [2000] * 4
-    assert [record["end"] for record in view.records if record.get("mark") == "allocator peak"] == [9000] * 4
-    text = rendered(found)
-    assert "Energy was not measured" not in text and "500 mJ a call" in text
-    assert "Energy was not measured" in rendered(results(tmp_path, small()))
-
-
-def test_every_chart_can_be_linked_to(tmp_path: Path) -> None:
-    tags = Elements(rendered(results(tmp_path, small(shapes=[*SQUARES, (768, 3072)])))).tags
-    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
-    links = {a["href"][1:] for tag, a in tags if tag == "a" and (a.get("href") or "").startswith("#") and a["href"]}
-    drawings = [attributes for _, attributes in tags if attributes.get("class") == "drawing"]
-    assert len(ids) == len(set(ids)) and links <= set(ids)
-    assert (
-        len([link for link in links if "." in link and link.rpartition(".")[2].isdigit()])
-        == len(drawings)
-        == 6 + 10 + 2
-    )
+def test_a_gpu_stands_beside_the_cpu_under_the_machine(tmp_path: Path) -> None:
+    contents = [small(), small(device="cuda", clock="device"), small(device="cuda")]
+    for content in contents[1:]:
+        content["structures"]["run"]["device_names"] = {"cpu": "Made-up CPU @ 2.00GHz", "cuda": "Made-up GPU"}
+    machines = dict.fromkeys(q["pick"]["machine"] for q in data.data(results(tmp_path, *contents), NONE)["questions"])
+    assert len(machines) == 3
+    assert any("Made-up GPU" in name and name.endswith("device clock") for name in machines)
+    assert any("Made-up GPU" not in name and ", cpu, 2 threads" in name for name in machines)
 
 
 def test_an_incomplete_run_is_said_to_be_one(tmp_path: Path) -> None:
     content = small()
-    assert "not complete" not in rendered(results(tmp_path, content))
+    assert "not complete" not in rendered(tmp_path, content)
     content["structures"]["run"]["complete"] = False
-    assert "is not complete: points are missing" in rendered(results(tmp_path, content))
+    assert "is not complete: points are missing" in rendered(tmp_path, content)
 
 
 SPARSE = {
@@ -759,37 +559,84 @@ SPARSE = {
 
 
 @pytest.mark.parametrize("content", SPARSE.values(), ids=SPARSE)
-def test_a_sparse_file_still_makes_a_page(content: dict[str, Any], tmp_path: Path) -> None:
-    found = results(tmp_path, content)
-    text = rendered(found)
-    data = json.loads(Elements(text).scripts[0])
-    assert len(data["rows"]) == len(found.rows)
-    assert {record["i"] for view in data["views"].values() for record in view["records"]} == set(range(len(found.rows)))
-    assert ("No point was measured" in text) == (not found.rows)
+def test_a_sparse_file_still_makes_a_page_and_pictures(content: dict[str, Any], tmp_path: Path) -> None:
+    [path] = saved(tmp_path, content)
+    assert main(["report", str(path), "-o", str(tmp_path / "out"), "--figures"]) == 0
+    found = read([path])
+    assert len(embedded((tmp_path / "out/index.html").read_text())["rows"]) == len(found.rows)
 
 
-def test_curves_differ_without_their_colours(tmp_path: Path) -> None:
-    for panel in panels.panels(results(tmp_path, made_up(tokens=(128,), modes=("forward",)))):
-        looks = style.styles(panel.curves, list(STRUCTURES))
-        seen = [(look.marker, look.dash, look.hollow) for look in looks.values()]
-        assert len(seen) >= 13 and len(set(seen)) == len(seen)
-        dyad = {looks[curve.id].colour for curve in panel.curves if curve.structure.startswith("dyad")}
-        assert dyad == {style.DYAD} != {looks[curve.id].colour for curve in panel.curves if curve.kind == DENSE}
+# -- drawing
+
+
+def a_chart(*labels: str, beside: bool = False) -> Chart:
+    series = [
+        PlotSeries(label, style.look(label), [PlotPoint(x, 2.0 + i, {"title": label}, 1.9 + i, 3) for x in (1, 10)])
+        for i, label in enumerate(labels)
+    ]  # fmt: skip
+    return Chart("Made up", Axis("x"), Axis("y", "s"), series, [Guide([(1.0, 2.0), (100.0, 2.0)])], 300, beside)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_chart_is_a_specification_that_vega_takes(beside: bool) -> None:
+    chart = a_chart("dyad_it", "monarch", "dense", beside=beside)
+    whole = plot.spec(chart, 400) | {"config": plot.PARTS["config"]}
+    svg = vl_convert.vegalite_to_svg(whole, vl_version=plot.VEGALITE)
+    assert {"dyad_it", "monarch", "dense"} <= set(ElementTree.fromstring(svg).itertext())
+    with pytest.raises(ValueError, match="conversion failed"):
+        vl_convert.vegalite_to_svg(whole | {"layer": [{"mark": {"type": "nothing"}}]}, vl_version=plot.VEGALITE)
+
+
+def test_a_look_follows_from_the_name_alone() -> None:
+    assert style.look("pixelfly") == style.look("pixelfly") != style.look("monarch")
+    assert [style.look(name).colour for name in ("block_diagonal", "low_rank", "monarch")] == [
+        "#0072B2",
+        "#7A8B00",
+        "#B5386E",
+    ]
+    dyad = [style.look(name) for name in ("dyad_it", "dyad_ot", "dyad_dt")]
+    assert {look.colour for look in dyad} == {style.DYAD} and len({look.marker for look in dyad}) == 3
+    assert style.look("dense") == style.PLAIN and style.look("dense_narrow", True).colour == style.GREY
+    seen = [(look.marker, look.colour) for look in map(style.look, STRUCTURES)]
+    assert len(set(seen)) == len(seen)
 
 
 @pytest.mark.parametrize("wanted", [[], [5], [50, 50, 50], [0, 1, 99, 100], [100] * 8, list(range(0, 100, 12))])
-def test_labels_stay_in_order_and_apart(wanted: list[float]) -> None:
-    placed = layout.apart({str(i): w for i, w in enumerate(wanted)}, 12, 100)
-    heights = [placed[str(i)] for i in range(len(wanted))]
+def test_names_at_the_edge_stay_in_order_and_apart(wanted: list[float]) -> None:
+    heights = layout.apart(wanted, 12, 100)
     assert heights == sorted(heights)
     assert all(b - a >= 12 - 1e-9 for a, b in pairwise(heights))
     assert all(0 <= height <= 100 + 1e-9 for height in heights)
 
 
-@pytest.mark.parametrize("limits", [(0.9, 1.3), (0.04, 12.0), (1e-5, 2.0), (3e6, 4e12)])
-def test_an_axis_has_a_few_round_ticks(limits: tuple[float, float]) -> None:
-    ticks = layout.ticks(*limits)
-    assert 2 <= len(ticks) <= 9 and limits[0] <= min(ticks) and max(ticks) <= limits[1]
+def test_names_beside_points_touch_nothing_and_are_left_out_where_there_is_no_room() -> None:
+    crowd = [("name", 100.0 + i % 3, 100.0 + i // 3) for i in range(20)]
+    marks = [(x - 5, y - 5, x + 5, y + 5) for _, x, y in crowd]
+    found = layout.free(crowd, marks, 400, 300)
+    assert 1 <= sum(side is not None for side in found) <= len(layout.SIDES) and None in found
+    assert layout.free([("one", 50, 50)], [(45, 45, 55, 55)], 400, 300) == [layout.SIDES[0]]
+    assert layout.free([("one", 50, 50)], [(45, 45, 55, 55), (56, 45, 90, 55)], 400, 300) != [layout.SIDES[0]]
+
+
+@pytest.mark.parametrize(
+    ("points", "wanted"),
+    [
+        ([], []),
+        ([(1, 1), (0.5, 0.9), (0.5, 0.8), (0.6, 0.85), (0, 0.4)], [4, 1, 0]),
+        ([(0.5, 0.5), (0.5, 0.5)], [0]),
+        ([(2, 0.1), (1, 0.2)], [1]),
+    ],
+)
+def test_the_front_holds_what_nothing_beats(points: Sequence[tuple[float, float]], wanted: list[int]) -> None:
+    assert layout.front(points) == wanted
+    assert len(layout.stairs(points)) == max(0, 2 * len(points) - 1)
+
+
+@pytest.mark.parametrize("log", [True, False])
+@pytest.mark.parametrize("limits", [(0.9, 1.3), (0.04, 12.0), (1e-5, 2.0), (3e6, 4e12), (2.0, 2.01)])
+def test_an_axis_has_a_few_round_ticks(limits: tuple[float, float], log: bool) -> None:
+    ticks = layout.ticks(*limits, log)
+    assert 2 <= len(ticks) <= 11 and limits[0] <= min(ticks) and max(ticks) <= limits[1]
 
 
 def test_numbers_are_written_for_readers() -> None:
@@ -800,15 +647,3 @@ def test_numbers_are_written_for_readers() -> None:
     assert [words.share(v) for v in (0.25, 0.125, 0.002, 1.0, 15.0)] == ["25 %", "12.5 %", "0.2 %", "100 %", "1500 %"]
     assert words.quartiles(Spread(3.0, 2.9, 3.1, 9)) == "2.9 to 3.1"
     assert [words.error(e) for e in (None, 1.2e-7, {"y": 1e-7, "dx": 3e-7})] == ["", "1.2e-07", "3.0e-07"]
-
-
-def test_every_chart_says_what_it_shows(tmp_path: Path) -> None:
-    found = results(tmp_path, small())
-    text = rendered(found)
-    for quantity in charts.QUANTITIES:
-        assert quantity.field == "executed" or quantity.title in text  # executed FLOPs are shown where they differ
-    captions = [part.split("</figcaption>")[0] for part in text.split("<figcaption>")[1:]]
-    assert len(captions) == 1 + 1 + 4 + 1  # of the winner map, the curves, the fronts at four widths, the roofline
-    where = ("Made-up CPU", "float32", "2 threads", "host clock", "mallopt", "torch 2.13", "2031-02-03", "012345678")
-    for caption in captions:
-        assert not [said for said in where if said not in caption]

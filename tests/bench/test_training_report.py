@@ -16,6 +16,7 @@ from test_report import saved, small
 from bench.__main__ import main
 from bench.answers import losses, training_rows
 from bench.files import kinds
+from bench.files.errors import UsageError
 from bench.files.fields import Fields
 from bench.report.readme import training as readme_training
 from bench.report.training import claims, fronts, grammar, tables
@@ -249,11 +250,10 @@ def test_a_file_makes_a_page_figures_and_a_table(tmp_path: Path) -> None:
     [path] = saved(tmp_path, document(whole()))
     out = tmp_path / "report"
     assert main(["report", str(path), "-o", str(out)]) == 0
-    for stem in ("beside-1", "costs-1", "curves-1", "fronts-1", "blocks-1"):
-        assert (out / f"training-{stem}.png").read_bytes().startswith(b"\x89PNG")
     text = (out / "index.html").read_text()
     for said in ("dyad_it @ params=0.25", "a tie", "1 diverged", "degrees of freedom", "Published claims",
-                 "Recovered loss against steps", "Numbers of blocks", "100 steps of 512 tokens",
+                 "Loss beside dense&#39;s", "Loss while training against FLOPs", "Exponents",
+                 "Recovered loss against steps", "Loss against the number of blocks", "100 steps of 512 tokens",
                  "Dense&#39;s loss was still falling"):  # fmt: skip
         assert said in text, said
     with (out / "training.csv").open(encoding="utf-8") as file:
@@ -303,35 +303,27 @@ def test_grammar_is_told_from_chance_phenomenon_by_phenomenon(tmp_path: Path) ->
     [path] = saved(tmp_path, document(rows))
     out = tmp_path / "report"
     assert main(["report", str(path), "-o", str(out)]) == 0
-    assert (out / "training-grammar-1.png").read_bytes().startswith(b"\x89PNG")
     text = (out / "index.html").read_text()
     assert "Minimal pairs decided rightly" in text and "chance is 50%" in text
-    assert readme_training._phenomena([results[0].first.place], {results[0].first.place: results}) == (
-        "*grammar*: of 2 phenomena, 2 (agreement, pronoun case) differ from chance in any network, at 95 % for all "
-        "together."
-    )
     rows[0]["grammar_by_phenomenon"]["agreement"]["accuracy"] = 1.5
     [path] = saved(tmp_path, document(rows))
     assert main(["report", str(path), "-o", str(out)]) == 2
 
 
-def test_the_readme_takes_the_figure_and_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    [path] = saved(tmp_path, document(whole()))
-    sweep = Path(__file__).parents[2] / "bench/results/intel-xeon/cpu.json"
-    readme = tmp_path / "README.md"
-    markers = ["<!-- results -->", "<!-- end of results -->", "<!-- training -->", "<!-- end of training -->", ""]
-    readme.write_text("\n".join(markers))
-    words = ["readme", str(sweep), "--into", str(readme), "--figure", str(tmp_path / "figure.png")]
-    assert main([*words, "--training", str(path)]) == 0
-    text = readme.read_text()
-    assert "](training.png)" in text and (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+def test_the_readme_shows_the_tasks_that_tell_something(tmp_path: Path) -> None:
+    away = [row("removed", 3.0, seed, width) for seed in range(3) for width in (128, 256)]
+    text, figure = readme_training.section([parsed(document([*whole(), *away]), tmp_path)])
     assert "| `dyad_it` | tie, +" in text and "`dense_narrow` (control)" in text and "still falling" in text
-    assert main([*words, "--training", str(path)]) == 0
-    assert "nothing changed" in capsys.readouterr().out
+    assert figure and figure.name == "training"
     few = [r for r in whole() if r["seed"] == 0 and r["phase"] == "train"]
-    [path] = saved(tmp_path, document(few))
-    assert main([*words, "--training", str(path)]) == 2
-    assert "several seeds of dense" in capsys.readouterr().err and readme.read_text() == text
+    for rows in (few, whole()):  # one seed alone; no control without the layers
+        with pytest.raises(UsageError, match="no structure beside dense at equal parameters with several seeds"):
+            readme_training.section([parsed(document(rows), tmp_path)])
+
+
+def parsed(content: dict[str, Any], folder: Path) -> kinds.File:
+    [path] = saved(folder, content)
+    return kinds.parse(str(path), json.loads(path.read_text()), (kinds.TRAINING,))
 
 
 @pytest.mark.parametrize(

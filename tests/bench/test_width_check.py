@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from test_minilm import rendered, run_of
+from test_minilm import run_of
+from test_report import rendered
 from test_structure import TAXONOMY
 
 import structures
-from bench import report
 from bench.__main__ import main
+from bench.files import kinds
+from bench.report.others import widths
 from bench.sweep.named import NAMED
 from bench.training import width_check
 from structures.algebra.taxonomy import seven_axes
@@ -115,9 +117,9 @@ def test_widths_are_two_or_more(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_the_committed_run_holds_every_entry_and_every_named_point() -> None:
     path = Path(__file__).parents[2] / "bench/results/intel-xeon/coordinates.json"
-    _, [section] = report.read_all([path])
-    lines = dict(section.content["pairs"])
-    missing = {label: name for label, (name, _) in width_check.subjects().items() if label not in lines}
+    found = widths.read(kinds.parse(str(path), json.loads(path.read_text()), (kinds.COORDINATES,)))
+    lines = {(line.structure, line.scaled): line for line in found}
+    missing = {label: name for label, (name, _) in width_check.subjects().items() if (label, True) not in lines}
     assert all(getattr(structures.get(name), "gate", ()) for name in missing.values())  # experts: no fixed weight
-    assert {name for name, both in lines.items() if not both[True].stays} == set()
-    assert sum(not both[False].stays for both in lines.values()) > 10  # what the rule is for
+    assert {name for (name, scaled), line in lines.items() if scaled and not line.stays} == set()
+    assert sum(not line.stays for (_, scaled), line in lines.items() if not scaled) > 10  # what the rule is for

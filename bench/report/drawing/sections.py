@@ -1,111 +1,102 @@
-"""Sections of the page beside the sweep's: files of other kinds, and charts of named points.
-
-A point's label is a value of its record and its look goes by its id, so no name from a file is part of a specification.
-"""
+"""Sections of the page beside the sweep's: what a file of another kind says, in sentences, charts and tables."""
 
 import csv
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import altair as alt
 
 from bench.files.cells import harmless
 from bench.files.rows import Run
 from bench.files.vocabulary import VERSIONS
-from bench.report.drawing import figures, style
-from bench.report.drawing.figures import Width
+from bench.report.drawing import words
+from bench.report.drawing.plot import Chart, Figure
 from bench.report.drawing.style import Style
-from bench.report.drawing.views import View
 
-RECORDS = alt.NamedData("rows")
-LABEL_GAP = 12  # pixels from one label to the next
 
-Charts = Mapping[str, alt.LayerChart]  # by title
+@dataclass(frozen=True)
+class PageCell:
+    """What stands in a cell: words, in small what is to be said of them, and what a sorted column goes by."""
+
+    text: str
+    small: str = ""
+    value: float | None = None
+    look: Style | None = None
+    strong: bool = False
+    tint: str = ""  # a background, as CSS
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """Lines of cells; the first cell of a line names it. `fold`: what stands on the fold that hides it."""
+
+    caption: str
+    headings: Sequence[str]
+    lines: Sequence[Sequence[PageCell | str]]
+    fold: str = ""
+
+    @property
+    def cells(self) -> list[list[PageCell]]:
+        return [[PageCell(cell) if isinstance(cell, str) else cell for cell in line] for line in self.lines]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What a reader sees at once: one of several, found by its answers to the section's questions."""
+
+    said: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    charts: Sequence[Chart] = ()
+    tables: Sequence[PageTable] = ()
+    choices: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Section:
-    """One heading of the page: its template, its charts with their records, and what the template shows."""
+    """One file's part of the page: `sheets` to choose from, then what stands below all of them."""
 
     id: str
     title: str
-    template: str
-    caption: tuple[str, ...]
-    draw: Callable[[Width], Charts]
-    records: Sequence[Mapping[str, Any]]
+    lead: str
     run: Run
-    structures: Collection[str]  # all of the report's, so that each has one look
-    content: Mapping[str, Any]
-    views: Sequence[View] = ()  # charts that a reader chooses from, under headings of the section
+    sheets: Sequence[Sheet]
+    below: Sheet = Sheet()
     table: Sequence[Mapping[str, Any]] = ()  # what ID.csv holds: all have the same keys
-    rows: int = 0  # of the file, where a section without charts shows them in tables alone
+    figure: Figure | None = None  # what --figures draws of it
 
     @property
-    def points(self) -> int:
-        """How many points of its file it shows."""
-        return self.rows or len(self.records)
+    def pickers(self) -> dict[str, list[str]]:
+        """The questions that sheets differ in, with their answers."""
+        asked = dict.fromkeys(question for sheet in self.sheets for question in sheet.choices)
+        answers = {q: list(dict.fromkeys(s.choices[q] for s in self.sheets if q in s.choices)) for q in asked}
+        return {question: given for question, given in answers.items() if len(given) > 1}
 
     @property
-    def drawings(self) -> dict[str, Any]:
-        """Specifications for the page, as wide as their boxes, with their records."""
-        specs = {title: figures.for_page(spec) for title, spec in self.specifications.items()}
-        return {"specs": specs, "rows": list(self.records)}
-
-    @cached_property
-    def specifications(self) -> dict[str, dict[str, Any]]:
-        """The charts as JSON, without data, each as wide as its box."""
-        return figures.specifications(lambda: self.draw("container"))
+    def charts(self) -> list[Chart]:
+        return [chart for sheet in (*self.sheets, self.below) for chart in sheet.charts]
 
     def write(self, folder: Path) -> None:
-        """Draw ID.svg and ID.png, two charts abreast; nothing where the section is a table alone. Views beside them."""
-        figures.at_once(self.writing(folder))
-
-    def writing(self, folder: Path) -> list[Callable[[], None]]:
-        """What writes all that, one by one, for `figures.at_once`."""
-        found = [write for view in self.views for write in view.writing(folder)]
-        return [*found, *([partial(self._table, folder)] if self.table else []), *self._figure(folder)]
-
-    def _table(self, folder: Path) -> None:
-        with (folder / f"{self.id}.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(self.table[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({key: harmless(value) for key, value in line.items()} for line in self.table)
-
-    def _figure(self, folder: Path) -> list[Callable[[], None]]:
-        specs = list(self.specifications.values())
-        how: dict[str, Any] = {"title": self.title, "caption": self.caption, "columns": 2, "width": 470}
-
-        def write() -> None:
-            for kind, content in figures.files(specs, self.records, **how).items():
-                (folder / f"{self.id}{kind}").write_bytes(content)
-
-        return [write] if specs else []
+        """Write ID.csv, where there is one."""
+        if self.table:
+            with (folder / f"{self.id}.csv").open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, list(self.table[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows({key: harmless(value) for key, value in line.items()} for line in self.table)
 
 
-def measured(run: Run) -> tuple[str, str]:
-    """Two lines for a caption: where, when and with what a run measured."""
+def numbered(id: str, number: int) -> str:
+    """An id that tells a file from others of its kind."""
+    return f"{id}-{number + 1}" if number else id
+
+
+def measured(run: Run, devices: Iterable[str] = ("cpu",), dtypes: Iterable[str] = ("float32",)) -> tuple[str, str]:
+    """Two lines: where, when and with what a run measured."""
     machine = run.machine
+    processor = machine["gpu"] if list(devices) == ["cuda"] else machine["cpu"]
     versions = ", ".join(f"{name} {machine[name]}" for name in VERSIONS if name != "pytest_benchmark")
-    threads = "1 thread" if machine["threads"] == "1" else f"{machine['threads']} threads"
     complete = "" if run.complete else " The run is not complete: rows are missing."
     return (
-        f"{machine['cpu']}; cpu, float32, {threads}, host clock, allocator {machine['allocator']}; "
-        f"foreign load {run.facts['foreign load']}.",
+        f"{processor}; {', '.join([*devices, *dtypes])}, {words.threads(int(machine['threads']))}, host clock; "
+        f"allocator {machine['allocator']}; foreign load {run.facts['foreign load']}.",
         f"{versions}; {run.datetime[:10]}, commit {machine['commit']}.{complete}",
     )
-
-
-def looks(names: Iterable[str]) -> dict[str, Style]:
-    """A look for each structure: the one it has in the panels of a sweep of the same structures."""
-    return {name: look for name, (_, look) in style.by_name(names).items()}
-
-
-def filled(look: Style, fill: bool) -> Style:
-    return replace(look, hollow=not fill)
-
-
-CONTROL = Style(style.GREY, style.DOT, style.DASHES[2], 1.1, True)
-DENSE = Style("currentColor", style.DOT, style.DASHES[0], 3.2, False)

@@ -1,18 +1,18 @@
-"""How a curve looks, the same in every chart: colour, marker and dashes, so that no two rest on colour alone.
+"""How a structure looks, the same in every chart and in every report: its look follows from its name alone.
 
-Colours are Okabe and Ito's, legible on white and on black; `currentColor` is the text's own. DYAD's variants are the
-vermilion triangles; dense is thick and plain; controls are thin, grey and dashed.
+Colours are legible on white and on black; `currentColor` is the text's own. DYAD's variants are the vermilion
+triangles; dense is thick and plain; its rivals are thin, grey and dashed. No two rest on colour alone.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from bench.files.vocabulary import DENSE
-from bench.report.drawing.curve import CONTROL, STRUCTURE, Curve, dyad
+from bench.files.vocabulary import DENSE, MIX
 
 GREY = "#8a8a8a"
 DYAD = "#D55E00"
-COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#B8860B", "#B5386E", "#7570B3")
+COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#2AA5C8", "#B8860B", "#B5386E", "#7570B3", "#7A8B00")
 TRIANGLES = ("M0-1.15 1.1.85H-1.1Z", "M0 1.15-1.1-.85H1.1Z", "M1.15 0-.85 1.1V-1.1Z", "M-1.15 0 .85 1.1V-1.1Z")
 MARKERS = (
     "M-.9-.9H.9V.9H-.9Z",  # square
@@ -25,7 +25,8 @@ MARKERS = (
     "M-1-1L1 1V-1L-1 1Z",  # bow tie
 )
 DOT = "M-1 0A1 1 0 1 1 1 0A1 1 0 1 1-1 0Z"
-DASHES = ((1, 0), (7, 3), (2, 2), (9, 3, 2, 3), (4, 2))
+DASHES = ((1, 0), (7, 3), (2, 2), (9, 3, 2, 3))
+SALT = 134458  # with it the entries that come with the registry share no marker within a colour
 
 
 @dataclass(frozen=True)
@@ -34,43 +35,33 @@ class Style:
 
     colour: str
     marker: str
-    dash: tuple[int, ...]
-    width: float
-    hollow: bool
+    dash: tuple[int, ...] = DASHES[0]
+    width: float = 1.6
+    hollow: bool = False
+
+    @property
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
-def styles(curves: Sequence[Curve], structures: Sequence[str]) -> dict[str, Style]:
-    """A style for each curve by id; `structures` are all names of the report, so each keeps its look in every panel."""
-    plain = [name for name in sorted(structures) if name != "dense"]
-    families = {True: [n for n in plain if dyad(n)], False: [n for n in plain if not dyad(n)]}
-    controls = [curve.id for curve in curves if curve.kind == CONTROL]
-    return {
-        curve.id: _control(controls.index(curve.id))
-        if curve.kind == CONTROL
-        else _style(curve, families[dyad(curve.structure)])
-        for curve in curves
-    }
+PLAIN = Style("currentColor", DOT, width=3.0)
+CONTROL = Style(GREY, DOT, DASHES[2], 1.2, True)
 
 
-def by_name(structures: Iterable[str]) -> dict[str, tuple[str, Style]]:
-    """An id and a look for each structure and dense: the look it has in panels of the same structures."""
-    ordered = sorted({*structures} - {"dense"})
-    curves = [Curve(f"s{i}", STRUCTURE, name, name, name, "", 0, "", ()) for i, name in enumerate(ordered)]
-    found = styles(curves, ordered)
-    looks = {curve.structure: (curve.id, found[curve.id]) for curve in curves}
-    return looks | {"dense": (DENSE, Style("currentColor", DOT, DASHES[0], 3.2, False))}
+def look(name: str, control: bool = False) -> Style:
+    """The look of a structure, of dense, or of a layer that stands beside them for comparison."""
+    if name == DENSE and not control:
+        return PLAIN
+    bits = int.from_bytes(hashlib.sha256(f"{name}{SALT}".encode()).digest()[:4], "big")
+    dash, hollow = DASHES[(bits >> 16) % 4], bool((bits >> 20) % 2)
+    if control:
+        return replace(CONTROL, marker=MARKERS[(bits >> 8) % 8] if name != DENSE else DOT)
+    if dyad(name):
+        marker = MARKERS[(bits >> 8) % 8] if MIX in name else TRIANGLES[bits % 4]
+        return Style(DYAD, marker, dash, 2.2, MIX in name)
+    return Style(COLOURS[bits % 8], MARKERS[(bits >> 8) % 8], dash, hollow=hollow)
 
 
-def _control(i: int) -> Style:
-    return Style(GREY, DOT, DASHES[2 + i % 3], 1.1, i // 3 % 2 == 0)
-
-
-def _style(curve: Curve, family: Sequence[str]) -> Style:
-    if curve.kind == DENSE:
-        return Style("currentColor", DOT, DASHES[0], 3.2, False)
-    i = family.index(curve.structure)
-    markers = TRIANGLES if dyad(curve.structure) else MARKERS
-    colour = DYAD if dyad(curve.structure) else COLOURS[i % len(COLOURS)]
-    width = 2.2 if dyad(curve.structure) else 1.5
-    hollow = (i // len(markers) + curve.variant) % 2 == 1
-    return Style(colour, markers[i % len(markers)], DASHES[(i + curve.variant) % len(DASHES)], width, hollow)
+def dyad(structure: str) -> bool:
+    """Whether a structure is a variant of DYAD, which are drawn alike."""
+    return structure.startswith("dyad")

@@ -1,9 +1,9 @@
 """How numbers, budgets and shapes are written for a reader."""
 
-import math
-from typing import Any
+from typing import Any, Protocol
 
-from bench.files.rows import Row, Spread
+from bench.files.rows import Spread
+from bench.files.terminal import digits
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
@@ -15,13 +15,6 @@ def prefixed(value: float, unit: str = "") -> str:
         if value >= step * 0.9995:
             return f"{digits(value / step)} {prefix}{unit}".rstrip()
     return f"{value:.3g} {unit}".rstrip()
-
-
-def digits(value: float) -> str:
-    """Three significant digits without an exponent: 0.0312, 3.12, 312, 31200."""
-    value = float(f"{value:.2e}")  # so that 0.9996 counts as 1.00
-    places = 2 - math.floor(math.log10(value))
-    return f"{value:.{max(0, min(places, 9))}f}"
 
 
 def ratio(value: float) -> str:
@@ -46,9 +39,24 @@ def span(values: list[float]) -> str:
     return low if low == high else f"{low[:-2]} to {high}"
 
 
-def shape(row: Row) -> str:
+class Shaped(Protocol):
+    """What has widths: a row, a question, a refusal."""
+
+    @property
+    def in_features(self) -> int | None: ...
+
+    @property
+    def out_features(self) -> int | None: ...
+
+
+def shape(layer: Shaped) -> str:
     """'768 → 3072', in_features to out_features; '1024 x 1024' for squares."""
-    return f"{row.in_features} {TIMES if row.square else '→'} {row.out_features}"
+    square = layer.in_features == layer.out_features
+    return f"{layer.in_features} {TIMES if square else '→'} {layer.out_features}"
+
+
+def threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def tokens(count: int) -> str:

@@ -1,16 +1,14 @@
 """Sections of `bench/test_ff.py` and `bench/test_decoder.py`: whole modules and models, as tables."""
 
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.files.fields import printable
 from bench.files.kinds import File
-from bench.files.rows import Run
-from bench.files.vocabulary import DENSE, DEVICES, DTYPES, MODES, NEAR, VERSIONS
+from bench.files.vocabulary import DENSE, DEVICES, DTYPES, MODES, NEAR
 from bench.files.wholes import PLACES, REST, DecoderRow, ModuleRow, by_key
-from bench.report.drawing import words
-from bench.report.drawing.sections import Section
+from bench.report.drawing import style, words
+from bench.report.drawing.sections import PageCell, PageTable, Section, Sheet, measured, numbered
 from bench.report.others import published
 
 
@@ -54,21 +52,10 @@ class Decoder:
         return self.modes[mode].time.median / max(self.layers, 1)
 
 
-@dataclass(frozen=True)
-class RowGroup:
-    """Rows of a table under one heading, that may be compared."""
-
-    heading: str
-    rows: Sequence[ModuleResult | Decoder]
-
-    def leads(self, row: ModuleResult | Decoder, mode: str) -> bool:
-        """Whether it is the fastest in a mode, or its quartiles reach those of the fastest."""
-        ratios = [m.speedup for one in self.rows if (m := one.modes.get(mode)) and m.speedup]
-        own = row.modes[mode].speedup if mode in row.modes else None
-        return own is not None and own.q3 >= max(ratios, key=lambda ratio: ratio.median).q1
+Rows = Sequence["ModuleResult | Decoder"]
 
 
-def feed_forward(file: File, number: int = 0, structures: Collection[str] = ()) -> Section:
+def feed_forward(file: File, number: int = 0) -> Section:
     """The section of one file of `bench/test_ff.py`.
 
     Raises:
@@ -80,49 +67,116 @@ def feed_forward(file: File, number: int = 0, structures: Collection[str] = ()) 
         known = published.ratios(one.activation, one.width, one.structure, one.n_blocks)
         rows.append(ModuleResult(*one.key, one.params_share, modes, known))
     rows.sort(key=lambda row: (row.width, row.activation != "relu", row.names))
-    groups = [RowGroup(some[0].names, some) for some in _grouped(rows, lambda row: row.names)]
-    content = {"groups": groups, "modes": _modes(rows), "setup": _setup(file), "batch": _batch(file)}
-    return _section("feed-forward", "Feed-forward modules", "ff.html.j2", file, number, structures, content)
+    lead = (
+        f"What DYAD's authors measured: fc1, activation, fc2 of a decoder layer against dense, here {_batch(file)}. "
+        "Their ratios are of a GPU that is not named, 32 x 128 tokens, without the activation: only the order compares."
+    )
+    tables = []
+    for some in _grouped(rows, lambda row: row.names):
+        first = some[0]
+        caption = f"{first.names}: {first.width} → {4 * first.width} → {first.width}, {first.activation}"
+        extra = {
+            m: lambda row, mode=m: words.ratio(row.published[mode == "train"]) if row.published else "" for m in MODES
+        }
+        tables.append(_table(caption, some, "Published", extra, lambda row: words.share(row.params_share)))
+    return _section("feed-forward", "Feed-forward", lead, file, number, tables)
 
 
-def decoders(file: File, number: int = 0, structures: Collection[str] = ()) -> Section:
+def decoders(file: File, number: int = 0) -> Section:
     """The section of one file of `bench/test_decoder.py`.
 
     Raises:
         BadResults: a field is missing or impossible, or a row stands twice.
     """
-    rows = []
-    for modes in by_key(file.rows, DecoderRow).values():
-        one = next(iter(modes.values()))
-        share = None if one.structure == DENSE else one.swapped_share
-        rows.append(Decoder(*one.key, int(one.layers), one.model_layers, share, modes, {}))
+    rows = _decoders(file)
     rests = {row.model: row for row in rows if row.place == REST}
     dense = {row.model: row for row in rows if row.structure == DENSE and row.place != REST}
     for row in rows:
         if row.structure != DENSE:
             row.whole.update(_whole(row, dense.get(row.model), rests.get(row.model)))
-    models = list(dict.fromkeys(row.model for row in rows))
     others = [row for row in rows if row.structure != DENSE]
-    others.sort(key=lambda row: (PLACES.index(row.place), -float((row.budget or "=1").partition("=")[2])))
-    groups = {
-        model: [
-            RowGroup(f"{some[0].place}, {words.budget(some[0].budget)}", some)
-            for some in _grouped([row for row in others if row.model == model], lambda row: (row.place, row.budget))
+    others.sort(key=lambda row: (row.model, PLACES.index(row.place), -float((row.budget or "=1").partition("=")[2])))
+    lead = (
+        f"Decoders with structured layers against dense, {_batch(file)}; train is forward, all gradients and the "
+        "optimizer's step. Layers are timed on hidden states; a whole model's speed-up follows from them and the rest."
+    )
+    tables = []
+    for some in _grouped(others, lambda row: (row.model, row.place, row.budget)):
+        first = some[0]
+        layers = f"{first.layers} of {first.model_layers} layers run"
+        caption = f"{first.model}: {first.place}, {words.budget(first.budget)}; {layers}"
+        extra = {m: lambda row, mode=m: words.ratio(row.whole[mode]) if mode in row.whole else "" for m in MODES}
+        share = _decoder_share
+        tables.append(_table(caption, some, "Whole model", extra, share))
+    return _section("decoders", "Decoders", lead, file, number, tables)
+
+
+def _decoders(file: File) -> list[Decoder]:
+    rows = []
+    for modes in by_key(file.rows, DecoderRow).values():
+        one = next(iter(modes.values()))
+        share = None if one.structure == DENSE else one.swapped_share
+        rows.append(Decoder(*one.key, int(one.layers), one.model_layers, share, modes, {}))
+    return rows
+
+
+def _decoder_share(row: Any) -> str:
+    return f"{words.share(row.share) if row.share else ''}{'' if row.equal else ' (no option comes nearer)'}"
+
+
+def _table(
+    caption: str, rows: Rows, column: str, extra: dict[str, Callable[[Any], str]], share: Callable[[Any], str]
+) -> PageTable:
+    """A line for each row; in every mode its speed-up, another column and its time."""
+    modes = [mode for mode in MODES if any(mode in row.modes for row in rows)]
+    headings = ["Layer", "Parameters", *(f"{mode}: {what}" for mode in modes for what in ("speed-up", column, "time"))]
+    lines = []
+    for row in rows:
+        line = [PageCell(_name(row), look=style.look(row.structure)), PageCell(share(row))]
+        for mode in modes:
+            m = row.modes.get(mode)
+            speed = m.speedup if m else None
+            flagged = f" {' '.join(m.flags)}" if m and m.flags else ""
+            line += [
+                PageCell(
+                    words.ratio(speed.median),
+                    words.quartiles(speed) + flagged,
+                    speed.median,
+                    strong=leads(rows, row, mode),
+                )
+                if speed
+                else PageCell("1" if m else ""),
+                PageCell(extra[mode](row)),
+                PageCell(words.prefixed(m.time.median, "s"), value=m.time.median) if m else PageCell(""),
+            ]
+        first = row.modes.get("train") or next(iter(row.modes.values()))
+        line += [
+            PageCell(words.prefixed(b, "B"), value=b) if b else PageCell("")
+            for b in (first.activation_bytes, first.checkpoint_bytes)
         ]
-        for model in models
-    }
-    content = {"groups": groups, "dense": dense, "rests": rests, "modes": _modes(rows), "setup": _setup(file)}
-    content["batch"] = _batch(file)
-    return _section("decoders", "Whole decoders", "decoder.html.j2", file, number, structures, content)
+        lines.append(line)
+    return PageTable(caption, [*headings, "Kept for backward", "Checkpoint"], lines)
+
+
+def leads(rows: Rows, row: "ModuleResult | Decoder", mode: str) -> bool:
+    """Whether it is the fastest of some in a mode, or its quartiles reach those of the fastest."""
+    ratios = [m.speedup for one in rows if (m := one.modes.get(mode)) and m.speedup]
+    own = row.modes[mode].speedup if mode in row.modes else None
+    return own is not None and own.q3 >= max(ratios, key=lambda ratio: ratio.median).q1
+
+
+def _name(row: Any) -> str:
+    blocks = getattr(row, "n_blocks", None)
+    return f"{row.structure} n_blocks={blocks}" if blocks else str(row.structure)
 
 
 def _whole(row: Decoder, dense: Decoder | None, rest: Decoder | None) -> dict[str, float]:
     """Dense's time over this one's for all layers and the rest, where all three were measured."""
     found = {}
-    for mode, measured in row.modes.items():
-        if dense and rest and mode in dense.modes and mode in rest.modes and measured.speedup:
+    for mode, own in row.modes.items():
+        if dense and rest and mode in dense.modes and mode in rest.modes and own.speedup:
             layers, beside = row.model_layers * dense.a_layer(mode), rest.modes[mode].time.median
-            found[mode] = (layers + beside) / (layers / measured.speedup.median + beside)
+            found[mode] = (layers + beside) / (layers / own.speedup.median + beside)
     return found
 
 
@@ -134,47 +188,15 @@ def _grouped(rows: Sequence[Any], key: Callable[[Any], Hashable]) -> list[list[A
     return list(found.values())
 
 
-def _section(
-    id: str, title: str, template: str, file: File, number: int, structures: Collection[str], content: dict[str, Any]
-) -> Section:
-    return Section(
-        id=f"{id}-{number + 1}" if number else id,
-        title=title,
-        template=template,
-        caption=_told(file.run, file),
-        draw=lambda width: {},
-        records=[],
-        run=file.run,
-        structures={*structures, *file.structures},
-        content=content,
-        rows=len(file.rows),
-    )
-
-
-def _told(run: Run, file: File) -> tuple[str, ...]:
-    """Where, when and with what a run measured, its devices and types named."""
-    machine = run.machine
+def _section(id: str, title: str, lead: str, file: File, number: int, tables: list[PageTable]) -> Section:
     devices = sorted({fields.choice("device", DEVICES) for fields in file.rows})
     dtypes = sorted({fields.choice("dtype", DTYPES) for fields in file.rows})
-    processor = machine["gpu"] if devices == ["cuda"] else machine["cpu"]
-    versions = ", ".join(f"{name} {machine[name]}" for name in VERSIONS if name != "pytest_benchmark")
-    complete = "" if run.complete else " The run is not complete: rows are missing."
-    return (
-        f"{processor}; {', '.join(devices)}, {', '.join(dtypes)}, {machine['threads']} threads, host clock, allocator "
-        f"{machine['allocator']}; foreign load {run.facts['foreign load']}.",
-        f"{versions}; {run.datetime[:10]}, commit {machine['commit']}.{complete}",
-    )
-
-
-def _modes(rows: Sequence[ModuleResult | Decoder]) -> list[str]:
-    return [mode for mode in MODES if any(mode in row.modes for row in rows)]
+    said = ["Dense time over this one's, paired, with quartiles. Bold: the fastest, and what ties with it."]
+    sheet = Sheet(said=[*said, *measured(file.run, devices, dtypes)], tables=tables)
+    return Section(numbered(id, number), title, lead, file.run, [sheet])
 
 
 def _batch(file: File) -> str:
     """`4 x 128 tokens`."""
     first = file.rows[0]
     return f"{first.count('batch')} x {first.count('sequence')} tokens"
-
-
-def _setup(file: File) -> dict[str, str]:
-    return {key: printable(str(value)) for key, value in file.setup.values.items()}

@@ -1,32 +1,24 @@
 """The section of `bench coordinates`: the sizes of activations after a few steps of training, against width."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import altair as alt
-
-from bench.files.fields import BadResults, Fields, printable
+from bench.files.fields import BadResults, Fields
 from bench.files.kinds import File
-from bench.report.drawing import layout
-from bench.report.drawing.figures import Width, edge_labels, encodings
-from bench.report.drawing.sections import LABEL_GAP, RECORDS, Section, looks, measured
-from bench.report.drawing.style import Style
-from bench.report.sweep.charts import LABEL_WIDTH
+from bench.report.drawing import style
+from bench.report.drawing.plot import Axis, Chart, Guide, PlotPoint, PlotSeries
+from bench.report.drawing.sections import PageCell, PageTable, Section, Sheet, measured, numbered
 
+WAYS = {True: "muP rule", False: "one rate"}
 BAND = 2.5  # times the size at the smallest width, or a share of it, that a width should stay within
 FAR = 1e3  # how much larger or smaller than at the smallest width the charts show
-TITLES = {
-    True: "Learning rates by the structured muP rule (param_groups)",
-    False: "One learning rate for all hidden layers",
-}
+TITLES = {True: "Rates by the structured muP rule (param_groups)", False: "One rate for all hidden layers"}
 
 
 @dataclass(frozen=True)
 class WidthCurve:
     """One structure with one way to set rates: the last layer's size after the last step, by width."""
 
-    id: str
     structure: str
     scaled: bool
     sizes: Mapping[int, float | None]  # None: not finite, or zero
@@ -48,110 +40,84 @@ class WidthCurve:
         return all(self.sizes.values()) and all(1 / BAND <= value <= BAND for value in self.relative.values())
 
 
-def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Section:
-    """The section of one file; `number` tells it from others of its kind, `structures` are all of the report.
+def section(file: File, number: int = 0) -> Section:
+    """The section of one file; `number` tells it from others of its kind.
 
     Raises:
         BadResults: a field is missing or impossible.
     """
-    lines = _lines(file)
-    structures = {*structures, *file.structures}
-    own = looks(structures)
-    styles = {line.id: own[line.structure] for line in lines}
+    lines = sorted(read(file), key=lambda line: (not style.dyad(line.structure), line.structure))
     ways = [scaled for scaled in (True, False) if any(line.scaled == scaled for line in lines)]
-    pairs: dict[str, dict[bool, WidthCurve]] = {}
-    for line in lines:
-        pairs.setdefault(line.structure, {})[line.scaled] = line
     widths = sorted({width for line in lines for width in line.sizes})
-    told = (
-        "Root mean square of the last hidden layer's output after the last step of training a small network, over that "
-        f"at width {widths[0]}. Band: within {BAND:g} times either way.",
-        *measured(file.run),
-    )
+    headings = [
+        "Structure",
+        *(f"{WAYS[w]}: {what}" for w in ways for what in ("growth", "in the band")),
+    ]
+    names = dict.fromkeys(line.structure for line in lines)
+    table = [
+        [PageCell(name, look=style.look(name)), *(cell for way in ways for cell in _cells(lines, name, way))]
+        for name in names
+    ]
+    refused = [f"{fields.name('structure')} ({fields.words('reason')})" for fields in file.refused]
     return Section(
-        id=f"widths-{number + 1}" if number else "widths",
-        title="Activations as width grows",
-        template="widths.html.j2",
-        caption=told,
-        draw=lambda width: {TITLES[s]: _chart([n for n in lines if n.scaled == s], styles, width, s) for s in ways},
-        records=[record for line in lines for record in _records(line)],
+        id=numbered("widths", number),
+        title="Widths",
+        lead="A network that trains alike at every width keeps its activations at one size. Shown is the last hidden "
+        f"layer's output after a few steps, over that at width {widths[0]}; lines: within {BAND:g} times either way.",
         run=file.run,
-        structures=structures,
-        content={
-            "pairs": sorted(pairs.items(), key=lambda pair: (not pair[0].startswith("dyad"), pair[0])),
-            "styles": styles,
-            "ends": (widths[0], widths[-1]),
-            "band": BAND,
-            "setup": {key: printable(str(value)) for key, value in file.setup.values.items()},
-            "refused": [(fields.name("structure"), fields.words("reason")) for fields in file.refused],
-        },
+        sheets=[
+            Sheet(
+                said=measured(file.run),
+                charts=[chart([n for n in lines if n.scaled == w], w) for w in ways],
+                tables=[PageTable("Growth: the largest over the smallest size of all widths.", headings, table)],
+                warnings=[f"Left out: {'; '.join(refused)}."] if refused else [],
+            )
+        ],
     )
 
 
-def _chart(lines: Sequence[WidthCurve], styles: Mapping[str, Style], width: Width, scaled: bool) -> alt.LayerChart:
+def chart(lines: Sequence[WidthCurve], scaled: bool) -> Chart:
+    """Sizes over those at the smallest width; what is further than a factor of 1000 away stands at the edge."""
     widths = sorted({w for line in lines for w in line.sizes})
-    reached = [value for line in lines for value in line.relative.values() if 1 / FAR <= value <= FAR]
-    limits = layout.limits([*reached, BAND * 1.6, 1 / BAND / 1.6], 1.1)
-    height = max(380, LABEL_GAP * (len(lines) + 1))
-    x_axis = alt.Axis(values=widths, format="d", title="width", labelOverlap="greedy")
-    x_scale = alt.Scale(type="log", base=2, domain=layout.limits(widths, 1.06), nice=False)
-    x = alt.X("width:Q", scale=x_scale, axis=x_axis)
-    y_axis = alt.Axis(values=layout.ticks(*limits), format="~g", title=None)
-    y_scale = alt.Scale(type="log", domain=limits, nice=False, clamp=True)
-    y, look = alt.Y("relative:Q", scale=y_scale, axis=y_axis), encodings({n.id: styles[n.id] for n in lines})
-    band = alt.Chart(alt.InlineData([{"low": 1 / BAND, "high": BAND}]))
-    band = band.mark_rect(color="#009E73", opacity=0.13, aria=False)
-    kept = alt.Chart(RECORDS).transform_filter(f"datum.scaled === {str(scaled).lower()}")
-    drawn = kept.mark_line(aria=False, strokeWidth=1.5)
-    points = kept.mark_point(size=44, strokeWidth=1.3, opacity=1)
-    shared = {"x": x, "y": y, "color": look["color"]}
-    layers = [
-        band.encode(y=alt.Y("low:Q", scale=y_scale, axis=y_axis), y2="high"),
-        drawn.encode(**shared, strokeDash=look["strokeDash"], detail="c:N"),
-        points.encode(**shared, shape=look["shape"], fill=look["fill"], tooltip=_tooltip()),
-        *_labels(lines, limits, height, x, y_scale, look),
+    lines = sorted(lines, key=lambda line: " " not in line.structure)
+    series = [
+        PlotSeries(
+            line.structure,
+            style.look(line.structure),
+            [PlotPoint(w, v, _told(line, w)) for w, v in found],
+            named=" " not in line.structure,  # a point of a space is one of many
+            faint=" " in line.structure,
+        )
+        for line in lines
+        for found in [sorted(line.relative.items())]
     ]
-    name = TITLES[scaled]
-    return alt.LayerChart(layer=layers, width=width, height=height, title=name, description=f"{name}, log-log.")
+    reached = [v for line in lines for v in line.relative.values() if 1 / FAR <= v <= FAR]
+    domain = (min(reached, default=1.0) / 1.2, max(reached, default=1.0) * 1.2)
+    domain = (min(domain[0], 1 / BAND / 1.5), max(domain[1], BAND * 1.5))
+    band = [Guide([(widths[0], level), (widths[-1], level)], style.COLOURS[1]) for level in (1 / BAND, BAND)]
+    height = max(380, 13 * (sum(one.named for one in series) + 1))
+    y = Axis("size, of the first width's", "#", domain=domain)
+    return Chart(TITLES[scaled], Axis("width", "#", values=widths), y, series, band, height)
 
 
-def _labels(
-    lines: Sequence[WidthCurve], limits: list[float], height: int, x: alt.X, y: alt.Scale, look: Mapping[str, Any]
-) -> list[alt.Chart]:
-    """Each line's marker and name right of the plot, at the height of its last point or near it."""
-    last = {line.id: (max(line.relative), line.relative[max(line.relative)]) for line in lines if line.relative}
-    ends = {id: min(max(end, limits[0]), limits[1]) for id, (_, end) in last.items()}
-    heights = layout.beside(ends, limits, height, LABEL_GAP)
-    names = {line.id: line.structure for line in lines}
-    values = [
-        {"c": id, "label": names[id], "width": width, "end": ends[id], "at": heights[id]}
-        for id, (width, _) in last.items()
-    ]
-    base = alt.Chart(alt.InlineData(values))
-    return edge_labels(base, x, alt.Y("end:Q", scale=y), alt.Y("at:Q", scale=y), look, LABEL_WIDTH)
+def _told(line: WidthCurve, width: int) -> dict[str, str]:
+    return {
+        "title": line.structure,
+        "width": str(width),
+        "size": f"{line.sizes[width]:.3g} (root mean square)",
+        "times": f"{line.relative[width]:.3g} that at the first width",
+    }
 
 
-def _records(line: WidthCurve) -> list[dict[str, Any]]:
-    return [
-        {
-            "c": line.id,
-            "label": line.structure,
-            "scaled": line.scaled,
-            "width": width,
-            "relative": value,
-            "size": f"{line.sizes[width]:.3g}",
-            "times": f"{value:.3g}",
-        }
-        for width, value in line.relative.items()
-    ]
+def _cells(lines: Sequence[WidthCurve], name: str, scaled: bool) -> list[PageCell]:
+    line = next((n for n in lines if (n.structure, n.scaled) == (name, scaled)), None)
+    if line is None:
+        return [PageCell(""), PageCell("")]
+    growth = PageCell(f"{line.growth:.3g}", value=line.growth) if line.growth else PageCell("not finite", value=FAR**4)
+    return [growth, PageCell("yes" if line.stays else "no")]
 
 
-def _tooltip() -> list[alt.Tooltip]:
-    titles = {"label": "structure", "width": "width", "size": "size (root mean square)", "times": "of the first width"}
-    return [alt.Tooltip(f"{field}:N", title=title) for field, title in titles.items()]
-
-
-def _lines(file: File) -> list[WidthCurve]:
+def read(file: File) -> list[WidthCurve]:
     """The last layer after the last step of every structure, each width once."""
     found: dict[tuple[str, bool], dict[int, dict[tuple[int, int], float | None]]] = {}
     for fields in file.rows:
@@ -162,8 +128,8 @@ def _lines(file: File) -> list[WidthCurve]:
             raise BadResults(f"{fields.where}: width {fields.count('width')}, step {place[0]} stands twice")
         sizes[place] = _size(fields)
     return [
-        WidthCurve(f"l{i}", name, scaled, {width: sizes[max(sizes)] for width, sizes in sorted(widths.items())})
-        for i, ((name, scaled), widths) in enumerate(found.items())
+        WidthCurve(name, scaled, {width: sizes[max(sizes)] for width, sizes in sorted(widths.items())})
+        for (name, scaled), widths in found.items()
     ]
 
 

@@ -14,6 +14,8 @@ from bench.files.rows import Results
 from bench.files.terminal import percent
 from bench.files.vocabulary import DENSE, MODES, NARROW
 from bench.report.drawing import words
+from bench.report.drawing.plot import Figure
+from bench.report.sweep import figures
 
 DYAD = "dyad"  # how the names of its variants begin
 HEAD = ("", "layer", "parameters", "forward", "train", "loss", "agreement", "layers to mix all inputs")
@@ -40,6 +42,12 @@ class Measured:
         """Its loss beside dense's, where that was measured."""
         return self.first.quality.loss
 
+    @property
+    def agreement(self) -> float:
+        """Of a converted encoder; 0 where that was not measured."""
+        found = self.first.quality.agreement
+        return found.cosine if found else 0.0
+
     def over(self, mode: str) -> str:
         """Its speed-up in a mode, as a range over the machines."""
         medians = [one.speedup.median for (_, own), one in self.cells.items() if own == mode]
@@ -61,8 +69,8 @@ def front(results: Results) -> Question:
     return asked[0]
 
 
-def section(results: Results, qualities: Qualities) -> str:
-    """The table, where it was measured, and how often a narrower dense layer is ahead."""
+def section(results: Results, qualities: Qualities) -> tuple[str, Figure | None]:
+    """The table, where it was measured, how often a narrower dense layer is ahead, and quality against time."""
     asked = front(results)
     roles = by_role(measured(results, asked, qualities))
     machines = dict.fromkeys(machine for one in roles.values() for machine, _ in one.cells)
@@ -72,11 +80,13 @@ def section(results: Results, qualities: Qualities) -> str:
         f"{words.tokens(asked.tokens)}, {asked.dtype}: speed-up over the best dense layer there is, on "
         f"{' and '.join(machines)}.",
         f"Loss: {losses[0].task}, beside dense's, with its interval at 95 %." if losses else "",
+        "Best trade: the most speed-up over its loss, both beside dense's." if losses else "",
         "Agreement: cosine of a converted encoder's embeddings to its own, nothing trained.",
     ]
     lines = [HEAD, ["---"] * 2 + ["---:"] * (len(HEAD) - 2), *(_line(role, one) for role, one in roles.items())]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join(filter(None, [table, " ".join(filter(None, said)), narrower(results)]))
+    text = "\n\n".join(filter(None, [table, " ".join(filter(None, said)), narrower(results)]))
+    return text, next(iter(figures.quality(verdict(results.rows, asked, qualities))), None)
 
 
 def narrower(results: Results) -> str:
@@ -110,12 +120,13 @@ def by_role(every: Mapping[str, Measured]) -> dict[str, Measured]:
     structures = [one for one in every.values() if one.first.kind == STRUCTURE and len(one.cells) == most]
     faster = [one for one in structures if all(cell.beats_dense for cell in one.cells.values())]
     known = [one for one in faster if one.lost]
+    agreed = [one for one in faster if one.agreement]
     found = {"baseline": every.get(DENSE), "narrower": every.get(NARROW), "fastest": _fastest(faster)}
     if known:
-        kept = min(known, key=lambda one: one.lost.difference if one.lost else 0.0)
-        most_lost = kept.lost.high if kept.lost else 0.0
-        alike = [one for one in known if one.lost and one.lost.low <= most_lost]
-        found |= {"keeps most": kept, "fastest of those that keep as much": _fastest(alike)}
+        found["keeps most"] = min(known, key=lambda one: one.lost.difference if one.lost else 0.0)
+        found["best trade"] = max(known, key=lambda one: one.speed / (1 + one.lost.difference) if one.lost else 0.0)
+    elif agreed:
+        found["keeps most when converted"] = max(agreed, key=lambda one: one.agreement)
     found[DYAD.upper()] = _fastest([one for one in structures if one.name.startswith(DYAD)])
     return {role: one for role, one in found.items() if one}
 
@@ -125,14 +136,14 @@ def _fastest(several: Iterable[Measured]) -> Measured | None:
 
 
 def _line(role: str, one: Measured) -> list[str]:
-    first, agreement = one.first, one.first.quality.agreement
+    first = one.first
     return [
         role,
         first.label if first.kind in (DENSE, RIVAL) else f"`{one.name}`",
         percent(first.row.params_share),
         *(one.over(mode) for mode in MODES),
         "0" if one.name == DENSE else _lost(one.lost),
-        f"{agreement.cosine:.2f}" if agreement else "not measured",
+        f"{one.agreement:.2f}" if one.agreement else "not measured",
         mixing(first.row.mixing_depth),
     ]
 

@@ -1,61 +1,34 @@
-"""The README's table and plot of a converted encoder, from a file of `bench minilm` alone."""
+"""The table and picture of a converted encoder, from a file of `bench minilm`."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from bench.answers.conversions import ConversionRow
-from bench.files import kinds
-from bench.files.errors import UsageError
-from bench.files.rows import load
+from bench.files.kinds import File
 from bench.report.drawing import words
+from bench.report.drawing.plot import Figure
 from bench.report.others import models
+from bench.report.readme.tables import code, markdown, text
 
-START, END = "<!-- encoder -->", "<!-- end of encoder -->"
 WAYS = {"plain": "weights", "aware": "outputs", "sequential": "outputs, in order"}
 
 
-@dataclass(frozen=True)
-class EncoderText:
-    """What stands between the README's markers, and the plot, by the suffix of its files."""
-
-    text: str
-    plot: dict[str, bytes]
-
-
-def encoder(file: Path) -> EncoderText:
-    """The table of every conversion and the plots of agreement against parameters and time.
-
-    Raises:
-        BadResults: the file is missing, broken or foreign.
-        UsageError: it is of another kind.
-    """
-    document = load(file)
-    if kinds.kind_of(document) != kinds.MINILM:
-        raise UsageError(f"--encoder: {file} is no file of `python -m bench minilm`")
-    found = kinds.parse(str(file), document, (kinds.MINILM,))
-    section = models.section(found, 0, found.structures)
-    rows = [row for row, _ in section.content["rows"]]
-    unfinished = "" if found.run.complete else "This run is not complete: conversions are missing."
-    out = [r for r in section.content["refused"]]
-    left = "; ".join(f"`{r.structure}` {_left(r)}: {r.reason}" for r in out)
+def section(file: File) -> tuple[str, Figure | None]:
+    """Every conversion, by agreement, and agreement against time."""
+    made = models.section(file)
+    left = "; ".join(
+        f"{code(one.structure)} ({words.budget(one.budget)}): {text(one.reason)}" for one in models.left_out(file)
+    )
     parts = [
-        "<!-- written by python -m bench readme --encoder: run it again rather than edit -->",
         "Mean cosine of the embeddings of held-out sentences to the dense encoder's, in brackets how often their "
         "nearest neighbour is the same. Nothing is trained after the conversion.",
-        " ".join(section.caption[0:1]),
-        unfinished,
-        "\n".join(_table(rows)),
+        text(made.sheets[0].said[0]),
+        "" if file.run.complete else "This run is not complete: conversions are missing.",
+        "\n".join(_table(models.read(file))),
         f"Left out: {left}." if left else "",
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        section.write(Path(folder))
-        plot = {kind: (Path(folder) / f"{section.id}{kind}").read_bytes() for kind in (".svg", ".png")}
-    return EncoderText("\n\n".join(part for part in parts if part), plot)
+    return "\n\n".join(filter(None, parts)), made.figure
 
 
 def _table(rows: Sequence[ConversionRow]) -> list[str]:
@@ -64,28 +37,17 @@ def _table(rows: Sequence[ConversionRow]) -> list[str]:
     lines: dict[tuple[str, str | None], dict[str, ConversionRow]] = {}
     for row in rows:  # sorted by agreement, so the first of a line is its best
         lines.setdefault((row.structure, row.budget), {})[row.way] = row
-    head = ["structure", "feed-forward parameters, of dense", *(f"nearest {WAYS[way]}" for way in ways), "speed-up"]
-    made = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
+    made = []
     for (structure, _), by_way in lines.items():
         some = next(iter(by_way.values()))
         agreed = [_agreement(by_way["control"])] * len(ways) if "control" in by_way else []
         agreed = agreed or [_agreement(by_way[way]) if way in by_way else "" for way in ways]
         faster = words.ratio(some.speedup.median) if some.speedup else ""
-        name = f"{structure} (control)" if "control" in by_way else f"`{structure}`"
-        made.append(f"| {' | '.join([name, words.share(some.feed_forward_share), *agreed, faster])} |")
-    return made
+        name = f"{structure} (control)" if "control" in by_way else code(structure)
+        made.append([name, words.share(some.feed_forward_share), *agreed, faster])
+    heads = ["structure", "feed-forward parameters, of dense", *(f"nearest {WAYS[way]}" for way in ways), "speed-up"]
+    return markdown(heads, made, left=1)
 
 
 def _agreement(row: ConversionRow) -> str:
-    return f"{row.cosine:.2f} ({row.neighbour:.0%})".replace("%", " %")
-
-
-def _left(refusal: object) -> str:
-    budget, way = getattr(refusal, "budget", None), getattr(refusal, "way", None)
-    said = [words.budget(budget)] if budget else []
-    return ", ".join([*said, *([f"nearest {WAYS[way]}"] if way in WAYS else [])])
-
-
-def files(made: EncoderText, figure: Path) -> dict[Path, bytes]:
-    """The plot's files beside the figure: encoder.png and encoder.svg."""
-    return {Path(os.path.join(figure.parent, f"encoder{kind}")): content for kind, content in made.plot.items()}
+    return f"{row.cosine:.2f} ({row.neighbour * 100:.0f} %)"

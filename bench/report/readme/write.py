@@ -1,123 +1,75 @@
-"""`python -m bench readme`: the README's figure and its section of results, from results files alone."""
+"""`python -m bench readme`: what stands between the markers of a README, from results files alone."""
+
+from __future__ import annotations
 
 import os
-import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bench.files import atomic, options
+from bench.answers import qualities
+from bench.answers.inputs import Inputs
+from bench.files import atomic, kinds
 from bench.files.errors import UsageError
-from bench.files.rows import Results
-from bench.report.drawing import figures
-from bench.report.drawing.curve import CONTROL, STRUCTURE
-from bench.report.drawing.style import styles
-from bench.report.readme import encoder as readme_encoder
-from bench.report.readme import training as readme_training
-from bench.report.readme.tables import section
-from bench.report.sweep import charts, curves
-from bench.report.sweep.panels import Panel, panels
+from bench.files.kinds import File
+from bench.report.drawing import plot
+from bench.report.drawing.plot import Figure
+from bench.report.readme import answer, encoder, tables, training
 
-START, END = "<!-- results -->", "<!-- end of results -->"
-CHART_WIDTH = 255  # pixels; two charts with axes and labels are then 900 wide, what a README shows unscaled
-CAPTION_COLUMNS = 155
+GENERATED = "<!-- written by python -m bench readme: run it again rather than edit -->"
+RECOMMEND = "python -m bench recommend"
+Made = tuple[str, Figure | None]
 
 
-@dataclass(frozen=True)
-class PanelChoice:
-    """Which panel to show; None leaves a question open."""
+def write(readme: Path, given: Inputs, pictures: Path, run: Callable[[str], str]) -> str:
+    """Fill every pair of markers that the README has, and draw the pictures of these sections into a folder.
 
-    budget: str
-    mode: str
-    dtype: str
-    device: str
-    tokens: int | None = None  # None: where most structures were measured
-    threads: int | None = None
-    clock: str | None = None
-
-
-def write(
-    results: Results,
-    readme: Path,
-    figure: Path,
-    place: PanelChoice,
-    encoder: Path | None = None,
-    training: Sequence[Path] = (),
-) -> str:
-    """Draw the figure as PNG, with an SVG beside it, and replace what stands between the README's markers.
+    A section of what no file is about is left as it is.
 
     The same results give the same bytes, and files that would not change are left alone.
+    Args:
+        run: a command of `python -m bench`, as the README shows it -> what it prints.
     Returns:
         What was written, in words.
     Raises:
-        UsageError: there is no such panel, a marker is missing, or a file cannot be read or written. No file is
-            changed then.
+        UsageError: it has no markers, one of a pair is missing, or a file cannot be read or
+            written. No file is changed then.
     """
-    if figure.suffix != ".png":
-        raise UsageError(f"--figure: {str(figure)!r} must end in .png; the SVG is written beside it")
-    found = panels(results)
-    panel = chosen(found, place)
-    text = replaced(readme, section(found, panel))
-    files = {figure.with_suffix(kind): content for kind, content in drawn(results, panel).items()}
-    if encoder is not None:
-        made = readme_encoder.encoder(encoder)
-        text = replaced(readme, made.text, markers=(readme_encoder.START, readme_encoder.END), text=text)
-        files |= readme_encoder.files(made, figure)
-    if training:
-        trained = readme_training.training(training, os.path.relpath(figure.with_name("training.png"), readme.parent))
-        text = replaced(readme, trained.text, markers=(readme_training.START, readme_training.END), text=text)
-        files |= readme_training.files(trained, figure)
+    others = qualities.with_committed(given.others)
+    converted, trained = (_of(others, kind) for kind in (kinds.MINILM, kinds.TRAINING))
+    sections: dict[str, Callable[[], Made]] = {
+        "answer": lambda: answer.section(given.results, qualities.read(others)),
+        "results": lambda: (tables.section(given.results), None),
+        **({"encoder": lambda: encoder.section(converted[0])} if converted else {}),
+        **({"training": lambda: training.section(trained)} if trained else {}),
+    }
+    text, files = _read(readme), dict[Path, bytes]()
+    found = [name for name in (*sections, "recommend") if f"<!-- {name} -->" in text]
+    if not found:
+        raise UsageError(f"{readme}: has no markers, such as <!-- answer --> and <!-- end of answer -->")
+    for name in found:
+        if name == "recommend":
+            text = replaced(readme, text, name, f"```text\n{run(_command(readme, text)).strip()}\n```")
+            continue
+        said, figure = sections[name]()
+        parts = [GENERATED, said]
+        if figure:
+            picture = pictures / f"{figure.name}.png"
+            files[picture] = plot.files(figure)[picture.suffix]
+            parts.append(f"![{figure.title}]({os.path.relpath(picture, readme.parent)})")
+        text = replaced(readme, text, name, "\n\n".join(parts))
     changed = _write(files | {readme: text.encode()})
-    names = ", ".join(str(path) for path in changed) if changed else "nothing changed"
-    return f"{panel.title}: {names}"
+    return ", ".join(str(path) for path in changed) if changed else "nothing changed"
 
 
-def chosen(found: Sequence[Panel], place: PanelChoice) -> Panel:
-    """The panel asked for.
-
-    Raises:
-        UsageError: there is none, with those there are; or several, which differ in what was not asked.
-    """
-    asked = {key: value for key, value in asdict(place).items() if value is not None}
-    asked |= {"budget": options.budget(place.budget), "dtype": options.dtype("--dtype", place.dtype)}
-    at_budgets = [panel for panel in found if panel.budget]
-    fitting = [panel for panel in at_budgets if all(getattr(panel, key) == value for key, value in asked.items())]
-    if not fitting:
-        said = ", ".join(f"{key} {value}" for key, value in asked.items())
-        raise UsageError(f"no panel with {said}; the results hold {_held(at_budgets) or 'none at equal cost'}")
-    best = max(fitting, key=lambda panel: (len(_structures(panel)), len(panel.rows), -panel.tokens))
-    rivals = [panel for panel in fitting if panel.tokens == best.tokens]
-    if len(rivals) > 1:
-        each = "; ".join(f"{panel.machine}, {panel.threads} threads, {panel.clock} clock" for panel in rivals)
-        raise UsageError(
-            f"{len(rivals)} panels fit: {each}; choose by --threads or --clock, or give one machine's files"
-        )
-    if not any(row.speedup for row in best.rows if row.square):
-        raise UsageError(f"{best.title}: holds no square layer with a speed-up over dense")
-    return best
-
-
-def drawn(results: Results, panel: Panel) -> dict[str, bytes]:
-    """The panel's speed-up and time against width, abreast, as files by suffix; of dense, only the fastest."""
-    structures = sorted({row.structure for row in results.rows if not row.control})
-    looks = styles(panel.curves, structures)  # of the whole panel: the same looks as in the report
-    squares = [replace(curve, rows=curve.squares) for curve in panel.curves if curve.squares]
-    kept = tuple(c for c in squares if c.kind != CONTROL or c.rows[0].budget)
-    shown = replace(panel, curves=kept)
-    made = figures.specifications(lambda: charts.specifications(shown, looks, width=CHART_WIDTH))
-    caption = [line for said in curves.caption(panel) for line in textwrap.wrap(said, CAPTION_COLUMNS)]
-    return curves.view(shown, structures).figure([made["speedup"], made["time"]], caption, CHART_WIDTH)
-
-
-def replaced(readme: Path, inside: str, *, markers: tuple[str, str] = (START, END), text: str | None = None) -> str:
-    """The README, or what has become of its `text`, with `inside` between two markers.
+def replaced(readme: Path, text: str, name: str, inside: str) -> str:
+    """The text with `inside` between the markers of a name.
 
     Raises:
-        UsageError: it cannot be read, or does not hold each marker once, on lines of their own and in this order.
+        UsageError: it does not hold each marker once, on lines of their own and in this order.
     """
-    lines = (_text(readme) if text is None else text).splitlines(keepends=True)
-    first, last = markers
-    starts, ends = ([i for i, line in enumerate(lines) if line.strip() == marker] for marker in markers)
+    lines = text.splitlines(keepends=True)
+    first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    starts, ends = ([i for i, line in enumerate(lines) if line.strip() == marker] for marker in (first, last))
     if len(starts) != 1 or len(ends) != 1:
         raise UsageError(
             f"{readme}: has {len(starts)} lines {first} and {len(ends)} lines {last}, must have one of each"
@@ -126,11 +78,21 @@ def replaced(readme: Path, inside: str, *, markers: tuple[str, str] = (START, EN
         raise UsageError(f"{readme}: {last} stands before {first}")
     [start], [end] = starts, ends
     newline = "\r\n" if lines[start].endswith("\r\n") else "\n"
-    body = f"\n{inside}\n\n".replace("\n", newline)
-    return "".join(lines[: start + 1]) + body + "".join(lines[end:])
+    return "".join(lines[: start + 1]) + f"\n{inside}\n\n".replace("\n", newline) + "".join(lines[end:])
 
 
-def _text(readme: Path) -> str:
+def _of(files: Sequence[File], kind: str) -> list[File]:
+    return [file for file in files if file.kind == kind]
+
+
+def _command(readme: Path, text: str) -> str:
+    found = [line.strip() for line in text.splitlines() if line.strip().startswith(RECOMMEND)]
+    if not found:
+        raise UsageError(f"{readme}: shows no line {RECOMMEND} ... whose answer could stand between its markers")
+    return found[0]
+
+
+def _read(readme: Path) -> str:
     """Raises UsageError where it cannot be read."""
     try:
         return readme.read_bytes().decode("utf-8")
@@ -138,18 +100,6 @@ def _text(readme: Path) -> str:
         raise UsageError(f"{readme}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{readme}: is not UTF-8") from None
-
-
-def _held(found: Sequence[Panel]) -> str:
-    tokens: dict[str, set[int]] = {}
-    for p in found:
-        place = f"{p.budget} {p.mode} {p.dtype} {p.device} ({p.threads} threads, {p.clock} clock)"
-        tokens.setdefault(place, set()).add(p.tokens)
-    return "; ".join(f"{place} at tokens {', '.join(map(str, sorted(at)))}" for place, at in sorted(tokens.items()))
-
-
-def _structures(panel: Panel) -> set[str]:
-    return {curve.structure for curve in panel.curves if curve.kind == STRUCTURE}
 
 
 def _write(files: Mapping[Path, bytes]) -> list[Path]:

@@ -1,22 +1,29 @@
 """The section of `bench train`: losses of every structure beside dense's, with their noise, costs and times."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 from bench.answers import losses, training_rows
-from bench.answers.losses import Result
-from bench.answers.training_rows import TrainingPlace, TrainingRun
+from bench.answers.losses import Result, budgets
+from bench.answers.training_rows import TrainingPlace
 from bench.files.fields import BadResults, printable
 from bench.files.kinds import TRAINING, File
-from bench.report.drawing.sections import Section, measured
-from bench.report.drawing.views import View
-from bench.report.training import beside, blocks, claims, costs, curves, fronts, grammar, scaling, tables
-from bench.report.training.marks import Times, Trained, looks, step_seconds
+from bench.report.drawing import words
+from bench.report.drawing.plot import Chart, Figure
+from bench.report.drawing.sections import PageTable, Section, Sheet, measured, numbered
+from bench.report.training import beside, charts, claims, grammar, tables
+from bench.report.training.fronts import Front, fronts
+from bench.report.training.trained import OWN, Trained
+
+LEAD = (
+    "Networks trained from the same seeds with structures in place of their linear layers, rates by the structured muP "
+    "rule. A tie is a difference within the noise between seeds, at 95 % for all comparisons of a table; it is "
+    "not to say that two are equal."
+)
 
 
-def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Section:
-    """The section of one file; `number` tells it from others of its kind, `structures` are all of the report.
+def section(file: File, number: int = 0) -> Section:
+    """The section of one file; `number` tells it from others of its kind.
 
     Raises:
         BadResults: a field is missing or impossible, or no run was finished.
@@ -24,68 +31,100 @@ def section(file: File, number: int = 0, structures: Collection[str] = ()) -> Se
     runs, several_times = training_rows.read(file.rows)
     if not runs:
         raise BadResults(f"{file.run.file}: holds no finished training run; draw it when there is one")
-    results = losses.results(runs)
-    counted, executed = fronts.fronts(runs), fronts.fronts(runs, executed=True)
-    structures = {*structures, *file.structures}
-    times: Times = {(t.place, t.series): t for t in several_times}
-    stem = f"{TRAINING}-{number + 1}" if number else TRAINING
-    of = Trained(results, times, looks(structures, runs), told := measured(file.run), stem)
-    views = [
-        *beside.made(of),
-        *_with_tables(costs.made(of), results, times),
-        *curves.made(of),
-        *scaling.made(of, counted, _in_order(executed, counted)),
-        *blocks.made(of),
-        *grammar.made(of),
+    of = Trained(losses.results(runs), {(t.place, t.series): t for t in several_times})
+    counted = fronts(runs)
+    noise = {place.setting: losses.noise([r for r in runs if r.place.setting == place.setting]) for place in of.results}
+    sheets = [
+        sheet
+        for place in _ordered(list(of.results))
+        for sheet in _sheets(of, place, counted, [tables.noise_line(noise[place.setting])])
     ]
-    largest = {place.setting: place for place in results}
+    refused = [[f.words("setting"), f.name("series"), f.words("reason")] for f in file.refused]
+    below = [
+        _claims(claims.claims(of.results, several_times, counted)),
+        PageTable("", ("Data", "What it is"), _data(file), "The data, with hashes and licences"),
+        PageTable("", ("Task", "Series", "Reason"), refused, f"{len(refused)} series were left out"),
+    ]
     return Section(
-        id=stem,
-        title="Quality after training",
-        template="training.html.j2",
-        caption=told,
-        draw=lambda width: {},
-        records=[],
+        id=numbered(TRAINING, number),
+        title="Training",
+        lead=LEAD,
         run=file.run,
-        structures=structures,
-        content={
-            "summary": tables.summary(results),
-            "noise": {s: tables.noise_line(losses.noise(_of(runs, s))) for s in largest},
-            "lengths": {s: tables.how_long(results[place]) for s, place in largest.items()},
-            "warnings": {s: tables.warnings(results[place]) for s, place in largest.items()},
-            "fronts": [line for line in map(claims.exponent, counted) if line],
-            "claims": claims.claims(results, several_times, counted),
-            "refused": [(f.words("setting"), f.name("series"), f.words("reason")) for f in file.refused],
-            "data": _data(file),
-            "runs": len(runs),
-        },
-        views=views,
-        table=_points(results, times),
-        rows=len(runs),
+        sheets=sheets,
+        below=Sheet(said=measured(file.run), tables=[table for table in below if table.lines]),
+        table=_points(of),
+        figure=None if number else _figure(of, measured(file.run)),
     )
 
 
-def _of(runs: Sequence[TrainingRun], setting: str) -> list[TrainingRun]:
-    return [run for run in runs if run.place.setting == setting]
+def _ordered(places: Sequence[TrainingPlace]) -> list[TrainingPlace]:
+    """Tasks as they come, of each the largest width first: what a reader sees first."""
+    tasks = list(dict.fromkeys(place.setting for place in places))
+    return sorted(places, key=lambda place: (tasks.index(place.setting), -place.width))
 
 
-def _in_order(some: Sequence[fronts.Front], like: Sequence[fronts.Front]) -> list[fronts.Front]:
-    by_name = {(f.setting, f.series): f for f in some}
-    return [by_name[f.setting, f.series] for f in like]
-
-
-def _with_tables(views: Sequence[View], results: Mapping[TrainingPlace, Sequence[Result]], times: Times) -> list[View]:
-    """With the table of its place in each view's content."""
-    by_name = {(place.setting, str(place.width)): several for place, several in results.items()}
+def _sheets(of: Trained, place: TrainingPlace, counted: Sequence[Front], said: Sequence[str]) -> list[Sheet]:
+    """One for each budget and start that structures were trained at."""
+    several = of.results[place]
+    trained = [r for r in several if r.loss is not None]
+    largest = place.width == max(p.width for p in of.results if p.setting == place.setting)
     found = []
-    for view in views:
-        several = by_name[view.choices["Task"], view.choices["Width"]]
-        content = {"table": tables.table(several, times), "length": tables.how_long(several)}
-        found.append(replace(view, content={**content, "warnings": tables.warnings(several)}))
+    for budget, start in budgets(several):
+        own = [r for r in trained if charts.within(r, budget, start)]
+        kept = beside.chosen(several, budget, start)
+        drawn: list[Chart] = [beside.chart(of, kept, "Loss beside dense's")] if len(kept) > 1 else []
+        drawn += charts.costs(of, own, budget) + charts.curves(of, own, start)
+        drawn += charts.blocks(of, several) if budget is None else []
+        if largest and not start:
+            drawn += charts.fronts([f for f in counted if f.setting == place.setting and _within(f, budget)])
+        table = tables.table([r for r in several if charts.within(r, budget, start)], of.times)
+        at = (OWN if budget is None else words.budget(budget)) + (f", {start} start" if start else "")
+        found.append(
+            Sheet(
+                choices={"Task": place.setting, "Width": str(place.width), "Compared at": at},
+                said=[tables.how_long(several), *said],
+                warnings=tables.warnings(several),
+                charts=drawn,
+                tables=[table, *grammar.tables(several)],
+            )
+        )
     return found
 
 
-def _data(file: File) -> list[tuple[str, str]]:
+def _within(front: Front, budget: str | None) -> bool:
+    return front.budget == budget if not front.control else front.budget in (None, budget)
+
+
+def _claims(found: Sequence[claims.Claim]) -> PageTable:
+    lines = [
+        [one.claim, f"{one.figure}; {one.source}; {one.scale}", " \N{BULLET} ".join(one.measured), one.untested]
+        for one in found
+    ]
+    headings = ("Claim", "Source and scale", "Measured here", "Not tested, and why")
+    caption = "No line here confirms or refutes a claim made at another scale."
+    return PageTable(caption, headings, lines, "Published claims, and what was measured here")
+
+
+def _figure(of: Trained, said: Sequence[str]) -> Figure | None:
+    """Losses beside dense's, of the tasks that tell dense from a network whose layers were removed."""
+    told = [p for p in {place.setting: place for place in of.results}.values() if tells(of.results[p])]
+    drawn = []
+    for place in told:
+        for budget, start in budgets(of.results[place])[:1]:
+            kept = beside.chosen(of.results[place], budget, start)
+            at = OWN if budget is None else words.budget(budget)
+            drawn += [beside.chart(of, kept, f"{place.setting}, width {place.width}, {at}")] if len(kept) > 1 else []
+    return Figure(TRAINING, "Loss after training beside dense's", said, drawn, 2, 300) if drawn else None
+
+
+def tells(several: Sequence[Result]) -> bool:
+    """Whether a task tells dense from a network whose layers were removed."""
+    from bench.answers.qualities import discriminates
+
+    return discriminates(several)
+
+
+def _data(file: File) -> list[list[str]]:
     """Each data set with its hash and licence, in words."""
     found = file.setup.values.get("data", {})
     lines = []
@@ -94,11 +133,11 @@ def _data(file: File) -> list[tuple[str, str]]:
         parts = [str(facts.get("data_note") or "")]
         parts += [f"SHA-256 {str(facts['data_sha256'])[:16]}"] if facts.get("data_sha256") else []
         parts += [f"licence {facts['licence']}"] if facts.get("licence") else []
-        lines.append((printable(str(name)), printable("; ".join(part for part in parts if part))))
+        lines.append([printable(str(name)), printable("; ".join(part for part in parts if part))])
     return lines
 
 
-def _points(results: Mapping[TrainingPlace, Sequence[Result]], times: Times) -> list[dict[str, Any]]:
+def _points(of: Trained) -> list[dict[str, Any]]:
     """Tidy: one line for every point of every curve."""
     return [
         {
@@ -110,9 +149,9 @@ def _points(results: Mapping[TrainingPlace, Sequence[Result]], times: Times) -> 
             "seconds": "" if seconds is None else step * seconds, "params": run.params, **run.shares,
             "diverged": run.reason or "",
         }
-        for place, several in results.items()
+        for several in of.results.values()
         for result in several
+        for seconds in [of.step_seconds(result)]
         for run in result.runs
-        for seconds in [step_seconds(place, run.series, run.structure, times)]
         for step, loss in run.curve
     ]  # fmt: skip

@@ -1,34 +1,28 @@
 """Tables of training runs: every series of a place, warnings about its length, and which series differ from dense."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import mean
 
-from bench.answers.losses import BETTER, TIE, WORSE, Noise, Result, budgets, length, proportion
-from bench.answers.training_rows import TrainingPlace
+from bench.answers.losses import BETTER, TIE, WORSE, Noise, Result, length, proportion
 from bench.report.drawing import words
+from bench.report.drawing.sections import PageCell, PageTable
 from bench.report.training import claims
-from bench.report.training.beside import chosen
-from bench.report.training.marks import REMOVED, Times
+from bench.report.training.trained import REMOVED, Times, look
 
 FALLING = 0.01  # of the loss over the last half of the steps: from there on a run is called too short
 
-Cell = tuple[str, str]  # what is said, and in small below it
+Cell = tuple[str, str]  # what is said, and in small beside it
 
 
-@dataclass(frozen=True)
-class Table:
-    """Headings and lines; columns that would be empty are left out."""
-
-    headings: tuple[str, ...]
-    lines: tuple[tuple[str, tuple[Cell, ...]], ...]
-
-
-def table(several: Sequence[Result], times: Times) -> Table:
-    """Every series of a place, best first."""
-    lines = [(r.first.series, _cells(r, times)) for r in several]
-    kept = [key for key in lines[0][1] if any(cells[key][0] for _, cells in lines)]
-    return Table(tuple(kept), tuple((name, tuple(cells[key] for key in kept)) for name, cells in lines))
+def table(several: Sequence[Result], times: Times) -> PageTable:
+    """Every series, best first; columns that would be empty are left out."""
+    cells = [_cells(r, times) for r in several]
+    kept = [key for key in cells[0] if any(line[key][0] for line in cells)]
+    lines = [
+        [PageCell(r.first.series, look=look(r)), *(PageCell(*line[key]) for key in kept)]
+        for r, line in zip(several, cells, strict=True)
+    ]
+    return PageTable("", ("Series", *kept), lines, f"The {len(lines)} series as a table")
 
 
 def _cells(result: Result, times: Times) -> dict[str, Cell]:
@@ -127,21 +121,3 @@ def noise_line(known: Noise | None) -> str:
     if known is None:
         return "One seed each: it is unknown how much of a difference is noise."
     return known.words
-
-
-def summary(results: Mapping[TrainingPlace, Sequence[Result]]) -> list[str]:
-    """For every task at its largest width and each budget: which structures differ from dense."""
-    lines = []
-    for place in {p.setting: p for p in results}.values():
-        for budget, start in budgets(results[place]):
-            kept = [r for r in chosen(results[place], budget, start) if not r.first.control]
-            if kept:
-                at = words.budget(budget) if budget else "options of their own"
-                by = {v: [_name(r) for r in kept if r.verdict == v] for v in (BETTER, TIE, WORSE)}
-                said = "; ".join(f"{v}: {', '.join(names)}" for v, names in by.items() if names)
-                lines.append(f"{place.setting}, width {place.width}, {at}{f', {start}' if start else ''}: {said}")
-    return lines
-
-
-def _name(result: Result) -> str:
-    return result.first.structure if result.first.budget else claims.plain(result.first)

@@ -1,0 +1,84 @@
+"""What charts and tables of one training file are made from, and what a reader is told of a series."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.answers.losses import Result
+from bench.answers.training_rows import Time, TrainingPlace
+from bench.files.vocabulary import MIX
+from bench.report.drawing import style, words
+from bench.report.drawing.style import Style
+from bench.report.training.claims import difference
+
+REMOVED = "removed"
+OWN = "options of their own"
+Times = Mapping[tuple[TrainingPlace, str], Time]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Series of every place, and the paired times of their steps."""
+
+    results: Mapping[TrainingPlace, Sequence[Result]]
+    times: Times
+
+    def time_of(self, result: Result) -> Time | None:
+        """The time of a series, whatever it started from."""
+        return self.times.get((result.first.place, result.first.series.partition(", ")[0]))
+
+    def step_seconds(self, result: Result) -> float | None:
+        """Dense's step time at this place (the median of those paired with it) over the series' paired ratio."""
+        dense = sorted(t.dense_seconds for (at, _), t in self.times.items() if at == result.first.place)
+        if not dense:
+            return None
+        middle = dense[len(dense) // 2]
+        if result.first.structure == "dense":
+            return middle
+        own = self.time_of(result)
+        return middle / own.speedup if own else None
+
+    def told(self, result: Result) -> dict[str, str]:
+        """The loss with its seeds, what it says beside dense's, and the step's time."""
+        assert result.loss is not None
+        seeds = len(result.runs) - result.diverged
+        spread = f", {result.low:.4g} to {result.high:.4g} over {seeds} seeds" if seeds > 1 else ", one seed"
+        time = self.time_of(result)
+        return {
+            "title": result.first.series,
+            "loss": f"{result.loss:.4g}{spread}",
+            "beside dense": "the baseline" if result.first.structure == "dense" else difference(result),
+            "step": "not timed" if time is None else f"{words.ratio(time.speedup)} dense's speed",
+        }
+
+    def at_end(self, result: Result) -> dict[str, Any]:
+        """What a series came to: its loss, the bar of its noise, and what it took."""
+        first = result.first
+        assert result.loss is not None
+        total, seconds, bar = first.tokens * first.steps, self.step_seconds(result), result.bar or 0.0
+        return {
+            "y": result.loss,
+            "low": result.loss * math.exp(-bar),
+            "high": result.loss * math.exp(bar),
+            "share": max(first.shares["replaced_params_share"], 0.0),
+            "flops": first.train_flops * total,
+            "executed": first.executed * total,
+            "seconds": seconds * first.steps if seconds else None,
+        }
+
+
+def look(result: Result) -> Style:
+    """As everywhere in the report; of mixes DYAD's colour and marks of their own."""
+    name = result.first.structure
+    if MIX in name and style.dyad(name):
+        return replace(style.look(name), hollow=True)
+    return style.look(name, result.first.control and name != "dense")
+
+
+def domain(losses: Sequence[float]) -> tuple[float, float]:
+    """Limits of an axis of losses: what has more than 1.6 times the median stands at the upper edge."""
+    ordered = sorted(losses)
+    high = min(ordered[-1], 1.6 * ordered[len(ordered) // 2])
+    pad = max(1.01, (high / ordered[0]) ** 0.08)
+    return ordered[0] / pad, high * pad
