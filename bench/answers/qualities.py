@@ -17,6 +17,7 @@ from bench.files.fields import load
 from bench.files.kinds import File
 from bench.files.vocabulary import DENSE, REMOVED
 
+REAL = "encoder"  # the task on real activations; in drawn ones dense layers around take up any permutation
 TRAIN, CONVERT = "python -m bench train all -o training.json", "python -m bench minilm -o minilm.json"
 
 
@@ -67,15 +68,16 @@ class Qualities:
         return ({} if self.trained else {"loss": TRAIN}) | ({} if self.converted else {"agreement": CONVERT})
 
     def place(self, share: float) -> tuple[TrainingPlace, tuple[Result, ...]] | None:
-        """The task that tells most at a share: that with most structures told from dense, then with most of them.
+        """The task that tells most at a share: real activations, then most structures told from dense, then most.
 
         A task counts only if it tells dense from a network whose layers were removed.
         """
         told = [(place, several) for place, several in self.trained if discriminates(several)]
 
-        def worth(one: tuple[TrainingPlace, tuple[Result, ...]]) -> tuple[int, int, int]:
+        def worth(one: tuple[TrainingPlace, tuple[Result, ...]]) -> tuple[bool, int, int, int]:
             here = [r for r in one[1] if not r.first.control and _fits(r, share)]
-            return sum(r.verdict != TIE for r in here), len(here), one[0].width
+            real = any(r.first.task == REAL for r in here)
+            return real, sum(r.verdict != TIE for r in here), len(here), one[0].width
 
         return max(told, key=worth, default=None)
 

@@ -125,6 +125,17 @@ def test_a_stack_ends_where_its_members_end_alone(setting: settings.Setting, str
     assert len({outcome.loss for outcome in found}) == 4
 
 
+def test_dyad_cat_is_dyad_it_in_one_product() -> None:
+    """CAT puts the blocks of both terms side by side in one batched product, as its authors run it."""
+    torch.manual_seed(0)
+    layer = StructuredLinear("dyad_it", 24, 36, n_blocks=4, bias=False)
+    x = torch.randn(5, 24)
+    blocks, strided = x.view(5, 4, 6).transpose(0, 1), x.view(5, 6, 4).permute(2, 0, 1)
+    both = torch.bmm(torch.cat([blocks, strided]), torch.cat(list(layer.factors)))  # (8, 5, 9)
+    y = (both[:4] + both[4:]).transpose(0, 1).reshape(5, 36)
+    torch.testing.assert_close(layer(x), y)
+
+
 def test_networks_of_one_seed_share_what_is_not_replaced() -> None:
     problem = problems.load(TEACHER)
     one = variants.build(TEACHER, Variant("dense"), 64, problem, seed=3).state_dict()

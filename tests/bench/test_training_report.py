@@ -19,6 +19,8 @@ from bench.files import kinds
 from bench.files.fields import Fields
 from bench.report.readme import training as readme_training
 from bench.report.training import claims, fronts, grammar, tables
+from bench.training.settings import THETAS
+from structures.algebra.taxonomy import seven_axes
 
 RUN = small()["structures"]["run"]
 SETTING = "language gpt sotu characters feed-forward"
@@ -200,6 +202,14 @@ def test_numbers_of_blocks_and_widths_stand_in_order() -> None:
     said = claimed(rows)
     assert "4 blocks (50 %): +2.0 %, 8 blocks (25 %): +4.0 %, 16 blocks (12.5 %): +8.0 %" in said["blocks"][0]
     assert said["widths"] == [f"{SETTING}: dyad_it @ params=0.25: +10.0 % at width 64, +10.0 % at width 256"]
+
+
+def test_members_of_the_claim_are_those_that_are_trained_with_their_exponents() -> None:
+    [asked] = [one["measure"] for one in json.loads(claims.FILE.read_text()) if one["measure"]["what"] == "order"]
+    wanted = {",".join(map(str, theta)): seven_axes(theta) for theta in THETAS.values()}
+    assert asked["members"].keys() == wanted.keys()
+    for theta, axes in asked["members"].items():
+        assert tuple(axes.values()) == pytest.approx(wanted[theta], abs=1e-4)
 
 
 def test_members_are_ordered_by_what_they_share_and_their_rank() -> None:

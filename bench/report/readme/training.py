@@ -22,7 +22,7 @@ from bench.report.training import beside, charts, claims
 from bench.report.training import fronts as training_fronts
 from bench.report.training import grammar as training_grammar
 from bench.report.training.fronts import Front
-from bench.report.training.tables import grammar, how_long, warnings
+from bench.report.training.tables import grammar, how_long, neighbour, warnings
 from bench.report.training.trained import Times, Trained
 
 START, END = "<!-- training -->", "<!-- end of training -->"
@@ -64,11 +64,14 @@ def training(files: Sequence[Path], picture: str) -> Training:
     at = share(float(budget.partition("=")[2]))
     parts = [
         WRITTEN,
+        f"Nearest to dense at {at} of the parameters: {_nearest(columns, results, budget)}.",
         f"![Loss of every structure beside dense's at {at} of the parameters of the replaced layers, and losses "
         f"against training FLOPs]({picture})",
         f"Held-out loss beside dense's with {at} of the parameters of the replaced layers. *tie*: no difference beyond "
         "noise, which does not mean that they are equal. Below a difference: its interval by the noise between seeds, "
-        "at 95 % for all comparisons of a column together. *exponent*: b in loss ~ training FLOPs^-b, over the widths "
+        "at 95 % for all comparisons of a column together; and what the better of the neighbouring rates costs "
+        "(!: the best rate lies at an end of the grid, though that was extended). "
+        "*exponent*: b in loss ~ training FLOPs^-b, over the widths "
         "of the first task that has several.",
         " ".join(sections.measured(found.run)),
         "\n".join(_table(columns, results, budget, times, fronts)),
@@ -108,7 +111,17 @@ def _columns(results: dict[TrainingPlace, list[Result]], budget: str | None) -> 
     largest = {place.setting: place for place in results}.values()
     sizes = {p: sum(not r.first.control for r in beside.chosen(results[p], budget, "")) for p in largest}
     ranked = sorted((p for p in largest if sizes[p]), key=lambda p: -sizes[p])[:MOST]
-    return [p for p in largest if p in ranked]
+    return sorted(ranked, key=lambda p: p.setting)
+
+
+def _nearest(columns: Sequence[TrainingPlace], results: dict[TrainingPlace, list[Result]], budget: str) -> str:
+    """Of each task, the three series with the least loss."""
+    said = []
+    for place in columns:
+        kept = [r for r in beside.chosen(results[place], budget, "") if r.difference is not None and r.first.budget]
+        told = [f"`{r.first.structure}` ({(r.difference or 0) * 100:+.1f} %)" for r in kept[:3]]
+        said.append(f"{place.setting}: {', '.join(told)}")
+    return "; ".join(said)
 
 
 def _name(place: TrainingPlace, result: Result) -> str:
@@ -123,10 +136,10 @@ def _table(
     times: Times,
     fronts: Sequence[Front],
 ) -> list[str]:
-    """A line for each series; the order is that of the last column with most of them."""
+    """A line for each series; the order is that of the columns, the first first."""
     kept = {p: {r.first.series: r for r in beside.chosen(results[p], budget, "")} for p in columns}
     order: dict[str, None] = {}
-    for place in reversed(columns):
+    for place in columns:
         order |= dict.fromkeys(kept[place])
     timed = [p for p in columns if any((p, series) in times for series in order)]
     tested = [p for p in columns if any(grammar(r)[0] for r in results[p])]
@@ -171,7 +184,8 @@ def _beside(result: Result | None) -> str:
         return ""
     low, high = (f"{end * 100:+.1f}" for end in result.interval)
     tie = "tie, " if result.verdict == TIE else ""
-    return f"{tie}{result.difference * 100:+.1f} %<br>{low} to {high}"
+    rate = f"<br>{neighbour(result)}{' !' if result.first.rate_at_end else ''}" if result.neighbour else ""
+    return f"{tie}{result.difference * 100:+.1f} %<br>{low} to {high}{rate}"
 
 
 def _speed(times: Times, place: TrainingPlace, series: str) -> str:

@@ -13,7 +13,6 @@ from bench.answers.losses import TIE, Result
 from bench.answers.training_rows import Time, TrainingPlace, TrainingRun
 from bench.files.vocabulary import DENSE
 from bench.report.training.fronts import Front
-from structures.algebra.taxonomy import seven_axes
 
 FILE = Path(__file__).with_name("claims.json")
 NOTHING = "not measured in these files"
@@ -41,6 +40,7 @@ class Found:
     times: Sequence[Time]
     fronts: Sequence[Front]
     structures: Sequence[str]
+    members: Mapping[str, Mapping[str, float]]  # of the two-factor space: omega, psi, nu by theta
 
     def own(self) -> list[tuple[TrainingPlace, Result, Result]]:
         """Place, dense's result and one of the structures', in order."""
@@ -64,12 +64,13 @@ def claims(
             source=one["source"],
             scale=one["scale"],
             measured=tuple(
-                MEASURES[one["measure"]["what"]](Found(results, times, fronts, one["measure"]["structures"]))
+                MEASURES[asked["what"]](Found(results, times, fronts, asked["structures"], asked.get("members", {})))
             )
             or (NOTHING,),
             untested=one["not"],
         )
         for one in listed
+        for asked in [one["measure"]]
     ]
 
 
@@ -139,25 +140,25 @@ def _order(found: Found) -> list[str]:
     lines = []
     for setting in dict.fromkeys(f.setting for f in found.fronts):
         fitted = [f for f in found.fronts if f.setting == setting and f.exponent is not None]
-        members = [(seven_axes(theta), f) for f in fitted if (theta := _theta(f.series))]
+        members = [(axes, f) for f in fitted if (axes := found.members.get(_theta(f.series)))]
         if len(members) < 3:
             continue
         groups: dict[tuple[float, float], list[Front]] = {}
-        for (omega, psi, _), f in sorted(members, key=lambda m: (round(m[0][0], 2), -m[0][1])):
-            groups.setdefault((round(omega, 2), round(psi, 2)), []).append(f)
+        for axes, f in sorted(members, key=lambda m: (m[0]["omega"], -m[0]["psi"])):
+            groups.setdefault((axes["omega"], axes["psi"]), []).append(f)
         dense = [f"dense {_exponent(f)}" for f in fitted if f.structure == DENSE]
         each = [f"omega {o:g}, psi {p:g}: {', '.join(map(_exponent, some))}" for (o, p), some in groups.items()]
         said = [*dense, *each]
-        for i, name in enumerate(("omega", "psi", "nu")):
-            tau = stats.kendalltau([m[0][i] for m in members], [m[1].exponent for m in members]).statistic
+        for name in ("omega", "psi", "nu"):
+            tau = stats.kendalltau([axes[name] for axes, _ in members], [f.exponent for _, f in members]).statistic
             said.append(f"Kendall's tau of exponent and {name} {tau:+.2f}")
         lines.append(f"{setting}, {len(members)} members: {'; '.join(said)}")
     return lines
 
 
-def _theta(series: str) -> tuple[float, ...] | None:
+def _theta(series: str) -> str:
     match = re.search(r"theta=\[([\d.,]+)\]", series)
-    return tuple(float(value) for value in match[1].split(",")) if match else None
+    return match[1] if match else ""
 
 
 def _exponent(front: Front) -> str:

@@ -54,17 +54,17 @@ def _cells(result: Result, times: Times) -> dict[str, Cell]:
         else (words.ratio(time.speedup), f"{time.ratio.q1:.2f} to {time.ratio.q3:.2f} {flags}".strip()),
         "Rate": (
             f"{first.lr:.2g}",
-            " ".join([*_beside(result), *(["the end of those tried"] if first.rate_at_end else [])]),
+            f"{neighbour(result)}{', the end of those tried' if first.rate_at_end else ''}",
         ),
     }
 
 
-def _beside(result: Result) -> list[str]:
-    """What the neighbouring rate costs."""
-    found = result.neighbour
-    if found is None:
-        return []
-    return [f"{found[0]:.2g}: diverged" if found[1] == float("inf") else f"{found[0]:.2g}: {found[1] * 100:+.1f} %"]
+def neighbour(result: Result) -> str:
+    """The better rate beside the chosen one, and what it costs: `0.01: +4.2 %`; empty where one alone was tried."""
+    if result.neighbour is None:
+        return ""
+    lr, costs = result.neighbour
+    return f"{lr:.2g}: {'diverged' if costs == float('inf') else f'{costs * 100:+.1f} %'}"
 
 
 def _mean(result: Result, key: str, form: str) -> str:
