@@ -153,7 +153,7 @@ def test_every_part_is_drawn_and_nothing_is_asked_for(browser: Browser, page: Pa
         "points",
         "refused",
     }
-    assert all(marks.values()) and marks["points"] == 240 and marks["map"] == 4
+    assert all(marks.values()) and marks["points"] == 336 and marks["map"] == 4
 
 
 def test_a_complaint_is_heard(browser: Browser, tmp_path: Path) -> None:
