@@ -47,7 +47,7 @@ def section(file: File, number: int = 0) -> Section:
     ]
     return Section(
         id=numbered(TRAINING, number),
-        title="Training",
+        title=f"Training {number + 1}" if number else "Training",
         lead=LEAD,
         run=file.run,
         sheets=sheets,
