@@ -24,9 +24,10 @@ def content(file: str | os.PathLike[str], largest: int = MAX_BYTES) -> bytes:
         OSError: it is not there or cannot be read.
     """
     with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as handle:
-        if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+        found = os.fstat(handle.fileno())
+        if not stat.S_ISREG(found.st_mode):
             raise BadFile(f"{os.fspath(file)}: cannot be read: not a regular file")
-        data = handle.read(largest + 1)
+        data = handle.read(min(found.st_size, largest) + 1)  # no more: as much memory is taken at once
     if len(data) > largest:
         raise BadFile(f"{os.fspath(file)}: more than {largest} bytes")
     return data

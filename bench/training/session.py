@@ -12,10 +12,11 @@ import torch
 from bench.files.progress import Progress
 from bench.files.run import RunRecord
 from bench.training import jobs, problems, rates, rows, timing, variants
+from bench.training.checkpoint import Checkpoint
 from bench.training.jobs import Grid, Job
 from bench.training.ledger import Ledger
 from bench.training.request import LOSSES, TIMES, TrainingRequest
-from bench.training.stack import Checkpoint, Outcome, Stack
+from bench.training.stack import Outcome, Stack
 
 MOST = 1 << 22  # numbers of a stack's parameters: more run no faster, and leave the cache
 RATE = 4e10  # FLOPs a second assumed before anything has been measured: small networks on two cores
@@ -87,6 +88,7 @@ class Session:
 
     def _losses(self) -> None:
         todo = self.plan.jobs(jobs.TRAIN)
+        left = self.checkpoint.load(self.progress.say)
         for job in todo:
             self.progress.expect(self.seconds(job))
         self.progress.begin()
@@ -96,7 +98,7 @@ class Session:
                 self.progress.skip(self.seconds(job), f"{job.words} kept")
                 continue
             clock = time.perf_counter()
-            tried = self._tried(job)
+            tried = self._tried(job, left if left.get("key") == job.key() else {})
             lr = rows.best(tried)
             more = {**self.plan.costs(job), "options": self._options(job), "versions": self.ledger.versions,
                     "seconds_as_run": (time.perf_counter() - clock) / len(tried) / len(seeds)}  # fmt: skip
@@ -115,9 +117,8 @@ class Session:
         model = variants.build(job.setting, job.variant, job.width, self.problems[job.setting])
         return variants.described(model, variants.replaced(job.setting, model))
 
-    def _tried(self, job: Job) -> dict[float, list[Outcome]]:
+    def _tried(self, job: Job, held: Mapping[str, Any]) -> dict[float, list[Outcome]]:
         """Every rate at full length with all seeds; where the best lies at an end of the grid, one more beyond it."""
-        held = self.checkpoint.load(job.key())
         done = {lr: [Outcome(**o) for o in several] for lr, several in held.get("done", {}).items()}
         tried: dict[float, list[Outcome]] = {}
         net = variants.dense(job.setting, job.width, self.problems[job.setting])

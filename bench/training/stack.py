@@ -7,19 +7,14 @@ Members share nothing but the program, so that each ends as it would alone.
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from bench.files import atomic
-from bench.files.errors import UsageError
 from bench.training.problems import TrainingProblem
 
 WARM_UP = 0.05  # share of the steps over which the rate rises; then it falls linearly to zero
@@ -140,30 +135,3 @@ def _outcome(curve: list[tuple[int, float]], tune: float) -> Outcome:
     if curve[-1][1] > curve[0][1]:
         return Outcome(good, reason="the held-out loss ended above the untrained network's")
     return Outcome(good, tune)
-
-
-class Checkpoint:
-    """The state of the run under way, beside the file of rows: written atomically, removed when the run is done."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def save(self, value: Mapping[str, Any]) -> None:
-        try:
-            atomic.write(lambda file: torch.save(dict(value), file), self.path)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            raise UsageError(f"-o: cannot write the checkpoint {self.path}: {error}") from None
-
-    def load(self, key: str) -> dict[str, Any]:
-        """What is kept of the run `key`; empty where there is nothing of it."""
-        if not self.path.is_file():
-            return {}
-        try:
-            held = torch.load(self.path, weights_only=True, map_location="cpu")
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-            return {}
-        return held if isinstance(held, dict) and held.get("key") == key else {}
-
-    def clear(self) -> None:
-        with suppress(FileNotFoundError):
-            self.path.unlink()

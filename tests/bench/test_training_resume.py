@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,7 +17,9 @@ import pytest
 from bench.__main__ import main
 from bench.files import journal
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
+
+from bench.training.checkpoint import Checkpoint  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 SHORT = "train teacher --scale smoke --structures dyad_it --rates 0.003,0.01 --seeds 2 --only losses"
@@ -57,6 +61,75 @@ def test_a_killed_run_is_taken_up_to_the_same_result(tmp_path: Path, capsys: pyt
     assert main([*words, "-o", str(whole)]) == 0
     assert rows(broken) == rows(whole)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["broken.json", "whole.json"]
+
+
+def saved(path: Path) -> Checkpoint:
+    """A checkpoint as a run leaves it: of one tensor, for the sake of speed."""
+    checkpoint = Checkpoint(path)
+    checkpoint.save({"key": "a", "done": {0.1: [{"tune": 0.5}]}, "stack": {"parameters": {"w": torch.ones(64)}}})
+    return checkpoint
+
+
+def test_a_damaged_checkpoint_is_not_read(tmp_path: Path) -> None:
+    checkpoint, said, dice = saved(tmp_path / "rows.json.checkpoint"), [], random.Random(0)
+    whole = checkpoint.path.read_bytes()
+    held = checkpoint.load(said.append)
+    assert held["done"] == {0.1: [{"tune": 0.5}]} and held["stack"]["parameters"]["w"].sum() == 64 and not said
+    for _ in range(600):
+        at, more = dice.randrange(len(whole)), bytes([dice.randrange(256)])
+        damaged = dice.choice((whole[:at], whole[:at] + more + whole[at + 1 :], whole[:at] + more + whole[at:]))
+        checkpoint.path.write_bytes(damaged)
+        said.clear()
+        assert (checkpoint.load(said.append) == {} and len(said) == 1) or damaged == whole
+    for foreign in (b"", b"[]", whole + b"x", whole[::-1]):
+        checkpoint.path.write_bytes(foreign)
+        assert checkpoint.load(said.append) == {}
+        assert "it is not used, and the run that it was of begins anew" in said[-1] and "\n" not in said[-1]
+
+
+class Evil:
+    """Pickled, it asks for a folder to be made."""
+
+    def __init__(self, folder: Path):
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.folder,)
+
+
+def test_no_code_of_a_checkpoint_runs(tmp_path: Path) -> None:
+    checkpoint, said = Checkpoint(tmp_path / "rows.json.checkpoint"), []
+    checkpoint.save({"key": Evil(tmp_path / "evil")})
+    assert checkpoint.load(said.append) == {} and "not what bench train writes" in said[0]
+    assert not (tmp_path / "evil").exists()
+
+
+def test_what_is_no_file_is_no_checkpoint(tmp_path: Path) -> None:
+    checkpoint, said = Checkpoint(tmp_path / "rows.json.checkpoint"), []
+    assert checkpoint.load(said.append) == {} and not said
+    os.mkfifo(checkpoint.path)
+    assert checkpoint.load(said.append) == {} and "not a regular file" in said[0]
+    checkpoint.path.unlink()
+    checkpoint.path.symlink_to(tmp_path / "nothing")
+    assert checkpoint.load(said.append) == {} and "No such file" in said[1]
+
+
+def test_a_checkpoint_follows_no_link(tmp_path: Path) -> None:
+    other, path = tmp_path / "other", tmp_path / "rows.json.checkpoint"
+    other.write_text("mine")
+    path.symlink_to(other)
+    Path(f"{path}.part").symlink_to(other)
+    assert saved(path).load(print)["key"] == "a"
+    assert other.read_text() == "mine" and not path.is_symlink()
+
+
+def test_a_run_whose_checkpoint_is_damaged_begins_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*SHORT.split(), "--steps", "2", "--depth", "1"]
+    path = tmp_path / "rows.json"
+    checkpoint = saved(tmp_path / "rows.json.checkpoint").path
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-9])
+    assert main([*words, "-o", str(path)]) == 0
+    assert capsys.readouterr().out.count("damaged or cut off") == 1 and not checkpoint.exists()
 
 
 def test_what_cannot_be_taken_up_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
