@@ -133,22 +133,23 @@ def _registries() -> Kind:
 
 def _rates() -> Kind:
     """The user's cache of rates: whatever is in it, there are figures to plan with, finite and positive."""
-    key, base = rates.machine("float32", 1), rates.of("float32", 1)
-    seconds, curves = rates.parts(base)
-    good = {"version": rates.VERSION, "machine": key, "seconds": seconds, "curves": curves}
+    key = rates.machine("float32", 1)
+    good = {"version": rates.VERSION, "machine": key, "figures": rates.parts(rates.of("float32", 1))}
 
     def use(data: bytes, number: int, folder: Path) -> None:
         before = os.environ.get(rates.VARIABLE)
         os.environ[rates.VARIABLE] = str(folder)
         try:
             rates.path(key).write_bytes(data)
-            seconds, curves = rates.parts(rates.of("float32", 1))
+            figures = rates.parts(rates.of("float32", 1))
         finally:
             os.environ.pop(rates.VARIABLE)
             if before is not None:
                 os.environ[rates.VARIABLE] = before
-        assert all(0 <= value < 1 for value in seconds.values())
-        assert all(size >= 1 and 0 < rate < 1e9 for curve in curves.values() for size, rate in curve)
+        for value in figures.values():
+            curve = value if isinstance(value, tuple) else ((1, 1.0),)
+            assert isinstance(value, tuple) or 0 <= value < 1
+            assert curve and all(size >= 1 and 0 < rate < 1e15 for size, rate in curve)
 
     return Kind([json.dumps(good, indent=1).encode()], use, ())
 

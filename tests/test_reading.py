@@ -48,25 +48,30 @@ def test_no_cache_of_rates_breaks_a_layer(
         file.write_bytes(content)
     width = 48 + 16 * number  # no plan of an earlier case serves it
     layer = structures.StructuredLinear("monarch", width, width, backend="planned")
-    with pytest.warns(UserWarning, match=rf"{message}.*; built-in rates are used"):
+    with pytest.warns(UserWarning, match=rf"{message}.*; delete it or calibrate again, it is not used"):
         layer(torch.ones(3, width))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it was said once
         layer(torch.ones(5, width))
 
 
-@pytest.mark.parametrize("field, value", [("seconds", []), ("seconds", {"call": "1"}), ("curves", 3), ("curves", {})])
+@pytest.mark.parametrize(
+    "name, value",
+    [("figures", []), ("figures", 3), ("call", "soon"), ("call", 2), ("contiguous", 3), ("turn", [[1, 0]])],
+)
 def test_a_cache_of_other_fields_is_not_used(
-    field: str, value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(rates.VARIABLE, str(tmp_path))
     key = rates.machine("float64", 3)
     built_in = rates.of("float64", 3)
-    seconds, curves = rates.parts(built_in)
-    good = {"version": rates.VERSION, "machine": key, "seconds": seconds, "curves": curves}
-    rates.path(key).write_text(json.dumps({**good, field: value}))
+    figures = rates.parts(built_in)
+    good = {"version": rates.VERSION, "machine": key, "figures": figures}
+    assert name in {**good, **figures}
+    found = {**good, name: value} if name in good else {**good, "figures": {**figures, name: value}}
+    rates.path(key).write_text(json.dumps(found))
     rates._of.cache_clear()
-    with pytest.warns(UserWarning, match="built-in rates are used"):
+    with pytest.warns(UserWarning, match="delete it or calibrate again, it is not used"):
         assert rates.of("float64", 3) == built_in
 
 
