@@ -1,7 +1,7 @@
 """Mutation fuzzers of the files that others may write: `python -m tests.fuzz [KIND ...] --minutes 60 --seed 1`.
 
-A kind has good files and says what is done with a changed one. A fault is an error that is none of the kind's own, or
-anything that its `use` finds wrong. Other kinds are added to KINDS, each by one function that makes it.
+A kind has good files and says what is done with a changed one. Other kinds are added to KINDS, each by one function
+that makes it.
 """
 
 from __future__ import annotations
@@ -14,105 +14,42 @@ import re
 import sys
 import tempfile
 import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 import structures
+from bench.answers.compare import compare
+from bench.files import journal, merge, merge_tables, rows, wholes
+from bench.files.errors import UsageError
+from bench.files.fields import BadResults
+from bench.files.journal import Records
+from bench.machine import setup
+from bench.report.sweep import tables
+from bench.sweep import launch, request
+from bench.sweep.points import points
+from bench.sweep.sweep import Sweep
 from structures import registry
 from structures.backends.planned import rates
 from structures.models.saved import LAYERS, NUMBERS, load_swapped, save_swapped
 from structures.spec import SpecError
+from tests.support.made_up import dense, document, point, refusal
+from tests.support.mutants import Kind, faults
 
-ODD = [
-    "0", "-1", "1e999", "-0.0", "1" + "0" * 400, "NaN", "Infinity", "null", "true", "[]", "{}", '""', '"\\ud800"',
-    '"a"', "1.5", str(2**53), str(2**63), "[" * 800 + "]" * 800, "[" * 90000, '{"a": 1}', "[1, 2]", "~", "%", "**",
-    "^ 3", "//", ";", "->", ", ", "t", "[t+1]", "[:]", "(", ")", "hadamard(x z)", "permutation.3(x z)", "min(",
-    "split(in_features, 2)", "\u0000", "\ufb01", "\u0663", "in_features", "out_features", "\n", "  ", ":", "#",
-    "&a", "*a", "!!python/object:os.system", "1e308", "2**28",
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of file: good ones, what is done with a changed one in a folder, and the errors that are right."""
-
-    files: list[bytes]
-    use: Callable[[bytes, int, Path], None]  # what a mutant is, of which file, and an empty folder
-    right: tuple[type[Exception], ...]
-
-
-def mutant(data: bytes, rng: random.Random) -> bytes:
-    """One to four changes: of bytes, of words, and of lines."""
-    for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        data = rng.choice((_bytes, _words, _words, _words, _lines, _cut))(data, rng)
-    return data
-
-
-def _bytes(data: bytes, rng: random.Random) -> bytes:
-    changed = bytearray(data)
-    for _ in range(rng.randint(1, 8)):
-        if changed:
-            changed[rng.randrange(len(changed))] = rng.randrange(256)
-    return bytes(changed)
-
-
-def _words(data: bytes, rng: random.Random) -> bytes:
-    """A word, number or sign becomes an odd one, another one of the file, or goes."""
-    found = list(re.finditer(rb"[A-Za-z_]+|-?[0-9.]+(?:e-?[0-9]+)?|[^\sA-Za-z0-9]", data[: 2**16]))
-    if not found:
-        return data
-    at, other = rng.choice(found), rng.choice(found)
-    new = rng.choice((rng.choice(ODD).encode(), other.group(), b"", at.group() * 2))
-    return data[: at.start()] + new + data[at.end() :]
-
-
-def _lines(data: bytes, rng: random.Random) -> bytes:
-    lines = data.split(b"\n")
-    one, two = rng.randrange(len(lines)), rng.randrange(len(lines))
-    if rng.random() < 0.5:
-        lines[one], lines[two] = lines[two], lines[one]
-    else:
-        lines.insert(one, lines[two])
-    return b"\n".join(lines)
-
-
-def _cut(data: bytes, rng: random.Random) -> bytes:
-    low, high = sorted(rng.randrange(len(data) + 1) for _ in range(2))
-    return rng.choice((data[:low], data[:low] + data[high:], data[:low] + data[low:high] * 2 + data[high:]))
-
-
-def faults(kind: Kind, rng: random.Random) -> Iterator[str | None]:
-    """For each mutant None, or what went wrong with it."""
-    while True:
-        number = rng.randrange(len(kind.files))
-        data = mutant(kind.files[number], rng)
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    kind.use(data, number, Path(folder))
-            except kind.right:
-                yield None
-            except Exception:
-                yield f"{traceback.format_exc(limit=-4)}of file {number}: {data[:4000]!r}"
-            else:
-                yield None
-
-
-# -- the kinds
+ROOT = Path(__file__).parents[1]
+ROOF = {"device": "cpu", "dtype": "float32", "threads": 1, "gemm_flops_per_s": 1e11, "copy_bytes_per_s": 1e10,
+        "copy_bytes_per_s_by_size": [[1000, 1e10]], "seconds_per_step": 1e-6,
+        "seconds_per_train_step": 1e-5}  # fmt: skip
 
 
 def _registries() -> Kind:
     """Loading and binding: errors of an entry, with its place; what binds and is small runs as it is defined."""
-    text = (Path(__file__).parents[1] / "registry.yaml").read_text(encoding="utf-8")
+    text = (ROOT / "registry.yaml").read_text(encoding="utf-8")
     entries = re.split(r"(?m)^(?=[a-z_]+:)", text)[1:]
-    many = "e:\n  sizes:\n    r: 2\n  einsum: " + "x, " + ", ".join(f"x a{k}" for k in range(3)) + " -> x\n"
+    many = "e:\n  einsum: x, x a, a b, b x -> x\n  sizes:\n    a: 2\n    b: 2\n"
 
     def use(data: bytes, number: int, folder: Path) -> None:
         (folder / "mine.yaml").write_bytes(data)
@@ -185,7 +122,134 @@ def _saved() -> Kind:
     return Kind(files, use, (ValueError,))
 
 
-KINDS: dict[str, Callable[[], Kind]] = {"registry": _registries, "rates": _rates, "saved": _saved}
+def _of_bench(files: list[bytes], read: Callable[[Path], object]) -> Kind:
+    """What `read` makes of a file that a command of the bench reads, where nobody commits meanwhile."""
+    versions = setup.versions()  # read once
+
+    def use(data: bytes, number: int, folder: Path) -> None:
+        path = folder / "mutant.json"
+        path.write_bytes(data)
+        with mock.patch.multiple(setup, commit=lambda: {"commit": "0" * 40, "dirty": False}, versions=lambda: versions):
+            read(path)
+
+    return Kind(files, use, (BadResults, UsageError))
+
+
+def _result() -> bytes:
+    """A results file with all that one may have."""
+    run = {"request": {"tokens": "128", "shard": "1/2"}, "argv": ["pytest", "bench", "--shard=1/2"],
+           "resumed": [{"datetime": "2031", "argv": ["pytest"]}]}  # fmt: skip
+    made = document(dense(), point(), point(tokens=1), refused=[refusal("btt", "no")], roofline=[ROOF], run=run,
+                    rules={"dense": "all"})  # fmt: skip
+    return json.dumps(made).encode()
+
+
+def _results() -> Kind:
+    """Read, compared with itself, and written as the tables of a report."""
+
+    def read(path: Path) -> None:
+        found = rows.read([path])
+        compare(found, found, absolute=False)
+        tables.write_points(found, path.with_name("points.csv"))
+        tables.write_refused(found, path.with_name("refused.csv"))
+
+    return _of_bench([_result()], read)
+
+
+def _merged() -> Kind:
+    """Merged with a good file; what is written can be read."""
+
+    def read(path: Path) -> None:
+        good, out = path.with_name("good.json"), path.with_name("out.json")
+        good.write_text(json.dumps(document(point(tokens=8), run={"request": {"shard": "2/2"}})))
+        merge.merge([path, good], out)
+        rows.read([out])
+
+    return _of_bench([_result()], read)
+
+
+def _whole() -> dict[str, Any]:
+    """Two rows of a committed file of whole modules."""
+    made: dict[str, Any] = json.loads((ROOT / "bench/results/intel-xeon/ff.json").read_text())
+    made["benchmarks"], made["structures"]["rows"] = made["benchmarks"][:2], made["structures"]["rows"][:2]
+    return made
+
+
+def _merged_modules() -> Kind:
+    """Whole modules, merged; what is written can be read."""
+
+    def read(path: Path) -> None:
+        out = path.with_name("out.json")
+        merge_tables.merge([path], out)
+        wholes.check(merge_tables.parse("out", json.loads(out.read_text()), wholes.ROWS))
+
+    return _of_bench([json.dumps(_whole()).encode()], read)
+
+
+def _journal() -> Kind:
+    """The journal of a sweep with an entry of each kind, gone on with."""
+    options = {"structures": "dyad_it:n_blocks=2", "widths": "16", "tokens": "4"}
+
+    def sweep() -> Sweep:
+        asked = request.read(options, cuda=False, cores=1)
+        made = Sweep(asked, setup.Threads(1, (0,), True, False), "plain", ["pytest"], asked=launch.asked(options))
+        made.points, made.unreachable = points(made.request)
+        made.selected = [str(p) for p in made.points]
+        return made
+
+    def begun(path: Path) -> None:
+        of = sweep()
+        first, second = map(str, of.points[:2])
+        kept, _ = launch.journal_of(path, of, resume=False)
+        kept.add([{"roofline": ROOF}, {"cell": [16, 16, 4, "float32"], "way": "linear"}])
+        kept.add([{"row": point(), "id": first}, {"load": [0.5, 1.0]}])
+        kept.add([{"refused": refusal("btt", "no"), "id": second}, {"resumed": {"datetime": "2031", "argv": []}}])
+        kept.add([{"whole": _whole()["structures"]["rows"][0], "benchmark": {"name": "b"}, "id": "w"}])
+        kept.close()
+
+    def read(path: Path) -> None:
+        path.rename(journal.of(path))
+        opened, _ = launch.journal_of(path, sweep(), resume=True)
+        opened.close()
+
+    return _of_bench([_left(begun)], read)
+
+
+def _records() -> Kind:
+    """The journal of a command with two records, gone on with."""
+    setup_of = {"search": {"seed": 1}}
+
+    def begun(path: Path) -> None:
+        kept = Records(path, setup_of)
+        for name in "ab":
+            kept.add("time", name, seconds=1.0)
+        kept.close()
+
+    def read(path: Path) -> None:
+        path.rename(journal.of(path))
+        Records(path, setup_of).close()
+
+    return _of_bench([_left(begun)], read)
+
+
+def _left(begun: Callable[[Path], None]) -> bytes:
+    """The journal that is left of a run."""
+    of_commit = mock.patch.object(setup, "commit", lambda: {"commit": "0" * 40, "dirty": False})
+    with tempfile.TemporaryDirectory() as folder, of_commit:
+        begun(Path(folder, "mutant.json"))
+        return journal.of(Path(folder, "mutant.json")).read_bytes()
+
+
+KINDS: dict[str, Callable[[], Kind]] = {
+    "registry": _registries,
+    "rates": _rates,
+    "saved": _saved,
+    "results": _results,
+    "merged": _merged,
+    "merged_modules": _merged_modules,
+    "journal": _journal,
+    "records": _records,
+}
 
 
 def main(words: list[str]) -> int:
