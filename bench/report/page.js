@@ -81,7 +81,7 @@ function fill(q) {
 function answer(q) {
   $("sentence").textContent = q.sentence;
   const structures = q.ranking.filter((one) => one.kind === "structure");
-  const first = new Set([...structures.slice(0, FIRST), structures.find((one) => rows[one.i].name.startsWith("dyad"))]);
+  const first = new Set([...structures.slice(0, FIRST), structures.find((one) => one.i === q.best), structures.find((one) => rows[one.i].name.startsWith("dyad"))]);
   const kept = q.ranking.filter((one) => state.all || one.kind !== "structure" || first.has(one));
   const below = state.all ? q.below : [];
   const spreads = [...kept, ...below].map((one) => rows[one.i].speedup ?? [1, 1, 1]);
