@@ -6,7 +6,15 @@ from pathlib import Path
 
 import torch
 
-from structures.backends.planned import rates
+from structures.backends.planned import measure, rates
+
+
+class _All(set[str]):
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+measure._tried = _All()  # nothing is measured on the way: plans must not change from one test to the next
 
 _own = Path(tempfile.mkdtemp(prefix="structures-"))
 _objects = rates.folder().absolute() / "native"

@@ -30,7 +30,8 @@ def text(inputs: Inputs, answer: Answer, top: int, given: Query) -> str:
         where = f"The nearest layer measured is {at(sizes(found.question))}; all figures are of it. To measure yours:"
         lines += ["", wrapped(where), f"  {command(answer.query)}"]
     said = textwrap.fill(sentence(found), COLUMNS, break_on_hyphens=False)
-    shown = [one for i, one in enumerate(found.ranking) if i < top or one.kind == DENSE or one in found.rivals]
+    always = (*found.rivals, found.best, found.kept)
+    shown = [one for i, one in enumerate(found.ranking) if i < top or one.kind == DENSE or one in always]
     return "\n".join([*lines, "", said, "", *_table(found, shown), *_beside(found, shown)])
 
 

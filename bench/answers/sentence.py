@@ -1,13 +1,13 @@
 """A verdict in sentences: which structure to take, what is gained, what is lost, and dense's rivals."""
 
 from bench.answers.question import PARAMS, near
-from bench.answers.verdict import RIVAL, STRUCTURE, Contender, Verdict
+from bench.answers.verdict import STRUCTURE, Contender, Verdict
 from bench.files.rows import Spread
 from bench.files.terminal import digits, percent
 from bench.files.vocabulary import NARROW
 
 WIDTH = "if you can change the width of the whole network"  # only then is a narrower layer to be had
-MOST = 2  # structures named as tied with the first; the others are counted
+MOST = 1  # structures named as tied with the first; the others are counted
 SHOWN = 3  # named on one line
 
 
@@ -17,9 +17,8 @@ def sentence(verdict: Verdict) -> str:
     first = [_rival(one, best) for one in verdict.rivals]
     if best is None:
         return " ".join([*first, _dense_stays(verdict)])
-    others = [one for one in verdict.ranking if one.kind == RIVAL and one not in verdict.rivals]
-    doubted = [one for one in verdict.below if one.kind == RIVAL]
-    return " ".join([*first, _take(best, verdict), *_keeps(best, verdict), *map(_beside, [*others, *doubted])])
+    narrow = [one for one in (*verdict.ranking, *verdict.below) if one.name == NARROW and one not in verdict.rivals]
+    return " ".join([*first, _take(best, verdict), *_keeps(best, verdict), *map(_narrow, narrow)])
 
 
 def brief(verdict: Verdict) -> str:
@@ -83,9 +82,10 @@ def _error(one: Contender) -> str:
     return f"an error of {percent(max(parts))}" if parts else "its error"
 
 
-def _beside(one: Contender) -> str:
+def _narrow(one: Contender) -> str:
     doubt = f", but {one.doubts[0]}" if one.doubts else ""
-    return f"{one.label[0].upper()}{one.label[1:]}: {digits(one.speedup.median)}x{doubt}."
+    kept = f", {loss(one)}" if one.quality.loss else ""
+    return f"{one.label[0].upper()}{one.label[1:]}: {digits(one.speedup.median)}x{kept}{doubt}."
 
 
 def _dense_stays(verdict: Verdict) -> str:

@@ -5,8 +5,9 @@ README. The rules:
 1. What is ranked costs the same: parameters or executed FLOPs, to 15 %. Of a structure with several rows the nearest
    in cost counts (one asked for at this very budget is), then one that is not disturbed, then the fastest.
 2. The order is that of the lower quartiles of the paired speed-up over the best dense layer there is.
-3. Whoever reaches the lower quartile of the first of a rank is a tie with it. What does not beat dense by its lower
-   quartile does not beat dense: ties with dense are dense's.
+3. Whoever reaches the lower quartile of the first of a rank is a tie with it. Of structures that tie for the first rank
+   the one that keeps the most is taken. What does not beat dense by its lower quartile
+   does not beat dense: ties with dense are dense's.
 4. A flagged row, one whose quartiles are more than a factor of 1.5 apart, and one faster than its FLOPs and bytes allow
    stand below, with the reason, and neither win nor tie.
 5. Dense's rivals (a narrower dense layer, dense in other numbers) are ranked among the structures.
@@ -14,6 +15,7 @@ README. The rules:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -114,8 +116,9 @@ class Verdict:
 
     @property
     def best(self) -> Contender | None:
-        """The fastest structure that beats dense."""
-        return next((one for one in self.ranking if one.kind == STRUCTURE and one.beats_dense), None)
+        """The fastest structure that beats dense; of those that cannot be told apart, the one that keeps the most."""
+        known = [one for one in self.ranking if one.kind == STRUCTURE and one.beats_dense]
+        return min((one for one in known if one.rank == known[0].rank), key=_lost, default=None)
 
     @property
     def rivals(self) -> tuple[Contender, ...]:
@@ -135,7 +138,7 @@ class Verdict:
     def kept(self) -> Contender | None:
         """The structure that keeps the most of those that beat dense; None without any loss."""
         known = [one for one in self.ranking if one.kind == STRUCTURE and one.beats_dense and one.quality.loss]
-        return min(known, key=lambda one: one.quality.loss.difference, default=None)  # type: ignore[union-attr]
+        return min(known, key=_lost, default=None)
 
     def record(self) -> dict[str, Any]:
         """For programs: what the page draws and `recommend --json` prints."""
@@ -220,14 +223,21 @@ def _contender(row: Row, dense: Row | None, ratio: float | None, quality: Qualit
 
 def _ranked(found: Sequence[Contender]) -> tuple[Contender, ...]:
     """With their ranks: whoever reaches the lower quartile of the first of a rank shares it."""
+    firsts: list[tuple[int, float]] = []  # ranks, with the lower quartile of their first
     made: list[Contender] = []
-    first, rank = None, 0
     for i, one in enumerate(found):
-        if first is None or one.speedup.q3 < first.speedup.q1:
-            first, rank = one, i + 1
+        rank = next((rank for rank, low in firsts if one.speedup.q3 >= low), None)
+        if rank is None:
+            rank = i + 1
+            firsts.append((rank, one.speedup.q1))
         made.append(replace(one, rank=rank))
     ranks = [one.rank for one in made]
-    return tuple(replace(one, tied=ranks.count(one.rank) > 1) for one in made)
+    tied = [replace(one, tied=ranks.count(one.rank) > 1) for one in made]
+    return tuple(sorted(tied, key=lambda one: one.rank or 0))
+
+
+def _lost(one: Contender) -> float:
+    return one.quality.loss.difference if one.quality.loss else math.inf
 
 
 # -- what is believed

@@ -58,10 +58,11 @@ def report(paths: Sequence[Path], folder: Path, pictures: bool = False) -> str:
 
 
 def made(given: inputs.Inputs) -> list[Section]:
-    """A section for each file beside the sweep's, in the order of the kinds."""
+    """A section for each file beside the sweep's, in the order of the kinds, of each the largest file first."""
     found = []
     for kind, section in KINDS.items():
-        found += [section(file, i) for i, file in enumerate(file for file in given.others if file.kind == kind)]
+        files = sorted((file for file in given.others if file.kind == kind), key=lambda file: -len(file.rows))
+        found += [section(file, i) for i, file in enumerate(files)]
     return found
 
 

@@ -4,7 +4,8 @@ const { rows, questions, looks } = embedded;
 const PICKED = ["layer", "tokens", "mode", "dtype", "held", "machine"];
 const QUANTITIES = { speedup: ["speed-up over dense", "×"], time: ["time of a call", "s"], flops: ["FLOPs of a call", ""],
   executed: ["FLOPs executed", ""], params: ["parameters", ""], bytes: ["bytes moved at least", "B"] };
-const FIRST = 8; // structures of a ranking that are shown before a reader asks for all
+const LAPTOP = ["vs nn.Linear", "memory %"]; // columns that a phone has no room for
+const FIRST = 5; // structures of a ranking that are shown before a reader asks for all
 const GREY = { colour: "#8a8a8a", marker: "M-1 0A1 1 0 1 1 1 0A1 1 0 1 1-1 0Z", dash: [1, 0], width: 1, hollow: false };
 const state = { tab: "", y: "speedup", x: "in", of: "held", add: [], drop: [], all: false };
 
@@ -45,7 +46,7 @@ function swatch(look) {
 function table(place, headings, lines, caption) {
   place.replaceChildren();
   if (caption) place.append(el("caption", {}, el("span", {}, caption)));
-  const head = (name) => el("th", { scope: "col" }, place.matches(".sortable") ? el("button", { type: "button" }, name) : name);
+  const head = (name) => el("th", { scope: "col", class: LAPTOP.includes(name) ? "laptop" : undefined }, place.matches(".sortable") ? el("button", { type: "button" }, name) : name);
   place.append(el("thead", {}, el("tr", {}, ...headings.map(head))), el("tbody", {}, ...lines));
   place.closest(".scroll").hidden = !lines.length;
 }
@@ -80,12 +81,12 @@ function fill(q) {
 function answer(q) {
   $("sentence").textContent = q.sentence;
   const structures = q.ranking.filter((one) => one.kind === "structure");
-  const first = new Set([...structures.slice(0, FIRST), structures.find((one) => rows[one.i].name.startsWith("dyad"))]);
+  const first = new Set([...structures.slice(0, FIRST), structures.find((one) => one.i === q.best), structures.find((one) => rows[one.i].name.startsWith("dyad"))]);
   const kept = q.ranking.filter((one) => state.all || one.kind !== "structure" || first.has(one));
   const below = state.all ? q.below : [];
   const spreads = [...kept, ...below].map((one) => rows[one.i].speedup ?? [1, 1, 1]);
   const low = Math.log(Math.min(0.9, ...spreads.map((s) => s[1]))), high = Math.log(Math.max(1.1, ...spreads.map((s) => s[2])));
-  const at = (value) => `${(100 * (Math.log(value) - low)) / (high - low)}%`;
+  const at = (value) => `${4 + (92 * (Math.log(value) - low)) / (high - low)}%`;
   const has = (key) => every(q).some((one) => one[key]);
   const columns = [["rank", (one) => (one.rank ? one.rank + (one.tied ? "=" : "") : "")], ["structure"], [""],
     ["speed-up", (one) => one.speed], ...(has("linear") ? [["vs nn.Linear", (one) => one.linear ?? ""]] : []),
@@ -93,13 +94,15 @@ function answer(q) {
     ...(has("loss") ? [["loss %", (one) => one.loss && (one.loss.verdict === "tie" ? "tie" : signed(one.loss.difference)),
       (one) => one.loss && `${signed(one.loss.low)} to ${signed(one.loss.high)} %, ${one.loss.task}`]] : []),
     ...(has("agrees") ? [["agrees", (one) => one.agrees && one.agrees.cosine.toFixed(2), () => "mean cosine of a converted encoder's embeddings"]] : []),
+    ...(every(q).some((one) => rows[one.i].mixes !== undefined) ? [["mixes", (one) => rows[one.i].mixes && String(rows[one.i].mixes) || (rows[one.i].mixes === 0 ? "never" : "\u2013"),
+      () => "layers until every output depends on every input"]] : []),
     ["", (one) => [...(one.doubts ?? []), ...(one.notes ?? []).filter((note) => !note.startsWith("runs "))].join("; ")]];
   const line = (one) => {
     const row = rows[one.i], look = looks[row.look], [median, q1, q3] = row.speedup ?? [1, 1, 1];
     const dots = el("td", { class: "dots", style: `--one: ${at(1)}` },
       el("i", { style: `left: ${at(q1)}; right: calc(100% - ${at(q3)}); background: ${look.colour}` }),
       el("b", { style: `left: ${at(median)}` }, swatch(look)));
-    const cells = columns.map(([heading, text, title]) => text && el("td", { title: title?.(one) }, text(one) ?? "\u2013"));
+    const cells = columns.map(([heading, text, title]) => text && el("td", { title: title?.(one), class: LAPTOP.includes(heading) ? "laptop" : undefined }, text(one) ?? "\u2013"));
     return el("tr", { class: `${one.kind}${one.rank ? "" : " doubted"}`, title: Object.values(told(one)).join("\n"), "data-name": row.name },
       cells[0], el("th", { scope: "row" }, swatch(look), one.label), dots, ...cells.slice(3));
   };
@@ -246,14 +249,16 @@ const POINTS = [["layer", (r) => layer(r.layer)], ["speed-up", (r) => r.speedup 
   ["tokens", (r) => r.tokens], ["mode", (r) => r.mode], ["type", (r) => r.dtype], ["at", (r) => r.budget], ["options", (r) => r.options], ["backend", (r) => r.backend],
   ["parameters", (r) => share(r.shares[0]), (r) => r.shares[0]], ["FLOPs", (r) => share(r.shares[1]), (r) => r.shares[1]], ["executed", (r) => share(r.shares[2]), (r) => r.shares[2]],
   ["bound by", (r) => r.bound && `${r.bound} ${share(r.near)}`], ["error", (r) => r.error], ["energy", (r) => r.energy && prefixed(r.energy, "J"), (r) => r.energy], ["flags", (r) => r.flags], ["machine", (r) => r.machine]];
+const LINES = 30, NAMES = { points: "points", refused: "points that could not run" };
 const REFUSED = ["structure", "layer", "reason", "tokens", "mode", "type", "backend", "at"];
 
 function data() {
   if ($("points").tHead) return;
   table($("points"), ["series", ...POINTS.map(([name]) => name)], rows.map((row) => el("tr", {}, el("th", { scope: "row" }, row.series),
-    ...POINTS.map(([, text, value]) => el("td", { "data-v": value?.(row) }, text(row) ?? "")))), `${rows.length} points`);
+    ...POINTS.map(([, text, value]) => el("td", { "data-v": value?.(row) }, text(row) ?? "")))), " ");
   table($("refused"), REFUSED, embedded.refused.map((cells) => el("tr", {}, el("th", { scope: "row" }, cells[0]), ...cells.slice(1).map((cell) => el("td", {}, cell)))),
-    `${embedded.refused.length} points could not run`);
+    " ");
+  filter();
 }
 function sort(button) {
   const heading = button.closest("th"), body = heading.closest("table").tBodies[0], column = heading.cellIndex;
@@ -267,12 +272,19 @@ function sort(button) {
     return up ? ascending : -ascending;
   };
   body.append(...[...body.rows].map((row) => [key(row), row]).sort((a, b) => order(a[0], b[0])).map((pair) => pair[1]));
+  if (heading.closest("#data")) filter();
 }
-function filter(text) {
-  const wanted = text.toLowerCase().split(/\s+/).filter(Boolean);
-  for (const row of [...$("points").tBodies[0].rows, ...$("refused").tBodies[0].rows]) {
-    const has = [...row.cells].map((cell) => cell.textContent).join(" ").toLowerCase();
-    row.hidden = !wanted.every((word) => has.includes(word));
+function filter() {
+  const wanted = $("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+  for (const id of ["points", "refused"]) {
+    let shown = 0;
+    for (const row of $(id).tBodies[0].rows) {
+      const text = [...row.cells].map((cell) => cell.textContent).join(" ").toLowerCase();
+      const has = wanted.every((word) => text.includes(word));
+      shown += has;
+      row.hidden = !has || shown > LINES;
+    }
+    $(id).caption.firstChild.textContent = `${shown} ${NAMES[id]}${shown > LINES ? `, the first ${LINES} shown: sort, filter, or open ${id}.csv` : ""}`;
   }
 }
 
@@ -341,7 +353,7 @@ document.addEventListener("click", (event) => {
   if (tab) { event.preventDefault(); change({ tab: tab.getAttribute("aria-controls") }); }
   if (event.target.matches(".sortable button")) sort(event.target);
 });
-document.addEventListener("input", ({ target }) => target.id === "filter" && filter(target.value));
+document.addEventListener("input", ({ target }) => target.id === "filter" && filter());
 document.addEventListener("toggle", ({ target }) => target.open && state.tab && target.closest(".section") && sheets(target.closest(".section")), true);
 addEventListener("hashchange", read);
 let width = innerWidth, waiting;

@@ -311,7 +311,7 @@ def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
     assert again.get("time", "a") == {"seconds": 1.0}
     for text, message in (
         ("hello\n", "is no journal of this version"),
-        (f"{header}\n[1]\n", "has a line that is no record"),
+        (f"{header}\n[1]\n", "line 2 is 1, must be an object"),
     ):
         path.write_text(text)
         with pytest.raises(UsageError, match=message):

@@ -131,7 +131,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "foreign": ({"a": 1}, "not a results file: it has no 'benchmarks'"),
     "of pytest-benchmark alone": ({"benchmarks": []}, "not by this sweep: it has no section 'structures'"),
     "of another schema": (document(point(), schema=2), "structures.schema 2 is newer than the 1 this version reads"),
-    "with NaN": (document(point(time=(float("nan"), 1.0, 1.0))), "stats: median is NaN, must be a finite number"),
+    "with NaN": (document(point(time=(float("nan"), 1.0, 1.0))), "stats: total is NaN, must be a finite number"),
     "with a negative time": (document(point(time=(-1.0, -1.0, -1.0))), "stats: median is -1.0, must be a positive"),
     "edited by hand": (document(point(tokens="many")), "tokens is the text 'many', must be a whole number from 1"),
     "with a command that is none": (document(point(), run={"argv": 5}), "argv is 5, must be null or a list of words"),

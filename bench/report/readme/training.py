@@ -48,7 +48,7 @@ def section(files: Sequence[File]) -> tuple[str, Figure | None]:
         "What papers claim, beside these runs:",
         claims.markdown(claims.claims(results, times, fronts.fronts(runs))),
     ]
-    return "\n\n".join(parts), on_page.section(files[0]).figure
+    return "\n\n".join(parts), on_page.section(max(files, key=lambda file: len(file.rows))).figure
 
 
 def _budget(runs: Sequence[TrainingRun]) -> str | None:

@@ -128,6 +128,7 @@ def _row(row: Row, machine: str) -> dict[str, Any]:
         "energy": row.energy_joules,
         "bound": row.bound,
         "near": row.bound_fraction,
+        "mixes": row.mixing_depth,
         "error": words.error(row.error),
         "options": ", ".join(f"{key}={value}" for key, value in row.options.items()),
         "flags": " ".join(row.flags),

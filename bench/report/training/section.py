@@ -1,6 +1,7 @@
 """The section of `bench train`: losses of every structure beside dense's, with their noise, costs and times."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from bench.answers import losses, training_rows
@@ -47,7 +48,7 @@ def section(file: File, number: int = 0) -> Section:
     ]
     return Section(
         id=numbered(TRAINING, number),
-        title=f"Training {number + 1}" if number else "Training",
+        title=f"Training: {printable(Path(file.run.file).stem)}" if number else "Training",
         lead=LEAD,
         run=file.run,
         sheets=sheets,
