@@ -38,6 +38,11 @@ def journalled(path: Path) -> list[str]:
     return [entry["row"]["key"] for line in text.splitlines()[1:] for entry in json.loads(line) if "row" in entry]
 
 
+def written(path: Path) -> tuple[int, int]:
+    """Which file it is and when it was written: each checkpoint is a new one."""
+    return path.stat().st_ino, path.stat().st_mtime_ns
+
+
 def test_a_killed_run_is_taken_up_to_the_same_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [*SHORT.split(), "--steps", "200"]
     whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
@@ -47,7 +52,9 @@ def test_a_killed_run_is_taken_up_to_the_same_result(tmp_path: Path, capsys: pyt
     try:
         while process.poll() is None and not (checkpoint.exists() and len(journalled(broken)) >= 3):
             time.sleep(0.02)
-        time.sleep(0.2)
+        before = written(checkpoint)
+        while process.poll() is None and written(checkpoint) == before:  # until it is of the job under way
+            time.sleep(0.02)
         assert process.poll() is None, "it ended before it could be killed"
     finally:
         process.send_signal(signal.SIGKILL)
