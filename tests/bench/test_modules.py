@@ -290,9 +290,9 @@ def test_the_committed_runs_make_tables_with_published_ratios_and_whole_models(c
 
 
 def test_the_fastest_of_a_group_leads_and_so_does_what_ties_with_it():
-    def row(name: str, *speedup: float) -> modules.ModuleResult:
+    def row(name: str, *speedup: float) -> Any:
         spread = Spread(*speedup, 5)
-        measured = modules.Measured(name, "forward", "float32", "cpu", 128, spread, spread, None, 1.0, ())
+        measured = SimpleNamespace(speedup=spread)
         return modules.ModuleResult("m", 64, "relu", name, 4, 0.5, {"forward": measured}, None)
 
     rows = [row("first", 2.0, 1.9, 2.1), row("tied", 1.8, 1.7, 1.95), row("slower", 1.7, 1.6, 1.85)]
