@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     merge = commands.add_parser("merge", help="join shards of one sweep into one results file")
     merge.add_argument("results", nargs="+", type=Path, help="files of one machine, commit and set of versions")
     merge.add_argument("-o", "--output", type=Path, required=True, help="file to write; whole or not at all")
+    merge.add_argument("--overwrite", action="store_true", help="replace a file that is none of those merged")
     merge.set_defaults(run=_merge)
     _add_compare(commands.add_parser("compare", help="which points became slower or faster between two results files"))
     _add_recommend(commands.add_parser("recommend", help="rank structures for a layer by what was measured near it"))
@@ -183,6 +184,9 @@ def _report(arguments: argparse.Namespace) -> tuple[str, int]:
 def _merge(arguments: argparse.Namespace) -> tuple[str, int]:
     from bench.files import merge, merge_tables
 
+    output = arguments.output
+    if output.is_file() and not arguments.overwrite and not any(map(output.samefile, arguments.results)):
+        raise UsageError(f"-o: {output} exists and is none of the files to merge; add --overwrite to replace it")
     kind = kinds.kind_of(load(arguments.results[0]))
     if kind is None:
         return "\n".join(merge.merge(arguments.results, arguments.output)), 0

@@ -122,11 +122,14 @@ def _under_its_conditions(places: Iterable[Question], query: Query) -> tuple[Que
     known = {"device": DEVICES, "clock": CLOCKS, "dtype": DTYPES, "mode": MODES}
     for key in ("machine", "device", "clock", "dtype", "mode", "threads"):
         held = list(dict.fromkeys(getattr(place, key) for place in left))
-        asked, words = getattr(query, key), ", ".join(map(str, held))
+        asked, words = getattr(query, key), ("; " if key == "machine" else ", ").join(map(str, held))
         if asked is None:
             asked = DEFAULTS[key] if DEFAULTS.get(key) in held else held[0] if len(held) == 1 else None
         elif key == "machine":
-            asked = next((name for name in held if asked.lower() in name.lower()), asked)
+            named = [name for name in held if asked.lower() in name.lower()]
+            if len(named) != 1:
+                raise UsageError(f"--machine: {asked!r} names {len(named)} of {'; '.join(held)}; write a part of one")
+            asked = named[0]
         elif key in known:
             of_these = f"of which the files hold {words or 'none'}"
             asked = (dtype if key == "dtype" else one_of)(f"--{key}", asked, known[key], of_these)

@@ -14,7 +14,8 @@ SHOWN = 3  # named on one line
 def sentence(verdict: Verdict) -> str:
     """What to take and why; a rival of dense that wins or ties is said first."""
     best = verdict.best
-    first = [_rival(one, best) for one in verdict.rivals]
+    fastest = next((one.rank for one in verdict.ranking if one.kind == STRUCTURE and one.beats_dense), None)
+    first = [_rival(one, fastest) for one in verdict.rivals]
     if best is None:
         return " ".join([*first, _dense_stays(verdict)])
     narrow = [one for one in (*verdict.ranking, *verdict.below) if one.name == NARROW and one not in verdict.rivals]
@@ -68,9 +69,9 @@ def _keeps(best: Contender, verdict: Verdict) -> list[str]:
     return [f"{kept.label} keeps more: {loss(kept)}, {digits(kept.speedup.median)} times faster."]
 
 
-def _rival(one: Contender, best: Contender | None) -> str:
+def _rival(one: Contender, fastest: int | None) -> str:
     condition = WIDTH if one.name == NARROW else f"if {_error(one)} will do"
-    beside = "as fast as any structure" if best and one.rank == best.rank else "faster than any structure"
+    beside = "as fast as any structure" if one.rank == fastest else "faster than any structure"
     said = f"{digits(one.speedup.median)}x, {beside}{f', {loss(one)}' if one.name == NARROW else ''}"
     return f"{condition[0].upper()}{condition[1:]}, take {one.label}: {said}."
 

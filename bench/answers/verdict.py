@@ -6,7 +6,7 @@ README. The rules:
    in cost counts (one asked for at this very budget is), then one that is not disturbed, then the fastest.
 2. The order is that of the lower quartiles of the paired speed-up over the best dense layer there is.
 3. Whoever reaches the lower quartile of the first of a rank is a tie with it. Of structures that tie for the first rank
-   the one that keeps the most is taken. What does not beat dense by its lower quartile
+   the one that keeps the most is taken, unless one of a later rank is as fast by its median and keeps more. What does not beat dense by its lower quartile
    does not beat dense: ties with dense are dense's.
 4. A flagged row, one whose quartiles are more than a factor of 1.5 apart, and one faster than its FLOPs and bytes allow
    stand below, with the reason, and neither win nor tie.
@@ -116,20 +116,30 @@ class Verdict:
 
     @property
     def best(self) -> Contender | None:
-        """The fastest structure that beats dense; of those that cannot be told apart, the one that keeps the most."""
-        known = [one for one in self.ranking if one.kind == STRUCTURE and one.beats_dense]
-        return min((one for one in known if one.rank == known[0].rank), key=_lost, default=None)
+        """Of the fastest structures that beat dense and cannot be told apart, the one that keeps the most.
+
+        Another that is no slower by its median and keeps more still is taken before it: noise wins nothing.
+        """
+        known = self._known
+        found = min((one for one in known if one.rank == known[0].rank), key=_lost, default=None)
+        better = [one for one in known if found and one.speedup.median >= found.speedup.median]
+        return min(better, key=_lost, default=None)
+
+    @property
+    def _known(self) -> list[Contender]:
+        """The structures that beat dense, the fastest first."""
+        return [one for one in self.ranking if one.kind == STRUCTURE and one.beats_dense]
 
     @property
     def rivals(self) -> tuple[Contender, ...]:
         """Dense's rivals that win or tie with the fastest structure, or are all there is."""
-        first = self.best
+        first = next(iter(self._known), None)
         return tuple(one for one in self.ranking if one.kind == RIVAL and one.beats_dense
                      and (first is None or (one.rank or 0) <= (first.rank or 0)))  # fmt: skip
 
     @property
     def ties(self) -> tuple[Contender, ...]:
-        """Structures that cannot be told from the fastest one."""
+        """Structures that cannot be told from the one that is taken."""
         first = self.best
         alike = [one for one in self.ranking if first and one.rank == first.rank]
         return tuple(one for one in alike if one.kind == STRUCTURE and one is not first)
@@ -137,8 +147,7 @@ class Verdict:
     @property
     def kept(self) -> Contender | None:
         """The structure that keeps the most of those that beat dense; None without any loss."""
-        known = [one for one in self.ranking if one.kind == STRUCTURE and one.beats_dense and one.quality.loss]
-        return min(known, key=_lost, default=None)
+        return min((one for one in self._known if one.quality.loss), key=_lost, default=None)
 
     def record(self) -> dict[str, Any]:
         """For programs: what the page draws and `recommend --json` prints."""

@@ -201,9 +201,12 @@ def cpu_model() -> str:
 
 
 def commit() -> dict[str, object]:
-    """`{"commit": hash or None, "dirty": bool}` of the working tree that holds this file."""
+    """`{"commit": hash or None, "dirty": bool}` of the working tree that holds this file.
+
+    Files that git does not know, as a user's registry and results, change no code.
+    """
     here = Path(__file__).resolve().parent
-    found, status = _git("rev-parse", "HEAD", at=here), _git("status", "--porcelain", at=here)
+    found, status = _git("rev-parse", "HEAD", at=here), _git("status", "--porcelain", "--untracked-files=no", at=here)
     return {"commit": found or None, "dirty": bool(status) or found is None}
 
 

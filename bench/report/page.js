@@ -4,7 +4,7 @@ const { rows, questions, looks } = embedded;
 const PICKED = ["layer", "tokens", "mode", "dtype", "held", "machine"];
 const QUANTITIES = { speedup: ["speed-up over dense", "×"], time: ["time of a call", "s"], flops: ["FLOPs of a call", ""],
   executed: ["FLOPs executed", ""], params: ["parameters", ""], bytes: ["bytes moved at least", "B"] };
-const LAPTOP = ["vs nn.Linear", "memory %"]; // columns that a phone has no room for
+const LAPTOP = ["vs nn.Linear", "FLOPs %", "memory %"]; // columns that a phone has no room for
 const FIRST = 5; // structures of a ranking that are shown before a reader asks for all
 const GREY = { colour: "#8a8a8a", marker: "M-1 0A1 1 0 1 1 1 0A1 1 0 1 1-1 0Z", dash: [1, 0], width: 1, hollow: false };
 const state = { tab: "", y: "speedup", x: "in", of: "held", add: [], drop: [], all: false };

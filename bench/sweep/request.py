@@ -277,7 +277,7 @@ def add_options(group: Any) -> None:
     add("--backend", metavar="WORDS", help=", ".join((backends.AUTO, *backends.names())))
     add("--threads", metavar="N,...", help="threads; by default one on each physical core")
     add("--registry", metavar="FILE", action="append", default=[], help="a YAML file with more entries")
-    add("--budget", metavar="SHARES", help="bring entries to shares of dense: params=0.5,25% or flops=0.5; none")
+    add("--budget", metavar="SHARES", help="bring entries to shares of dense: params=0.5,25%% or flops=0.5; none")
     add("--no-controls", action="store_true", help="leave out dense's candidates and the narrowed dense layer")
     add("--cold", action="store_true", help="rotate copies of the weights beyond the last-level cache")
     add("--allocator", default="tuned", metavar="WORD", help="tuned: keep large tensors on the heap; plain")

@@ -30,7 +30,7 @@ def merged(folder: Path, **documents: Any) -> tuple[dict[str, Any], str]:
     out.parent.mkdir(exist_ok=True)
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        assert main(["merge", *map(str, paths), "-o", str(out)]) == 0
+        assert main(["merge", *map(str, paths), "-o", str(out), "--overwrite"]) == 0
     return json.loads(out.read_text()), said.getvalue().replace(f"{folder}/", "")
 
 
@@ -300,6 +300,8 @@ def test_what_was_there_is_left_alone_where_the_disk_is_full(
     out.write_text("before")
     monkeypatch.setattr(os, "fsync", full)
     assert main(["merge", str(a), "-o", str(out)]) == 2
+    assert "all.json exists and is none of the files to merge; add --overwrite" in capsys.readouterr().err
+    assert main(["merge", str(a), "-o", str(out), "--overwrite"]) == 2
     assert "all.json: cannot be written: No space left on device; nothing was changed" in capsys.readouterr().err
     assert out.read_text() == "before" and sorted(os.listdir(tmp_path)) == ["a.json", "all.json"]
 

@@ -118,7 +118,6 @@ def test_only_the_best_are_shown_unless_more_are_asked_for(tmp_path: Path, capsy
         ([point()], ("--params", "25%", "--device", "cuda"), "the files hold device cpu only"),
         ([point()], ("--params", "25%", "--mode", "train"), "the files hold mode forward only"),
         ([point()], ("--params", "25%", "--threads", "8"), "the files hold threads 2 only"),
-        ([point()], ("--params", "25%", "--machine", "Xeon"), "the files hold machine Made-up CPU only"),
         ([dense()], ("--params", "25%"), "no structure was measured under these conditions"),
     ],
 )
@@ -193,7 +192,10 @@ def test_files_of_several_machines_are_asked_one_at_a_time(tmp_path: Path, capsy
     paths = saved(tmp_path, a=document(point()), b=document(point(BTT), run={"cpu": "Other CPU"}))
     sizes = ["--in", "1024", "--out", "1024", "--tokens", "128", "--params", "25%"]
     assert main(["recommend", *map(str, paths), *sizes]) == 2
-    assert "--machine: the files hold Made-up CPU, Other CPU; name one" in capsys.readouterr().err
+    assert "--machine: the files hold Made-up CPU; Other CPU; name one" in capsys.readouterr().err
+    for machine, number in (("Xeon", 0), ("cpu", 2)):
+        assert main(["recommend", *map(str, paths), *sizes, "--machine", machine]) == 2
+        assert f"{machine!r} names {number} of Made-up CPU; Other CPU" in capsys.readouterr().err
     assert main(["recommend", *map(str, paths), *sizes, "--machine", "other"]) == 0
     assert "Take btt" in said(capsys)
 

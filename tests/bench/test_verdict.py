@@ -216,6 +216,17 @@ def test_the_sentence_says_what_is_lost_and_who_keeps_more(tmp_path: Path) -> No
     assert found.qualities.missing() == {"agreement": qualities.CONVERT}
 
 
+def test_of_ties_the_one_that_keeps_most_is_taken_and_wide_quartiles_win_nothing(tmp_path: Path) -> None:
+    losses = known(tmp_path, *comparison(), *(row("removed", 2.6, seed) for seed in range(3)))
+    found = judged(tmp_path, dense(), at("low_rank", 3.0), at("dyad_it", 2.99), known=losses)
+    assert [one.rank for one in found.ranking] == [1, 1, 3]
+    assert found.best and found.best.name == "dyad_it" and [one.name for one in found.ties] == ["low_rank"]
+    wide = at("low_rank", 3.0, 1.4)  # reaches the first; dyad_it is faster by its median, and keeps more
+    found = judged(tmp_path, dense(), at("blast", 3.2), wide, at("dyad_it", 3.05), known=losses)
+    assert ranks(found.ranking)[:3] == [(1, "blast"), (1, "low_rank"), (2, "dyad_it")]
+    assert found.best and found.best.name == "dyad_it" and sentence(found).startswith("Take dyad_it")
+
+
 def test_a_task_that_does_not_tell_dense_from_nothing_tells_no_loss(tmp_path: Path) -> None:
     for removed in ([], [row("removed", 2.0, seed) for seed in range(3)]):
         losses = known(tmp_path, *comparison(), *removed)
