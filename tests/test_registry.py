@@ -42,7 +42,7 @@ NOT_A_REGISTRY: list[tuple[str, str | bytes, str, tuple[str, ...]]] = [
     ("no such number", 'm:\n  title: "\\UFFFFFFFF"\n', "2:", ("not YAML",)),
     ("half a character", 'm:\n  title: "\\uD800"\n' + DENSE, "2:10", ("surrogate",)),
     ("nested lists", "m: " + "[" * 12, "1:13", ("nested deeper than 10",)),
-    ("too large", "# " + "x" * MAX_BYTES, "", ("at most 262144 bytes",)),
+    ("too large", "# " + "x" * MAX_BYTES, "", ("more than 262144 bytes",)),
 ]
 NEVER_RUN: list[tuple[str, str | bytes, str, tuple[str, ...]]] = [
     ("an alias", "m: &a\n  einsum: x, x y -> y\nn: *a\n", "1:4", ("anchors and aliases are not allowed",)),

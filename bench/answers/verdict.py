@@ -6,8 +6,8 @@ README. The rules:
    in cost counts (one asked for at this very budget is), then one that is not disturbed, then the fastest.
 2. The order is that of the lower quartiles of the paired speed-up over the best dense layer there is.
 3. Whoever reaches the lower quartile of the first of a rank is a tie with it. Of structures that tie for the first rank
-   the one that keeps the most is taken, unless one of a later rank is as fast by its median and keeps more. What does not beat dense by its lower quartile
-   does not beat dense: ties with dense are dense's.
+   the one that keeps the most is taken, unless one of a later rank is as fast by its median and keeps more. What does
+   not beat dense by its lower quartile does not beat dense: ties with dense are dense's.
 4. A flagged row, one whose quartiles are more than a factor of 1.5 apart, and one faster than its FLOPs and bytes allow
    stand below, with the reason, and neither win nor tie.
 5. Dense's rivals (a narrower dense layer, dense in other numbers) are ranked among the structures.
