@@ -3,8 +3,8 @@
 A step costs what its register tiles cost: their multiply-adds, and besides these so much for every k and for every tile
 (`KS`, `TILES`, counted in vectors multiplied and added). The gradient of a factor is such a step too, its tokens in the
 place of the contracted axes. The constants are fits to 1,440 calls: 30 structures, 256 to 4096 features, 1 to 4096
-tokens, float32 and bfloat16, forward and with all gradients, two threads of an AMD Zen 4, before the gradients' operands
-were prefetched. How far predictions lie from other calls was not measured.
+tokens, float32 and bfloat16, forward and with all gradients, two threads of an AMD Zen 4, before the gradients'
+operands were prefetched. How far predictions lie from other calls was not measured.
 """
 
 from __future__ import annotations
