@@ -12,8 +12,8 @@ from made_up import document, point, refusal
 
 from bench.files import atomic, fields, rows
 from bench.files.cells import harmless
-from bench.files.fields import BadResults
 from bench.report.sweep import tables
+from structures.reading import BadFile
 
 
 def nested(depth: int) -> Any:
@@ -38,7 +38,7 @@ def test_what_no_arithmetic_no_file_and_no_reader_bears_is_refused_with_its_plac
 ) -> None:
     path = tmp_path / "r.json"
     path.write_text(json.dumps(document(row)))
-    with pytest.raises(BadResults) as error:
+    with pytest.raises(BadFile) as error:
         rows.read([path])
     assert str(error.value).startswith(f"{path}: ") and message in str(error.value)
 
@@ -55,7 +55,7 @@ def test_only_a_regular_file_of_bounded_size_is_read(tmp_path: Path, monkeypatch
     monkeypatch.setattr(fields, "MOST_BYTES", 100)
     for name, message in (("pipe", "is not a regular file"), ("large", "holds 102 bytes; 100 are read at most"),
                           ("none", "No such file"), (".", "directory")):  # fmt: skip
-        with pytest.raises(BadResults, match=message):
+        with pytest.raises(BadFile, match=message):
             fields.load(tmp_path / name)
 
 

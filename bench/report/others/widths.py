@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.files.fields import BadResults, Fields
+from bench.files.fields import Fields
 from bench.files.kinds import File
 from bench.report.drawing import style
 from bench.report.drawing.plot import Axis, Chart, Guide, PlotPoint, PlotSeries
 from bench.report.drawing.sections import PageCell, PageTable, Section, Sheet, measured, numbered
+from structures.reading import BadFile
 
 WAYS = {True: "muP rule", False: "one rate"}
 BAND = 2.5  # times the size at the smallest width, or a share of it, that a width should stay within
@@ -44,7 +45,7 @@ def section(file: File, number: int = 0) -> Section:
     """The section of one file; `number` tells it from others of its kind.
 
     Raises:
-        BadResults: a field is missing or impossible.
+        BadFile: a field is missing or impossible.
     """
     lines = sorted(read(file), key=lambda line: (not style.dyad(line.structure), line.structure))
     ways = [scaled for scaled in (True, False) if any(line.scaled == scaled for line in lines)]
@@ -125,7 +126,7 @@ def read(file: File) -> list[WidthCurve]:
         place = int(fields.within("step", 0, 1e6)), int(fields.within("layer", 0, 1e6))
         sizes = found.setdefault(key, {}).setdefault(fields.count("width"), {})
         if place in sizes:
-            raise BadResults(f"{fields.where}: width {fields.count('width')}, step {place[0]} stands twice")
+            raise BadFile(f"{fields.where}: width {fields.count('width')}, step {place[0]} stands twice")
         sizes[place] = _size(fields)
     return [
         WidthCurve(name, scaled, {width: sizes[max(sizes)] for width, sizes in sorted(widths.items())})
