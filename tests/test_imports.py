@@ -5,7 +5,8 @@ the two public nouns `structure` and `spec`; above these `constants`, `reference
 of which the reference and the backends do not know each other, so that one can judge the other; then `registry` and
 `options`, the layer (`linear`), and what uses layers: `space`, `projection`, and `models`, somebody else's network. The
 public names come last (`public`; the package gives them when they are asked for, so that it comes without torch).
-`reading`, of files that others may write, knows nothing; the bench reads with it too, where no torch comes.
+`reading` and `atomic`, of files that others may write, know nothing; the bench reads and writes with them too, where
+no torch comes.
 The rooms of `bench/`, from below: `machine`, `files` and `answers` (no torch, no charts), then `report`, which reads
 files alone, and `sweep`; above the sweep the other experiments, of which none imports another; then the doors.
 An import under `TYPE_CHECKING` is an import: a record stands below the functions that work on it, a facade above.
@@ -41,7 +42,10 @@ BELOW: dict[str, tuple[str, ...]] = {
     "structures.initial": ("structures.structure",),
     "structures.exactness": ("structures.reference",),
     "structures.reading": (),
-    "structures.backends": ("structures.spec", "structures.routing", "structures.constants", "structures.reading"),
+    "structures.atomic": (),
+    "structures.backends": (
+        "structures.spec", "structures.routing", "structures.constants", "structures.reading", "structures.atomic",
+    ),
     "structures.registry": ("structures.spec", "structures.reading"),
     "structures.options": ("structures.registry",),
     "structures.weight": (),
@@ -76,14 +80,15 @@ WITHOUT_TORCH = (
     "structures.spec",
     "structures.registry",
     "structures.reading",
+    "structures.atomic",
 )
-# folders of bench/ -> what comes with none of their modules; of structures the reader alone
+# folders of bench/ -> what comes with none of their modules; of structures the reader and the writer alone
 BENCH_WITHOUT = {
     "bench.files": ("torch", "vl_convert", "jinja2"),
     "bench.answers": ("torch", "structures", "vl_convert", "jinja2"),
     "bench.report": ("torch", "structures"),
 }
-READER = "structures.reading"
+OF_FILES = ("structures.reading", "structures.atomic")
 # `einsum` is a field of an entry and a backend too; `dense` is a word; both may stand alone in code
 WORDS_OF_THEIR_OWN = {"einsum"}
 
@@ -204,6 +209,10 @@ def is_in(name: str, folder: str) -> bool:
     return name == folder or name.startswith(f"{folder}.")
 
 
+def is_of_files(name: str) -> bool:
+    return any(is_in(name, word) for word in OF_FILES)
+
+
 def room_of(name: str) -> str:
     """The room that a module stands in, or that an imported name comes from; empty for other packages."""
     return _module_of(name, BELOW)
@@ -225,7 +234,7 @@ def wrong_imports(file: str, source: str) -> list[str]:
     wrong = [name for name in found if name.startswith("import_module of") or is_in(name, "tests")]
     banned = next((words for place, words in BENCH_WITHOUT.items() if is_in(module, place)), ())
     banned += ("torch",) if room in WITHOUT_TORCH else ()
-    wrong += [name for name in found if any(is_in(name, word) for word in banned) and not is_in(name, READER)]
+    wrong += [name for name in found if any(is_in(name, word) for word in banned) and not is_of_files(name)]
     for name in found:
         other = "bench" if name == "bench" else room_of(name)
         if other and other != room and other not in below(room):
@@ -356,9 +365,9 @@ def test_the_spec_the_registry_and_the_reader_come_without_torch() -> None:
 
 
 @pytest.mark.parametrize("folder", BENCH_WITHOUT)
-def test_a_folder_of_the_bench_comes_without_torch_and_with_the_reader_alone(folder: str) -> None:
+def test_a_folder_of_the_bench_comes_without_torch_and_with_what_reads_and_writes_files(folder: str) -> None:
     found = come_with(IMPORT, (name for file in BENCH if is_in(name := module_name(file), folder)))
-    assert found <= {"structures", "structures.models", "structures.models.waiting", READER}
+    assert found <= {"structures", "structures.models", "structures.models.waiting", *OF_FILES}
 
 
 def test_torch_that_comes_in_is_noticed() -> None:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from bench.files import declared
-from bench.files.atomic import sync_folder
 from bench.files.errors import UsageError
 from bench.files.fields import Fields, contents
 from bench.files.vocabulary import SCHEMA
+from structures.atomic import sync_folder
 from structures.reading import BadFile, json_text, shown
 
 SUFFIX = ".journal"

@@ -7,10 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench.files import atomic
 from bench.files.merged_run import Say, Shard, check_conditions, merged_roofline, merged_rules, merged_run, read
 from bench.files.rows import Refusal, Row, Spread, join, parse
 from bench.files.terminal import many
+from structures import atomic
 from structures.reading import BadFile, json_text, printable, shown
 
 T = TypeVar("T")

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 import structures
-from bench.files import atomic
 from bench.files.journal import Records
 from bench.files.progress import Progress
 from bench.files.run import RunRecord
@@ -26,7 +25,7 @@ from bench.search.front import FrontPoint, front, layers, reasons, verdict
 from bench.search.request import SearchRequest
 from bench.search.timing import Timer
 from bench.sweep.named import NAMED, SPACE
-from structures import space
+from structures import atomic, space
 from structures.algebra.taxonomy import seven_axes
 
 SHORT = timing.SHORT

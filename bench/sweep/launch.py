@@ -14,7 +14,7 @@ import torch
 import structures
 from bench.files import journal, options
 from bench.files.errors import UsageError, one_of
-from bench.files.fields import Fields
+from bench.files.fields import Fields, contents
 from bench.files.options import check_output
 from bench.files.progress import minutes
 from bench.files.terminal import many
@@ -137,9 +137,9 @@ def asked(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _digest(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise UsageError(f"--registry: {path}: cannot be read: {error.strerror}") from None
+        return hashlib.sha256(contents(path)).hexdigest()[:16]
+    except BadFile as error:
+        raise UsageError(f"--registry: {error}") from None
 
 
 def _registered() -> str:

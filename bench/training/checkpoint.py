@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from bench.files import atomic
 from bench.files.errors import UsageError
+from structures import atomic
 from structures.reading import BadFile, content
 
 VERSION = 1  # of what is kept and how it is written; whoever changes either counts it up

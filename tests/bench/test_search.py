@@ -312,6 +312,13 @@ BAD_ENTRIES = [  # previously failed: each was taken up, and ended the search in
 ]
 
 
+def test_a_pipe_in_a_weights_place_is_not_waited_on(tmp_path: Path) -> None:
+    for name in ("w.npy", "w.pt", "w.safetensors"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UsageError, match=f"--weight: .*{name} is not a regular file"):
+            quality.load(tmp_path / name, None, 4, 6)
+
+
 def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
     output = tmp_path / "found.json"
     path = journal_of(output)
