@@ -13,7 +13,7 @@ from bench.answers.verdict import DENSE, Contender, Verdict
 from bench.files.rows import Run
 from bench.files.terminal import COLUMNS, digits, percent, table, wrapped
 
-HEADER = ["rank", "structure", "speed-up", "nn.Linear", "params", "FLOPs", "bytes", "loss", "agrees"]
+HEADER = ["rank", "structure", "speed-up", "nn.Linear", "params", "FLOPs", "memory", "loss", "agrees"]
 PARAMS_AT = HEADER.index("params")
 
 
@@ -110,7 +110,7 @@ def _line(one: Contender) -> list[str]:
         f"{digits(one.over_linear.median)}x" if one.over_linear else "",
         percent(one.row.params_share),
         percent(one.row.executed_share),
-        percent(one.bytes_share) if one.bytes_share else "",
+        percent(one.memory_share) if one.memory_share else "",
         f"{quality.loss.difference * 100:+.1f} %" if quality.loss and one.kind != DENSE else "",
         f"{quality.agreement.cosine:.2f}" if quality.agreement else "",
     ]
@@ -129,6 +129,8 @@ def _beside(found: Verdict, shown: Sequence[Contender]) -> list[str]:
 def _explained(found: Verdict) -> list[str]:
     losses = [one.quality.loss for one in found.ranking if one.quality.loss]
     said = ["speed-up: over the best dense layer, with quartiles; nn.Linear: over that"]
+    backward = found.question.mode == "train"
+    said += [f"memory: of the parameters{', and of what is kept for the backward pass' if backward else ''}"]
     said += [f"loss: beside dense's after training, {losses[0].task}"] if losses else []
     converted = [one for one in found.ranking if one.quality.agreement]
     said += ["agrees: cosine of a converted encoder's embeddings to its own, nothing trained"] if converted else []

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from browser import Browser, installed, started
 from test_report import MARKUP, STRUCTURES, a_chart, made_up, refusal, rendered, saved, small
+from test_training_report import comparison, row
+from test_training_report import document as training
 
 from bench.__main__ import main
 from bench.report.drawing import plot
@@ -56,10 +58,11 @@ def content() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A made-up run of a CPU, and one of a GPU on its own clock."""
+    """A made-up run of a CPU, one of a GPU on its own clock, and made-up losses."""
     gpu = small(device="cuda", clock="device", shapes=[(256, 256), (512, 512)])
     gpu["structures"]["run"]["device_names"]["cuda"] = "Made-up GPU"
-    return saved(tmp_path_factory.mktemp("results"), content(), gpu)
+    trained = [*comparison(), *(row("removed", 2.6, seed) for seed in range(3))]
+    return saved(tmp_path_factory.mktemp("results"), content(), gpu, training(trained))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,7 @@ def test_the_answer_on_the_page_is_that_of_recommend(
 ) -> None:  # fmt: skip
     width, out = layer.split("x")
     asked = ["--in", width, "--out", out, "--tokens", tokens, "--mode", mode, *options]
-    assert main(["recommend", str(results[0]), *asked, "--json"]) == 0
+    assert main(["recommend", str(results[0]), str(results[2]), *asked, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     verdict = told["verdict"]
     sized(browser, LAPTOP)
@@ -107,6 +110,7 @@ def test_the_answer_on_the_page_is_that_of_recommend(
     browser.run("document.querySelector('#ranking-note button')?.click()")
     settled(browser)
     assert browser.run("document.querySelector('#sentence').textContent") == told["sentence"]
+    assert mode != "forward" or "loss +" in told["sentence"], "made-up losses are part of the answer"
     assert names(browser) == [one["structure"] for one in (*verdict["ranking"], *verdict["below"])]
     ranks = browser.run(
         "[...document.querySelectorAll('#ranking tbody tr')].map((row) => parseInt(row.cells[0].textContent))"
