@@ -91,7 +91,7 @@ function answer(q) {
   const columns = [["rank", (one) => (one.rank ? one.rank + (one.tied ? "=" : "") : "")], ["structure"], [""],
     ["speed-up", (one) => one.speed], ...(has("linear") ? [["vs nn.Linear", (one) => one.linear ?? ""]] : []),
     ["FLOPs %", (one) => share(rows[one.i].shares[2]).slice(0, -2)], ["memory %", (one) => (one.memory ? share(one.memory).slice(0, -2) : "")],
-    ...(has("loss") ? [["loss %", (one) => one.loss && (one.loss.verdict === "tie" ? "tie" : signed(one.loss.difference)),
+    ...(has("loss") ? [["loss %", (one) => one.loss && (one.kind === "dense" ? "0" : one.loss.verdict === "tie" ? "tie" : signed(one.loss.difference)),
       (one) => one.loss && `${signed(one.loss.low)} to ${signed(one.loss.high)} %, ${one.loss.task}`]] : []),
     ...(has("agrees") ? [["agrees", (one) => one.agrees && one.agrees.cosine.toFixed(2), () => "mean cosine of a converted encoder's embeddings"]] : []),
     ...(every(q).some((one) => rows[one.i].mixes !== undefined) ? [["mixes", (one) => rows[one.i].mixes && String(rows[one.i].mixes) || (rows[one.i].mixes === 0 ? "never" : "\u2013"),
@@ -311,7 +311,8 @@ function sheets(section) {
 
 // -- the page
 
-const tabs = [...document.querySelectorAll("[role=tab]")].map((tab) => tab.getAttribute("aria-controls"));
+const controlled = (tab) => tab.getAttribute("aria-controls").split(" "); // files of a kind share a tab
+const tabs = [...document.querySelectorAll("[role=tab]")].flatMap(controlled);
 function change(changes) {
   Object.assign(state, changes);
   const keys = [...PICKED, "tab", "y", "x", "of"].filter((key) => state[key]);
@@ -321,7 +322,7 @@ function change(changes) {
 }
 function render() {
   if (!tabs.includes(state.tab)) state.tab = tabs[0];
-  for (const tab of document.querySelectorAll("[role=tab]")) tab.setAttribute("aria-selected", tab.getAttribute("aria-controls") === state.tab);
+  for (const tab of document.querySelectorAll("[role=tab]")) tab.setAttribute("aria-selected", controlled(tab).includes(state.tab));
   for (const section of document.querySelectorAll(".tab")) section.hidden = section.id !== state.tab;
   if (questions.length) {
     const q = chosen();
@@ -357,8 +358,8 @@ document.addEventListener("change", ({ target }) => {
   else if (target.closest(".section .choices")) { target.closest(".section").dataset.changed = target.name; sheets(target.closest(".section")); }
 });
 document.addEventListener("click", (event) => {
-  const tab = event.target.closest("[role=tab]");
-  if (tab) { event.preventDefault(); change({ tab: tab.getAttribute("aria-controls") }); }
+  const tab = event.target.closest("[role=tab], .files a");
+  if (tab) { event.preventDefault(); change({ tab: tab.hash.slice(1) }); }
   if (event.target.matches(".sortable button")) sort(event.target);
 });
 document.addEventListener("input", ({ target }) => target.id === "filter" && filter());

@@ -49,7 +49,7 @@ def share(text: str) -> float | None:
 
 
 def close(name: str, known: Iterable[str]) -> list[str]:
-    """What a word may have been meant for: all that it begins, else the nearest in spelling; none where none is near."""
+    """What a word may have been meant for: all that it begins, else the nearest in spelling, if one is near."""
     folded = {word.lower(): word for word in known}
     begun = [word for small, word in folded.items() if len(name) > 1 and small.startswith(name.lower())]
     return begun or [folded[small] for small in get_close_matches(name.lower(), folded, n=1)]

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from bench.files.fields import BadResults, Fields
+from bench.files.fields import BadResults, Fields, printable
 from bench.files.kinds import File
 from bench.report.drawing import style
 from bench.report.drawing.plot import Axis, Chart, Guide, PlotPoint, PlotSeries
@@ -62,6 +63,7 @@ def section(file: File, number: int = 0) -> Section:
     return Section(
         id=numbered("widths", number),
         title="Widths",
+        of=printable(Path(file.run.file).stem),
         lead="A network that trains alike at every width keeps its activations at one size. Shown is the last hidden "
         f"layer's output after a few steps, over that at width {widths[0]}; lines: within {BAND:g} times either way.",
         run=file.run,
