@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from structures import atomic, reading, registry
-from structures.language.words import dtype, setting
+from structures.language.words import dtype, settings
 from structures.models.config import SwapConfig
 from structures.models.rules import SKIP
 from structures.models.shapes import plan_lines
@@ -197,7 +197,7 @@ def _list() -> list[str]:
 
 
 def _options(spec: Spec, rest: Sequence[str]) -> dict[str, object]:
-    """`n_blocks=8`, `--n_blocks 8` or `--n_blocks=8`, lists with commas: the values as numbers."""
+    """`n_blocks=8,rank=2`, `--n_blocks 8` or `--n_blocks=8`, lists with commas: the values as numbers."""
     words = list(rest)
     for i in range(len(words) - 1, -1, -1):
         if words[i].startswith("--") and "=" not in words[i] and i + 1 < len(words):
@@ -205,12 +205,12 @@ def _options(spec: Spec, rest: Sequence[str]) -> dict[str, object]:
     options: dict[str, object] = {}
     for word in words:
         try:
-            name, value = setting(word)
+            options |= settings([word])
         except ValueError:
             raise SpecError(f"{spec.name}: an option is written n_blocks=8 or --n_blocks 8, found {word!r}") from None
+    for name, value in options.items():
         if isinstance(value, str):
             raise SpecError(f"{spec.name}: option {name} is a number, found {value!r}")
-        options[name] = value
     return options
 
 

@@ -126,6 +126,11 @@ class Row:
         return math.sqrt(self.in_features * self.out_features)
 
     @property
+    def held_bytes(self) -> float:
+        """Of the parameters, and in training of what the forward pass keeps for the backward pass."""
+        return self.parameter_bytes + (self.activation_bytes or 0.0)
+
+    @property
     def executed_share(self) -> float:
         """FLOPs executed, as a share of dense's."""
         return self.executed_flops / self.dense_flops

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from bench.answers import conversions
 from bench.answers.conversions import ConversionRow, Way
@@ -42,9 +43,12 @@ def section(file: File, number: int = 0) -> Section:
         *measured(file.run),
     )
     drawn = chart(rows)
-    tables = [
-        PageTable("By agreement. Errors are relative, means over the matrices.", HEADINGS, list(map(_line, rows)))
-    ]
+    best: dict[tuple[str, str | None], ConversionRow] = {}
+    for row in rows:
+        best.setdefault((row.structure, row.budget), row)
+    said = "The best way to each structure at each share, by agreement. Errors are relative, means over the matrices."
+    tables = [PageTable(said, HEADINGS, list(map(_line, best.values())))]
+    tables.append(PageTable("", HEADINGS, list(map(_line, rows)), f"All {len(rows)} conversions"))
     refused = left_out(file)
     if refused:
         lines = [
@@ -54,6 +58,7 @@ def section(file: File, number: int = 0) -> Section:
     return Section(
         id=numbered("encoder", number),
         title="Encoder",
+        of=f"{file.run.machine['cpu']}, {printable(Path(file.run.file).stem)}",
         lead="The feed-forward matrices of a pretrained encoder are replaced by the nearest structured ones; nothing "
         f"is trained afterwards. Cosine 1 keeps every embedding of held-out sentences. {_best(rows)}",
         run=file.run,

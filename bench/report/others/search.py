@@ -83,7 +83,8 @@ def section(file: File, number: int = 0) -> Section:
     shape = f"{request.count('in_features')}x{request.count('out_features')}"
     return Section(
         id=numbered("search", number),
-        title=f"Search {shape}",
+        title="Search",
+        of=shape,
         lead=f"{_asked(request)}. {file.setup.words('verdict')}",
         run=file.run,
         sheets=[

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from bench.files.fields import Fields
 from bench.files.kinds import File
 from bench.report.drawing import style
 from bench.report.drawing.plot import Axis, Chart, Guide, PlotPoint, PlotSeries
 from bench.report.drawing.sections import PageCell, PageTable, Section, Sheet, measured, numbered
-from structures.reading import BadFile
+from structures.reading import BadFile, printable
 
 WAYS = {True: "muP rule", False: "one rate"}
 BAND = 2.5  # times the size at the smallest width, or a share of it, that a width should stay within
@@ -63,6 +64,7 @@ def section(file: File, number: int = 0) -> Section:
     return Section(
         id=numbered("widths", number),
         title="Widths",
+        of=printable(Path(file.run.file).stem),
         lead="A network that trains alike at every width keeps its activations at one size. Shown is the last hidden "
         f"layer's output after a few steps, over that at width {widths[0]}; lines: within {BAND:g} times either way.",
         run=file.run,

@@ -48,7 +48,8 @@ def section(file: File, number: int = 0) -> Section:
     ]
     return Section(
         id=numbered(TRAINING, number),
-        title=f"Training: {printable(Path(file.run.file).stem)}" if number else "Training",
+        title="Training",
+        of=printable(Path(file.run.file).stem),
         lead=LEAD,
         run=file.run,
         sheets=sheets,
