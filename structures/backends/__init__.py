@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from structures.backends import bmm, einsum, native, planned, stages, triton
+from structures.backends import bmm, einsum, kept, native, planned, stages, triton
 from structures.backends.experts import all_experts, grouped, preferred
 from structures.backends.views import whole
 from structures.exporting import exporting
@@ -170,7 +170,8 @@ def prepare(structure: Structure) -> None:
 
 
 def release(factors: Sequence[Tensor]) -> None:
-    """Let every backend free what it keeps of these factors between calls."""
+    """Free the copies of these factors that are kept between calls, and let every backend free what else it keeps."""
+    kept.release(factors)
     for backend in _BACKENDS.values():
         getattr(backend, "release", lambda factors: None)(factors)
 

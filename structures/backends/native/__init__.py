@@ -3,8 +3,7 @@
 lower      steps as offset tables
 build      the library compiled by the machine's own compiler;  objects: where it is kept and what may be loaded
 library    the library by ctypes;  kernel: the one of this process
-run        calls, and the gradients;  quick: the call with nothing to consider;
-kept       copies of factors that are kept;  operators: the same in graphs
+run        calls, and the gradients;  quick: the call with nothing to consider;  operators: the same in graphs
 choosing   whether `auto` runs it
 """
 
@@ -17,14 +16,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from structures.backends import planned
-from structures.backends.native import kept
 from structures.backends.native.choosing import CallPlan, plan, preferred, refuses
 from structures.backends.native.operators import traced
 from structures.backends.native.quick import PLAIN, plain
 from structures.backends.native.run import eager, executed_flops
 from structures.structure import Structure
 
-__all__ = ["CallPlan", "apply", "executed_flops", "plain", "plan", "preferred", "refuses", "release"]
+__all__ = ["CallPlan", "apply", "executed_flops", "plain", "plan", "preferred", "refuses"]
 
 
 def apply(
@@ -42,8 +40,3 @@ def apply(
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None or type(x) not in PLAIN:
         return traced(structure, x, factors, bias)
     return eager(structure, x, factors, bias, keep=keep)
-
-
-def release(factors: Sequence[Tensor]) -> None:
-    """Forget what is kept of these factors."""
-    kept.release(factors)
