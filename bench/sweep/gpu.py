@@ -193,7 +193,7 @@ def compile_part(k: int, n: int, *, rehearsal: bool) -> None:
 
     from bench.sweep import first_minute, points, request
     from structures.backends import stages
-    from structures.backends.triton import run
+    from structures.backends.triton import gated, run
 
     calls = dict.fromkeys(first_minute.launched(first_minute.TINY if rehearsal else first_minute.FULL))
     for one in PORTIONS:
@@ -204,8 +204,8 @@ def compile_part(k: int, n: int, *, rehearsal: bool) -> None:
     mine = list(calls)[k - 1 :: n]
     for number, (structure, form, tokens, dtype, train) in enumerate(mine, 1):
         for stage in stages.every(structure):
-            with run.held_to(stage, form):
-                run.compile_ahead(stage, tokens, dtype, train=train)
+            with run.held_to(gated.programs(stage), form):
+                gated.compile_ahead(stage, tokens, dtype, train=train)
         print(f"{number} of {len(mine)} calls", flush=True)
 
 

@@ -5,11 +5,12 @@
     executed_flops(structure, tokens, train) -> int        what it really computes, 2 per multiply-add
     prepare(structure) -> None                             optional: what can be worked out when a layer is made
     release(factors) -> None                               optional: free what is kept of these factors
-    GATED = True                                           optional: it runs structures with a gate, and no others
+    weighted(structure, x, factors, routing, bias) -> y    optional: it runs structures with a gate, once it is decided
+    GATED = True                                           optional: it runs no others
 
 Structures of several links (`;`) are cut into stages that have none: a backend is only ever given those.
 
-For a structure with a gate the router is the last of `factors`; `weighted` of such a backend takes a routing instead.
+For a structure with a gate the router is the last of `factors`; `weighted` takes the routing in its place.
 
 `choose` is the one place that selects. A backend named by the user never falls back to another one.
 """
@@ -114,8 +115,14 @@ class _ByName:
 
 
 def _runs(name: str, stage: Structure, structure: Structure) -> str:
-    """What runs a stage: the backend asked for, but the planner where only other stages hold experts."""
-    return "planned" if structure.gate is not None and stage.gate is None else name
+    """What runs a stage: the backend asked for, but the planner where it runs experts alone and others hold them."""
+    return name if structure.gate is None or _takes(name, stage) else "planned"
+
+
+def _takes(name: str, structure: Structure) -> bool:
+    """Whether a backend is of the kind that runs structures with a gate, or without, as this one is."""
+    backend = _BACKENDS[name]
+    return hasattr(backend, "weighted") if structure.gate is not None else not getattr(backend, "GATED", False)
 
 
 def choose(name: str, structure: Structure, x: Tensor) -> str:
@@ -155,8 +162,8 @@ def refusal(name: str, structure: Structure, x: Tensor) -> str | None:
     """Why a backend cannot run this, as a sentence; None where it can."""
     if name not in _BACKENDS:
         check_name(name)
-    if structure.gate is not None and not getattr(_BACKENDS[name], "GATED", False):
-        able = ", ".join(n for n, b in _BACKENDS.items() if getattr(b, "GATED", False))
+    if structure.gate is not None and not _takes(name, structure):
+        able = ", ".join(n for n in _BACKENDS if _takes(n, structure))
         return f"{structure.name} has a gate, and W is each token's own; backends that run experts: {able}"
     return get(name).refuses(structure, x) if not structure.plain else _BACKENDS[name].refuses(structure, x)
 
@@ -164,8 +171,8 @@ def refusal(name: str, structure: Structure, x: Tensor) -> str | None:
 def prepare(structure: Structure) -> None:
     """Let every backend work out what it can before the first call: a compiler's trace then finds plain constants."""
     for stage in stages.every(structure) if not structure.plain else (structure,):
-        for backend in _BACKENDS.values():
-            if getattr(backend, "GATED", False) == (stage.gate is not None):
+        for name, backend in _BACKENDS.items():
+            if _takes(name, stage):
                 getattr(backend, "prepare", lambda structure: None)(stage)
 
 
@@ -203,7 +210,9 @@ def weighted(
         return _given(own(structure, x, factors, routing, bias))
 
     def run(stage: Structure, z: Tensor, held: Sequence[Tensor], b: Tensor | None) -> Tensor:
-        return planned.apply(stage, z, held, b) if stage.gate is None else own(stage, z, held, routing, b)
+        if stage.gate is None:
+            return _BACKENDS[_runs(name, stage, structure)].apply(stage, z, held, b)
+        return own(stage, z, held, routing, b)
 
     return _given(stages.run(structure, x, factors, bias, run))
 

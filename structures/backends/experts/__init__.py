@@ -2,6 +2,7 @@
 
 parts        a gated term cut into ordinary structures, which the planner runs
 all_experts  every expert for every token;  grouped: every expert for its own tokens
+segments     the same for a kernel that runs all experts in one launch
 price        what `auto` takes
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -203,16 +203,19 @@ def executed_flops(structure: Structure, tokens: int = 1, *, train: bool = False
 
 
 def differentiable(
-    structure: Structure, want: tuple[bool, ...], x: Tensor, factors: Sequence[Tensor], dy: Tensor, *, graph: bool
-) -> list[Tensor | None]:
+    structure: Any, want: tuple[bool, ...], x: Tensor, factors: Sequence[Tensor], dy: Tensor, *, graph: bool,
+    apply: Callable[..., Tensor] = planned.apply,
+) -> list[Tensor | None]:  # fmt: skip
     """Gradients of x, the bias and every factor by the planner's torch programs, of any further order with `graph`.
+
+    `apply` stands for another way to call what is no structure.
 
     y is linear in the bias, whose gradient needs no value. Views of the operands keep paths between them (x computed
     from a factor) out of these gradients.
     """
     with torch.enable_grad():
         operands = [t.view_as(t) if graph else t.detach().requires_grad_() for t in (x, *factors)]
-        y = planned.apply(structure, operands[0], operands[1:])
+        y = apply(structure, operands[0], operands[1:])
         wanted = [t for t, w in zip(operands, (want[0], *want[2:]), strict=True) if w]
         found: list[Tensor | None] = []
         if wanted:
