@@ -20,6 +20,7 @@ import structures
 from structures import backends
 from structures.backends import kept, operators, stages
 from structures.backends.triton import gated, run
+from structures.spec import Spec
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -49,6 +50,11 @@ EXPERTS = [
     (own("shared_ends", 3, 2), (24, 40), {}),  # what all experts share before, between and behind
     (own("gathered_first", 3, 2), (8, 16), {}),  # a gather, and the axis of experts within a factor
 ]
+
+INNERMOST = Spec(
+    name="innermost", einsum="(n i), i e o n -> (n o)", sizes={"n": "4", "e": "3"},
+    gate={"axis": "e", "experts_active": "2"},
+)  # fmt: skip
 
 
 if INTERPRETED:
@@ -133,7 +139,7 @@ def test_experts_refuse_function_transforms():
 
 
 @pytest.mark.parametrize(
-    ("entry", "options"), [("kronecker_sparse", {"a": 2, "d": 4}), (own("innermost", 3, 2), {})], ids=["plain", "gated"]
+    ("entry", "options"), [("kronecker_sparse", {"a": 2, "d": 4}), (INNERMOST, {})], ids=["plain", "gated"]
 )
 def test_a_copy_of_a_factor_is_kept_while_it_does_not_change(entry, options):
     made = experts(entry, (128, 128), **options)

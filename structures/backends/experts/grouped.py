@@ -130,23 +130,15 @@ class _Groups:
     @staticmethod
     def of(routing: Routing) -> _Groups:
         experts, active = routing.logits.shape[1], routing.experts.shape[1]
-        expert, order = by_expert(routing)
-        lengths: list[int] = torch.bincount(expert, minlength=experts + 1)[:experts].tolist()
+        key = routing.experts.flatten()
+        if routing.kept is not None:
+            key = torch.where(routing.kept.flatten(), key, experts)
+        expert, order = key.sort(stable=True)
+        lengths: list[int] = torch.bincount(key, minlength=experts + 1)[:experts].tolist()
         count = sum(lengths)
         order, expert = order[:count], expert[:count]
-        back = order.new_zeros(routing.experts.numel()).index_copy(0, order, torch.arange(count, device=order.device))
+        back = torch.zeros_like(key).index_copy(0, order, torch.arange(count, device=key.device))
         return _Groups(lengths, order, back, expert, active)
-
-
-def by_expert(routing: Routing) -> tuple[Tensor, Tensor]:
-    """The expert of every choice, sorted, and the choices' numbers, token * active + k, in that order.
-
-    Dropped choices come last, as those of an expert more than there are.
-    """
-    key = routing.experts.flatten()
-    if routing.kept is not None:
-        key = torch.where(routing.kept.flatten(), key, routing.logits.shape[1])
-    return key.sort(stable=True)
 
 
 def _run(

@@ -27,7 +27,7 @@ class Part:
     factors: tuple[int, ...] = ()
 
     def __call__(
-        self, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None = None, apply: Apply = planned.apply
+        self, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None = None, *, apply: Apply = planned.apply
     ) -> Tensor:
         """x (tokens, in_features of the part) -> (tokens, out_features of the part); `factors` are the whole's."""
         if self.structure is None:

@@ -27,18 +27,25 @@ class Segments:
         order: (choices,) in int32: choice numbers, token * active + k, expert by expert; dropped ones last.
         starts: (experts + 1,) in int32: where each expert's choices begin in that order, and the last one's end.
         weights: (choices,), by their numbers.
+        active: choices of a token.
+        drops: some choices may be dropped.
     """
 
     order: Tensor
     starts: Tensor
     weights: Tensor
+    active: int
+    drops: bool
 
     @staticmethod
     def of(routing: Routing) -> Segments:
-        expert, order = grouped.by_expert(routing)
-        every = torch.arange(routing.logits.shape[1] + 1, device=expert.device)
+        experts = routing.logits.shape[1]
+        key = routing.experts if routing.kept is None else routing.experts.masked_fill(~routing.kept, experts)
+        expert, order = key.flatten().sort(stable=True)
+        every = torch.arange(experts + 1, device=expert.device)
         starts = torch.searchsorted(expert, every)
-        return Segments(order.to(torch.int32), starts.to(torch.int32), routing.weights.flatten())
+        weights, active = routing.weights.flatten(), routing.experts.shape[1]
+        return Segments(order.to(torch.int32), starts.to(torch.int32), weights, active, routing.kept is not None)
 
 
 @dataclass(frozen=True)
@@ -85,11 +92,11 @@ def weighted(
         apply: runs what has no expert axis; `run`: what has.
     """
     made, (experts, _), segments = grouped.program(structure), parts(structure), Segments.of(routing)
-    total = made.rest(x, factors, bias, apply) if made.rest.structure is not None else None
+    total = made.rest(x, factors, bias, apply=apply) if made.rest.structure is not None else None
     for term, expert in zip(made.terms, experts, strict=True):
-        z = term.head(x, factors, None, apply)
+        z = term.head(x, factors, apply=apply)
         y = run(expert, z, segments, [factors[f] for f, _ in term.slices])
-        piece = term.tail(y, factors, bias if total is None else None, apply)
+        piece = term.tail(y, factors, bias if total is None else None, apply=apply)
         total = piece if total is None else total + piece
     assert total is not None  # some term holds the expert axis
     return total

@@ -40,7 +40,7 @@ def refuses(structure: Structure, x: Tensor) -> str | None:
             return f"it runs on cuda, x is on {x.device}; for tests TRITON_INTERPRET=1 runs it in Triton's interpreter"
         if x.dtype == torch.bfloat16:
             return "Triton's interpreter multiplies bfloat16 wrongly; float16 and float32 are right"
-    if structure.gate is not None and (_transformed()):
+    if structure.gate is not None and _transformed():
         return "its operator of experts has no rule for function transforms; all_experts transforms"
     return _missing() or (_old(x.device) if x.is_cuda else None) or _refusal(structure)
 
@@ -67,7 +67,9 @@ def weighted(
 
 def executed_flops(structure: Structure, tokens: int = 1, *, train: bool = False) -> int:
     """Floating-point operations of a call, 2 per multiply-add, without the bias."""
-    return (run if structure.gate is None else gated).executed_flops(structure, tokens, train=train)
+    if structure.gate is not None:
+        return gated.executed_flops(structure, tokens, train=train)
+    return run.executed_flops(structure, tokens, train=train)
 
 
 def prepare(structure: Structure) -> None:

@@ -147,7 +147,7 @@ def affine(lowered: Lowered, segments: int = 0, apart: Sequence[int] = ()) -> Af
 
 def _by_entry(step: Product) -> Product:
     """A term without a factor has rows alone; one that reads through a gather has batch entries in their place."""
-    read = step.a.base.numbers
+    read = _positions(step.a, step.entries)[:, 0]
     return replace(step, blocks=step.entries) if step.factor < 0 and (read[0] or digits(read) is None) else step
 
 

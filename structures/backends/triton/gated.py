@@ -21,7 +21,7 @@ from structures.backends.experts.segments import Expert, Segments
 from structures.backends.native.run import differentiable
 from structures.backends.operators import KernelCalls, bound, define, name
 from structures.backends.triton import run
-from structures.backends.triton.run import SortedRows, TritonProgram
+from structures.backends.triton.run import TritonProgram
 from structures.structure import Structure
 
 
@@ -114,16 +114,16 @@ def _call(text: str) -> _Call:
         raise ValueError(f"operator triton_experts: {text[:80]!r} names no expert: {error}") from None
 
 
-def _sorted(call: _Call, operands: Sequence[Tensor]) -> tuple[SortedRows, list[Tensor]]:
+def _sorted(call: _Call, operands: Sequence[Tensor]) -> tuple[Segments, list[Tensor]]:
     weights, order, starts, *factors = operands
-    return SortedRows(order, starts, call.expert.active, weights, call.expert.drops), factors
+    return Segments(order, starts, weights, call.expert.active, call.expert.drops), factors
 
 
 def _forward(call: _Call, z: Tensor, operands: list[Tensor], bias: Tensor | None) -> Tensor:
     rows, factors = _sorted(call, operands)
     keep = call.keep and (z.is_meta or run.keepable(factors))
-    y = run.forward(_program(call.expert), z, factors, None, keep=keep, rows=rows, out=True)[-1]
-    return y if rows.each == 1 else _by_token(y, rows.each).sum(1)
+    y = run.forward(_program(call.expert), z, factors, None, keep=keep, rows=rows, weigh=True)[-1]
+    return y if rows.active == 1 else _by_token(y, rows.active).sum(1)
 
 
 def _backward(
@@ -134,10 +134,10 @@ def _backward(
     made, dw = _program(call.expert), None
     buffers = run.forward(made, z, factors, None, rows=rows) if want_weights or any(each) else []
     if want_weights:
-        dw = torch.bmm(_by_token(buffers[-1], rows.each), dy[:, :, None]).view(-1)
+        dw = torch.bmm(_by_token(buffers[-1], rows.active), dy[:, :, None]).view(-1)
     dz, db, *df = run.backward(made, buffers, factors, dy, [want_z, want_bias, *each], rows)
-    if dz is not None and rows.each > 1:
-        dz = _by_token(dz, rows.each).sum(1)
+    if dz is not None and rows.active > 1:
+        dz = _by_token(dz, rows.active).sum(1)
     return [dz, db, dw, None, None, *df]
 
 
@@ -151,7 +151,7 @@ def _planned(call: _Call, z: Tensor, operands: Sequence[Tensor]) -> Tensor:
     weights, order, starts, *factors = operands
     expert, order = call.expert, order.long()
     lengths = starts.diff().tolist()
-    pieces = z.index_select(0, order[: sum(lengths)] // expert.active).split(lengths)
+    pieces = torch.split(z.index_select(0, order[: sum(lengths)] // expert.active), lengths)
     found = torch.cat([
         planned.apply(expert.structure, piece, [
             f if at < 0 else f.select(at, e) for f, at in zip(factors, expert.places, strict=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from structures.backends import kept
+from structures.backends.experts.segments import Segments
 from structures.backends.native.lower import lower
 from structures.backends.native.run import differentiable
 from structures.backends.triton import launches as plans
@@ -23,23 +24,6 @@ from structures.structure import Structure
 
 CLASSES = (1, 16, 64, 256, 1024, 4096, 16384)  # a call runs the way of the first of these that holds its tokens
 GROUP = 8  # tiles of rows that share a factor's blocks in L2
-
-
-@dataclass(frozen=True)
-class SortedRows:
-    """Rows in segments, each with factors of its own: the order in which they are sorted, and what they come from.
-
-    Attributes:
-        order: (rows,) in int32: of each, its row in y; that row // `each` is its row in x.
-        starts: (segments + 1,) in int32: where each segment begins and the last one ends; rows behind it are left out.
-        scale: (rows,), by their rows in y: what `out` multiplies a row by, and a factor's gradient always.
-    """
-
-    order: Tensor
-    starts: Tensor
-    each: int
-    scale: Tensor
-    left_out: bool  # some may be: their rows in y are zeros
 
 
 class TritonProgram:
@@ -123,35 +107,35 @@ def card(device: torch.device) -> Card:
 
 def forward(
     made: TritonProgram, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, *, keep: bool = False,
-    rows: SortedRows | None = None, out: bool = False,
+    rows: Segments | None = None, weigh: bool = False,
 ) -> list[Tensor]:  # fmt: skip
     """All buffers, x first, y last: (tokens, features) each.
 
     Args:
         keep: copies of factors may be kept.
-        rows: where they are sorted: y and what lies between have one for each of `rows.order`.
-        out: y's rows are scaled.
+        rows: of sorted choices: x has a row a token, y and what lies between one a choice.
+        weigh: y's rows are multiplied by their weights.
     """
     assert made.affine is not None  # what is refused is not run
     x = x if x.stride(1) == 1 else x.contiguous()
     count = x.shape[0] if rows is None else len(rows.order)
     buffers = [x, *(x.new_empty(count, size) for size in made.affine.sizes[1:])]
-    if rows is not None and rows.left_out:
+    if rows is not None and rows.drops:
         buffers[-1].zero_()
     if x.shape[0]:
-        _run(made, made.forward, buffers, factors, bias, keep=keep, rows=rows, out=out)
+        _run(made, made.forward, buffers, factors, bias, keep=keep, rows=rows, weigh=weigh)
     return buffers
 
 
 def backward(
     made: TritonProgram, buffers: Sequence[Tensor], factors: Sequence[Tensor], dy: Tensor, want: Sequence[bool],
-    rows: SortedRows | None = None,
+    rows: Segments | None = None,
 ) -> list[Tensor | None]:  # fmt: skip
     """Gradients of x, the bias and every factor, None for those not wanted.
 
     Args:
         buffers: those of `forward`; x's and the intermediates are read where a factor's gradient is wanted.
-        rows: where they are sorted: `dy` has a row for each of x, and the gradient of x one for each of `rows.order`.
+        rows: of sorted choices: `dy` has a row a token, for all of its choices, and the gradient of x one a choice.
     """
     assert made.affine is not None
     dy = dy if dy.stride(1) == 1 else dy.contiguous()
@@ -161,11 +145,11 @@ def backward(
     gradients = [dy.new_empty(count, size) for size in made.affine.sizes[:-1]] + [dy]
     if not dy.shape[0]:
         return [gradients[0] if want[0] else None, db, *[None if g is None else g.zero_() for g in found]]
-    if want[0] and (made.zeroed or (rows is not None and rows.left_out)):
+    if want[0] and (made.zeroed or (rows is not None and rows.drops)):
         gradients[0].zero_()
     needed = made.backward if want[0] else [launch for launch in made.backward if launch.target]
     if want[0] or any(want[2:]):
-        _run(made, needed, gradients, factors, None, rows=rows, out=True)
+        _run(made, needed, gradients, factors, None, rows=rows, weigh=True)
     met: set[int] = set()
     for step in made.affine.forward:
         target = found[step.factor] if step.factor >= 0 else None
@@ -276,16 +260,16 @@ def plan(structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, 
 
 def _run(
     made: TritonProgram, order: Sequence[Launch], buffers: Sequence[Tensor], factors: Sequence[Tensor],
-    bias: Tensor | None, *, keep: bool = False, rows: SortedRows | None = None, out: bool = False,
+    bias: Tensor | None, *, keep: bool = False, rows: Segments | None = None, weigh: bool = False,
 ) -> None:  # fmt: skip
     for launch in order:
         first_of_y = launch.target == len(buffers) - 1 and not launch.add
-        _launch(made, launch, buffers, factors, bias if first_of_y else None, keep=keep, rows=rows, out=out)
+        _launch(made, launch, buffers, factors, bias if first_of_y else None, keep=keep, rows=rows, weigh=weigh)
 
 
 def _launch(
     made: TritonProgram, launch: Launch, buffers: Sequence[Tensor], factors: Sequence[Tensor], bias: Tensor | None, *,
-    keep: bool, rows: SortedRows | None, out: bool,
+    keep: bool, rows: Segments | None, weigh: bool,
 ) -> None:  # fmt: skip
     from structures.backends.triton import kernels  # triton is imported where it runs
 
@@ -308,7 +292,7 @@ def _launch(
         ), way.warps, way.stages)  # fmt: skip
         return
     ends = (0, len(buffers) - 1)  # x and y are as they came, what lies between is sorted
-    order, starts, scale, each = (c, c, c, 0) if rows is None else (rows.order, rows.starts, rows.scale, rows.each)
+    order, starts, scale, each = (c, c, c, 0) if rows is None else (rows.order, rows.starts, rows.weights, rows.active)
     read, write = each * (launch.steps[0].source in ends), int(rows is not None and launch.target in ends)
     tiles_p = -(-many // bp) if rows is None else many // bp + min(tokens, way.steps[0].segments)  # as the kernel says
     tiles = tiles_p * tiles_m * way.steps[0].batch
@@ -316,7 +300,7 @@ def _launch(
     _start(kernels.step, (tiles, way.split), c, (
         given, a0, w0, t0, a1, w1, t1, work, count, order, starts, scale, tokens, c.stride(0), a0.stride(0),
         a1.stride(0), d0, d1, len(operands), bp, bm, bk, way.split, way.even, bias is not None, launch.add, precision,
-        read, write, bool(write) and out, GROUP,
+        read, write, bool(write) and weigh, GROUP,
     ), way.warps, way.stages)  # fmt: skip
 
 
@@ -331,23 +315,24 @@ def _start(
 
 
 def _gradient(
-    made: TritonProgram, step: AffineStep, target: Tensor, a: Tensor, g: Tensor, *, add: bool, rows: SortedRows | None
+    made: TritonProgram, step: AffineStep, target: Tensor, a: Tensor, g: Tensor, *, add: bool, rows: Segments | None
 ) -> None:
     from structures.backends.triton import kernels  # triton is imported where it runs
 
-    tokens = g.shape[0] if rows is None else len(rows.order)
+    assert made.affine is not None
+    y, tokens = len(made.affine.sizes) - 1, g.shape[0] if rows is None else len(rows.order)
     bp, bm, bk = plans.gradient_block(step, g.element_size())
     many = tokens * step.rows
     tiles = step.batch * -(-step.contracted // bk) * -(-step.cols // bm) * (step.segments if step.w_segment else 1)
     split = max(1, min(card(g.device).processors // tiles, many // (4 * bp), 32)) if rows is None else 1
     length = -(-many // (split * bp)) * bp
-    order, starts, scale, each = (g, g, g, 0) if rows is None else (rows.order, rows.starts, rows.scale, rows.each)
+    order, starts, scale, each = (g, g, g, 0) if rows is None else (rows.order, rows.starts, rows.weights, rows.active)
     table = made.table(step, g.device)
     work, count = _workspace(g, tiles, split, bk * bm)
     _start(kernels.gradient, (tiles, split), target, (
         a, g, g if table is None else table, work, count, order, starts, scale, tokens, a.stride(0), g.stride(0),
         step.constants, length, bp, bm, bk, split, add, _precision(g),
-        each * (step.source == 0), each * (step.target == len(made.affine.sizes) - 1),
+        each * (step.source == 0), each * (step.target == y),
     ), 8 if bk * bm >= 128 * 128 else 4, 3)  # fmt: skip
 
 
