@@ -229,8 +229,7 @@ def _record(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestR
     if report.passed:
         measured = getattr(item, "funcargs", {}).get("benchmark")
         if measured is not None and measured.stats is not None:
-            row = sweep.rows[_id(item)] = output.row_of(measured.stats)
-            sweep.news.append({"row": row, "id": _id(item)})
+            sweep.add(_id(item), output.row_of(measured.stats))
         return progress.outcome(sweep.done[-1])
     error = call.excinfo
     named = f"{error.typename}: {error.value}" if error is not None and not report.skipped else ""
