@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from bench.files import kinds
 from bench.files.errors import UsageError
-from bench.files.fields import BadResults, load
+from bench.files.fields import load
 from bench.files.options import count, counts, share
 from bench.files.rows import read
 from bench.files.vocabulary import CLOCKS
+from structures.reading import BadFile
 
 if TYPE_CHECKING:
     pass
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names from a file may have what a terminal has not
     try:
         said, code = arguments.run(arguments)
-    except (BadResults, UsageError) as error:
+    except (BadFile, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:

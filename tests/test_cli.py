@@ -218,5 +218,8 @@ def test_the_rules_of_a_plan_may_be_a_file(tmp_path, capsys):
     file.write_text("{}")
     assert main(["plan", "opt-125m", "--rules", str(file)]) == 2
     assert "rules.json: a swap's config has the field rules" in capsys.readouterr().err
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["plan", "opt-125m", "--rules", str(tmp_path / "pipe")]) == 2
+    assert "pipe: is not a regular file" in capsys.readouterr().err
     assert main(["plan", "opt-125m"]) == 2
     assert "plan takes rules by --rule" in capsys.readouterr().err

@@ -111,7 +111,7 @@ def read(files: Sequence[File]) -> Qualities:
     """What the files of training and of converted encoders among `files` hold.
 
     Raises:
-        BadResults: a field is missing or impossible.
+        BadFile: a field is missing or impossible.
     """
     found: list[tuple[TrainingPlace, tuple[Result, ...]]] = []
     for runs in [training_rows.read(file.rows)[0] for file in files if file.kind == kinds.TRAINING]:

@@ -22,10 +22,10 @@ from typing import Any
 
 from bench.answers.qualities import NONE, Qualities, Quality
 from bench.answers.question import Question, at_places, near, questions, rival
-from bench.files.fields import printable
 from bench.files.rows import Limits, Refusal, Row, Spread
 from bench.files.terminal import digits, percent
 from bench.files.vocabulary import BFLOAT16, DENSE, INT8_DYNAMIC, INT8_WEIGHTS, NARROW, NEAR
+from structures.reading import printable
 
 STRUCTURE, RIVAL = "structure", "rival"  # kinds of contenders, beside DENSE
 LABELS = {

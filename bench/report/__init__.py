@@ -33,7 +33,7 @@ def report(paths: Sequence[Path], folder: Path, pictures: bool = False) -> str:
     """Write index.html and CSV into a folder, with `pictures` also figures/; a line for what was read and written.
 
     Raises:
-        BadResults: a file is missing, broken or foreign, or a field of it is missing or impossible.
+        BadFile: a file is missing, broken or foreign, or a field of it is missing or impossible.
         OSError: the folder cannot be made or written to.
     """
     given = inputs.read(paths, KINDS)

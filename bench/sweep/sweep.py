@@ -253,7 +253,7 @@ class Sweep:
         """Take over what a journal holds.
 
         Raises:
-            BadResults: an entry is none of this sweep, or cannot be read as the results file is.
+            BadFile: an entry is none of this sweep, or cannot be read as the results file is.
         """
         by_id = {str(point): point for point in self.points}
         run = self._run

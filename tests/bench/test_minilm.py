@@ -240,7 +240,7 @@ def convert(data: Any, path: Path, until: str = "times", **asked: Any) -> RunRec
     from bench.minilm import request, run
 
     made, wanted = run_of("minilm", path), request.ConversionRequest(**asked)
-    journal = Records(path, request.header(wanted, data.facts))
+    journal = Records(path, request.header(wanted, data.facts), run.KINDS)
     try:
         run.run_all(data, wanted, made, journal, until)
     finally:

@@ -7,12 +7,12 @@ from pathlib import Path
 from bench.answers import conversions
 from bench.answers.conversions import ConversionRow, Way
 from bench.files import declared
-from bench.files.fields import printable
 from bench.files.kinds import File
 from bench.report.drawing import layout, style, words
 from bench.report.drawing.plot import Axis, Chart, Figure, Guide, PlotPoint, PlotSeries
 from bench.report.drawing.sections import PageCell, PageTable, Section, Sheet, measured, numbered
 from bench.report.drawing.style import Style
+from structures.reading import printable
 
 NEAREST = {"plain": "weights", "aware": "outputs", "sequential": "outputs, in order", "control": "control"}
 HEADINGS = ("Structure", "Nearest in", "Cosine", "Same neighbour", "Speed-up", "Feed-forward of dense", "Weight error",
@@ -32,7 +32,7 @@ def section(file: File, number: int = 0) -> Section:
     """The section of one file; `number` tells it from others of its kind.
 
     Raises:
-        BadResults: a field is missing or impossible.
+        BadFile: a field is missing or impossible.
     """
     rows = read(file)
     setup = {key: printable(str(value)) for key, value in file.setup.values.items()}

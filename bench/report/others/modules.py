@@ -59,7 +59,7 @@ def feed_forward(file: File, number: int = 0) -> Section:
     """The section of one file of `bench/test_ff.py`.
 
     Raises:
-        BadResults: a field is missing or impossible, or a row stands twice.
+        BadFile: a field is missing or impossible, or a row stands twice.
     """
     rows = []
     for modes in by_key(file.rows, ModuleRow).values():
@@ -88,7 +88,7 @@ def decoders(file: File, number: int = 0) -> Section:
     """The section of one file of `bench/test_decoder.py`.
 
     Raises:
-        BadResults: a field is missing or impossible, or a row stands twice.
+        BadFile: a field is missing or impossible, or a row stands twice.
     """
     rows = _decoders(file)
     rests = {row.model: row for row in rows if row.place == REST}

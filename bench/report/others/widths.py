@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.files.fields import BadResults, Fields, printable
+from bench.files.fields import Fields
 from bench.files.kinds import File
 from bench.report.drawing import style
 from bench.report.drawing.plot import Axis, Chart, Guide, PlotPoint, PlotSeries
 from bench.report.drawing.sections import PageCell, PageTable, Section, Sheet, measured, numbered
+from structures.reading import BadFile, printable
 
 WAYS = {True: "muP rule", False: "one rate"}
 BAND = 2.5  # times the size at the smallest width, or a share of it, that a width should stay within
@@ -45,7 +46,7 @@ def section(file: File, number: int = 0) -> Section:
     """The section of one file; `number` tells it from others of its kind.
 
     Raises:
-        BadResults: a field is missing or impossible.
+        BadFile: a field is missing or impossible.
     """
     lines = sorted(read(file), key=lambda line: (not style.dyad(line.structure), line.structure))
     ways = [scaled for scaled in (True, False) if any(line.scaled == scaled for line in lines)]
@@ -127,7 +128,7 @@ def read(file: File) -> list[WidthCurve]:
         place = int(fields.within("step", 0, 1e6)), int(fields.within("layer", 0, 1e6))
         sizes = found.setdefault(key, {}).setdefault(fields.count("width"), {})
         if place in sizes:
-            raise BadResults(f"{fields.where}: width {fields.count('width')}, step {place[0]} stands twice")
+            raise BadFile(f"{fields.where}: width {fields.count('width')}, step {place[0]} stands twice")
         sizes[place] = _size(fields)
     return [
         WidthCurve(name, scaled, {width: sizes[max(sizes)] for width, sizes in sorted(widths.items())})
