@@ -82,7 +82,7 @@ WITHOUT_TORCH = (
     "structures.reading",
     "structures.atomic",
 )
-# folders of bench/ -> what comes with none of their modules; of structures the reader, the writer and the words of commands alone
+# folders of bench/ -> what comes with none of their modules; of structures what files and words need
 BENCH_WITHOUT = {
     "bench.files": ("torch", "vl_convert", "jinja2"),
     "bench.answers": ("torch", "structures", "vl_convert", "jinja2"),
