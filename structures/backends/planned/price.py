@@ -82,7 +82,7 @@ class Price:
         """A product: arithmetic at the rate of how its operands lie, the traffic that this does not hide, and calls."""
         p = op.product
         kept = (p, op.left_view, op.right_view, bool(op.into), op.bias)
-        known = self.known
+        known: dict[object, float] = self.known
         if kept not in known:
             known[kept] = self._multiply(op)
         return known[kept]
@@ -179,7 +179,7 @@ class Price:
 
     def move(self, source: Layout, target: Layout) -> float:
         """Seconds to write a tensor in another order, without the calls."""
-        known = self.known
+        known: dict[object, float] = self.known
         if (source, target) not in known:
             known[source, target] = self._move(source, target)
         return known[source, target]
@@ -230,7 +230,7 @@ class Price:
 
     def rate(self, kind: str, size: int) -> float:
         """The rate of a class at a size, interpolated; GFLOP/s or GB/s."""
-        known = self.known
+        known: dict[object, float] = self.known
         if (kind, size) not in known:
             known[kind, size] = interpolated(self._curves[kind], size)  # type: ignore[attr-defined]
         return known[kind, size]
