@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any, cast
 
+from structures.language.words import close
+
 Number = int | float
 Value = Number | tuple[Number, ...]
 
@@ -330,10 +332,7 @@ def is_number(value: object) -> bool:
 
 def nearest(name: str, known: Mapping[str, object] | Sequence[str]) -> str:
     """`; did you mean 'monarch'?` for the closest of `known`, or the list of them when none is close."""
-    from difflib import get_close_matches
-
-    folded = {word.lower(): word for word in known}
-    close = get_close_matches(name.lower(), folded, n=1)
-    if close:
-        return f"; did you mean {folded[close[0]]!r}?"
+    meant = close(name, known)
+    if meant:
+        return f"; did you mean {' or '.join(map(repr, meant))}?"
     return f"; there are: {', '.join(sorted(known))}" if known else "; there are none"
