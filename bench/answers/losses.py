@@ -9,7 +9,7 @@ from statistics import mean
 
 from scipy import stats
 
-from bench.answers.training_rows import TrainingPlace, TrainingRun
+from bench.files.training_rows import TrainingPlace, TrainingRun
 from bench.files.vocabulary import REMOVED
 
 LEVEL, POWER = 0.95, 0.8

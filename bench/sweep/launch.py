@@ -14,7 +14,7 @@ import torch
 import structures
 from bench.files import journal, options
 from bench.files.errors import UsageError, one_of
-from bench.files.fields import BadResults, Fields
+from bench.files.fields import Fields, contents
 from bench.files.options import check_output
 from bench.files.progress import minutes
 from bench.files.terminal import many
@@ -22,6 +22,7 @@ from bench.machine import device, setup, timing
 from bench.sweep import limits, points, progress, request, rerun, shards
 from bench.sweep.points import Point
 from bench.sweep.sweep import Sweep
+from structures.reading import BadFile
 
 REPEATED = 4  # times the usual effort goes into a point that is repeated
 FREE_TO_DIFFER = ("registry",)  # named by its content instead
@@ -136,9 +137,9 @@ def asked(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _digest(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise UsageError(f"--registry: {path}: cannot be read: {error.strerror}") from None
+        return hashlib.sha256(contents(path)).hexdigest()[:16]
+    except BadFile as error:
+        raise UsageError(f"--registry: {error}") from None
 
 
 def _registered() -> str:
@@ -212,7 +213,7 @@ def journal_of(path: Path, sweep: Sweep, *, resume: bool) -> tuple[journal.Journ
         sweep.restore(entries)
         begun = Fields(f"--resume: {path}.journal: line 1", before)
         sweep.argv, sweep.started = begun.values_of("argv", (str,)), begun.words("datetime")
-    except BadResults as error:
+    except BadFile as error:
         opened.close()
         raise UsageError(str(error)) from None
     sweep.extra_facts["resumed"] = [*(entry.get("resumed") for entry in entries if "resumed" in entry), resumed]

@@ -258,7 +258,9 @@ def test_a_line_that_cannot_be_used_is_as_a_broken_one(line, begun):
         journal.resume(begun)
 
 
-@pytest.mark.parametrize("read", [journal.resume, lambda output: journal.start(output, {}), lambda o: Records(o, {})])
+@pytest.mark.parametrize(
+    "read", [journal.resume, lambda output: journal.start(output, {}), lambda o: Records(o, {}, {})]
+)
 def test_a_pipe_in_a_journals_place_is_refused_at_once(read, tmp_path):
     os.mkfifo(journal.of(tmp_path / "r.json"))
     with pytest.raises(UsageError, match="is not a regular file"):

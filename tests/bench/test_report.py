@@ -21,12 +21,12 @@ from bench import report
 from bench.__main__ import main
 from bench.answers import inputs
 from bench.answers.qualities import NONE
-from bench.files.fields import BadResults
 from bench.files.rows import Results, Spread, read
 from bench.report import page
 from bench.report.drawing import layout, plot, style, words
 from bench.report.drawing.plot import Axis, Chart, Guide, PlotPoint, PlotSeries
 from bench.report.sweep import data, tables
+from structures.reading import BadFile
 
 # name: share of dense parameters at its own options, FLOPs per parameter, share of the saving that arrives when large
 STRUCTURES = {
@@ -303,8 +303,8 @@ def test_the_tables_hold_every_point_and_every_refusal(tmp_path: Path) -> None:
     assert [line["reason"] for line in reasons] == ["blast: no options come within 20 % of params=0.25"]
 
 
-def test_neither_torch_nor_structures_is_imported() -> None:
-    code = "import sys, bench.__main__, bench.report; print({'torch', 'structures'} & set(sys.modules))"
+def test_neither_torch_nor_the_layers_are_imported() -> None:
+    code = "import sys, bench.__main__, bench.report; print({'torch', 'structures.public'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert (done.stdout, done.stderr) == ("set()\n", "")
 
@@ -431,10 +431,10 @@ BROKEN = [
     (b" \n", "is empty"),
     (b"{", "not JSON: "),
     (b'{"benchmarks": [{"name": "te', "(cut off?)"),
-    (b"\xff\xff\xff garbage", "not a results file"),
-    (b"[" * 100_000, "not a results file"),
+    (b"\xff\xff\xff garbage", "not JSON that can be used"),
+    (b"[" * 100_000, "not JSON that can be used"),
     (b'{"benchmarks": [], "benchmarks": []}', "the key 'benchmarks' stands twice in one object"),
-    (b"1" * 5000, "not a results file"),
+    (b"1" * 5000, "not JSON that can be used"),
 ]
 
 
@@ -442,7 +442,7 @@ BROKEN = [
 def test_a_broken_file_is_refused_in_one_sentence(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "broken.json"
     path.write_bytes(content)
-    with pytest.raises(BadResults, match=re.escape(message)) as raised:
+    with pytest.raises(BadFile, match=re.escape(message)) as raised:
         read([path])
     assert str(raised.value).startswith(str(path)) and "\n" not in str(raised.value)
 
@@ -460,7 +460,7 @@ def test_a_file_cut_anywhere_is_refused_or_whole(tmp_path: Path) -> None:
     path = tmp_path / "cut.json"
     for length in range(0, len(content), 211):
         path.write_bytes(content[:length])
-        with pytest.raises(BadResults, match=r"cut\.json"):
+        with pytest.raises(BadFile, match=r"cut\.json"):
             read([path])
 
 
@@ -469,9 +469,9 @@ def test_the_same_point_twice_is_kept_once_if_equal_and_refused_if_not(tmp_path:
     second = copy.deepcopy(first)
     assert len(results(tmp_path, first, second).rows) == len(first["benchmarks"])
     second["benchmarks"][3]["stats"]["median"] *= 1.001
-    with pytest.raises(BadResults, match=r"the same point twice.*results0\.json and .*results1\.json; leave one"):
+    with pytest.raises(BadFile, match=r"the same point twice.*results0\.json and .*results1\.json; leave one"):
         results(tmp_path, first, second)
-    with pytest.raises(BadResults, match="the same point twice"):
+    with pytest.raises(BadFile, match="the same point twice"):
         results(tmp_path, first | {"benchmarks": first["benchmarks"] + second["benchmarks"]})
 
 

@@ -256,7 +256,7 @@ def test_a_results_file_that_would_be_lost_or_hold_nothing_is_refused(options, m
         ({"structures": "kronecker:a=2"}, "kronecker has no options"),
         ({"structures": "dyad_it:pad=2"}, "pad='2' is not true or false"),
         ({"structures": " "}, "name some of"),
-        ({"shapes": "opt-125"}, "did you mean 'opt-125m'? Allowed: opt-125m, "),
+        ({"shapes": "opt-125"}, "did you mean 'opt-125m' or 'opt-125m-attention'? Allowed: "),
         ({"shapes": "768x"}, "or INxOUT, such as 768x3072"),
         ({"shapes": "0x5"}, "widths are from 1 to"),
         ({"widths": "1e3"}, "'1e3' is not allowed; write whole numbers from 1 to"),

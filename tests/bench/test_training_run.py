@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from bench.__main__ import main
-from bench.answers import losses, training_rows
-from bench.files import encoder, kinds
+from bench.answers import losses
+from bench.files import encoder, kinds, training_rows
 
 torch = pytest.importorskip("torch")
 

@@ -287,7 +287,7 @@ def test_a_list_of_exponents_goes_through_json():
         (lambda: SwapConfig({"*": "monach"}), KeyError, "unknown structure 'monach'; did you mean 'monarch'"),
         (lambda: SwapConfig({}), ValueError, "there are no rules"),
         (lambda: SwapConfig({"*": "dense"}, backend="cuda"), ValueError, "unknown backend 'cuda'"),
-        (lambda: SwapConfig.from_json("{"), ValueError, "a swap's config: not JSON"),
+        (lambda: SwapConfig.from_json("{"), ValueError, "a swap's config:1:2: not JSON"),
         (lambda: SwapConfig.from_json("[]"), ValueError, r"a swap's config is a mapping, found \[\]"),
         (lambda: SwapConfig.from_json("{}"), ValueError, "has the field rules"),
         (
