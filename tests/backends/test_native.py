@@ -541,6 +541,16 @@ def test_a_kept_copy_goes_with_its_factors_and_when_it_is_released(dtype):
     assert len(kept._copies) == count - 1
 
 
+def test_a_layer_that_runs_in_stages_frees_the_copies_of_each():
+    """Previously failed: a stage is given some of the factors, and the layer released those that all stages have."""
+    layer = structures.StructuredLinear("kaleidoscope", 256, 256, backend="native").eval()
+    with torch.no_grad():
+        layer(torch.randn(1, 256))
+    assert kept.held_bytes(layer.factors) > 0, "this case should keep a copy"
+    layer.train()
+    assert kept.held_bytes(layer.factors) == 0
+
+
 def test_nothing_is_kept_where_gradients_are_wanted_or_changes_cannot_be_seen():
     structure, x, bias, factors = copied(torch.float32)
     kept.release(factors)

@@ -262,14 +262,17 @@ def test_the_machine_code_moves_whole_vectors_and_spills_nothing(capability):
 @needs_triton
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="a process that interprets cannot compile")
 def test_a_call_and_its_gradients_compile_from_the_arguments_of_their_launches():
-    """A gather, a chain of two, terms that share a launch; for one token, which Triton would take for a constant."""
+    """A gather, a chain of two, terms that share a launch; experts, whose rows are worked out again, scaled and not; for
+    one token, which Triton would take for a constant.
+    """
     done = subprocess.run(
         [sys.executable, "tests/support/machine_code.py", "--calls"],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     kernels = [json.loads(line)["kernel"] for line in done.stdout.splitlines()]
-    assert kernels.count("gradient") == 3 and kernels.count("step") == 4
+    assert kernels[:7].count("gradient") == 3 and kernels[:7].count("step") == 4
+    assert kernels[7:] == ["step", "step", "step", "gradient"]
 
 
 BIAS = 16  # narrow loads of a thread for the bias and a split's counter

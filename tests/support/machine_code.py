@@ -196,7 +196,7 @@ def called(name: str, tokens: int, **options: object) -> Iterator[str]:
     import torch
     import without_card
 
-    from structures.backends.triton import run
+    from structures.backends.triton import gated, run
 
     without_card.compile_for(90)
     found: list[dict[str, object]] = []
@@ -206,13 +206,13 @@ def called(name: str, tokens: int, **options: object) -> Iterator[str]:
         found.append({"kernel": kernel.__name__, "grid": grid, "shared": made.metadata.shared})
 
     run._start = record
-    run.compile_ahead(structures.get(name).bind(256, 256, **options), tokens, torch.bfloat16, train=True)
+    gated.compile_ahead(structures.get(name).bind(256, 256, **options), tokens, torch.bfloat16, train=True)
     yield from map(json.dumps, found)
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--calls"]:
-        for line in called("pixelfly", 1, n_blocks=16, rank=32):
+        for line in (*called("pixelfly", 1, n_blocks=16, rank=32), *called("dense_moe", 1)):
             print(line, flush=True)
     else:
         for line in lines(int(sys.argv[1])):
