@@ -310,8 +310,6 @@ class StructuredLinear(nn.Module):
         Args:
             grad: with the gradients of the input and of every parameter.
         """
-        if self.structure.gate is not None:
-            raise ValueError(f"{self.structure.name} has a gate: its experts run as several structures, each planned")
         like = self._any()
         where: dict[str, Any] = {"dtype": like.dtype, "device": like.device.type, "bias": self.bias is not None}
         return backends.plan(self._backend, self.structure, tokens, grad=grad, **where)

@@ -188,11 +188,13 @@ def plan(
     """What the backend called `name` runs for so many tokens, with its predicted cost; print it.
 
     Raises:
-        ValueError: a kernel is asked for by name and refuses, or a chain runs as several programs.
+        ValueError: a kernel is asked for by name and refuses, or a chain or experts run as several programs.
     """
     structure = structure if structure.plain else stages.one(structure)
     if name == "triton":
         return triton.plan(structure, tokens, dtype=dtype, device=device, grad=grad)
+    if structure.gate is not None:
+        raise ValueError(f"{structure.name} has a gate: its experts run as several structures, each planned")
     if name in (AUTO, "native"):
         found = native.plan(structure, tokens, dtype=dtype, device=device, grad=grad, asked=name != AUTO)
         if found is not None:

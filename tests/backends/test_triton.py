@@ -188,6 +188,14 @@ def test_a_factor_that_lies_interleaved_is_copied_and_a_kept_copy_costs_nothing(
     assert not any(any(way.canonical) for way in plans.ways(_launch("dense", 16)[0][0], 16, 2, H100, kept=True))
 
 
+def test_the_plan_of_experts_is_of_all_their_launches_for_rows_spread_evenly():
+    layer = structures.StructuredLinear("btt_moe", 4096, 4096, backend="triton", dtype=torch.bfloat16, device="meta")
+    few, many, train = (layer.plan(tokens=n, grad=grad) for n, grad in ((1, False), (4096, False), (4096, True)))
+    assert [way.steps[0].segments for way in few.ways] == [8, 8] and "in 8 segments" in str(few)
+    assert few.ways[0].block[0] == 16 < many.ways[0].block[0] and few.seconds < many.seconds
+    assert len(train.ways) == 6  # the two again, and back
+
+
 def test_few_tokens_split_what_is_contracted_and_many_do_not():
     assert _launch("dense", 1)[1][0].split > 1
     assert _launch("dense", 4096)[1][0].split == 1
@@ -262,8 +270,8 @@ def test_the_machine_code_moves_whole_vectors_and_spills_nothing(capability):
 @needs_triton
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="a process that interprets cannot compile")
 def test_a_call_and_its_gradients_compile_from_the_arguments_of_their_launches():
-    """A gather, a chain of two, terms that share a launch; experts, whose rows are worked out again, scaled and not; for
-    one token, which Triton would take for a constant.
+    """A gather, a chain of two, terms that share a launch; experts, forward, again without weights, and back. For one
+    token, which Triton would take for a constant.
     """
     done = subprocess.run(
         [sys.executable, "tests/support/machine_code.py", "--calls"],

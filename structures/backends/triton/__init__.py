@@ -3,7 +3,7 @@
 digits     offset tables as constants;  affine: steps in them, forward and back
 launches   which steps share a launch, in what form and tile, by predicted price
 kernels    the Triton source;  run: launches and gradients;  operators: the same in graphs
-gated      experts as segments of sorted rows
+gated      experts as segments of sorted rows;  predicted: what a call launches, to print
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from structures.backends import planned
 from structures.backends.experts import segments
 from structures.backends.triton import gated, run
 from structures.backends.triton.operators import traced
-from structures.backends.triton.run import LaunchPlan, plan
+from structures.backends.triton.predicted import LaunchPlan, plan
 from structures.routing import Routing, route
 from structures.structure import Structure
 
@@ -67,9 +67,7 @@ def weighted(
 
 def executed_flops(structure: Structure, tokens: int = 1, *, train: bool = False) -> int:
     """Floating-point operations of a call, 2 per multiply-add, without the bias."""
-    if structure.gate is not None:
-        return gated.executed_flops(structure, tokens, train=train)
-    return run.executed_flops(structure, tokens, train=train)
+    return gated.executed_flops(structure, tokens, train=train)
 
 
 def prepare(structure: Structure) -> None:

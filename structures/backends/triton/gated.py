@@ -55,10 +55,11 @@ def experts(expert: Expert, z: Tensor, rows: Segments, factors: Sequence[Tensor]
 
 
 def executed_flops(structure: Structure, tokens: int, *, train: bool) -> int:
-    """The chosen experts', the router's and all else's, 2 per multiply-add, without bias and the sum over choices.
-
-    A gradient works the experts out again.
+    """Those of a structure without a gate; or the chosen experts', the router's and all else's, without the sum over
+    choices. A gradient works the experts out again.
     """
+    if structure.gate is None:
+        return run.executed_flops(structure, tokens, train=train)
     several, others = segments.parts(structure)
     calls = [_Call(expert, keep=False) for expert in several]
     count = 2 * tokens * structure.in_features * structure.router_shape[0] * (3 if train else 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -42,6 +42,7 @@ class TritonProgram:
         self.zeroed = not all(s.covers for s in self.affine.backward if s.target == 0)  # dx: what nothing reads
         if self.zeroed:
             self.backward = [replace(launch, add=launch.add or launch.target == 0) for launch in self.backward]
+        self.segments = segments
         self.forced: str | None = None  # by `held_to`
         self._ways: dict[tuple[Any, ...], TiledLaunch] = {}
         self._tables: dict[tuple[AffineStep, torch.device], Tensor] = {}
@@ -214,48 +215,6 @@ def compile_ahead(structure: Structure, tokens: int, dtype: torch.dtype, *, trai
 def executed_flops(structure: Structure, tokens: int = 1, *, train: bool = False) -> int:
     """Floating-point operations of a call, 2 per multiply-add, without the bias. Nothing is worked out again."""
     return structure.flops(tokens, train=train)
-
-
-@dataclass(frozen=True)
-class LaunchPlan:
-    """The launches of a call of so many tokens, with predicted times; print it. No launch was timed on a card."""
-
-    structure: Structure
-    tokens: int
-    grad: bool
-    card: Card
-    ways: tuple[TiledLaunch, ...]  # forward, then the launches that take the gradient of y to that of x
-
-    @property
-    def seconds(self) -> float:
-        """Predicted, without the factors' gradients."""
-        return sum(way.predicted for way in self.ways)
-
-    def flops(self, tokens: int) -> int:
-        """Floating-point operations, 2 per multiply-add, without the bias."""
-        return executed_flops(self.structure, tokens, train=self.grad)
-
-    def __str__(self) -> str:
-        s = self.structure
-        head = f"{s.in_features} -> {s.out_features}, {self.tokens} tokens on {self.card.name}: Triton launches"
-        return "\n".join([f"{head}, times predicted on paper", *(f"  {way}" for way in self.ways)])
-
-
-def plan(structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, grad: bool) -> LaunchPlan:
-    """What a call launches; where there is no card, on the first of `launches.CARDS`.
-
-    Raises:
-        ValueError: the structure has steps that the kernels do not take.
-    """
-    made = program(structure)
-    if made.refusal is not None:
-        raise ValueError(f"backend 'triton': {made.refusal}")
-    on = card(torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device("cpu"))
-    found = [*made.forward, *(made.backward if grad else ())]
-    return LaunchPlan(
-        structure, tokens, grad, on,
-        tuple(made.way(launch, tokens, dtype.itemsize, on, keep=not grad) for launch in found),
-    )  # fmt: skip
 
 
 def _run(
