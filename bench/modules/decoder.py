@@ -11,6 +11,7 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,7 +26,8 @@ from bench.files.wholes import BOTH, FF_ONLY, REST
 from bench.machine import timing
 from bench.modules.timed import SEED, Addmm, Kinks, Rows, TimedAt, drawn, state_bytes, where
 from bench.sweep.check import CheckFailed, compare, saved_by
-from structures import StructuredLinear, exactness, reference
+from bench.sweep.subject import PLAIN
+from structures import StructuredLinear, backends, exactness, reference
 from structures.models.shapes import SHAPES
 from structures.models.swap import swap
 from structures.options import closest_options
@@ -271,10 +273,8 @@ def check(point: DecoderPoint, model: nn.Module, x: Tensor, dy: Tensor) -> float
         CheckFailed: an error above what the error rule allows (`structures.exactness`), or a gradient in a sequence
             where dy is zero.
     """
-    from structures.backends import einsum
-
     kinks = Kinks()
-    exact, plain = meaning(model, reference.apply).double(), meaning(model, einsum.apply)
+    exact, plain = meaning(model, reference.apply).double(), meaning(model, partial(backends.apply, PLAIN))
     acts = [f"{point.shape.blocks}.{i}.{point.shape.activation}" for i in range(point.layers)]
     kept = [model.get_submodule(name) for name in acts]
     if all(isinstance(act, nn.ReLU) for act in kept):
