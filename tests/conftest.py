@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from structures import registry
 from structures.backends.planned import measure, rates
 
 
@@ -34,3 +35,19 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadFileScheduling
 
     return LoadFileScheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def nothing_added_stays():
+    """Of what a test adds to the registry."""
+    added = dict(registry._added)
+    yield
+    registry._added.clear()
+    registry._added.update(added)

@@ -17,17 +17,11 @@ from structures import backends
 NAMES = structures.names()
 # What the compiler itself warns of; none of it concerns the graph.
 pytestmark = [
+    pytest.mark.usefixtures("fresh_compiler"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.*"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def check(compiled, made, tokens, dtype=torch.float64):

@@ -748,13 +748,6 @@ def test_a_text_that_is_no_structure_is_an_error(text):
         operators.bound(text)
 
 
-@pytest.fixture
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
 class Product(torch.nn.Module):
     """The backend alone, as a module whose parameters an export finds."""
 

@@ -670,13 +670,6 @@ def test_meta_tensors_pass_through():
 # -- compiled
 
 
-@pytest.fixture
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
 # All names are compiled as layers in test_compile.py; here operations that none of them has.
 @pytest.mark.parametrize("name", ["scaling and a permutation", "batch innermost", "gather that skips blocks"])
 def test_it_compiles_to_one_graph_for_any_number_of_tokens(name, fresh_compiler):
