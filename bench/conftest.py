@@ -53,7 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         config.stash[OUTPUT] = launch.output(config.option)
         argv = ["pytest", *map(str, config.invocation_params.args)]
-        config.stash[SWEEP] = launch.sweep(config.option, THREADS, argv, since=STARTED)
+        layers = not config.args or any(Path(arg.split("::")[0]).name not in collect_ignore for arg in config.args)
+        config.stash[SWEEP] = launch.sweep(config.option, THREADS, argv, since=STARTED, layers=layers)
     except (UsageError, BadFile) as error:
         raise pytest.UsageError(str(error)) from None
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -450,12 +450,7 @@ print(json.dumps({"names": names, "warnings": [str(w.message) for w in caught]})
 """
 
 
-@pytest.fixture(autouse=True)
-def nothing_added_stays() -> Iterator[None]:
-    added = dict(registry._added)
-    yield
-    registry._added.clear()
-    registry._added.update(added)
+pytestmark = pytest.mark.usefixtures("nothing_added_stays")
 
 
 def write(folder: Path, text: str | bytes, name: str = "mine.yaml") -> Path:

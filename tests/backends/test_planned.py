@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 import structures
 from structures import exactness, reference
 from structures.__main__ import main as command
-from structures.backends import einsum, planned, stages
+from structures.backends import planned, stages
 from structures.backends.planned import dense, emit, figures, measure, price, problem, rates, search, source
 from structures.backends.planned import run as programs
 from structures.backends.planned.grouping import merged_whole
@@ -668,13 +668,6 @@ def test_meta_tensors_pass_through():
 
 
 # -- compiled
-
-
-@pytest.fixture
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 # All names are compiled as layers in test_compile.py; here operations that none of them has.

@@ -1,6 +1,5 @@
 """Kept copies are never stale: every change of a parameter that PyTorch counts is seen."""
 
-
 import pytest
 import torch
 from contract import SHAPES, layer
