@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from bench.files import kinds
 from bench.files.errors import UsageError
-from bench.files.fields import BadResults, load
+from bench.files.fields import load
 from bench.files.options import count, counts, share
 from bench.files.rows import read
 from bench.files.vocabulary import CLOCKS
+from structures.reading import BadFile
 
 if TYPE_CHECKING:
     pass
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names from a file may have what a terminal has not
     try:
         said, code = arguments.run(arguments)
-    except (BadResults, UsageError) as error:
+    except (BadFile, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
@@ -190,7 +191,7 @@ def _merge(arguments: argparse.Namespace) -> tuple[str, int]:
     kind = kinds.kind_of(load(arguments.results[0]))
     if kind is None:
         return "\n".join(merge.merge(arguments.results, arguments.output)), 0
-    from bench.answers import training_rows
+    from bench.files import training_rows
 
     readers = {kinds.TRAINING: lambda file: training_rows.read(file.rows)}
     found = merge_tables.merge(arguments.results, arguments.output, readers.get(str(kind), lambda file: None))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from structures import registry
-from structures.language.words import dtype, setting
+from structures import atomic, reading, registry
+from structures.language.words import dtype, settings
 from structures.models.config import SwapConfig
 from structures.models.rules import SKIP
 from structures.models.shapes import plan_lines
@@ -97,9 +96,11 @@ def _rules(words: Sequence[Sequence[str]] | None, file: str | None) -> Sequence[
     if words is not None:
         return words
     try:
-        return SwapConfig.from_json(Path(str(file)).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        return SwapConfig.from_dict(reading.json_file(str(file)))
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read: {error.strerror}") from None
+    except reading.BadFile:
+        raise
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
@@ -123,13 +124,11 @@ def table() -> list[str]:
 def _write_table(file: Path) -> str:
     """Put the table in place of the one between the markers; the file is written whole or not at all."""
     try:
-        before, found, rest = file.read_text(encoding="utf-8").partition(TABLE_START)
+        before, found, rest = reading.content(file).decode("utf-8").partition(TABLE_START)
         _, ended, after = rest.partition(TABLE_END)
         if not found or not ended:
             raise SpecError(f"{file}: there are no lines {TABLE_START!r} and {TABLE_END!r} to write between")
-        part = file.with_name(file.name + ".part")
-        part.write_text("\n\n".join([before + found, "\n".join(table()), ended + after]), encoding="utf-8")
-        os.replace(part, file)
+        atomic.write("\n\n".join([before + found, "\n".join(table()), ended + after]), file)
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{file}: cannot be rewritten: {getattr(error, 'strerror', None) or error}") from None
     return f"{file}: {len(registry.names())} entries"
@@ -198,7 +197,7 @@ def _list() -> list[str]:
 
 
 def _options(spec: Spec, rest: Sequence[str]) -> dict[str, object]:
-    """`n_blocks=8`, `--n_blocks 8` or `--n_blocks=8`, lists with commas: the values as numbers."""
+    """`n_blocks=8,rank=2`, `--n_blocks 8` or `--n_blocks=8`, lists with commas: the values as numbers."""
     words = list(rest)
     for i in range(len(words) - 1, -1, -1):
         if words[i].startswith("--") and "=" not in words[i] and i + 1 < len(words):
@@ -206,12 +205,12 @@ def _options(spec: Spec, rest: Sequence[str]) -> dict[str, object]:
     options: dict[str, object] = {}
     for word in words:
         try:
-            name, value = setting(word)
+            options |= settings([word])
         except ValueError:
             raise SpecError(f"{spec.name}: an option is written n_blocks=8 or --n_blocks 8, found {word!r}") from None
+    for name, value in options.items():
         if isinstance(value, str):
             raise SpecError(f"{spec.name}: option {name} is a number, found {value!r}")
-        options[name] = value
     return options
 
 

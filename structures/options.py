@@ -23,6 +23,7 @@ from functools import lru_cache
 
 from structures import registry
 from structures.algebra.binding import build
+from structures.language import words
 from structures.language.entry import PAD
 from structures.language.expressions import divisors
 from structures.spec import MAX_WIDTH, SizeError, Spec
@@ -55,20 +56,20 @@ def fit_options(
     in_features: int,
     out_features: int,
     *,
-    params: float | None = None,
-    flops: float | None = None,
+    params: float | str | None = None,
+    flops: float | str | None = None,
     pad: bool | None = None,
 ) -> dict[str, object]:
     """The options with which an entry meets a share of dense's parameters, or of its FLOPs, by the rule of this module.
 
     Args:
-        params: share of in_features * out_features wanted, such as 0.25; or
+        params: share of in_features * out_features wanted, 0.25 or "25%" (more than dense has: "200%"); or
         flops: share of dense's FLOPs a token wanted. One of the two is given.
         pad: as `bind` takes it: where it is given it is among the options returned.
     Returns:
         a value for every option of the entry; `bind` takes them. An entry without options gives {}.
     Raises:
-        ValueError: not exactly one share, one that is not positive, or widths that no options fit.
+        ValueError: not exactly one share, one that is not above 0, a number above 1, or widths that no options fit.
         KeyError: no such entry.
     Warns:
         UserWarning: nothing within 15 % of the share was found, or only by dropping a term; what was found is named.
@@ -80,8 +81,7 @@ def fit_options(
     """
     spec = registry.get(name_or_spec) if isinstance(name_or_spec, str) else name_or_spec
     found = closest_options(spec, in_features, out_features, params=params, flops=flops, pad=pad)
-    quantity, wanted = ("params", params) if params is not None else ("flops", flops)
-    assert wanted is not None
+    quantity, wanted = _wanted(spec, params, flops)
     at = f"{spec.name}: {in_features} -> {out_features}: options {dict(found.options)}"
     if dict(found.options).keys() - {PAD} and _distance(found, quantity, wanted) > math.log1p(NEAR):
         reached = f"reach {found.share(quantity):.3g} of dense's {quantity}, the nearest there is to {wanted:g}"
@@ -96,19 +96,29 @@ def closest_options(
     in_features: int,
     out_features: int,
     *,
-    params: float | None = None,
-    flops: float | None = None,
+    params: float | str | None = None,
+    flops: float | str | None = None,
     pad: bool | None = None,
 ) -> Fit:
     """`fit_options` with the shares that are reached, and without a warning."""
     spec = registry.get(name_or_spec) if isinstance(name_or_spec, str) else name_or_spec
+    quantity, share = _wanted(spec, params, flops)
+    found = _fit(spec, in_features, out_features, quantity, share, pad)
+    return found if pad is None else replace(found, options=(*found.options, (PAD, pad)))
+
+
+def _wanted(spec: Spec, params: float | str | None, flops: float | str | None) -> tuple[str, float]:
+    """What is to be met, and its share of dense."""
     if (params is None) == (flops is None):
         raise ValueError(f"{spec.name}: give one share, params=0.25 or flops=0.25")
-    quantity, share = ("params", params) if params is not None else ("flops", flops)
+    quantity, given = ("params", params) if params is not None else ("flops", flops)
+    share = words.share(given) if isinstance(given, str) else given
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < math.inf:
-        raise ValueError(f"{spec.name}: {quantity} is a share of dense above 0, such as 0.25; found {share!r}")
-    found = _fit(spec, in_features, out_features, quantity, float(share), pad)
-    return found if pad is None else replace(found, options=(*found.options, (PAD, pad)))
+        raise ValueError(f'{spec.name}: {quantity} is a share of dense above 0, such as 0.25 or "25%"; found {given!r}')
+    if share > 1 and "%" not in str(given):
+        way_out = f'write {quantity}="{share:g}%", or "{share * 100:g}%" if that is meant'
+        raise ValueError(f"{spec.name}: {quantity}={share:g} is {share:g} times dense; {way_out}")
+    return quantity, float(share)
 
 
 @lru_cache(maxsize=4096)

@@ -15,30 +15,43 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
 
 import structures
+from bench.answers import conversions
 from bench.answers.compare import compare
-from bench.files import journal, merge, merge_tables, rows, wholes
+from bench.files import journal, kinds, merge, merge_tables, rows, training_rows, wholes
 from bench.files.errors import UsageError
-from bench.files.fields import BadResults
+from bench.files.fields import Fields
 from bench.files.journal import Records
+from bench.files.rounding import rounded
+from bench.files.run import RunRecord
 from bench.machine import setup
+from bench.minilm import run as encoder_run
+from bench.report.others import search
 from bench.report.sweep import tables
+from bench.search import quality, records
+from bench.search import request as searched
+from bench.search import run as search_run
+from bench.search.candidates import all_candidates, chosen
 from bench.sweep import launch, request
 from bench.sweep.points import points
 from bench.sweep.sweep import Sweep
+from bench.training import rows as training
 from structures import registry
 from structures.backends.planned import rates
 from structures.models.saved import LAYERS, NUMBERS, load_swapped, save_swapped
+from structures.reading import BadFile
 from structures.spec import SpecError
 from tests.support.made_up import dense, document, point, refusal
 from tests.support.mutants import Kind, faults
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
 ROOF = {"device": "cpu", "dtype": "float32", "threads": 1, "gemm_flops_per_s": 1e11, "copy_bytes_per_s": 1e10,
         "copy_bytes_per_s_by_size": [[1000, 1e10]], "seconds_per_step": 1e-6,
@@ -132,7 +145,7 @@ def _of_bench(files: list[bytes], read: Callable[[Path], object]) -> Kind:
         with mock.patch.multiple(setup, commit=lambda: {"commit": "0" * 40, "dirty": False}, versions=lambda: versions):
             read(path)
 
-    return Kind(files, use, (BadResults, UsageError))
+    return Kind(files, use, (BadFile, UsageError))
 
 
 def _result() -> bytes:
@@ -215,21 +228,115 @@ def _journal() -> Kind:
     return _of_bench([_left(begun)], read)
 
 
-def _records() -> Kind:
-    """The journal of a command with two records, gone on with."""
-    setup_of = {"search": {"seed": 1}}
+SPREAD = {"median": 2.0, "q1": 1.5, "q3": 2.5, "rounds": 5}
+WIDTHS = {"in_features": 16, "out_features": 16, "tokens": 4, "params": "0.25-0.75", "candidates": 3, "finalists": 2}
+
+
+def _search() -> Kind:
+    """The journal of a search through all its stages, gone on with as far as it goes in no time; its file is drawn."""
+    none = dict.fromkeys(("flops", "omega", "memory", "time", "weight", "key"))
+    asked = searched.read({**none, **WIDTHS, "rank": 0.0, "mode": "forward", "dtype": "float32", "seed": 0,
+                           "quality": "projection"})  # fmt: skip
+    met, rejected = all_candidates(asked)
+    named = [candidate.name for candidate in chosen(met, asked)]
+    places = search_run.taxonomy_points(asked)
+    header = {"search": asdict(asked)}
+    time_of = {"speedup": SPREAD, "seconds": 1.0, "backend": "einsum", "error": 1e-7}
 
     def begun(path: Path) -> None:
-        kept = Records(path, setup_of)
-        for name in "ab":
-            kept.add("time", name, seconds=1.0)
+        kept = Records(path, header, records.KINDS)
+        for name in named[1:]:
+            kept.add(records.TIME, name, **time_of)
+            for number in range(len(quality.RUNGS["projection"])):
+                kept.add(records.rung(number), name, value=0.5)
+            kept.add(records.FINAL, name, **time_of)
+        kept.add(records.TIME, named[0], refused="no")
         kept.close()
 
     def read(path: Path) -> None:
         path.rename(journal.of(path))
-        Records(path, setup_of).close()
+        kept, out = Records(path, header, records.KINDS), path.with_name("out.json")
+        try:
+            with mock.patch.multiple(search_run, all_candidates=lambda asked: (met, rejected.copy()),
+                                     taxonomy_points=lambda asked: places):  # fmt: skip
+                search_run.Search(asked, _run(kinds.SEARCH, out), kept, seconds=0).search()
+        finally:
+            kept.close()
+        document = json.loads(out.read_text())
+        if document["structures"]["rows"]:
+            search.section(_sound(kinds.parse, "out", document, (kinds.SEARCH,)))
 
     return _of_bench([_left(begun)], read)
+
+
+def _encoder() -> Kind:
+    """The journal of an encoder's conversions; what it holds makes rows that can be read."""
+    fit = {"structure": "monarch", "way": "plain", "budget": "params=0.5", "options": {"8x8": {"n_blocks": 2}},
+           "weight_error": 0.5, "output_error": 0.5, "projection_seconds": 0.1, "sweeps": 3, "methods": ["svd"],
+           "optimal": True, "limited": False, "cosine": 0.9, "neighbour": 0.5, "feed_forward_params": 100,
+           "feed_forward_share": 0.5, "params": 1000, "params_share": 0.9}  # fmt: skip
+    taken = {"speedup": SPREAD, "seconds_per_sentence": 1e-3, "flags": ["noisy"]}
+
+    def begun(path: Path) -> None:
+        kept = Records(path, {}, encoder_run.KINDS)
+        kept.add(encoder_run.FITS, "monarch 0.5 plain", row=fit)
+        kept.add(encoder_run.FITS, "monarch 0.5 aware", refused="slow")
+        kept.add(encoder_run.TIMES, "monarch", **taken)
+        kept.close()
+
+    def read(path: Path) -> None:
+        path.rename(journal.of(path))
+        kept = Records(path, {}, encoder_run.KINDS)
+        kept.close()
+        several = {stage: [one for (own, _), one in kept.found.items() if own == stage] for stage in encoder_run.STAGES}
+        for row in (one["row"] for one in several[encoder_run.FITS] if "row" in one):
+            for its_time in several[encoder_run.TIMES]:
+                found = rounded([row | its_time])
+                conversions.read(_sound(Fields, "out", json.loads(json.dumps(found, allow_nan=False))[0]))
+
+    return _of_bench([_left(begun)], read)
+
+
+def _training() -> Kind:
+    """The file of a training run, taken up, and the journal of another; what is written of it can be read."""
+    made = json.loads((ROOT / "bench/results/epyc-zen4/training.json").read_text())
+    section = made["structures"]
+    rows_of = {phase: [r for r in section["rows"] if r["phase"] == phase][:1] for phase in ("train", "time")}
+    left = section["refused"][:1]
+    section |= {"rows": [*rows_of["train"], *rows_of["time"]], "refused": left}
+    now = section["rows"][0]["versions"]
+
+    def begun(path: Path) -> None:
+        kept = journal.start(path, {"kind": kinds.TRAINING, "setup": section["setup"]})
+        kept.add([{"row": row} for row in section["rows"]])
+        kept.add([{"refused": row} for row in left])
+        kept.close()
+
+    def read(path: Path) -> None:
+        if path.read_bytes().count(b"\n") > 1:
+            path.rename(journal.of(path))
+        found = training.take_up(path, now)
+        settings, data = found.setup.settings or {}, found.setup.data or {}
+        of = {"setup": {"settings": dict(settings), "data": dict(data)}, "rows": [*found.rows.values()]}
+        document = json.loads(json.dumps({"structures": {**section, **of, "refused": found.beside(["x"])}}))
+        if found.rows:
+            file = _sound(kinds.parse, "out", document, (kinds.TRAINING,))
+            for row in file.rows:
+                training_rows.read([row])
+
+    return _of_bench([json.dumps(made).encode(), _left(begun)], read)
+
+
+def _run(kind: str, output: Path) -> RunRecord:
+    return RunRecord(kind, output, ["test"], setup.Threads(1, (0,), True, False), "plain")
+
+
+def _sound(read: Callable[..., T], *given: Any) -> T:
+    """What is made of something that was written here: that it cannot be read is a fault."""
+    try:
+        return read(*given)
+    except BadFile as error:
+        raise AssertionError(f"it was written, and cannot be read: {error}") from error
 
 
 def _left(begun: Callable[[Path], None]) -> bytes:
@@ -248,7 +355,9 @@ KINDS: dict[str, Callable[[], Kind]] = {
     "merged": _merged,
     "merged_modules": _merged_modules,
     "journal": _journal,
-    "records": _records,
+    "search": _search,
+    "encoder": _encoder,
+    "training": _training,
 }
 
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ SHOWN: list[tuple[list[str], tuple[str, int, int], dict[str, object]]] = [
     (["low_rank", "64", "128", "--rank", "3"], ("low_rank", 64, 128), {"rank": 3}),
     (["Monarch", "64", "128", "n_blocks=8"], ("monarch", 64, 128), {"n_blocks": 8}),
     (["butterfly", "16", "16", "block_size=4", "--radix", "4"], ("butterfly", 16, 16), {"radix": 4, "block_size": 4}),
+    (["butterfly", "16", "16", "radix=4,block_size=4"], ("butterfly", 16, 16), {"radix": 4, "block_size": 4}),
     (["butterfly", "16", "16", "--radix=4", "--block_size", "4"], ("butterfly", 16, 16), {"radix": 4, "block_size": 4}),
     (
         ["einsum", "64", "64", "--theta", "0.5,0.25,0.25,0.5,0.25,0.25,0.5"],
@@ -36,6 +36,7 @@ SHOWN: list[tuple[list[str], tuple[str, int, int], dict[str, object]]] = [
 MISTAKES: list[tuple[list[str], tuple[str, ...]]] = [
     (["show", "monach", "4", "4"], ("unknown structure 'monach'", "did you mean 'monarch'?")),
     (["show", "Monach", "4", "4"], ("unknown structure 'Monach'", "did you mean 'monarch'?")),
+    (["show", "dyad", "4", "4"], ("unknown structure 'dyad'", "did you mean", "'dyad_it'", "'dyad_ot'", "'dyad_dt'")),
     (["show", "zzz", "4", "4"], ("unknown structure 'zzz'", "there are: ", "dense")),
     (["show", "monarch", "60", "60", "--n_blocks", "7"], ("monarch", "60 / 7", "n_blocks that work here: 3, 4, 5, 6")),
     (["show", "monarch", "64", "64", "--nblocks", "4"], ("no option 'nblocks'", "did you mean 'n_blocks'?")),
@@ -75,12 +76,7 @@ MISUSES: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def nothing_added_stays() -> Iterator[None]:
-    added = dict(registry._added)
-    yield
-    registry._added.clear()
-    registry._added.update(added)
+pytestmark = pytest.mark.usefixtures("nothing_added_stays")
 
 
 def command(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -216,5 +212,8 @@ def test_the_rules_of_a_plan_may_be_a_file(tmp_path, capsys):
     file.write_text("{}")
     assert main(["plan", "opt-125m", "--rules", str(file)]) == 2
     assert "rules.json: a swap's config has the field rules" in capsys.readouterr().err
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["plan", "opt-125m", "--rules", str(tmp_path / "pipe")]) == 2
+    assert "pipe: is not a regular file" in capsys.readouterr().err
     assert main(["plan", "opt-125m"]) == 2
     assert "plan takes rules by --rule" in capsys.readouterr().err

@@ -4,7 +4,9 @@ The rooms of `structures/`, from below: `language` (text, no widths), `algebra` 
 the two public nouns `structure` and `spec`; above these `constants`, `reference`, `initial`, `routing` and `backends`,
 of which the reference and the backends do not know each other, so that one can judge the other; then `registry` and
 `options`, the layer (`linear`), and what uses layers: `space`, `projection`, and `models`, somebody else's network. The
-public names come last. `reading`, of files that others may write, knows nothing.
+public names come last (`public`; the package gives them when they are asked for, so that it comes without torch).
+`reading` and `atomic`, of files that others may write, know nothing; the bench reads and writes with them too, where
+no torch comes.
 The rooms of `bench/`, from below: `machine`, `files` and `answers` (no torch, no charts), then `report`, which reads
 files alone, and `sweep`; above the sweep the other experiments, of which none imports another; then the doors.
 An import under `TYPE_CHECKING` is an import: a record stands below the functions that work on it, a facade above.
@@ -40,7 +42,10 @@ BELOW: dict[str, tuple[str, ...]] = {
     "structures.initial": ("structures.structure",),
     "structures.exactness": ("structures.reference",),
     "structures.reading": (),
-    "structures.backends": ("structures.spec", "structures.routing", "structures.constants", "structures.reading"),
+    "structures.atomic": (),
+    "structures.backends": (
+        "structures.spec", "structures.routing", "structures.constants", "structures.reading", "structures.atomic",
+    ),
     "structures.registry": ("structures.spec", "structures.reading"),
     "structures.options": ("structures.registry",),
     "structures.weight": (),
@@ -50,7 +55,8 @@ BELOW: dict[str, tuple[str, ...]] = {
     "structures.space": ("structures.linear",),
     "structures.projection": ("structures.linear",),
     "structures.models": ("structures.projection", "structures.options", "structures.space", "structures.exactness"),
-    "structures": ("structures.models",),
+    "structures.public": ("structures.models",),
+    "structures": ("structures.public",),
     "structures.__main__": ("structures.models",),
     "bench.machine": ("structures",),
     "bench.files": ("bench.machine",),
@@ -73,25 +79,25 @@ WITHOUT_TORCH = (
     "structures.structure",
     "structures.spec",
     "structures.registry",
+    "structures.reading",
+    "structures.atomic",
 )
-# folders of bench/ -> what comes with none of their modules
+# folders of bench/ -> what comes with none of their modules; of structures what files and words need
 BENCH_WITHOUT = {
     "bench.files": ("torch", "vl_convert", "jinja2"),
     "bench.answers": ("torch", "structures", "vl_convert", "jinja2"),
     "bench.report": ("torch", "structures"),
 }
+OF_FILES = ("structures.reading", "structures.atomic", "structures.language.words")
 # `einsum` is a field of an entry and a backend too; `dense` is a word; both may stand alone in code
 WORDS_OF_THEIR_OWN = {"einsum"}
 
-# torch must not come in by any way when these are imported
-IMPORT_SPEC_LAYER = """
-import json, sys, types
-package = types.ModuleType("structures")
-package.__path__ = [sys.argv[1]]
-sys.modules["structures"] = package
-import structures.spec, structures.registry
-assert structures.registry.get("monarch").bind(64, 64).params
-print(json.dumps([m for m in sys.modules if m.partition(".")[0] == "torch"]))
+# the modules that are imported -> those of torch, and of structures
+IMPORT = """
+import importlib, json, sys
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+print(json.dumps(sorted(m for m in sys.modules if m.partition(".")[0] in ("torch", "structures"))))
 """
 
 # file, its text, words of the complaint: each must be found
@@ -133,6 +139,7 @@ MUST_FAIL_ARROWS: list[tuple[str, str, str]] = [
     ("bench/files/kinds.py", "import vl_convert\n", "vl_convert"),
     ("bench/files/kinds.py", "from bench.report.drawing import style\n", "bench.report"),
     ("bench/answers/verdict.py", "from bench.report.drawing import words\n", "bench.report"),
+    ("bench/answers/verdict.py", "from structures import reading, registry\n", "structures.registry"),
     ("bench/report/sweep/data.py", "import structures\n", "structures"),
     ("bench/report/deep/er.py", "from structures.spec import Spec\n", "structures"),
     ("bench/report/sweep/data.py", "from bench.sweep import points\n", "bench.sweep"),
@@ -149,6 +156,7 @@ MUST_PASS_ARROWS: list[tuple[str, str]] = [
     ("structures/algebra/rank.py", "from structures.language.entry import Entry\n"),
     ("structures/__init__.py", "from structures.linear import StructuredLinear\n"),
     ("bench/sweep/points.py", "import torch\nimport structures\n"),
+    ("bench/report/sweep/data.py", "from structures.reading import BadFile\n"),
     ("bench/report/sweep/data.py", "import vl_convert\nfrom bench.files.rows import Row\n"),
 ]
 MUST_FAIL_NAMES: list[str] = [
@@ -201,6 +209,10 @@ def is_in(name: str, folder: str) -> bool:
     return name == folder or name.startswith(f"{folder}.")
 
 
+def is_of_files(name: str) -> bool:
+    return any(is_in(name, word) for word in OF_FILES)
+
+
 def room_of(name: str) -> str:
     """The room that a module stands in, or that an imported name comes from; empty for other packages."""
     return _module_of(name, BELOW)
@@ -222,7 +234,7 @@ def wrong_imports(file: str, source: str) -> list[str]:
     wrong = [name for name in found if name.startswith("import_module of") or is_in(name, "tests")]
     banned = next((words for place, words in BENCH_WITHOUT.items() if is_in(module, place)), ())
     banned += ("torch",) if room in WITHOUT_TORCH else ()
-    wrong += [name for name in found if any(is_in(name, word) for word in banned)]
+    wrong += [name for name in found if any(is_in(name, word) for word in banned) and not is_of_files(name)]
     for name in found:
         other = "bench" if name == "bench" else room_of(name)
         if other and other != room and other not in below(room):
@@ -339,17 +351,35 @@ def test_a_circle_is_noticed(source: str) -> None:
     assert set(circle({**files, "structures/c.py": for_types})) == {f"structures.{m}" for m in "abc"}
 
 
-def test_the_spec_and_the_registry_come_without_torch() -> None:
-    command = [sys.executable, "-c", IMPORT_SPEC_LAYER, str(ROOT / "structures")]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+def come_with(script: str, modules: Iterable[str]) -> set[str]:
+    """The modules of torch and of structures that come with some modules, by any way."""
+    run = subprocess.run([sys.executable, "-c", script, *modules], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout) == []
+    return set(json.loads(run.stdout))
+
+
+def test_the_spec_the_registry_and_the_reader_come_without_torch() -> None:
+    script = IMPORT + "assert structures.registry.get('monarch').bind(64, 64).params\n"
+    found = come_with("import structures.registry\n" + script, WITHOUT_TORCH)
+    assert not [m for m in found if is_in(m, "torch")] and "structures.spec" in found
+
+
+@pytest.mark.parametrize("folder", BENCH_WITHOUT)
+def test_a_folder_of_the_bench_comes_without_torch_and_with_what_reads_and_writes_files(folder: str) -> None:
+    found = come_with(IMPORT, (name for file in BENCH if is_in(name := module_name(file), folder)))
+    packages = {"structures", "structures.models", "structures.language"}
+    assert found <= {*packages, "structures.models.waiting", *OF_FILES}
 
 
 def test_torch_that_comes_in_is_noticed() -> None:
-    script = IMPORT_SPEC_LAYER.replace("print", "sys.modules['torch.nn'] = package\nprint")
-    run = subprocess.run([sys.executable, "-c", script, str(ROOT / "structures")], capture_output=True, text=True)
-    assert json.loads(run.stdout) == ["torch.nn"]
+    assert come_with(IMPORT.replace("print", "sys.modules['torch.nn'] = json\nprint"), ["structures"]) >= {"torch.nn"}
+
+
+def test_a_public_name_is_there_when_it_is_asked_for() -> None:
+    script = "import structures\nassert 'swap' in dir(structures) and not hasattr(structures, 'swop')\n"
+    script += "assert structures.project.__name__ == 'project' and structures.Plan is structures.SwapTable\n"
+    assert come_with(script + IMPORT, []) >= {"torch", "structures.public", "structures.models.swap"}
+    assert come_with("from structures import *\nassert project_factors\n" + IMPORT, []) >= {"torch"}
 
 
 @pytest.mark.parametrize("file", PACKAGE)

@@ -123,11 +123,18 @@ def test_a_spec_of_ones_own():
         ({"params": float("nan")}, "above 0"),
         ({"params": True}, "above 0"),
         ({"params": "half"}, "above 0"),
+        ({"params": 25}, r"25 times dense; write params=\"25%\", or \"2500%\""),
+        ({"flops": "2"}, "2 times dense"),
     ],
 )
 def test_a_share_that_cannot_be(arguments, message):
     with pytest.raises(ValueError, match=f"^monarch: .*{message}"):
         fit_options("monarch", 64, 64, **arguments)
+
+
+def test_a_share_is_a_number_or_a_percentage():
+    assert fit_options("monarch", 64, 64, params="25%") == fit_options("monarch", 64, 64, params=0.25)
+    assert fit_options("dyad_it", 64, 64, flops="200%") == {"n_blocks": 1}
 
 
 def test_an_unknown_name_gets_the_nearest_one():

@@ -14,16 +14,20 @@ from structures.backends.planned import rates
 
 DEEP = "[" * 200_000
 BAD = [  # what a file holds, and what is said of it
-    (b"", "not JSON"),
+    (b"", "is empty"),
     (b"\xff\xfe", "not JSON"),
+    (b"\xff\xff\xff", "not JSON"),
     (DEEP.encode(), "not JSON"),
+    (b"1" * 5000, "not JSON"),
+    (b'{"a": 1', r"1:8: not JSON: Expecting ',' delimiter \(cut off\?\)"),
     (b"[" * 40 + b"]" * 40, "nested deeper than 32"),
-    (b'{"seconds": {"call": 1' + b"0" * 400 + b"}}", "seconds.call: a number beyond all bounds"),
-    (b'{"seconds": {"call": 1e999}}', "seconds.call: a number beyond all bounds"),
-    (b'{"curves": {"contiguous": [[Infinity, 1.0]]}}', "Infinity is no number"),
-    (b'{"a": [1, "\\ud800"]}', r"a\[1\]: half of a surrogate pair"),
-    (b'{"a": {"\\ud800": 1}}', "a name in a: half of a surrogate pair"),
-    (b" " * 2**20 + b" 1", "more than 1048576 bytes"),
+    (b'{"seconds": {"call": 1' + b"0" * 400 + b"}}", "seconds: call is 1000000.*, must be a finite number"),
+    (b'{"seconds": {"call": 1e999}}', "seconds: call is Infinity, must be a finite number"),
+    (b'{"curves": {"contiguous": [[Infinity, 1.0]]}}', r"contiguous\[0\]\[0\] is Infinity"),
+    (b'{"a": [1, "\\ud800"]}', r"a\[1\] '\\ud800' has half of a surrogate pair"),
+    (b'{"a": {"\\ud800": 1}}', r"a '\\ud800' has half of a surrogate pair"),
+    (b'{"a": 1, "a": 2}', "the key 'a' stands twice in one object"),
+    (b" " * 2**20 + b" 1", "holds 1,048,578 bytes; 1,048,576 are read at most"),
 ]
 
 
@@ -31,11 +35,13 @@ BAD = [  # what a file holds, and what is said of it
 def test_a_bad_file_is_a_sentence_with_its_name_and_the_field(content: bytes, message: str, tmp_path: Path) -> None:
     file = tmp_path / "some.json"
     file.write_bytes(content)
-    with pytest.raises(reading.BadFile, match=rf"{file}: .*{message}|{file}: {message}"):
+    with pytest.raises(reading.BadFile, match=rf"{file}:.*{message}"):
         reading.json_file(file, 2**20)
 
 
-@pytest.mark.parametrize("number, content, message", [(i, *b) for i, b in enumerate([*BAD, (None, "not a regular")])])
+@pytest.mark.parametrize(
+    "number, content, message", [(i, *b) for i, b in enumerate([*BAD, (None, "is not a regular file")])]
+)
 def test_no_cache_of_rates_breaks_a_layer(
     number: int, content: bytes | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

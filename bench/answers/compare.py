@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.files.fields import BadResults
 from bench.files.rows import Refusal, Results, Row, Run, Spread
+from structures.reading import BadFile
 
 RATIO, TIME = "ratio", "time"
 LEAST_ROUNDS = 3  # fewer say nothing about noise
@@ -79,13 +79,13 @@ def compare(before: Results, after: Results, *, absolute: bool = False) -> Compa
     Args:
         absolute: compare absolute times whatever differs.
     Raises:
-        BadResults: no point is in both.
+        BadFile: no point is in both.
     """
     a, b = before.runs[0], after.runs[0]
     differs = {key: (value, b.machine[key]) for key, value in a.machine.items() if b.machine[key] != value}
     both, only_before, only_after = _pairs(before.rows, after.rows)
     if not both:
-        raise BadResults(f"nothing to compare: no point is in both {a.file} and {b.file}{_apart(before, after)}")
+        raise BadFile(f"nothing to compare: no point is in both {a.file} and {b.file}{_apart(before, after)}")
     same: list[tuple[Row, Row]] = []
     redefined: list[tuple[Row, Row]] = []
     for one, other in both:

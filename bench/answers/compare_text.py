@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.answers.compare import BY, RATIO, Change, Comparison, spread_of
-from bench.files.fields import printable
 from bench.files.rows import Row
 from bench.files.terminal import COLUMNS, digits, percent, seconds, shortened, table, wrapped
+from structures.reading import printable
 
 SHOWN = 40  # changes of a kind that are printed unless all are asked for
 _PLACE = ("tokens", "dtype", "device", "mode", "threads")

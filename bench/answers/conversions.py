@@ -10,8 +10,8 @@ from bench.files.rows import Spread
 Way = Annotated[str, declared.choice("plain", "aware", "sequential", "control")]
 
 
-@dataclass(frozen=True)
-class ConversionRow:
+@dataclass(frozen=True, kw_only=True)
+class Fit:
     """The encoder converted to one structure at one share; errors are means over its feed-forward layers."""
 
     structure: declared.Name
@@ -25,12 +25,23 @@ class ConversionRow:
     feed_forward_params: declared.FromZero
     feed_forward_share: declared.FromZero
     params: declared.Number
-    speedup: Spread | None  # dense's time over this one's; None on dense itself
-    seconds: Annotated[float, declared.Reader(Fields.number), declared.Key("seconds_per_sentence")]
     projection_seconds: declared.FromZero
     sweeps: declared.FromZero
-    flags: declared.Names
     limited: declared.Flag = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderTime:
+    """What a sentence takes."""
+
+    speedup: Spread | None  # dense's time over this one's; None on dense itself
+    seconds: Annotated[float, declared.Reader(Fields.number), declared.Key("seconds_per_sentence")]
+    flags: declared.Names
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionRow(EncoderTime, Fit):
+    """A conversion and its time."""
 
     @property
     def time(self) -> tuple[float, float, float]:
@@ -44,7 +55,7 @@ def read(fields: Fields) -> ConversionRow:
     """A row of a file.
 
     Raises:
-        BadResults: a field is missing or impossible.
+        BadFile: a field is missing or impossible.
     """
     row = declared.read(ConversionRow, fields)
     if row.speedup is None and row.way != "control":

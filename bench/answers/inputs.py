@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.files import kinds, merge
-from bench.files.fields import BadResults, load
+from bench.files.fields import load
 from bench.files.kinds import File
 from bench.files.merged_run import Shard
 from bench.files.rows import Results, join, parse
+from structures.reading import BadFile
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ def read(paths: Sequence[Path], allowed: Collection[str]) -> Inputs:
     Files of one machine, commit and set of versions are merged as `merge` does it: dense, which every sweep measures,
     does not stand in the way. Files of other machines stand beside them.
     Raises:
-        BadResults: a file is missing, broken or foreign, given twice, or of a kind that is not allowed.
+        BadFile: a file is missing, broken or foreign, given twice, or of a kind that is not allowed.
     """
     for i, path in enumerate(paths):
         if path.resolve() in [other.resolve() for other in paths[:i]]:
-            raise BadResults(f"{path}: is given twice")
+            raise BadFile(f"{path}: is given twice")
     machines: dict[tuple[str, ...], list[Shard]] = {}
     others: list[File] = []
     for path in paths:

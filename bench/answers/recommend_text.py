@@ -13,8 +13,9 @@ from bench.answers.verdict import DENSE, Contender, Verdict
 from bench.files.rows import Run
 from bench.files.terminal import COLUMNS, digits, percent, table, wrapped
 
-HEADER = ["rank", "structure", "speed-up", "nn.Linear", "params", "FLOPs", "bytes", "loss", "agrees"]
-PARAMS_AT = HEADER.index("params")
+HEADER = ["rank", "structure", "speed-up", "nn.Linear", "params", "FLOPs", "memory", "loss", "agrees"]
+PARAMS_AT, FLOPS_AT, MEMORY_AT = map(HEADER.index, ("params", "FLOPs", "memory"))
+ALIKE = 0.01  # shares of dense that differ by less need one column
 
 
 def text(inputs: Inputs, answer: Answer, top: int, given: Query) -> str:
@@ -91,13 +92,17 @@ def _asked(query: Query, given: Query) -> str:
 
 def _table(found: Verdict, shown: Sequence[Contender]) -> list[str]:
     made = [_line(one) for one in shown]
-    same = all(line[PARAMS_AT] == line[PARAMS_AT + 1] for line in made)  # and so one of them will do
-    keep = [i for i in range(len(HEADER)) if any(line[i] for line in made) and not (same and i == PARAMS_AT + 1)]
+    shares = {FLOPS_AT: [one.row.executed_share for one in shown], MEMORY_AT: [one.memory_share for one in shown]}
+    params = [one.row.params_share for one in shown]
+    same = [i for i, of in shares.items() if all(a and abs(a - b) < ALIKE for a, b in zip(of, params, strict=True))]
+    keep = [i for i in range(len(HEADER)) if any(line[i] for line in made) and i not in same]
     lines = table([HEADER[i] for i in keep], [[line[i] for i in keep] for line in made], cut=("structure",))
     if len(found.ranking) > len(shown):
         lines.append(f"and {len(found.ranking) - len(shown)} more; --top {len(found.ranking)} shows them")
     if any(one.tied for one in shown):
         lines.append("= cannot be told apart: their quartiles reach the lower quartile of the first of the rank")
+    if MEMORY_AT in keep and found.question.mode == "train":
+        lines.append("memory: of the parameters, and of what the forward pass keeps for the backward pass")
     return lines
 
 
@@ -110,7 +115,7 @@ def _line(one: Contender) -> list[str]:
         f"{digits(one.over_linear.median)}x" if one.over_linear else "",
         percent(one.row.params_share),
         percent(one.row.executed_share),
-        percent(one.bytes_share) if one.bytes_share else "",
+        percent(one.memory_share) if one.memory_share else "",
         f"{quality.loss.difference * 100:+.1f} %" if quality.loss and one.kind != DENSE else "",
         f"{quality.agreement.cosine:.2f}" if quality.agreement else "",
     ]

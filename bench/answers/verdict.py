@@ -22,10 +22,10 @@ from typing import Any
 
 from bench.answers.qualities import NONE, Qualities, Quality
 from bench.answers.question import Question, at_places, near, questions, rival
-from bench.files.fields import printable
 from bench.files.rows import Limits, Refusal, Row, Spread
 from bench.files.terminal import digits, percent
 from bench.files.vocabulary import BFLOAT16, DENSE, INT8_DYNAMIC, INT8_WEIGHTS, NARROW, NEAR
+from structures.reading import printable
 
 STRUCTURE, RIVAL = "structure", "rival"  # kinds of contenders, beside DENSE
 LABELS = {
@@ -45,7 +45,7 @@ class Contender:
     kind: str
     speedup: Spread  # over the best dense layer
     over_linear: Spread | None  # over nn.Linear; the quartiles are those of `speedup`, scaled
-    bytes_share: float | None  # of the bytes that dense moves at least
+    memory_share: float | None  # of the bytes that dense holds
     quality: Quality
     doubts: tuple[str, ...] = ()  # why it stands below the ranking
     notes: tuple[str, ...] = ()  # what a reader must know beside the figures
@@ -89,8 +89,8 @@ class Contender:
             "params_share": row.params_share,
             "flops_share": row.flops_share,
             "executed_share": row.executed_share,
-            "bytes": row.bytes,
-            "bytes_share": self.bytes_share,
+            "memory_bytes": row.held_bytes,
+            "memory_share": self.memory_share,
             "error": row.error,
             "flags": list(row.flags),
             "doubts": list(self.doubts),
@@ -223,7 +223,7 @@ def _contender(row: Row, dense: Row | None, ratio: float | None, quality: Qualit
         RIVAL if row.control else STRUCTURE,
         row.speedup,
         _scaled(row.speedup, over),
-        row.bytes / dense.bytes if dense else None,
+        row.held_bytes / dense.held_bytes if dense else None,
         quality,
         doubts(row, dense),
         _notes(row, dense),

@@ -1,1 +1,1 @@
-"""Results files: their kinds, fields and rows, one reader, atomic writing, journal, merge. No torch, no charts."""
+"""Results files: their kinds, fields and rows, journal, merge. No torch, no charts."""

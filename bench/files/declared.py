@@ -64,7 +64,7 @@ def read(kind: type[T], found: Fields, **known: Any) -> T:
     """A row of a kind; what is `known` is not read.
 
     Raises:
-        BadResults: a field is missing or impossible.
+        BadFile: a field is missing or impossible.
     """
     return kind(**known, **{name: get(found) for name, get in _getters(kind).items() if name not in known})
 

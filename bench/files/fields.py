@@ -1,19 +1,15 @@
 """The fields of a results file, taken one by one and checked: every complaint names the file, the row and the field."""
 
-import json
-import os
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from structures import reading
+from structures.reading import BadFile, printable, worded
+
 LARGEST = 1e30  # beside which nothing that is measured or counted is large
-MOST_BYTES, MOST_DEPTH = 2**28, 32
-
-
-class BadResults(ValueError):
-    """A results file that cannot be used; the message names the file, the row and the field."""
+MOST_BYTES = 2**28
 
 
 class Fields:
@@ -21,7 +17,7 @@ class Fields:
 
     def __init__(self, where: str, values: Any):
         if not isinstance(values, dict):
-            raise BadResults(f"{where} is {_kind(values)}, must be an object")
+            raise BadFile(f"{where} is {worded(values)}, must be an object")
         self.where = where
         self.values: Mapping[str, Any] = values
 
@@ -29,14 +25,14 @@ class Fields:
         """Whether the field is there and not null."""
         return self.values.get(key) is not None
 
-    def bad(self, key: str, must: str) -> BadResults:
+    def bad(self, key: str, must: str) -> BadFile:
         """The complaint about a field, to be raised."""
-        return BadResults(f"{self.where}: {key} is {_value(self.values.get(key))}, must be {must}")
+        return BadFile(f"{self.where}: {key} is {worded(self.values.get(key))}, must be {must}")
 
     def get(self, key: str) -> Any:
         """The value as it stands; a missing key is an error, null is not."""
         if key not in self.values:
-            raise BadResults(f"{self.where}: {key} is missing")
+            raise BadFile(f"{self.where}: {key} is missing")
         return self.values[key]
 
     def inside(self, key: str) -> "Fields":
@@ -163,110 +159,24 @@ def positive(value: Any) -> bool:
 
 
 def load(path: Path) -> Any:
-    """The JSON value in a file, as `read_json` gives it.
+    """The JSON value in a file, as `reading.json_file` gives it; a larger one is read than of the library's own.
 
     Raises:
-        BadResults: it is missing, no regular file, too large or empty, or not JSON that can be used.
+        BadFile: it is missing, no regular file, too large or empty, or not JSON that can be used.
     """
-    content = contents(path)
-    if not content.strip():
-        raise BadResults(f"{path}: is empty")
-    return read_json(str(path), content)
+    try:
+        return reading.json_file(path, MOST_BYTES)
+    except OSError as error:
+        raise BadFile(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def contents(path: Path) -> bytes:
-    """The bytes of a regular file of bounded size; nothing else is opened to be read, so that a pipe cannot hang.
+    """The bytes of a file, as `reading.content` gives them.
 
     Raises:
-        BadResults: it is something else, or cannot be read.
+        BadFile: it is no regular file, too large, or cannot be read.
     """
     try:
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise BadResults(f"{path}: is not a regular file")
-            if found.st_size > MOST_BYTES:
-                raise BadResults(f"{path}: holds {found.st_size:,} bytes; {MOST_BYTES:,} are read at most")
-            return file.read()
+        return reading.content(path, MOST_BYTES)
     except OSError as error:
-        raise BadResults(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def read_json(where: str, content: bytes) -> Any:
-    """A JSON value of bounded depth, of finite numbers and strings that can be written again.
-
-    Raises:
-        BadResults: it is none; the message says where.
-    """
-    try:
-        value = json.loads(content, object_pairs_hook=_without_repeats)
-    except json.JSONDecodeError as error:
-        cut = " (cut off?)" if error.pos >= len(error.doc.rstrip()) - 1 or "Unterminated" in error.msg else ""
-        raise BadResults(f"{where}:{error.lineno}:{error.colno}: not JSON: {error.msg}{cut}") from None
-    except (ValueError, RecursionError) as error:
-        raise BadResults(f"{where}: not a results file: {error}") from None
-    check(where, value)
-    return value
-
-
-def check(where: str, value: Any) -> None:
-    """Raise BadResults where a number is not finite, a string cannot be encoded, or lists and objects are too deep."""
-    left: list[tuple[Any, Any]] = [(value, None)]  # each with the keys that lead to it, innermost first
-    while left:
-        one, keys = left.pop()
-        if isinstance(one, dict):
-            inside = [*one.items()]
-            odd = next((key for key in one if not _encodes(key)), None)
-        else:
-            inside = [*enumerate(one)] if isinstance(one, list) else []
-            odd = one if isinstance(one, str) and not _encodes(one) else None
-        if odd is not None:
-            raise BadResults(f"{where}: {_at(keys)} {shown(odd)} has half of a surrogate pair, which is no text")
-        if type(one) in (int, float) and not finite(one):
-            raise BadResults(f"{where}: {_at(keys)} is {_value(one)}, must be a finite number")
-        if inside and keys is not None and keys[2] >= MOST_DEPTH:
-            raise BadResults(f"{where}: {_at(keys)}: lists and objects are nested deeper than {MOST_DEPTH}")
-        left += [(item, (key, keys, keys[2] + 1 if keys else 1)) for key, item in inside]
-
-
-def _encodes(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
-
-
-def _at(keys: Any) -> str:
-    """`benchmarks[0]: stats: median`, of keys from the innermost on."""
-    path: list[str] = []
-    while keys is not None:
-        key, keys, _ = keys
-        path.append(f"[{key}]" if isinstance(key, int) else f": {shown(key)[1:-1]}")
-    return "".join(reversed(path)).removeprefix(": ") or "it"
-
-
-def printable(text: str) -> str:
-    """Text on one line: white space runs become a blank, what has no glyph a replacement mark."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
-
-
-def shown(text: str) -> str:
-    """A name from a file, quoted and shortened for a message; control characters come out escaped."""
-    return ascii(text if len(text) <= 60 else text[:57] + "...")
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {shown(next(k for k in keys if keys.count(k) > 1))} stands twice in one object")
-    return values
-
-
-def _kind(value: Any) -> str:
-    return "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else _value(value)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, str):
-        return f"the text {shown(value)}"
-    if isinstance(value, (dict, list)):
-        return _kind(value)
-    return json.dumps(value)[:40]  # null, true, 1.5, NaN, -Infinity
+        raise BadFile(f"{path}: cannot be read: {error.strerror}") from None

@@ -13,13 +13,16 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from bench.files.atomic import sync_folder
+from bench.files import declared
 from bench.files.errors import UsageError
-from bench.files.fields import BadResults, Fields, contents, read_json, shown
+from bench.files.fields import Fields, contents
 from bench.files.vocabulary import SCHEMA
+from structures.atomic import sync_folder
+from structures.reading import BadFile, json_text, shown
 
 SUFFIX = ".journal"
 
@@ -132,7 +135,7 @@ def _read(journal: Journal, option: str) -> tuple[dict[str, Any], list[Fields], 
     at = f"{option}: {path}: line"
     try:
         return header, [Fields(f"{at} {i}", e) for i, line in enumerate(lines[1:], 2) for e in line], said
-    except BadResults as error:
+    except BadFile as error:
         raise UsageError(str(error)) from None
 
 
@@ -146,17 +149,28 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str =
             yield f"{within}{key} was {shown(_text(a))} and is {shown(_text(b))}"
 
 
+@dataclass(frozen=True)
+class Left:
+    """A record of what could not be done."""
+
+    refused: declared.Words
+
+
 class Records:
     """What a command has found so far, by stage and name, in the journal of its output: the same command goes on.
 
     Args:
         header: what the records depend on, such as the arguments.
+        kinds: what the records of each stage are: a declared row; or Left too, where a thing may be left out.
         fresh: forget what there is.
     Raises:
-        UsageError: the journal is of another run or of something else, or it cannot be written.
+        UsageError: the journal is of another run or of something else, a field of a record is missing or impossible,
+            or it cannot be written.
     """
 
-    def __init__(self, output: Path, header: Mapping[str, Any], *, fresh: bool = False):
+    def __init__(
+        self, output: Path, header: Mapping[str, Any], kinds: Mapping[str, Sequence[type[Any]]], *, fresh: bool = False
+    ):
         self.path, self.found = of(output), {}  # type: tuple[Path, dict[tuple[str, str], dict[str, Any]]]
         whole = not fresh and self.path.exists() and b"\n" in _bytes(self.path, "-o")
         if not whole:  # there is none, or it was cut off within its first line
@@ -171,8 +185,8 @@ class Records:
             self.close()
             raise UsageError(f"-o: {self.path} was begun as another run: {'; '.join(differ)}; {again}")
         try:
-            self.found = {(e.words("stage"), e.words("name")): e.object("found") for e in entries}
-        except BadResults as error:
+            self.found = {(e.choice("stage", tuple(kinds)), e.words("name")): _record(e, kinds) for e in entries}
+        except BadFile as error:
             self.close()
             raise UsageError(f"{error}; {again}") from None
 
@@ -195,10 +209,17 @@ class Records:
         self._journal.close()
 
 
+def _record(entry: Fields, kinds: Mapping[str, Sequence[type[Any]]]) -> dict[str, Any]:
+    """What was found, as it stands, its fields checked."""
+    found, several = entry.inside("found"), kinds[entry.words("stage")]
+    declared.read(Left if Left in several and "refused" in found else several[0], found)
+    return entry.object("found")
+
+
 def _bytes(path: Path, option: str) -> bytes:
     try:
         return contents(path)
-    except BadResults as error:
+    except BadFile as error:
         raise UsageError(f"{option}: {error}") from None
 
 
@@ -226,8 +247,8 @@ def _lines(where: str, content: bytes) -> tuple[list[Any], int]:
     found, good = [], 0
     for line in content.splitlines(keepends=True):
         try:
-            value = read_json("", line) if line.endswith(b"\n") else None
-        except BadResults:
+            value = json_text(line, "") if line.endswith(b"\n") else None
+        except BadFile:
             value = None
         if not isinstance(value, list):
             rest = content[good + len(line) :].strip(b"\0 \n")

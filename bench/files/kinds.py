@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from bench.files.fields import BadResults, Fields, shown
+from bench.files.fields import Fields
 from bench.files.rows import Run, parse_run
 from bench.files.vocabulary import MIX, SCHEMA
+from structures.reading import BadFile, shown
 
 # what `kind` of a file's section says; the sweep's own files have none
 MINILM, COORDINATES, TRAINING, SEARCH, FEED_FORWARD, DECODER = (
@@ -41,18 +42,18 @@ def parse(name: str, document: Any, kinds: Iterable[str]) -> File:
     """What a file of one of these kinds holds.
 
     Raises:
-        BadResults: another kind or schema, a field that is missing or impossible, or no rows.
+        BadFile: another kind or schema, a field that is missing or impossible, or no rows.
     """
     section = Fields(name, document).inside("structures")
     kind = section.choice("kind", tuple(kinds))
     schema = section.count("schema")
     if schema != SCHEMA:
         age = "newer" if schema > SCHEMA else "older"
-        raise BadResults(f"{name}: structures.schema {schema} is {age} than the {SCHEMA} this version reads")
+        raise BadFile(f"{name}: structures.schema {schema} is {age} than the {SCHEMA} this version reads")
     rows, refused = tuple(section.each("rows")), tuple(section.each("refused"))
     for fields in (*rows, *refused):
         fields.where += f" ({shown(fields.name('structure'))})"
     if not rows:
-        raise BadResults(f"{name}: holds no rows; the run ended before the first one")
+        raise BadFile(f"{name}: holds no rows; the run ended before the first one")
     run = parse_run(name, Fields(section.where, {**section.values, "roofline": [], "rules": {}}))
     return File(kind, run, section.inside("setup"), rows, refused)

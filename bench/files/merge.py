@@ -7,11 +7,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench.files import atomic
-from bench.files.fields import BadResults, printable, read_json, shown
 from bench.files.merged_run import Say, Shard, check_conditions, merged_roofline, merged_rules, merged_run, read
 from bench.files.rows import Refusal, Row, Spread, join, parse
 from bench.files.terminal import many
+from structures import atomic
+from structures.reading import BadFile, json_text, printable, shown
 
 T = TypeVar("T")
 ASKED = (None, "auto", "best")  # backends of a refusal that stand for whichever would have run
@@ -23,11 +23,11 @@ def merge(paths: Sequence[Path], output: Path) -> list[str]:
     """Join files into `output`, which appears whole or not at all; a line for all that was settled on the way.
 
     Raises:
-        BadResults: a file is bad, two of them must not be mixed, or the output cannot be written.
+        BadFile: a file is bad, two of them must not be mixed, or the output cannot be written.
     """
     for i, path in enumerate(paths):
         if os.path.realpath(path) in map(os.path.realpath, paths[:i]):
-            raise BadResults(f"{path}: is given twice")
+            raise BadFile(f"{path}: is given twice")
     shards = [read(path) for path in paths]
     said: list[str] = []
     document = joined(shards, said.append)
@@ -44,7 +44,7 @@ def joined(shards: Sequence[Shard], say: Say) -> dict[str, Any]:
     the rerun. Else the one with more rounds, then with the smaller spread (both of the paired speed-up, or of the time
     where there is none), then the one given first. A point that one file refuses and another measured is kept measured.
     Raises:
-        BadResults: two shards were measured under different conditions.
+        BadFile: two shards were measured under different conditions.
     """
     check_conditions([shard.run for shard in shards])
     first = shards[0]
@@ -76,16 +76,16 @@ def write(document: Any, output: Path, read: Callable[[Any], T], text_of: Callab
     Args:
         text_of: makes the JSON; where none is given, everything is on a line of its own.
     Raises:
-        BadResults: it cannot be read, or not be written; `output` is then what it was before.
+        BadFile: it cannot be read, or not be written; `output` is then what it was before.
     """
     text = text_of(document) if text_of else json.dumps(document, indent=1)
-    found = read(read_json(str(output), text.encode()))
+    found = read(json_text(text, str(output)))
     if output.exists() and not output.is_file():
-        raise BadResults(f"{output}: cannot be written: it is there and is not a plain file")
+        raise BadFile(f"{output}: cannot be written: it is there and is not a plain file")
     try:
         atomic.write(text + "\n", output)
     except OSError as error:
-        raise BadResults(f"{output}: cannot be written: {error.strerror}; nothing was changed") from None
+        raise BadFile(f"{output}: cannot be written: {error.strerror}; nothing was changed") from None
     return found
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.files import wholes
-from bench.files.fields import BadResults, Fields, load, shown
+from bench.files.fields import Fields, load
 from bench.files.kinds import DECODER, FEED_FORWARD, TRAINING, File, kind_of, parse
 from bench.files.merge import write
 from bench.files.merged_run import Shard, check_conditions, merged_run, missing_shards, runs_of
 from bench.files.rows import Results
 from bench.files.terminal import many
 from bench.files.vocabulary import DECIDE
+from structures.reading import BadFile, shown
 
 Row = Mapping[str, Any]
 
@@ -44,11 +45,11 @@ class TableRules:
     """How files of a kind are joined."""
 
     points: Callable[[TableFile], list[tuple[str, Row, Any]]]  # key, row, and pytest-benchmark's row or None
-    check: Callable[[Sequence[TableFile]], None]  # raises BadResults where files must not be mixed
+    check: Callable[[Sequence[TableFile]], None]  # raises BadFile where files must not be mixed
     agree: Callable[[tuple[TableFile, Row], tuple[TableFile, Row]], None]  # the same, of two rows of one key
     called: Callable[[str, Row], str]  # a row, in messages
     joined: Callable[[Sequence[TableFile], Callable[[str], None]], dict[str, Any]]  # the section, without its rows
-    read: Callable[[File], object]  # raises BadResults where a row cannot be read
+    read: Callable[[File], object]  # raises BadFile where a row cannot be read
     text: Callable[[Any], str] | None  # makes the JSON
 
 
@@ -60,20 +61,20 @@ def merge(paths: Sequence[Path], output: Path, check: Callable[[File], object] =
     Args:
         check: reads the merged file as the report does, beside the reader of its kind here.
     Raises:
-        BadResults: a file is bad or of a kind that has no shards, two of them must not be mixed, or the output cannot
+        BadFile: a file is bad or of a kind that has no shards, two of them must not be mixed, or the output cannot
             be written.
     """
     documents = [load(path) for path in paths]
     kind = str(kind_of(documents[0]))
     if kind not in RULES:
-        raise BadResults(f"{paths[0]}: a file of kind {shown(kind)} is made by one run, so there is nothing to merge")
+        raise BadFile(f"{paths[0]}: a file of kind {shown(kind)} is made by one run, so there is nothing to merge")
     rules = RULES[kind]
     parts = [
         TableFile(document, parse(str(path), document, RULES)) for path, document in zip(paths, documents, strict=True)
     ]
     for part in parts[1:]:
         if part.file.kind != kind:
-            raise BadResults(f"{parts[0].name} and {part.name} must not be mixed: another kind")
+            raise BadFile(f"{parts[0].name} and {part.name} must not be mixed: another kind")
     rules.check(parts)
     said: list[str] = []
     kept: dict[str, tuple[TableFile, Row, Any]] = {}
@@ -116,7 +117,7 @@ def _benchmarked(part: TableFile) -> list[tuple[str, Row, Any]]:
     """Rows by the names of pytest-benchmark's rows, which stand in the same order."""
     benchmarks = Fields(part.name, part.document).each("benchmarks")
     if len(benchmarks) != len(part.file.rows):
-        raise BadResults(f"{part.name}: {len(benchmarks)} benchmarks beside {len(part.file.rows)} rows")
+        raise BadFile(f"{part.name}: {len(benchmarks)} benchmarks beside {len(part.file.rows)} rows")
     for row in part.file.rows:
         row.names("flags")
     return [(b.words("name"), row.values, b.values) for b, row in zip(benchmarks, part.file.rows, strict=True)]
@@ -125,7 +126,7 @@ def _benchmarked(part: TableFile) -> list[tuple[str, Row, Any]]:
 def _same_setup(parts: Sequence[TableFile]) -> None:
     for part in parts[1:]:
         if part.file.setup.values != parts[0].file.setup.values:
-            raise BadResults(f"{parts[0].name} and {part.name} must not be mixed: another setup")
+            raise BadFile(f"{parts[0].name} and {part.name} must not be mixed: another setup")
     check_conditions([part.file.run for part in parts])
 
 
@@ -147,7 +148,7 @@ def _same_versions(parts: Sequence[TableFile]) -> None:
     for part, found in rows:
         for name in DECIDE:
             if found.get(name) != rows[0][1].get(name):
-                raise BadResults(
+                raise BadFile(
                     f"{part.name}: was made with {name} {found.get(name)}, the files before with "
                     f"{rows[0][1].get(name)}; their losses cannot be mixed"
                 )
@@ -157,7 +158,7 @@ def _same_loss(one: tuple[TableFile, Row], other: tuple[TableFile, Row]) -> None
     (part, row), (second, again) = one, other
     if row.get("loss") != again.get("loss"):
         series, loss = shown(str(row.get("series"))), again.get("loss")
-        raise BadResults(f"{second.name}: {series} has the loss {loss}, in {part.name} {row.get('loss')}")
+        raise BadFile(f"{second.name}: {series} has the loss {loss}, in {part.name} {row.get('loss')}")
 
 
 def _joined_runs(parts: Sequence[TableFile], say: Callable[[str], None]) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.files.fields import BadResults, Fields, load, printable, shown
+from bench.files.fields import Fields, load
 from bench.files.options import SHARDS
 from bench.files.rows import Results, Run, join, parse, parse_run
+from structures.reading import BadFile, printable, shown
 
 _SETTLED = ("datetime", "complete", "foreign_load", "argv", "pinned", "merged_from", "resumed", "request")
 _OF_ONE_FILE = ("rerun", "rerun_of")  # say nothing of several files
@@ -45,7 +46,7 @@ def check_conditions(runs: Sequence[Run]) -> None:
     """Refuse runs of different machines, versions or settings.
 
     Raises:
-        BadResults: with every field that differs and both its values.
+        BadFile: with every field that differs and both its values.
     """
     first = runs[0]
     for run in runs[1:]:
@@ -55,7 +56,7 @@ def check_conditions(runs: Sequence[Run]) -> None:
             if run.machine[key] != value
         ]
         if differ:
-            raise BadResults(f"{first.file} and {run.file} must not be mixed: {'; '.join(differ)}")
+            raise BadFile(f"{first.file} and {run.file} must not be mixed: {'; '.join(differ)}")
 
 
 def merged_run(shards: Sequence[Shard], say: Say) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def runs_of(shard: Shard) -> list[dict[str, Any]]:
         info = shard.document.get("machine_info")
         return [{"file": Path(shard.run.file).name, **({"machine_info": info} if info else {}), "run": run}]
     if not isinstance(merged, list) or not merged:
-        raise BadResults(f"{shard.run.file}: structures: run: merged_from must be a list of files with their runs")
+        raise BadFile(f"{shard.run.file}: structures: run: merged_from must be a list of files with their runs")
     for i, part in enumerate(merged):
         Fields(f"{shard.run.file}: structures: run: merged_from[{i}]", part).object("run")
     return merged

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from bench.files import declared
-from bench.files.fields import BadResults, Fields, load, printable, shown
+from bench.files.fields import Fields, load
 from bench.files.vocabulary import BOUNDS, SCHEMA, VERSIONS
+from structures.reading import BadFile, printable, shown
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Spread:
     rounds: declared.Count
 
     def check(self, fields: Fields) -> None:
-        """Raise BadResults where the quartiles do not lie around the median."""
+        """Raise BadFile where the quartiles do not lie around the median."""
         if not self.q1 <= self.median * (1 + 1e-9) or not self.median <= self.q3 * (1 + 1e-9):
             raise fields.bad("median", f"between q1 = {self.q1:g} and q3 = {self.q3:g}")
 
@@ -123,6 +124,11 @@ class Row:
     def width(self) -> float:
         """sqrt(in_features * out_features): the width of the square layer with as many dense weights."""
         return math.sqrt(self.in_features * self.out_features)
+
+    @property
+    def held_bytes(self) -> float:
+        """Of the parameters, and in training of what the forward pass keeps for the backward pass."""
+        return self.parameter_bytes + (self.activation_bytes or 0.0)
 
     @property
     def executed_share(self) -> float:
@@ -196,7 +202,7 @@ def read(paths: Sequence[Path]) -> Results:
 
     A point measured twice on the same machine and commit is kept once if every figure is equal.
     Raises:
-        BadResults: a file is missing, broken or foreign, a field is missing or impossible, or two rows of the same
+        BadFile: a file is missing, broken or foreign, a field is missing or impossible, or two rows of the same
             point differ.
     """
     return join([parse(str(path), load(path)) for path in paths])
@@ -206,13 +212,13 @@ def join(files: Sequence[Results]) -> Results:
     """Files that were read, as one; a point that several hold is kept once if every figure is equal.
 
     Raises:
-        BadResults: two rows of the same point differ.
+        BadFile: two rows of the same point differ.
     """
     rows: dict[tuple[Any, ...], Row] = {}
     for row in (row for file in files for row in file.rows):
         other = rows.setdefault(row.point, row)
         if replace(row, run=other.run, name=other.name) != other:
-            raise BadResults(
+            raise BadFile(
                 f"the same point twice, with different figures: {shown(other.name)} in {other.run.file} and "
                 f"{shown(row.name)} in {row.run.file}; leave one of them out"
             )
@@ -230,25 +236,23 @@ def parse(file: str, document: Any) -> Results:
         file: its name, for messages.
         document: its JSON value.
     Raises:
-        BadResults: as `read`, but the same point may stand twice.
+        BadFile: as `read`, but the same point may stand twice.
     """
     top = Fields(file, document)
     if "benchmarks" not in top.values:
-        raise BadResults(
-            f"{file}: not a results file: it has no 'benchmarks'; pytest bench --benchmark-json writes one"
-        )
+        raise BadFile(f"{file}: not a results file: it has no 'benchmarks'; pytest bench --benchmark-json writes one")
     if "structures" not in top.values:
-        raise BadResults(f"{file}: written by pytest-benchmark, but not by this sweep: it has no section 'structures'")
+        raise BadFile(f"{file}: written by pytest-benchmark, but not by this sweep: it has no section 'structures'")
     section = top.inside("structures")
     schema = section.count("schema")
     if schema != SCHEMA:
         age = "newer" if schema > SCHEMA else "older"
-        raise BadResults(f"{file}: structures.schema {schema} is {age} than the {SCHEMA} this version reads")
+        raise BadFile(f"{file}: structures.schema {schema} is {age} than the {SCHEMA} this version reads")
     run = parse_run(file, section)
     rows = tuple(parse_row(run, fields) for fields in top.each("benchmarks"))
     refusals = tuple(declared.read(Refusal, fields, run=run) for fields in section.each("refused"))
     if not rows and not refusals:
-        raise BadResults(f"{file}: holds no points; the sweep ended before the first one")
+        raise BadFile(f"{file}: holds no points; the sweep ended before the first one")
     return Results((run,), rows, refusals)
 
 

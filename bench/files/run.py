@@ -13,7 +13,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.files import atomic
 from bench.files.errors import UsageError
 from bench.files.options import check_output
 from bench.files.progress import Progress
@@ -21,6 +20,7 @@ from bench.files.rounding import rounded
 from bench.files.terminal import many
 from bench.files.vocabulary import SCHEMA
 from bench.machine import setup
+from structures import atomic
 
 
 class DescribedRun(Protocol):

@@ -8,9 +8,10 @@ from typing import Annotated, Protocol, TypeVar
 
 from bench.files import declared
 from bench.files.declared import read
-from bench.files.fields import BadResults, Fields
+from bench.files.fields import Fields
 from bench.files.kinds import DECODER, FEED_FORWARD, File
 from bench.files.rows import Spread
+from structures.reading import BadFile
 
 FF_ONLY, BOTH, REST = "feed-forward", "feed-forward and attention", "rest"
 PLACES = (REST, FF_ONLY, BOTH)
@@ -96,18 +97,18 @@ def by_key(rows: Sequence[Fields], kind: type[R]) -> dict[Hashable, dict[str, R]
     """The rows of each module or model, by mode.
 
     Raises:
-        BadResults: a field is missing or impossible, or a row stands twice.
+        BadFile: a field is missing or impossible, or a row stands twice.
     """
     found: dict[Hashable, dict[str, R]] = {}
     for fields in rows:
         row = read(kind, fields)
         modes = found.setdefault(row.key, {})
         if row.mode in modes:
-            raise BadResults(f"{fields.where}: {row.mode} stands twice")
+            raise BadFile(f"{fields.where}: {row.mode} stands twice")
         modes[row.mode] = row
     return found
 
 
 def check(file: File) -> None:
-    """Raise BadResults where a file of a kind of these has a row that cannot be read."""
+    """Raise BadFile where a file of a kind of these has a row that cannot be read."""
     by_key(file.rows, ROWS[file.kind])

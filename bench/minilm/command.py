@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
     ways = some_of("--ways", arguments.ways, request.WAYS)
     asked = request.ConversionRequest(request.entries(arguments.structures), affordable=not named, ways=ways, **limits)
     given = data.load(arguments.sentences)
-    journal = Records(arguments.output, request.header(asked, given.facts), fresh=arguments.fresh)
+    journal = Records(arguments.output, request.header(asked, given.facts), runs.KINDS, fresh=arguments.fresh)
     again = f"the same command goes on from {journal.path}"
     try:
         if not runs.run_all(given, asked, started, journal, until):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
-from bench.files.journal import Records
+from bench.answers.conversions import EncoderTime, Fit
+from bench.files import declared
+from bench.files.journal import Left, Records
 from bench.files.run import RunRecord
 from bench.files.vocabulary import DENSE
 from bench.minilm import timing
@@ -21,6 +24,25 @@ from bench.minilm.request import CONTROL, ConversionPoint, ConversionRequest, po
 REMOVED = "feed-forward removed"
 FITS, TIMES = "fits", "times"
 STAGES = (FITS, TIMES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRow(Fit):
+    """A conversion, with what is said of it and not drawn."""
+
+    methods: declared.Names
+    optimal: declared.Flag
+    params_share: declared.Number
+
+
+@dataclass(frozen=True)
+class FitRecord:
+    """What the journal holds of a conversion."""
+
+    row: FitRow
+
+
+KINDS = {FITS: (FitRecord, Left), TIMES: (EncoderTime,)}  # what the journal holds of each stage
 
 
 class Encoder:

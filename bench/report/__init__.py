@@ -11,7 +11,7 @@ from bench.answers.qualities import Qualities, given_or_committed
 from bench.files import kinds
 from bench.report import page
 from bench.report.drawing import plot
-from bench.report.drawing.sections import Section
+from bench.report.drawing.sections import Section, titled
 from bench.report.others import models, modules, search, widths
 from bench.report.sweep import figures, tables
 from bench.report.training import section as training
@@ -33,7 +33,7 @@ def report(paths: Sequence[Path], folder: Path, pictures: bool = False) -> str:
     """Write index.html and CSV into a folder, with `pictures` also figures/; a line for what was read and written.
 
     Raises:
-        BadResults: a file is missing, broken or foreign, or a field of it is missing or impossible.
+        BadFile: a file is missing, broken or foreign, or a field of it is missing or impossible.
         OSError: the folder cannot be made or written to.
     """
     given = inputs.read(paths, KINDS)
@@ -53,7 +53,7 @@ def report(paths: Sequence[Path], folder: Path, pictures: bool = False) -> str:
     drawn = _pictures(given.results, sections, qualities, folder / FIGURES, pictures)
     rows, refused = len(given.results.rows), len(given.results.refusals)
     said = [f"{rows} points, {refused} refused"] if given.results.runs else []
-    said += [section.title for section in sections]
+    said += [titled(section, sections) for section in sections]
     return "\n".join([*given.said, f"{folder / 'index.html'}: {'; '.join(said)}", *drawn])
 
 

@@ -91,7 +91,7 @@ function answer(q) {
   const columns = [["rank", (one) => (one.rank ? one.rank + (one.tied ? "=" : "") : "")], ["structure"], [""],
     ["speed-up", (one) => one.speed], ...(has("linear") ? [["vs nn.Linear", (one) => one.linear ?? ""]] : []),
     ["FLOPs %", (one) => share(rows[one.i].shares[2]).slice(0, -2)], ["memory %", (one) => (one.memory ? share(one.memory).slice(0, -2) : "")],
-    ...(has("loss") ? [["loss %", (one) => one.loss && (one.loss.verdict === "tie" ? "tie" : signed(one.loss.difference)),
+    ...(has("loss") ? [["loss %", (one) => one.loss && (one.kind === "dense" ? "0" : one.loss.verdict === "tie" ? "tie" : signed(one.loss.difference)),
       (one) => one.loss && `${signed(one.loss.low)} to ${signed(one.loss.high)} %, ${one.loss.task}`]] : []),
     ...(has("agrees") ? [["agrees", (one) => one.agrees && one.agrees.cosine.toFixed(2), () => "mean cosine of a converted encoder's embeddings"]] : []),
     ...(every(q).some((one) => rows[one.i].mixes !== undefined) ? [["mixes", (one) => rows[one.i].mixes && String(rows[one.i].mixes) || (rows[one.i].mixes === 0 ? "never" : "\u2013"),
@@ -150,14 +150,21 @@ function quality(q) {
     guides: [flat([[1, Math.min(...ends)], [1, Math.max(...ends)]])] });
 }
 
+// in_features to out_features of the layers that a curve over the width runs through: as picked where there are several, else square
+function shaped(q) {
+  const [wide, tall] = q.pick.layer.split("x").map(Number);
+  const several = new Set(alike(q, ["layer"]).map((one) => one.pick.layer).filter((slug) => { const [i, o] = slug.split("x"); return o * wide === i * tall; }));
+  return several.size > 1 ? [wide, tall] : [1, 1];
+}
 function scaling(q) {
   const own = state.of === "own", over = state.x, lines = new Map();
+  const [wide, tall] = shaped(q);
   const put = (label, row, look, one) => {
     const value = state.y === "speedup" ? row.speedup ?? [1, 1, 1] : [row[state.y]].flat();
     if (!lines.has(label)) lines.set(label, { label, look, row, points: [] });
     lines.get(label).points.push({ x: Number(row[over]), y: value[0], low: value[1] ?? null, high: value[2] ?? null, told: told(one) });
   };
-  const same = (row) => ["mode", "dtype", "machine", over === "in" ? "tokens" : "layer"].every((key) => row[key] === q.pick[key]) && (over !== "in" || row.in === row.out);
+  const same = (row) => ["mode", "dtype", "machine", over === "in" ? "tokens" : "layer"].every((key) => row[key] === q.pick[key]) && (over !== "in" || row.out * wide === row.in * tall);
   if (own) {
     rows.forEach((row, i) => same(row) && !row.budget && (!row.control || row.rival) && put(row.series, row, looks[row.look], { i, label: row.series }));
   } else {
@@ -181,10 +188,11 @@ function scaling(q) {
   }));
   const xs = [...new Set(all.flatMap((line) => line.points.map((p) => p.x)))].sort((a, b) => a - b);
   const [title, unit] = QUANTITIES[state.y];
-  const fixed = over === "in" ? `square layers, ${tokens(q.pick.tokens)}` : layer(q.pick.layer);
+  const ratio = wide === tall ? "square layers" : `layers as oblong as ${layer(q.pick.layer)}`;
+  const fixed = over === "in" ? `${ratio}, ${tokens(q.pick.tokens)}` : layer(q.pick.layer);
   $("scaling-note").textContent = all.length ? `${fixed}, ${q.pick.mode}, ${own ? "options of their own" : q.pick.held}.` : "Nothing was measured so.";
   $("scaling").hidden = !all.length;
-  if (all.length) show($("scaling"), { series, x: across(over === "in" ? "in_features = out_features" : "tokens", "#", { values: xs }), y: across(title, unit), height: 380 }, (s) => toggle(ordered[s]));
+  if (all.length) show($("scaling"), { series, x: across(over === "in" ? (wide === tall ? "in_features = out_features" : "in_features") : "tokens", "#", { values: xs }), y: across(title, unit), height: 380 }, (s) => toggle(ordered[s]));
 }
 
 // -- all layers
@@ -303,7 +311,8 @@ function sheets(section) {
 
 // -- the page
 
-const tabs = [...document.querySelectorAll("[role=tab]")].map((tab) => tab.getAttribute("aria-controls"));
+const controlled = (tab) => tab.getAttribute("aria-controls").split(" "); // files of a kind share a tab
+const tabs = [...document.querySelectorAll("[role=tab]")].flatMap(controlled);
 function change(changes) {
   Object.assign(state, changes);
   const keys = [...PICKED, "tab", "y", "x", "of"].filter((key) => state[key]);
@@ -313,7 +322,7 @@ function change(changes) {
 }
 function render() {
   if (!tabs.includes(state.tab)) state.tab = tabs[0];
-  for (const tab of document.querySelectorAll("[role=tab]")) tab.setAttribute("aria-selected", tab.getAttribute("aria-controls") === state.tab);
+  for (const tab of document.querySelectorAll("[role=tab]")) tab.setAttribute("aria-selected", controlled(tab).includes(state.tab));
   for (const section of document.querySelectorAll(".tab")) section.hidden = section.id !== state.tab;
   if (questions.length) {
     const q = chosen();
@@ -349,8 +358,8 @@ document.addEventListener("change", ({ target }) => {
   else if (target.closest(".section .choices")) { target.closest(".section").dataset.changed = target.name; sheets(target.closest(".section")); }
 });
 document.addEventListener("click", (event) => {
-  const tab = event.target.closest("[role=tab]");
-  if (tab) { event.preventDefault(); change({ tab: tab.getAttribute("aria-controls") }); }
+  const tab = event.target.closest("[role=tab], .files a");
+  if (tab) { event.preventDefault(); change({ tab: tab.hash.slice(1) }); }
   if (event.target.matches(".sortable button")) sort(event.target);
 });
 document.addEventListener("input", ({ target }) => target.id === "filter" && filter());

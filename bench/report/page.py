@@ -19,7 +19,7 @@ from markupsafe import Markup
 from bench.answers.qualities import NONE, Qualities
 from bench.files.rows import Results
 from bench.report.drawing import plot, words
-from bench.report.drawing.sections import Section
+from bench.report.drawing.sections import Section, tabs
 from bench.report.sweep.data import data
 
 _HERE = Path(__file__).parent
@@ -46,7 +46,7 @@ def render(results: Results, sections: Sequence[Section] = (), qualities: Qualit
         data=_json(shown),
         asked=bool(shown["questions"]),
         results=results,
-        sections=sections,
+        tabs=tabs(sections),
         runs=list({id(run): run for run in (*results.runs, *(section.run for section in sections))}.values()),
         energy=any(row.energy_joules for row in results.rows),
         words=words,

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
     from bench.files.run import RunRecord
 
     started = RunRecord(kinds.SEARCH, arguments.output)  # before torch is loaded
-    from bench.search import quality
+    from bench.search import quality, records
     from bench.search import request as requests
     from bench.search.run import Search
 
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
     weight = Path(request.weight) if request.weight is not None else None
     if weight is not None:
         quality.load(weight, request.key, request.in_features, request.out_features)  # wrong ones now, not in an hour
-    journal = Records(arguments.output, {"search": asdict(request)}, fresh=arguments.fresh)
+    journal = Records(arguments.output, {"search": asdict(request)}, records.KINDS, fresh=arguments.fresh)
     try:
         said = Search(request, started, journal, arguments.seconds, weight, until).search()
     finally:

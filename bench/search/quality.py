@@ -117,6 +117,8 @@ def load(file: Path, key: str | None, in_features: int, out_features: int) -> Te
 
 
 def _tensors(file: Path) -> Tensor | dict[str, Tensor]:
+    if file.exists() and not file.is_file():  # a pipe would be waited on
+        raise UsageError(f"--weight: {file} is not a regular file")
     try:
         if file.suffix == ".npy":
             import numpy as np

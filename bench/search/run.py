@@ -14,22 +14,20 @@ from typing import Any
 import torch
 
 import structures
-from bench.files import atomic
 from bench.files.journal import Records
 from bench.files.progress import Progress
 from bench.files.run import RunRecord
 from bench.files.vocabulary import DENSE
 from bench.machine import timing
-from bench.search import quality
+from bench.search import quality, records
 from bench.search.candidates import Candidate, all_candidates, chosen, exponents
 from bench.search.front import FrontPoint, front, layers, reasons, verdict
 from bench.search.request import SearchRequest
 from bench.search.timing import Timer
 from bench.sweep.named import NAMED, SPACE
-from structures import space
+from structures import atomic, space
 from structures.algebra.taxonomy import seven_axes
 
-FINAL = "final"
 SHORT = timing.SHORT
 LONG = timing.Effort(paired=0.6, alone=0.1, rounds=9)
 
@@ -47,7 +45,7 @@ class Search:
     journal: Records
     seconds: float | None = None
     load_weight: Path | None = None
-    until: str = FINAL  # the stage after which it stops: time, quality or final
+    until: str = records.FINAL  # the stage after which it stops: time, quality or final
 
     def __post_init__(self) -> None:
         self.began = time.perf_counter()
@@ -62,7 +60,7 @@ class Search:
         self.rejected["met the budgets but were not among those timed"] += len(met) - len(self.timed)
         try:
             passed = self._timing()
-            if self.until != "time":
+            if self.until != records.TIME:
                 survivors = self._quality(passed)
                 if self.until != "quality":
                     self._final(survivors)
@@ -76,8 +74,8 @@ class Search:
     def _timing(self) -> list[Candidate]:
         """Those that run and are as fast as was asked for."""
         passed = []
-        for candidate in self._timed("time", self.timed, SHORT):
-            found = self.journal.get("time", candidate.name)
+        for candidate in self._timed(records.TIME, self.timed, SHORT):
+            found = self.journal.get(records.TIME, candidate.name)
             assert found is not None
             if "refused" in found:
                 self.rejected[f"not timed: {found['refused'][:60]}"] += 1
@@ -122,19 +120,19 @@ class Search:
         return sorted(entered, key=lambda c: (self._time(c), c.name))
 
     def _measure_quality(self, rung: int, amount: int, candidate: Candidate, progress: Progress) -> None:
-        stage = f"quality {rung}"
+        stage = records.rung(rung)
         if self.journal.get(stage, candidate.name) is not None:
             progress.skip(1.0)
             return
         self._on_time()
         kind, seed = self.request.quality, self.request.seed
         value = quality.measure(kind, candidate.structure(self.request), amount, self.weight, seed)
-        self.journal.add(stage, candidate.name, value=value if math.isfinite(value) else 1e9)
+        self.journal.add(stage, candidate.name, value=value if math.isfinite(value) else records.WORST)
         progress.finish(1.0, f"{stage} {candidate.name:24} {value:.4f} after {amount} {self.unit}")
 
     def _final(self, survivors: list[Candidate]) -> None:
         """Those that are left timed once more, longer: the fastest of many short timings is partly luck."""
-        for _ in self._timed(FINAL, survivors, LONG):
+        for _ in self._timed(records.FINAL, survivors, LONG):
             pass
 
     def _timed(self, stage: str, candidates: Sequence[Candidate], effort: timing.Effort) -> Iterator[Candidate]:
@@ -180,7 +178,7 @@ class Search:
     # -- what is known of a candidate
 
     def _speedup(self, candidate: Candidate) -> dict[str, Any] | None:
-        for stage in (FINAL, "time"):
+        for stage in (records.FINAL, records.TIME):
             found = self.journal.get(stage, candidate.name)
             if found and "speedup" in found:
                 return found
@@ -192,7 +190,7 @@ class Search:
 
     def _value(self, candidate: Candidate, rung: int | None = None) -> float | None:
         rungs = range(len(quality.RUNGS[self.request.quality]))[::-1] if rung is None else [rung]
-        found = (self.journal.get(f"quality {r}", candidate.name) for r in rungs)
+        found = (self.journal.get(records.rung(r), candidate.name) for r in rungs)
         return next((record["value"] for record in found if record), None)
 
     def _point(self, candidate: Candidate, rung: int | None = None) -> FrontPoint:
@@ -204,7 +202,7 @@ class Search:
 
     def _finished(self) -> list[Candidate]:
         """Those that went through every stage."""
-        done = [c for c in self.timed if "speedup" in (self.journal.get(FINAL, c.name) or {})]
+        done = [c for c in self.timed if "speedup" in (self.journal.get(records.FINAL, c.name) or {})]
         return done
 
     # -- writing
@@ -225,7 +223,7 @@ class Search:
         self.run.refused = [
             {"structure": c.name, "reason": found["refused"]}
             for c in self.timed
-            if "refused" in (found := self.journal.get("time", c.name) or {})
+            if "refused" in (found := self.journal.get(records.TIME, c.name) or {})
         ]
         self.run.setup = self._setup(met, points)
         self.run.save()
@@ -257,7 +255,7 @@ class Search:
             "speedup": found["speedup"],
             "backend": found["backend"],
             "quality": self._value(candidate),
-            "finished": self.journal.get(FINAL, candidate.name) is not None,
+            "finished": self.journal.get(records.FINAL, candidate.name) is not None,
             "reason": reason,
         }
 

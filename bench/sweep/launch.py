@@ -14,7 +14,7 @@ import torch
 import structures
 from bench.files import journal, options
 from bench.files.errors import UsageError, one_of
-from bench.files.fields import BadResults, Fields
+from bench.files.fields import Fields, contents
 from bench.files.options import check_output
 from bench.files.progress import minutes
 from bench.files.terminal import many
@@ -22,23 +22,25 @@ from bench.machine import device, setup, timing
 from bench.sweep import limits, points, progress, request, rerun, shards
 from bench.sweep.points import Point
 from bench.sweep.sweep import Sweep
+from structures.reading import BadFile
 
 REPEATED = 4  # times the usual effort goes into a point that is repeated
 FREE_TO_DIFFER = ("registry",)  # named by its content instead
 ENTRIES = "all entries"
 
 
-def sweep(option: Any, threads: setup.Threads, argv: list[str], *, since: float) -> Sweep:
+def sweep(option: Any, threads: setup.Threads, argv: list[str], *, since: float, layers: bool = True) -> Sweep:
     """The run that the options ask for.
 
     Args:
         since: the clock's reading when the process began, from which a time budget counts.
+        layers: whether layers are measured at all; without them their points are not made, which takes seconds.
     Raises:
         UsageError: a value that is not allowed, or options that exclude each other.
     """
     values = vars(option)
     if not values["rerun_flagged"]:
-        return _sweep(values, threads, argv, since=since)
+        return _sweep(values, threads, argv, since=since, layers=layers)
     given = [name for name in request.MEASURED if is_given(values, name)]
     if given:
         option_names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -46,7 +48,9 @@ def sweep(option: Any, threads: setup.Threads, argv: list[str], *, since: float)
     return _repeated(values, threads, argv, since=since)
 
 
-def _sweep(values: Mapping[str, Any], threads: setup.Threads, argv: list[str], *, since: float) -> Sweep:
+def _sweep(
+    values: Mapping[str, Any], threads: setup.Threads, argv: list[str], *, since: float, layers: bool = True
+) -> Sweep:
     allocator = one_of("--allocator", values["allocator"], ("tuned", "plain"))
     made = Sweep(
         request=request.read(values, cuda=device.available(), cores=threads.count),
@@ -56,7 +60,8 @@ def _sweep(values: Mapping[str, Any], threads: setup.Threads, argv: list[str], *
         asked=asked(values),
     )
     made.effort = _effort(values, full=made.request.full)
-    made.points, made.unreachable = points.points(made.request)
+    if layers:
+        made.points, made.unreachable = points.points(made.request)
     made.mine = made.points
     if values["shard"]:
         shard = options.shard(values["shard"])
@@ -136,9 +141,9 @@ def asked(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _digest(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise UsageError(f"--registry: {path}: cannot be read: {error.strerror}") from None
+        return hashlib.sha256(contents(path)).hexdigest()[:16]
+    except BadFile as error:
+        raise UsageError(f"--registry: {error}") from None
 
 
 def _registered() -> str:
@@ -212,7 +217,7 @@ def journal_of(path: Path, sweep: Sweep, *, resume: bool) -> tuple[journal.Journ
         sweep.restore(entries)
         begun = Fields(f"--resume: {path}.journal: line 1", before)
         sweep.argv, sweep.started = begun.values_of("argv", (str,)), begun.words("datetime")
-    except BadResults as error:
+    except BadFile as error:
         opened.close()
         raise UsageError(str(error)) from None
     sweep.extra_facts["resumed"] = [*(entry.get("resumed") for entry in entries if "resumed" in entry), resumed]

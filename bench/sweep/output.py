@@ -33,12 +33,12 @@ from typing import Any
 
 from pytest_benchmark.utils import safe_dumps
 
-from bench.files import atomic
 from bench.files.rounding import rounded
 from bench.files.rows import Results, parse
 from bench.files.vocabulary import SCHEMA
 from bench.sweep.points import rules
 from bench.sweep.sweep import Sweep
+from structures import atomic
 
 
 def row_of(measured: Any) -> dict[str, Any]:

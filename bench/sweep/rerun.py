@@ -28,7 +28,7 @@ def flagged(path: Path) -> Flagged:
     """The flagged points of a file.
 
     Raises:
-        BadResults: it is no results file.
+        BadFile: it is no results file.
         UsageError: nothing is flagged, or it does not say what was asked for.
     """
     document = load(path)

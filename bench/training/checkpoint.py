@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 
 import torch
 
-from bench.files import atomic
 from bench.files.errors import UsageError
+from structures import atomic
 from structures.reading import BadFile, content
 
-MARK = b"structures: checkpoint of bench train, 1\n"  # then the SHA-256 of what follows, then that: torch.save's
+VERSION = 1  # of what is kept and how it is written; whoever changes either counts it up
+MARK = re.compile(rb"structures: checkpoint of bench train, (\d{1,9})\n")  # then the SHA-256 of the rest: torch.save's
+DIGEST = hashlib.sha256().digest_size
 MOST_BYTES = 2**34
 
 
@@ -31,7 +34,8 @@ class Checkpoint:
         buffer = io.BytesIO()
         torch.save(dict(value), buffer)
         data = buffer.getbuffer()
-        parts = MARK, hashlib.sha256(data).digest(), data
+        mark = f"structures: checkpoint of bench train, {VERSION}\n".encode()
+        parts = mark, hashlib.sha256(data).digest(), data
         try:
             atomic.write(lambda file: file.writelines(parts), self.path)
         except OSError as error:
@@ -52,10 +56,13 @@ class Checkpoint:
             data = memoryview(content(self.path, MOST_BYTES))
         except OSError as error:
             raise BadFile(f"{self.path}: cannot be read: {error.strerror}") from None
-        if data[: len(MARK)] != MARK:
-            raise BadFile(f"{self.path}: no checkpoint of bench train, or one of another version")
-        start = len(MARK) + hashlib.sha256().digest_size
-        if hashlib.sha256(data[start:]).digest() != data[len(MARK) : start]:
+        mark = MARK.match(data)
+        if mark is None:
+            raise BadFile(f"{self.path}: no checkpoint of bench train")
+        if int(mark[1]) != VERSION:
+            raise BadFile(f"{self.path}: a checkpoint of version {int(mark[1])}, where this reads version {VERSION}")
+        start = mark.end() + DIGEST
+        if hashlib.sha256(data[start:]).digest() != data[mark.end() : start]:
             raise BadFile(f"{self.path}: a checkpoint that is damaged or cut off: its checksum differs")
         try:
             held = torch.load(io.BytesIO(data[start:]), weights_only=True, map_location="cpu")

@@ -9,16 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.files import journal
+from bench.files import declared, journal, training_rows
 from bench.files.errors import UsageError
-from bench.files.fields import BadResults, load
-from bench.files.kinds import TRAINING
+from bench.files.fields import Fields, load
+from bench.files.kinds import TRAINING, kind_of
 from bench.files.vocabulary import DECIDE
 from bench.machine import setup
 from bench.training.jobs import Job
 from bench.training.problems import TrainingProblem
 from bench.training.settings import digest
 from bench.training.stack import Outcome
+from structures.reading import BadFile
 
 OK, DIVERGED = "ok", "diverged"
 Tried = Mapping[float, Sequence[Outcome]]  # by the rate, of every seed
@@ -86,12 +87,38 @@ def beyond(tried: Tried) -> float | None:
 
 
 @dataclass(frozen=True)
+class KeptRow:
+    """What every row has by which it is taken up; rows that are reported are read as the report reads them too."""
+
+    key: declared.Name
+    versions: declared.Object
+    structure: declared.Name
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What an earlier run left out, and of which setting."""
+
+    setting: declared.Words
+    structure: declared.Name
+    reason: declared.Words
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The setup of an earlier run, as far as it goes into that of this one."""
+
+    settings: declared.Object | None = None
+    data: declared.Object | None = None
+
+
+@dataclass(frozen=True)
 class Earlier:
     """What a file holds that a run takes up: rows by key, what was left out, and the setup."""
 
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     refused: list[dict[str, Any]] = field(default_factory=list)
-    setup: dict[str, Any] = field(default_factory=dict)
+    setup: Setup = Setup()
 
     def beside(self, settings: Container[str]) -> list[dict[str, Any]]:
         """What it left out of settings that are not asked for now."""
@@ -102,49 +129,48 @@ def take_up(path: Path, now: Mapping[str, str]) -> Earlier:
     """An earlier run.
 
     Raises:
-        BadResults: no file of this kind.
+        BadFile: no file of this kind, or a field is missing or impossible.
         UsageError: it was made with other versions, so its losses cannot stand beside new ones.
     """
-    section = _section(path)
+    rows, refused, begun = _found(path)
+    for one in refused:
+        declared.read(LeftOut, one)
     kept: dict[str, dict[str, Any]] = {}
-    for row in section["rows"]:
-        before = row.get("versions", {})
-        changed = [name for name in DECIDE if before.get(name) != now[name]]
+    for row in rows:
+        training_rows.read([row])  # each for itself: a file may hold what was trained in several ways
+        known = declared.read(KeptRow, row)
+        changed = [name for name in DECIDE if known.versions.get(name) != now[name]]
         if changed:
             name = changed[0]
             raise UsageError(
-                f"--resume: {path} was made with another {name}, {json.dumps(before.get(name))}; now it is "
+                f"--resume: {path} was made with another {name}, {json.dumps(known.versions.get(name))}; now it is "
                 f"{json.dumps(now[name])}. Start anew with -o"
             )
-        kept[row["key"]] = row
-    return Earlier(kept, section["refused"], section["setup"])
+        kept[known.key] = dict(row.values)
+    return Earlier(kept, [dict(one.values) for one in refused], declared.read(Setup, begun))
 
 
-def _section(path: Path) -> dict[str, Any]:
-    """What an earlier run left: its file, and where it was killed the rows of its journal too."""
-    section: Any = {"kind": TRAINING, "rows": [], "refused": [], "setup": {}}
+def _found(path: Path) -> tuple[list[Fields], list[Fields], Fields]:
+    """Rows, refusals and setup that an earlier run left: in its file, and where it was killed in its journal too."""
+    at = f"--resume: {path}"
+    rows, refused, begun = [], [], Fields(at, {})
     if path.is_file():
         document = load(path)
-        section = document.get("structures") if isinstance(document, dict) else None
-    if not isinstance(section, dict) or section.get("kind") != TRAINING or not _whole(section):
-        raise BadResults(f"--resume: {path} is no file of bench train")
+        if kind_of(document) != TRAINING:
+            raise BadFile(f"{at} is no file of bench train")
+        section = Fields(at, document).inside("structures")
+        rows, refused, begun = section.each("rows"), section.each("refused"), section.inside("setup")
     if journal.of(path).is_file():
         opened, header, entries, _ = journal.resume(path)
         opened.close()
-        section = {**section, "setup": header.get("setup", {})}
-        for name, key in (("rows", "row"), ("refused", "refused")):
-            found = (entry.get(key) for entry in entries if key in entry)
-            section[name] = [*section[name], *(one for one in found if one not in section[name])]
-        if header.get("kind") != TRAINING or not _whole(section):
-            raise BadResults(f"--resume: {journal.of(path)} is no journal of bench train")
-    return section
-
-
-def _whole(section: dict[str, Any]) -> bool:
-    """Whether it has the parts that are taken up."""
-    kinds = {"rows": list, "refused": list, "setup": dict}
-    there = all(isinstance(section.get(key), kind) for key, kind in kinds.items())
-    return there and all(isinstance(row, dict) for row in [*section["rows"], *section["refused"]])
+        if header.get("kind") != TRAINING:
+            raise BadFile(f"--resume: {journal.of(path)} is no journal of bench train")
+        begun = Fields(f"--resume: {journal.of(path)}: line 1", header).inside("setup")
+        for entry in entries:
+            several, found = (refused, entry.inside("refused")) if "refused" in entry else (rows, entry.inside("row"))
+            if all(found.values != one.values for one in several):
+                several.append(found)
+    return rows, refused, begun
 
 
 def versions() -> dict[str, str]:

@@ -37,10 +37,11 @@ class Session:
         self.saved = time.perf_counter()
         before = self.ledger.earlier.setup
         run.setup = {"scale": request.scale}
-        run.setup |= {"settings": before.get("settings", {}) | {s.name: asdict(s) for s in request.settings}}
+        run.setup |= {"settings": {**(before.settings or {}), **{s.name: asdict(s) for s in request.settings}}}
         if torch.cuda.is_available():
             run.setup["device_name"] = torch.cuda.get_device_name()
-        run.setup |= {"data": before.get("data", {}) | {p.facts["data"]: dict(p.facts) for p in self.problems.values()}}
+        own = {p.facts["data"]: dict(p.facts) for p in self.problems.values()}
+        run.setup |= {"data": {**(before.data or {}), **own}}
 
     def listed(self) -> list[str]:
         """The runs, for --list."""

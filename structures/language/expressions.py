@@ -13,7 +13,9 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
-from typing import cast
+from typing import Any, cast
+
+from structures.language.words import close
 
 Number = int | float
 Value = Number | tuple[Number, ...]
@@ -57,6 +59,11 @@ def parse(source: str) -> ast.expr:
 
 def names_in(source: str) -> frozenset[str]:
     """The names that `source` reads, functions left out."""
+    return _names_in(str(source))
+
+
+@lru_cache(maxsize=4096)
+def _names_in(source: str) -> frozenset[str]:
     tree = parse(source)
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     return frozenset(n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called)
@@ -200,7 +207,7 @@ def _check(node: ast.AST, depth: int) -> None:
         _check(child, depth + 1)
 
 
-class _Evaluator(ast.NodeVisitor):
+class _Evaluator:
     """Walks a checked tree; every method returns a value or raises ExpressionError."""
 
     def __init__(self, names: Mapping[str, Value], real: bool):
@@ -208,20 +215,20 @@ class _Evaluator(ast.NodeVisitor):
         self.real = real
 
     def visit(self, node: ast.AST) -> Value:
-        return cast(Value, super().visit(node))
+        return _VISITORS[type(node)](self, node)
 
-    def visit_Constant(self, node: ast.Constant) -> Value:
+    def constant(self, node: ast.Constant) -> Value:
         return node.value  # type: ignore[return-value]  # parse() has checked that it is a number
 
-    def visit_Name(self, node: ast.Name) -> Value:
+    def name(self, node: ast.Name) -> Value:
         if node.id not in self.names:
             raise ExpressionError(f"unknown name {node.id!r}{nearest(node.id, self.names)}", node.col_offset)
         return self.names[node.id]
 
-    def visit_UnaryOp(self, node: ast.UnaryOp) -> Value:
+    def negative(self, node: ast.UnaryOp) -> Value:
         return -self.number(node.operand)
 
-    def visit_BinOp(self, node: ast.BinOp) -> Value:
+    def binary(self, node: ast.BinOp) -> Value:
         left, right = self.number(node.left), self.number(node.right)
         kind = type(node.op)
         integers = isinstance(left, int) and isinstance(right, int)
@@ -244,7 +251,7 @@ class _Evaluator(ast.NodeVisitor):
             raise ExpressionError("a value is beyond 2**53 or not real", node.col_offset)
         return value
 
-    def visit_Subscript(self, node: ast.Subscript) -> Value:
+    def subscript(self, node: ast.Subscript) -> Value:
         value = self.visit(node.value)
         if not isinstance(value, tuple):
             raise ExpressionError("only a list can be indexed", node.col_offset)
@@ -258,7 +265,7 @@ class _Evaluator(ast.NodeVisitor):
             raise ExpressionError(f"index {position} is outside a list of {len(value)}", node.col_offset)
         return value[position]
 
-    def visit_Call(self, node: ast.Call) -> Value:
+    def call(self, node: ast.Call) -> Value:
         assert isinstance(node.func, ast.Name)
         name, count = node.func.id, len(node.args)
         if name in ("min", "max"):
@@ -308,6 +315,16 @@ class _Evaluator(ast.NodeVisitor):
         return value
 
 
+_VISITORS: dict[type[ast.AST], Callable[[_Evaluator, Any], Value]] = {
+    ast.Constant: _Evaluator.constant,
+    ast.Name: _Evaluator.name,
+    ast.UnaryOp: _Evaluator.negative,
+    ast.BinOp: _Evaluator.binary,
+    ast.Subscript: _Evaluator.subscript,
+    ast.Call: _Evaluator.call,
+}
+
+
 def is_number(value: object) -> bool:
     """An int or float of at most 2**53; a truth value is neither."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_VALUE
@@ -315,10 +332,7 @@ def is_number(value: object) -> bool:
 
 def nearest(name: str, known: Mapping[str, object] | Sequence[str]) -> str:
     """`; did you mean 'monarch'?` for the closest of `known`, or the list of them when none is close."""
-    from difflib import get_close_matches
-
-    folded = {word.lower(): word for word in known}
-    close = get_close_matches(name.lower(), folded, n=1)
-    if close:
-        return f"; did you mean {folded[close[0]]!r}?"
+    meant = close(name, known)
+    if meant:
+        return f"; did you mean {' or '.join(map(repr, meant))}?"
     return f"; there are: {', '.join(sorted(known))}" if known else "; there are none"

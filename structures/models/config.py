@@ -11,7 +11,7 @@ from torch import nn
 
 from structures import backends
 from structures.language.expressions import nearest
-from structures.language.words import setting
+from structures.language.words import settings
 from structures.models.rules import SKIP, Key, Rules, Value, matcher, pairs, target
 from structures.models.swap import swap
 from structures.models.table import SwapTable
@@ -127,7 +127,7 @@ def rule_of_words(words: Sequence[str]) -> Rule:
     if len(words) < 2:
         raise ValueError(f"a rule is written KEY STRUCTURE [option=value ...], found {' '.join(words)!r}")
     key, name, *options = words
-    return _rule(key, None if name.lower() == "none" else (name, dict(setting(text) for text in options)))
+    return _rule(key, None if name.lower() == "none" else (name, settings(options)))
 
 
 def _pairs(rules: Any) -> Iterable[tuple[Key, Value]]:

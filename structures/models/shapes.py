@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from structures.language.expressions import nearest
-from structures.language.words import setting
+from structures.language.words import settings
 from structures.models.config import SwapConfig, rule_of_words
 from structures.models.rules import SKIP
 
@@ -70,7 +70,7 @@ def plan_lines(
         wanted = rules if skip is None else replace(rules, skip=skip)
     else:
         wanted = SwapConfig([rule_of_words(words) for words in rules], skip=SKIP if skip is None else skip)
-    model = model_of(config, dict(setting(text) for text in overrides))
+    model = model_of(config, settings(overrides))
     plan = wanted.swap(model, dry_run=True)
     count = sum(p.numel() for p in model.parameters())
     return [f"{type(model).__name__} of {config}: {count:,} parameters, no weights", "", *plan.lines(each=each)]

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -18,8 +13,6 @@ from structures.models import described
 from structures.models.config import SwapConfig
 from structures.models.put import put, untie
 from structures.models.rules import SKIP, Rules, linear_layers
-
-PLACE = "transformers.quantizers.auto"  # the module that keeps the methods, by their names in a config.json
 
 
 def quantization_config(
@@ -45,32 +38,9 @@ def quantization_config(
     return _classes()[0](swap=config.to_dict())
 
 
-def register_when_imported() -> None:
-    """Have transformers know the method `structures.models.transformers`: now, or as soon as it is imported."""
-    if PLACE in sys.modules:
-        _classes()
-    elif not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Waiting())
-
-
-class _Waiting(MetaPathFinder):
-    """Finds nothing, but for one module, which it lets be imported as it is; then the method is registered."""
-
-    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != PLACE:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            return None
-        run = spec.loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            run(module)
-            _classes()
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
+def register() -> None:
+    """Have transformers know the method `structures.models.transformers`."""
+    _classes()
 
 
 @lru_cache(maxsize=1)

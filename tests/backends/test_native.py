@@ -24,7 +24,7 @@ NAMES = [name for name in structures.names() if not structures.get(name).gate]
 NAMES = [name for name in NAMES if structures.get(name).bind(*SHAPES[0]).plain]  # chains run stage by stage
 DTYPES = (torch.float32, torch.bfloat16)
 TOKENS = (1, 3, 16, 33, 130)  # both sides of where rows end and tiles begin, and tiles that are not full
-PROCESSORS = {"this processor": build.MACHINE, "AVX2": ("-march=x86-64-v3",), "x86-64": ("-march=x86-64",)}
+PROCESSORS = {"AVX2": ("-march=x86-64-v3",), "x86-64": ("-march=x86-64",)}
 
 
 def odd(einsum: str | tuple[str, ...], **more: object) -> Spec:
@@ -156,11 +156,17 @@ def processor(request) -> Iterator[str]:
 # -- right
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("name", "shape"), CASES)
-def test_value_and_every_gradient_are_as_exact_as_torch_s_own(name, shape, dtype, threads):
+# Each case on one thread in one dtype and on two in the other, as the bits are the same for both; an entry of the
+# registry at some numbers of tokens in one dtype or at one shape, and at the others in the other.
+TURNS = [
+    (1 + (i + j) % 2, *case, dtype, (i // 2 + j) % 2) for i, case in enumerate(CASES) for j, dtype in enumerate(DTYPES)
+]
+
+
+@pytest.mark.parametrize(("threads", "name", "shape", "dtype", "turn"), TURNS, indirect=["threads"])
+def test_value_and_every_gradient_are_as_exact_as_torch_s_own(name, shape, dtype, threads, turn):
     structure = structure_of(name, shape)
-    for tokens in TOKENS:
+    for tokens in TOKENS if name in ODD else TOKENS[turn::2]:
         check(structure, tokens, dtype)
 
 
@@ -745,13 +751,6 @@ def test_a_text_that_is_no_structure_is_an_error(text):
         operators.bound(text)
 
 
-@pytest.fixture
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
 class Product(torch.nn.Module):
     """The backend alone, as a module whose parameters an export finds."""
 
@@ -767,12 +766,8 @@ class Product(torch.nn.Module):
         return torch.nn.functional.gelu(native.apply(self.structure, x, list(self.factors), self.bias))
 
 
-COMPILERS = pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
-
-
 @quiet
-@COMPILERS
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("compiler", "dtype"), [("aot_eager", torch.bfloat16), ("inductor", torch.float32)])
 def test_it_compiles_to_one_graph_for_any_number_of_tokens(compiler, dtype, fresh_compiler):
     made = Product("monarch", dtype)
     compiled = torch.compile(made, backend=compiler, fullgraph=True, dynamic=True)

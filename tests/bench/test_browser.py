@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 from browser import Browser, installed, started
-from test_report import MARKUP, STRUCTURES, a_chart, made_up, refusal, rendered, saved, small
+from made_up import refusal
+from test_report import MARKUP, STRUCTURES, a_chart, made_up, rendered, saved, small
+from test_training_report import comparison
+from test_training_report import document as training
+from test_training_report import row as trained
 
 from bench.__main__ import main
 from bench.report.drawing import plot
@@ -17,6 +21,7 @@ from bench.report.drawing import plot
 pytestmark = pytest.mark.skipif(installed() is None, reason="no chromium is installed: apt-get install chromium")
 
 SOME = {name: STRUCTURES[name] for name in ("block_diagonal", "dyad_dt", "dyad_it", "blast", "low_rank", "monarch")}
+ROOT = Path(__file__).parents[2]
 PHONE, LAPTOP = (390, 844), (1300, 900)  # CSS pixels
 TABS = ("answer", "layers", "why", "data")
 WORDS = """((first) => {
@@ -56,10 +61,11 @@ def content() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A made-up run of a CPU, and one of a GPU on its own clock."""
+    """A made-up run of a CPU, one of a GPU on its own clock, and made-up losses."""
     gpu = small(device="cuda", clock="device", shapes=[(256, 256), (512, 512)])
     gpu["structures"]["run"]["device_names"]["cuda"] = "Made-up GPU"
-    return saved(tmp_path_factory.mktemp("results"), content(), gpu)
+    losses = training([*comparison(), *(trained("removed", 2.6, seed) for seed in range(3))])
+    return saved(tmp_path_factory.mktemp("results"), content(), gpu, losses)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +102,7 @@ def test_the_answer_on_the_page_is_that_of_recommend(
 ) -> None:  # fmt: skip
     width, out = layer.split("x")
     asked = ["--in", width, "--out", out, "--tokens", tokens, "--mode", mode, *options]
-    assert main(["recommend", str(results[0]), *asked, "--json"]) == 0
+    assert main(["recommend", str(results[0]), str(results[2]), *asked, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     verdict = told["verdict"]
     sized(browser, LAPTOP)
@@ -107,6 +113,7 @@ def test_the_answer_on_the_page_is_that_of_recommend(
     browser.run("document.querySelector('#ranking-note button')?.click()")
     settled(browser)
     assert browser.run("document.querySelector('#sentence').textContent") == told["sentence"]
+    assert mode != "forward" or "loss +" in told["sentence"], "made-up losses are part of the answer"
     assert names(browser) == [one["structure"] for one in (*verdict["ranking"], *verdict["below"])]
     ranks = browser.run(
         "[...document.querySelectorAll('#ranking tbody tr')].map((row) => parseInt(row.cells[0].textContent))"
@@ -277,6 +284,25 @@ def test_the_page_never_scrolls_sideways_and_has_few_words(size: tuple[int, int]
     assert first < 150 and all(words[tab] < 1200 for tab in ("answer", "layers", "why"))
 
 
+def test_the_committed_results_fit_the_page_and_files_of_a_kind_share_a_tab(browser: Browser, tmp_path: Path) -> None:
+    files = sorted((ROOT / "bench" / "results").glob("*/*.json"))
+    assert main(["report", *map(str, files), "-o", str(tmp_path)]) == 0
+    page = tmp_path / "index.html"
+    sized(browser, LAPTOP)
+    browser.open(page)
+    tabs = browser.run("[...document.querySelectorAll('[role=tab]')].map((tab) => tab.getAttribute('aria-controls'))")
+    assert len(tabs) == 10 and browser.run(f"{WORDS}(true)") < 150
+    shared = next(tab.split() for tab in tabs if " " in tab)
+    for section in [one for tab in tabs for one in tab.split()]:
+        browser.open(page, f"tab={section}")
+        assert browser.run(f"{WORDS}(false)") < 1200 and browser.complaints() == [], section
+    browser.open(page, f"tab={shared[0]}")
+    browser.run(f"document.querySelector('#{shared[0]} .files a:not([aria-current])').click()")
+    settled(browser)
+    assert browser.run(f"document.querySelector('#{shared[1]}').checkVisibility()")
+    assert browser.run("document.querySelector('[role=tab][aria-selected=true]').hash") == f"#{shared[0]}"
+
+
 def test_everything_to_choose_has_a_name_and_headings_leave_no_level_out(browser: Browser, page: Path) -> None:
     for tab in TABS:
         browser.open(page, f"tab={tab}")
@@ -294,7 +320,7 @@ def test_everything_to_choose_has_a_name_and_headings_leave_no_level_out(browser
 def hostile() -> dict[str, Any]:
     made = small(structures={name: (0.25, 2.0, 0.5 + 0.04 * i) for i, name in enumerate(MARKUP)}, modes=("train",))
     made["structures"]["run"] |= {"cpu": MARKUP[0], "argv": MARKUP, "allocator": MARKUP[1]}
-    made["structures"]["refused"].append(refusal(MARKUP[1], None, MARKUP[0], (1, 1), 1, "forward", "cpu"))
+    made["structures"]["refused"].append(refusal(MARKUP[1], MARKUP[0], budget=None, in_features=1))
     more = []
     for benchmark in made["benchmarks"]:
         row = benchmark["extra_info"]

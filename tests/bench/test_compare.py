@@ -12,9 +12,9 @@ from made_up import BROKEN, dense, document, point, refusal, saved
 from bench.__main__ import main
 from bench.answers import compare_text
 from bench.answers.compare import RATIO, TIME, Comparison, compare
-from bench.files.fields import BadResults
 from bench.files.rows import read
 from bench.files.terminal import percent, shortened, table
+from structures.reading import BadFile
 
 AGED = {"commit": "fedcba9876543210", "datetime": "2031-02-04T04:05:06+00:00"}
 
@@ -177,15 +177,15 @@ def test_other_options_under_the_same_name_are_another_layer(
 
 
 def test_files_without_a_common_point_say_what_keeps_them_apart(tmp_path: Path) -> None:
-    with pytest.raises(BadResults, match=r"no point is in both .*a\.json and .*b\.json; dtype: float32 \| bfloat16"):
+    with pytest.raises(BadFile, match=r"no point is in both .*a\.json and .*b\.json; dtype: float32 \| bfloat16"):
         compared(tmp_path, document(point()), document(point(dtype="bfloat16")))
     refused = document(refused=[refusal("monarch", "out of memory")])
-    with pytest.raises(BadResults, match=r"device: cpu \| no points"):
+    with pytest.raises(BadFile, match=r"device: cpu \| no points"):
         compared(tmp_path, document(point()), refused)
 
 
 def test_host_time_and_device_time_are_never_compared(tmp_path: Path) -> None:
-    with pytest.raises(BadResults, match=r"clock: host \| device"):
+    with pytest.raises(BadFile, match=r"clock: host \| device"):
         compared(tmp_path, document(point()), document(point(clock="device")))
 
 
@@ -282,8 +282,8 @@ def test_only_the_columns_that_may_be_cut_are_cut() -> None:
     assert [percent(value) for value in (0.25, 0.125, 0.002, 12.0)] == ["25 %", "12.5 %", "0.2 %", "1200 %"]
 
 
-def test_neither_torch_nor_structures_nor_charts_are_imported(tmp_path: Path) -> None:
+def test_neither_torch_nor_the_layers_nor_charts_are_imported(tmp_path: Path) -> None:
     modules = "bench.__main__, bench.files.merge, bench.answers.compare_text, bench.answers.recommend_text"
-    code = f"import sys, {modules}; print({{'torch', 'structures', 'vl_convert'}} & set(sys.modules))"
+    code = f"import sys, {modules}; print({{'torch', 'structures.public', 'vl_convert'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert (done.stdout, done.stderr) == ("set()\n", "")

@@ -4,16 +4,20 @@ import csv
 import io
 import json
 import os
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from made_up import document, point, refusal
 
-from bench.files import atomic, fields, rows
+from bench.files import fields, rows
 from bench.files.cells import harmless
-from bench.files.fields import BadResults
 from bench.report.sweep import tables
+from structures import atomic
+from structures.reading import BadFile
 
 
 def nested(depth: int) -> Any:
@@ -38,7 +42,7 @@ def test_what_no_arithmetic_no_file_and_no_reader_bears_is_refused_with_its_plac
 ) -> None:
     path = tmp_path / "r.json"
     path.write_text(json.dumps(document(row)))
-    with pytest.raises(BadResults) as error:
+    with pytest.raises(BadFile) as error:
         rows.read([path])
     assert str(error.value).startswith(f"{path}: ") and message in str(error.value)
 
@@ -55,7 +59,7 @@ def test_only_a_regular_file_of_bounded_size_is_read(tmp_path: Path, monkeypatch
     monkeypatch.setattr(fields, "MOST_BYTES", 100)
     for name, message in (("pipe", "is not a regular file"), ("large", "holds 102 bytes; 100 are read at most"),
                           ("none", "No such file"), (".", "directory")):  # fmt: skip
-        with pytest.raises(BadResults, match=message):
+        with pytest.raises(BadFile, match=message):
             fields.load(tmp_path / name)
 
 
@@ -63,14 +67,31 @@ def test_a_link_is_replaced_and_what_it_leads_to_left_alone(tmp_path: Path) -> N
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("mine")
     link.symlink_to(target)
-    part = tmp_path / f".link.{os.getpid()}.part"
-    part.symlink_to(target)  # where the writer would begin
-    with pytest.raises(FileExistsError):
-        atomic.write("new", link)
-    part.unlink(missing_ok=True)
+    part = tmp_path / f".link.{threading.get_native_id()}.{os.getpid()}.part"
+    part.symlink_to(target)  # where the writer begins
     atomic.write("new", link)
     assert target.read_text() == "mine" and link.read_text() == "new" and not link.is_symlink()
     assert sorted(tmp_path.iterdir()) == [link, target]
+
+
+def test_parts_that_killed_processes_left_go_and_those_at_work_stay(tmp_path: Path) -> None:
+    """Previously failed: in a container a killed run's number is soon another's own, which could then write no more."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    numbers = {"gone": gone.pid, "ours": os.getpid(), "alive": os.getppid()}
+    left = {name: tmp_path / f".r.json.1.{number}.part" for name, number in numbers.items()}
+    for part in left.values():
+        part.write_text("half")
+
+    def write(file: IO[bytes]) -> None:
+        assert [name for name, part in left.items() if part.exists()] == ["alive"]
+        with ThreadPoolExecutor(8) as several:  # of one process, each with a part of its own
+            list(several.map(lambda i: atomic.write(str(i) * 1000, tmp_path / "r.json"), range(8)))
+        file.write(b"whole")
+
+    atomic.write(write, tmp_path / "r.json")
+    assert (tmp_path / "r.json").read_text() == "whole"
+    assert {p.name for p in tmp_path.iterdir()} == {"r.json", left["alive"].name}
 
 
 @pytest.mark.parametrize(("value", "cell"), [("=1+1", "'=1+1"), ("+1", "'+1"), ("-x", "'-x"), ("@SUM(A1)", "'@SUM(A1)"),

@@ -38,6 +38,8 @@ NARROW_MODULE = (
     + """
     from dataclasses import replace
     from bench.modules import feed_forward, timed
+    from bench.sweep import request
+    request.default_names = lambda: ["dense"]  # beside a module nothing of the sweep is timed
     feed_forward.MODULES = (replace(feed_forward.MODULES[0], width=64),)
     timed.EFFORT = replace(timed.EFFORT, paired=0.01, alone=0.01, rounds=3)
 """
@@ -154,6 +156,19 @@ def test_a_decoder_passes_the_check_and_a_wrong_layer_fails(model, monkeypatch):
     layer.forward = lambda input: right(input) * 1.001
     with pytest.raises(CheckFailed, match="is off by"):
         decoder.check(point, made, x, dy)
+
+
+@pytest.mark.parametrize("mode", ["forward", "train"])
+def test_every_structure_of_a_decoder_passes_the_check(mode, monkeypatch):
+    """Previously failed: Monarch, whose links the plain run did not take one after the other."""
+    pytest.importorskip("transformers", reason="decoders are built from transformers' configs")
+    from bench.modules.decoder import NAMES
+
+    for name in NAMES:
+        decoder, point = tiny(monkeypatch, "opt-125m", name, "feed-forward", mode)
+        made = decoder.dense_model(point)
+        decoder.replaced(point, made)
+        assert 0 < decoder.check(point, made, *decoder.inputs(point)) < HALF, name
 
 
 def test_decoders_are_measured_at_equal_shares_in_both_places():

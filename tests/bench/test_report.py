@@ -16,17 +16,20 @@ from xml.etree import ElementTree
 
 import pytest
 import vl_convert
+from made_up import document, refusal
+from made_up import point as benchmark
+from made_up import saved as named_files
 
 from bench import report
 from bench.__main__ import main
 from bench.answers import inputs
 from bench.answers.qualities import NONE
-from bench.files.fields import BadResults
 from bench.files.rows import Results, Spread, read
 from bench.report import page
 from bench.report.drawing import layout, plot, style, words
 from bench.report.drawing.plot import Axis, Chart, Guide, PlotPoint, PlotSeries
 from bench.report.sweep import data, tables
+from structures.reading import BadFile
 
 # name: share of dense parameters at its own options, FLOPs per parameter, share of the saving that arrives when large
 STRUCTURES = {
@@ -77,38 +80,18 @@ def made_up(
             for name, (own, density, efficiency) in structures.items():
                 if (part and name in ("kronecker", "toeplitz")) or (name == "blast" and shape[0] == 256):
                     reason = f"{name}: no options come within 20 % of {budget or 'these widths'}"
-                    refused.append(refusal(name, budget, reason, shape, t, mode, device))
+                    series = f"{name} @ {budget}" if budget else f"{name} n_blocks=4"
+                    place = {"in_features": shape[0], "out_features": shape[1], "tokens": t, "device": device}
+                    refused.append(refusal(name, reason, series=series, budget=budget, mode=mode, **place))
                     continue
                 series = f"{name} @ {budget}" if budget else f"{name} n_blocks=4"
                 scale = "n_blocks = 4 at every width" if budget is None else f"rank or blocks so that {budget}"
                 rules[series] = scale
                 benchmarks.append(point(name, series, budget, part or own, density, efficiency, **where))
-    run = {
-        "argv": ["pytest", "bench", "--benchmark-json=results.json"],
-        "datetime": "2031-02-03T04:05:06+00:00",
-        "commit": "0123456789abcdef0123456789abcdef01234567",
-        "dirty": False,
-        "versions": {"python": "3.11", "torch": "2.13", "structures": "0.1", "numpy": "2.4", "pytest_benchmark": "5.3"},
-        "cpu": cpu,
-        "device_names": {"cpu": cpu} | ({"cuda": "Made-up GPU"} if device == "cuda" else {}),
-        "threads": 2,
-        "pinned": [0, 1],
-        "allocator": "mallopt M_MMAP_THRESHOLD=4294967296",
-        "tf32": None,
-        "cold": False,
-        "complete": True,
-        "foreign_load": 0.03,
-    }
+    names = {"cpu": cpu} | ({"cuda": "Made-up GPU"} if device == "cuda" else {})
     limit = {"device": device, "dtype": "float32", "threads": 2, "gemm_flops_per_s": 1.9e11, "copy_bytes_per_s": 1.8e10}
-    section = {"schema": 1, "run": run, "roofline": [limit], "rules": rules, "refused": refused}
-    return {
-        "machine_info": {},
-        "commit_info": {},
-        "benchmarks": benchmarks,
-        "datetime": run["datetime"],
-        "version": "5.3.1",
-        "structures": section,
-    }
+    run = {"cpu": cpu, "device_names": names, "allocator": "mallopt M_MMAP_THRESHOLD=4294967296"}
+    return document(*benchmarks, refused=refused, run=run, roofline=[limit], rules=rules)
 
 
 def point(
@@ -133,70 +116,44 @@ def point(
     params = max(1, round(dense_params * share))
     dense_flops = 2 * dense_params * tokens * passes
     flops = params * density * tokens * passes
+    is_dense = structure.startswith("dense")
 
     def seconds(work: float, rate: float, calls: float) -> float:
         return calls * passes * 4e-6 + work / (1.6e11 * rate * work / (work + 2e6))
 
-    dense = seconds(dense_flops, 1.0, 1)
-    time = seconds(flops, efficiency, 1 if structure.startswith("dense") else 4) * dice.uniform(0.96, 1.04)
-    ratio = dense / time
-
-    def spread(median: float) -> dict[str, Any]:
+    def spread(median: float) -> tuple[float, float, float]:
         width = dice.uniform(0.01, 0.08) if tokens > 16 else dice.uniform(0.05, 0.15)
-        return {"median": median, "q1": median * (1 - width), "q3": median * (1 + width), "rounds": 31}
+        return median, median * (1 - width), median * (1 + width)
 
-    name = f"test_point[{series}-{shape[0]}x{shape[1]}-{tokens}-float32-{device}-{mode}]"
-    info = {
-        "structure": structure,
-        "series": series,
-        "options": {} if structure.startswith("dense") else {"n_blocks": 4},
-        "budget": budget,
-        "in_features": shape[0],
-        "out_features": shape[1],
-        "tokens": tokens,
-        "dtype": "float32",
-        "device": device,
-        "mode": mode,
-        "backend": "linear" if structure == "dense" else "planned",
-        "threads": 2,
-        "params": params,
-        "params_share": params / dense_params,
-        "flops": flops,
-        "executed_flops": flops,
-        "dense_flops": dense_flops,
-        "flops_share": flops / dense_flops,
-        "bytes": 4 * (params + tokens * sum(shape)),
-        "parameter_bytes": 4 * params,
-        "activation_bytes": None,
-        "speedup": None if structure == "dense" and not control else spread(ratio),
-        "error": 1.2e-7,
-        "roofline": {"bound": "arithmetic", "fraction": 0.7},
-        "flags": ["noisy"] if dice.random() < 0.05 else [],
-        "control": control,
-        "clock": clock,
-    }
-    stats = spread(time) | {"min": time * 0.8, "max": time * 2, "mean": time, "stddev": time * 0.1, "iterations": 1}
-    return {"name": name, "fullname": f"bench/test_sweep.py::{name}", "group": None, "stats": stats, "extra_info": info}
-
-
-def refusal(
-    structure: str, budget: str | None, reason: str, shape: tuple[int, int], tokens: int, mode: str, device: str
-) -> dict[str, Any]:
-    return {
-        "structure": structure,
-        "series": f"{structure} @ {budget}" if budget else f"{structure} n_blocks=4",
-        "options": None,
-        "in_features": shape[0],
-        "out_features": shape[1],
-        "tokens": tokens,
-        "dtype": "float32",
-        "device": device,
-        "mode": mode,
-        "backend": "auto",
-        "threads": 2,
-        "budget": budget,
-        "reason": reason,
-    }
+    time = seconds(flops, efficiency, 1 if is_dense else 4) * dice.uniform(0.96, 1.04)
+    return benchmark(
+        series,
+        speedup=None if structure == "dense" and not control else spread(seconds(dense_flops, 1.0, 1) / time),
+        flags=["noisy"] if dice.random() < 0.05 else [],
+        time=spread(time),
+        rounds=31,
+        structure=structure,
+        options={} if is_dense else {"n_blocks": 4},
+        budget=budget,
+        in_features=shape[0],
+        out_features=shape[1],
+        tokens=tokens,
+        device=device,
+        mode=mode,
+        backend="linear" if structure == "dense" else "planned",
+        params=params,
+        params_share=params / dense_params,
+        flops=flops,
+        executed_flops=flops,
+        dense_flops=dense_flops,
+        flops_share=flops / dense_flops,
+        bytes=4 * (params + tokens * sum(shape)),
+        parameter_bytes=4 * params,
+        error=1.2e-7,
+        roofline={"bound": "arithmetic", "fraction": 0.7},
+        control=control,
+        clock=clock,
+    )
 
 
 SMALL = {"dyad_it": STRUCTURES["dyad_it"], "dyad_ot": STRUCTURES["dyad_ot"], "monarch": STRUCTURES["monarch"]}
@@ -210,10 +167,7 @@ def small(**changes: Any) -> dict[str, Any]:
 
 
 def saved(folder: Path, *contents: Any) -> list[Path]:
-    paths = [folder / f"results{i}.json" for i in range(len(contents))]
-    for path, content in zip(paths, contents, strict=True):
-        path.write_text(json.dumps(content), encoding="utf-8")
-    return paths
+    return named_files(folder, **{f"results{i}": content for i, content in enumerate(contents)})
 
 
 def results(folder: Path, *contents: Any) -> Results:
@@ -303,8 +257,8 @@ def test_the_tables_hold_every_point_and_every_refusal(tmp_path: Path) -> None:
     assert [line["reason"] for line in reasons] == ["blast: no options come within 20 % of params=0.25"]
 
 
-def test_neither_torch_nor_structures_is_imported() -> None:
-    code = "import sys, bench.__main__, bench.report; print({'torch', 'structures'} & set(sys.modules))"
+def test_neither_torch_nor_the_layers_are_imported() -> None:
+    code = "import sys, bench.__main__, bench.report; print({'torch', 'structures.public'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert (done.stdout, done.stderr) == ("set()\n", "")
 
@@ -336,7 +290,7 @@ MARKUP = [
 def test_text_from_a_file_is_data_and_never_markup(tmp_path: Path) -> None:
     content = small(structures={name: (0.25, 2.0, 0.5 + 0.04 * i) for i, name in enumerate(MARKUP)})
     content["structures"]["run"] |= {"cpu": MARKUP[0], "argv": MARKUP, "allocator": "a\u2028b\x00"}
-    content["structures"]["refused"].append(refusal(MARKUP[1], None, f"{MARKUP[0]}\n\x00", (1, 1), 1, "forward", "cpu"))
+    content["structures"]["refused"].append(refusal(MARKUP[1], f"{MARKUP[0]}\n\x00", budget=None, in_features=1))
     for row in content["benchmarks"]:
         row["extra_info"] |= {"flags": [MARKUP[0]], "options": {MARKUP[1]: MARKUP[0]}}
     text = rendered(tmp_path, content)
@@ -373,7 +327,7 @@ def at(*keys: Any, value: Any) -> Callable[[Any], Any]:
 
 ROW = ("benchmarks", 1)
 INFO = (*ROW, "extra_info")
-NAMED = "results0.json: benchmarks[1] ('test_point[nn.Linear-256x256-128-float32-cpu-forward]')"
+NAMED = "results0.json: benchmarks[1] ('test_linear[nn.Linear-256-256-128-float32-cpu-forward]')"
 BAD = [
     (lambda content: [], "results0.json is a list, must be an object"),
     (lambda content: {"a": 1}, "not a results file: it has no 'benchmarks'"),
@@ -431,10 +385,10 @@ BROKEN = [
     (b" \n", "is empty"),
     (b"{", "not JSON: "),
     (b'{"benchmarks": [{"name": "te', "(cut off?)"),
-    (b"\xff\xff\xff garbage", "not a results file"),
-    (b"[" * 100_000, "not a results file"),
+    (b"\xff\xff\xff garbage", "not JSON that can be used"),
+    (b"[" * 100_000, "not JSON that can be used"),
     (b'{"benchmarks": [], "benchmarks": []}', "the key 'benchmarks' stands twice in one object"),
-    (b"1" * 5000, "not a results file"),
+    (b"1" * 5000, "not JSON that can be used"),
 ]
 
 
@@ -442,7 +396,7 @@ BROKEN = [
 def test_a_broken_file_is_refused_in_one_sentence(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "broken.json"
     path.write_bytes(content)
-    with pytest.raises(BadResults, match=re.escape(message)) as raised:
+    with pytest.raises(BadFile, match=re.escape(message)) as raised:
         read([path])
     assert str(raised.value).startswith(str(path)) and "\n" not in str(raised.value)
 
@@ -460,7 +414,7 @@ def test_a_file_cut_anywhere_is_refused_or_whole(tmp_path: Path) -> None:
     path = tmp_path / "cut.json"
     for length in range(0, len(content), 211):
         path.write_bytes(content[:length])
-        with pytest.raises(BadResults, match=r"cut\.json"):
+        with pytest.raises(BadFile, match=r"cut\.json"):
             read([path])
 
 
@@ -469,9 +423,9 @@ def test_the_same_point_twice_is_kept_once_if_equal_and_refused_if_not(tmp_path:
     second = copy.deepcopy(first)
     assert len(results(tmp_path, first, second).rows) == len(first["benchmarks"])
     second["benchmarks"][3]["stats"]["median"] *= 1.001
-    with pytest.raises(BadResults, match=r"the same point twice.*results0\.json and .*results1\.json; leave one"):
+    with pytest.raises(BadFile, match=r"the same point twice.*results0\.json and .*results1\.json; leave one"):
         results(tmp_path, first, second)
-    with pytest.raises(BadResults, match="the same point twice"):
+    with pytest.raises(BadFile, match="the same point twice"):
         results(tmp_path, first | {"benchmarks": first["benchmarks"] + second["benchmarks"]})
 
 

@@ -31,6 +31,7 @@ from bench.files.journal import of as journal_of
 from bench.search import quality, request
 from bench.search.candidates import Candidate, all_candidates, chosen, exponents, refusal
 from bench.search.front import FrontPoint, front, layers, reasons, verdict
+from bench.search.records import KINDS
 from bench.search.request import SearchRequest
 from bench.search.run import Search, taxonomy_points
 from bench.search.timing import Timer
@@ -110,7 +111,7 @@ def timed_by_count(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def records(path: Path, asked_for: SearchRequest) -> Records:
-    return Records(path, {"search": asdict(asked_for)})
+    return Records(path, {"search": asdict(asked_for)}, KINDS)
 
 
 def search(path: Path, asked_for: SearchRequest, **kwargs: Any) -> Search:
@@ -295,11 +296,36 @@ def test_a_search_that_is_killed_goes_on(tmp_path: Path, no_setup: None) -> None
     assert all(row["speedup"]["median"] > 0 for row in content(path)["rows"])
 
 
+TIMED = {
+    "speedup": {"median": 2.0, "q1": 1.5, "q3": 2.5, "rounds": 5}, "seconds": 1.0, "backend": "einsum", "error": None
+}  # fmt: skip
+BAD_ENTRIES = [  # previously failed: each was taken up, and ended the search in a traceback or stood in its file
+    ({"stage": "time", "name": "a", "found": None}, "line 2: found is null, must be an object"),
+    ({"stage": "time", "name": "a", "found": {}}, "line 2: found: speedup is missing"),
+    ({"stage": "time", "name": "a", "found": TIMED | {"speedup": 2}}, "found: speedup is 2, must be an object"),
+    ({"stage": "time", "name": "a", "found": TIMED | {"seconds": -1}}, "found: seconds is -1, must be a positive"),
+    ({"stage": "time", "name": "a", "found": TIMED | {"backend": []}}, "found: backend is a list, must be a name"),
+    ({"stage": "final", "name": "a", "found": {"refused": 3}}, "found: refused is 3, must be text"),
+    ({"stage": "quality 0", "name": "a", "found": {"refused": "no"}}, "found: value is missing"),
+    ({"stage": "quality 0", "name": "a", "found": {"value": "low"}}, "value is the text 'low', must be a number"),
+    ({"stage": "tea", "name": "a", "found": TIMED}, "stage is the text 'tea', must be one of time, final, quality 0"),
+]
+
+
+def test_a_pipe_in_a_weights_place_is_not_waited_on(tmp_path: Path) -> None:
+    for name in ("w.npy", "w.pt", "w.safetensors"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UsageError, match=f"--weight: .*{name} is not a regular file"):
+            quality.load(tmp_path / name, None, 4, 6)
+
+
 def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
     output = tmp_path / "found.json"
     path = journal_of(output)
     kept = records(output, asked())
-    kept.add("time", "a", seconds=1.0)
+    kept.add("time", "a", **TIMED)
+    kept.add("time", "b", refused="no")
+    kept.add("quality 0", "a", value=0.5)
     kept.close()
     header = path.read_text().splitlines()[0]
     with pytest.raises(
@@ -308,10 +334,11 @@ def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
         records(output, asked(seed=1))
     again = records(output, asked())
     again.close()
-    assert again.get("time", "a") == {"seconds": 1.0}
+    assert again.get("time", "a") == TIMED
     for text, message in (
         ("hello\n", "is no journal of this version"),
         (f"{header}\n[1]\n", "line 2 is 1, must be an object"),
+        *((f"{header}\n{json.dumps([entry])}\n", message) for entry, message in BAD_ENTRIES),
     ):
         path.write_text(text)
         with pytest.raises(UsageError, match=message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -45,7 +46,7 @@ def under_way(path: Path) -> bool:
 
 
 def test_a_killed_run_is_taken_up_to_the_same_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*SHORT.split(), "--steps", "200"]
+    words = [*SHORT.split(), "--steps", "80"]
     whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
     command = [sys.executable, "-m", "bench", *words, "--checkpoint-every", "0", "-o", str(broken)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -101,6 +102,18 @@ class Evil:
         return os.mkdir, (self.folder,)
 
 
+def test_a_checkpoint_of_another_version_is_refused_in_words(tmp_path: Path) -> None:
+    checkpoint, said = saved(tmp_path / "rows.json.checkpoint"), []
+    first, rest = checkpoint.path.read_bytes().split(b"\n", 1)
+    assert first.endswith(b", 1")
+    checkpoint.path.write_bytes(first[:-1] + b"22\n" + rest)
+    assert checkpoint.load(said.append) == {}
+    assert said == [
+        f"{checkpoint.path}: a checkpoint of version 22, where this reads version 1; it is not used, and the run that "
+        "it was of begins anew"
+    ]
+
+
 def test_no_code_of_a_checkpoint_runs(tmp_path: Path) -> None:
     checkpoint, said = Checkpoint(tmp_path / "rows.json.checkpoint"), []
     checkpoint.save({"key": Evil(tmp_path / "evil")})
@@ -136,6 +149,14 @@ def test_a_run_whose_checkpoint_is_damaged_begins_anew(tmp_path: Path, capsys: p
     assert capsys.readouterr().out.count("damaged or cut off") == 1 and not checkpoint.exists()
 
 
+BAD_ROWS: list[tuple[dict[str, Any], str]] = [  # previously failed: tracebacks, or taken up as they are
+    ({"versions": []}, "rows[0]: versions is a list, must be an object"),
+    ({"key": {}}, "rows[0]: key is an object, must be a name"),
+    ({"phase": None}, "rows[0]: phase is null, must be one of"),
+    ({"flags": 5, "loss": "low"}, "rows[0]: "),
+]
+
+
 def test_what_cannot_be_taken_up_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "rows.json"
     words = [*SHORT.split(), "--steps", "2"]
@@ -155,6 +176,12 @@ def test_what_cannot_be_taken_up_is_refused(tmp_path: Path, capsys: pytest.Captu
     path.write_text(json.dumps(document))
     assert main([*words, "--resume", str(path)]) == 2
     assert 'another torch, "1.0"' in capsys.readouterr().err
+    for change, message in BAD_ROWS:
+        bad = copy.deepcopy(document)
+        bad["structures"]["rows"][0] |= change
+        path.write_text(json.dumps(bad))
+        assert main([*words, "--resume", str(path)]) == 2
+        assert message in capsys.readouterr().err
     document["structures"]["kind"] = "minilm"
     path.write_text(json.dumps(document))
     assert main([*words, "--resume", str(path)]) == 2

@@ -137,7 +137,7 @@ def test_the_questions_of_a_file_are_those_with_a_structure_the_richest_first(tm
 
 def test_one_row_alone_is_an_answer(tmp_path: Path) -> None:
     found = judged(tmp_path, at("btt", 2.0))
-    assert ranks(found.ranking) == [(1, "btt")] and found.best and found.best.bytes_share is None
+    assert ranks(found.ranking) == [(1, "btt")] and found.best and found.best.memory_share is None
     assert sentence(found) == (
         "Take btt: 2.00 times faster than the best dense layer, 25 % of the parameters, loss not measured."
     )

@@ -107,7 +107,7 @@ def test_a_damaged_file_is_an_error_that_names_it_and_the_model_is_unchanged(dam
 @pytest.mark.parametrize(
     "index, kind, message",
     [
-        ("{", ValueError, "index.json: not JSON"),
+        ("{", ValueError, "index.json:1:2: not JSON"),
         ("{}", ValueError, "weight_map maps names to files"),
         ('{"weight_map": {"a": 3}}', ValueError, "weight_map maps names to files"),
         ('{"weight_map": {"a": "../model.safetensors"}}', ValueError, "names a file of another folder"),

@@ -53,10 +53,14 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Section:
-    """One file's part of the page: `sheets` to choose from, then what stands below all of them."""
+    """One file's part of the page: `sheets` to choose from, then what stands below all of them.
+
+    `title` is that of its tab, which files of a kind share; `of` tells it from the others there.
+    """
 
     id: str
     title: str
+    of: str
     lead: str
     run: Run
     sheets: Sequence[Sheet]
@@ -82,6 +86,19 @@ class Section:
                 writer = csv.DictWriter(file, list(self.table[0]), lineterminator="\n")
                 writer.writeheader()
                 writer.writerows({key: harmless(value) for key, value in line.items()} for line in self.table)
+
+
+def tabs(sections: Sequence[Section]) -> dict[str, list[Section]]:
+    """The sections of each tab, under its title."""
+    found: dict[str, list[Section]] = {}
+    for section in sections:
+        found.setdefault(section.title, []).append(section)
+    return found
+
+
+def titled(section: Section, among: Sequence[Section]) -> str:
+    """What tells a section from the others: its title, with more where several have it."""
+    return section.title if len(tabs(among)[section.title]) == 1 else f"{section.title}: {section.of}"
 
 
 def numbered(id: str, number: int) -> str:

@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from bench.answers import conversions
 from bench.answers.conversions import ConversionRow, Way
 from bench.files import declared
-from bench.files.fields import printable
 from bench.files.kinds import File
 from bench.report.drawing import layout, style, words
 from bench.report.drawing.plot import Axis, Chart, Figure, Guide, PlotPoint, PlotSeries
 from bench.report.drawing.sections import PageCell, PageTable, Section, Sheet, measured, numbered
 from bench.report.drawing.style import Style
+from structures.reading import printable
 
 NEAREST = {"plain": "weights", "aware": "outputs", "sequential": "outputs, in order", "control": "control"}
 HEADINGS = ("Structure", "Nearest in", "Cosine", "Same neighbour", "Speed-up", "Feed-forward of dense", "Weight error",
@@ -31,7 +32,7 @@ def section(file: File, number: int = 0) -> Section:
     """The section of one file; `number` tells it from others of its kind.
 
     Raises:
-        BadResults: a field is missing or impossible.
+        BadFile: a field is missing or impossible.
     """
     rows = read(file)
     setup = {key: printable(str(value)) for key, value in file.setup.values.items()}
@@ -42,9 +43,12 @@ def section(file: File, number: int = 0) -> Section:
         *measured(file.run),
     )
     drawn = chart(rows)
-    tables = [
-        PageTable("By agreement. Errors are relative, means over the matrices.", HEADINGS, list(map(_line, rows)))
-    ]
+    best: dict[tuple[str, str | None], ConversionRow] = {}
+    for row in rows:
+        best.setdefault((row.structure, row.budget), row)
+    said = "The best way to each structure at each share, by agreement. Errors are relative, means over the matrices."
+    tables = [PageTable(said, HEADINGS, list(map(_line, best.values())))]
+    tables.append(PageTable("", HEADINGS, list(map(_line, rows)), f"All {len(rows)} conversions"))
     refused = left_out(file)
     if refused:
         lines = [
@@ -54,6 +58,7 @@ def section(file: File, number: int = 0) -> Section:
     return Section(
         id=numbered("encoder", number),
         title="Encoder",
+        of=f"{file.run.machine['cpu']}, {printable(Path(file.run.file).stem)}",
         lead="The feed-forward matrices of a pretrained encoder are replaced by the nearest structured ones; nothing "
         f"is trained afterwards. Cosine 1 keeps every embedding of held-out sentences. {_best(rows)}",
         run=file.run,

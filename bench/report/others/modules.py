@@ -59,7 +59,7 @@ def feed_forward(file: File, number: int = 0) -> Section:
     """The section of one file of `bench/test_ff.py`.
 
     Raises:
-        BadResults: a field is missing or impossible, or a row stands twice.
+        BadFile: a field is missing or impossible, or a row stands twice.
     """
     rows = []
     for modes in by_key(file.rows, ModuleRow).values():
@@ -71,14 +71,16 @@ def feed_forward(file: File, number: int = 0) -> Section:
         f"What DYAD's authors measured: fc1, activation, fc2 of a decoder layer against dense, here {_batch(file)}. "
         "Their ratios are of a GPU that is not named, 32 x 128 tokens, without the activation: only the order compares."
     )
-    tables = []
+    tables = {}
     for some in _grouped(rows, lambda row: row.names):
         first = some[0]
         caption = f"{first.names}: {first.width} → {4 * first.width} → {first.width}, {first.activation}"
         extra = {
             m: lambda row, mode=m: words.ratio(row.published[mode == "train"]) if row.published else "" for m in MODES
         }
-        tables.append(_table(caption, some, "Published", extra, lambda row: words.share(row.params_share)))
+        tables[(("network", first.names),)] = _table(
+            caption, some, "Published", extra, lambda row: words.share(row.params_share)
+        )
     return _section("feed-forward", "Feed-forward", lead, file, number, tables)
 
 
@@ -86,7 +88,7 @@ def decoders(file: File, number: int = 0) -> Section:
     """The section of one file of `bench/test_decoder.py`.
 
     Raises:
-        BadResults: a field is missing or impossible, or a row stands twice.
+        BadFile: a field is missing or impossible, or a row stands twice.
     """
     rows = _decoders(file)
     rests = {row.model: row for row in rows if row.place == REST}
@@ -100,14 +102,14 @@ def decoders(file: File, number: int = 0) -> Section:
         f"Decoders with structured layers against dense, {_batch(file)}; train is forward, all gradients and the "
         "optimizer's step. Layers are timed on hidden states; a whole model's speed-up follows from them and the rest."
     )
-    tables = []
+    tables = {}
     for some in _grouped(others, lambda row: (row.model, row.place, row.budget)):
         first = some[0]
         layers = f"{first.layers} of {first.model_layers} layers run"
         caption = f"{first.model}: {first.place}, {words.budget(first.budget)}; {layers}"
         extra = {m: lambda row, mode=m: words.ratio(row.whole[mode]) if mode in row.whole else "" for m in MODES}
-        share = _decoder_share
-        tables.append(_table(caption, some, "Whole model", extra, share))
+        asked = (("model", first.model), ("replaced", first.place), ("at", words.budget(first.budget)))
+        tables[asked] = _table(caption, some, "Whole model", extra, _decoder_share)
     return _section("decoders", "Decoders", lead, file, number, tables)
 
 
@@ -188,12 +190,16 @@ def _grouped(rows: Sequence[Any], key: Callable[[Any], Hashable]) -> list[list[A
     return list(found.values())
 
 
-def _section(id: str, title: str, lead: str, file: File, number: int, tables: list[PageTable]) -> Section:
+def _section(
+    id: str, title: str, lead: str, file: File, number: int, tables: dict[tuple[tuple[str, str], ...], PageTable]
+) -> Section:
+    """A sheet for each table, found by its answers to questions."""
     devices = sorted({fields.choice("device", DEVICES) for fields in file.rows})
     dtypes = sorted({fields.choice("dtype", DTYPES) for fields in file.rows})
     said = ["Dense time over this one's, paired, with quartiles. Bold: the fastest, and what ties with it."]
-    sheet = Sheet(said=[*said, *measured(file.run, devices, dtypes)], tables=tables)
-    return Section(numbered(id, number), title, lead, file.run, [sheet])
+    said += measured(file.run, devices, dtypes)
+    sheets = [Sheet(said=said, tables=[table], choices=dict(asked)) for asked, table in tables.items()]
+    return Section(numbered(id, number), title, str(file.run.machine["cpu"]), lead, file.run, sheets)
 
 
 def _batch(file: File) -> str:

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from bench.files import declared
-from bench.files.fields import Fields, printable
+from bench.files.fields import Fields
 from bench.files.kinds import File
 from bench.files.rows import Spread
 from bench.report.drawing import layout, style, words
 from bench.report.drawing.plot import Axis, Chart, Guide, PlotPoint, PlotSeries
 from bench.report.drawing.sections import PageCell, PageTable, Section, Sheet, measured, numbered
 from bench.report.drawing.style import GREY, Style
+from structures.reading import printable
 
 QUALITY = {
     "projection": "distance from the weight (relative, less is better)",
@@ -59,7 +60,7 @@ def section(file: File, number: int = 0) -> Section:
     """The section of one file; `number` tells it from others of its kind.
 
     Raises:
-        BadResults: a field is missing or impossible.
+        BadFile: a field is missing or impossible.
     """
     rows = sorted((declared.read(CandidateRow, fields) for fields in file.rows), key=lambda row: row.time)
     request = file.setup.inside("request")
@@ -82,7 +83,8 @@ def section(file: File, number: int = 0) -> Section:
     shape = f"{request.count('in_features')}x{request.count('out_features')}"
     return Section(
         id=numbered("search", number),
-        title=f"Search {shape}",
+        title="Search",
+        of=shape,
         lead=f"{_asked(request)}. {file.setup.words('verdict')}",
         run=file.run,
         sheets=[

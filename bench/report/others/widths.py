@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from bench.files.fields import BadResults, Fields
+from bench.files.fields import Fields
 from bench.files.kinds import File
 from bench.report.drawing import style
 from bench.report.drawing.plot import Axis, Chart, Guide, PlotPoint, PlotSeries
 from bench.report.drawing.sections import PageCell, PageTable, Section, Sheet, measured, numbered
+from structures.reading import BadFile, printable
 
 WAYS = {True: "muP rule", False: "one rate"}
 BAND = 2.5  # times the size at the smallest width, or a share of it, that a width should stay within
@@ -44,7 +46,7 @@ def section(file: File, number: int = 0) -> Section:
     """The section of one file; `number` tells it from others of its kind.
 
     Raises:
-        BadResults: a field is missing or impossible.
+        BadFile: a field is missing or impossible.
     """
     lines = sorted(read(file), key=lambda line: (not style.dyad(line.structure), line.structure))
     ways = [scaled for scaled in (True, False) if any(line.scaled == scaled for line in lines)]
@@ -62,6 +64,7 @@ def section(file: File, number: int = 0) -> Section:
     return Section(
         id=numbered("widths", number),
         title="Widths",
+        of=printable(Path(file.run.file).stem),
         lead="A network that trains alike at every width keeps its activations at one size. Shown is the last hidden "
         f"layer's output after a few steps, over that at width {widths[0]}; lines: within {BAND:g} times either way.",
         run=file.run,
@@ -125,7 +128,7 @@ def read(file: File) -> list[WidthCurve]:
         place = int(fields.within("step", 0, 1e6)), int(fields.within("layer", 0, 1e6))
         sizes = found.setdefault(key, {}).setdefault(fields.count("width"), {})
         if place in sizes:
-            raise BadResults(f"{fields.where}: width {fields.count('width')}, step {place[0]} stands twice")
+            raise BadFile(f"{fields.where}: width {fields.count('width')}, step {place[0]} stands twice")
         sizes[place] = _size(fields)
     return [
         WidthCurve(name, scaled, {width: sizes[max(sizes)] for width, sizes in sorted(widths.items())})

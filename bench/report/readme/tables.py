@@ -9,11 +9,11 @@ from dataclasses import replace
 from bench.answers.question import PARAMS, USUAL, USUAL_DTYPE, Question
 from bench.answers.verdict import DENSE, Contender, Verdict, verdicts
 from bench.files.errors import UsageError
-from bench.files.fields import printable
 from bench.files.rows import Results
 from bench.files.terminal import shortened
 from bench.files.vocabulary import MODES
 from bench.report.drawing import words
+from structures.reading import printable
 
 LONGEST_NAME = 60  # characters
 _MARKUP = r"[\\`*\[\]<>&|~#$@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"  # an underscore inside a word is none

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from bench.answers import qualities
 from bench.answers.inputs import Inputs
-from bench.files import atomic, kinds
+from bench.files import kinds
 from bench.files.errors import UsageError
+from bench.files.fields import contents
 from bench.files.kinds import File
 from bench.report.drawing import plot
 from bench.report.drawing.plot import Figure
 from bench.report.readme import answer, encoder, tables, training
+from structures import atomic
+from structures.reading import BadFile
 
 GENERATED = "<!-- written by python -m bench readme: run it again rather than edit -->"
 RECOMMEND = "python -m bench recommend"
@@ -95,9 +98,9 @@ def _command(readme: Path, text: str) -> str:
 def _read(readme: Path) -> str:
     """Raises UsageError where it cannot be read."""
     try:
-        return readme.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UsageError(f"{readme}: cannot be read: {error.strerror}") from None
+        return contents(readme).decode("utf-8")
+    except BadFile as error:
+        raise UsageError(str(error)) from None
     except UnicodeDecodeError:
         raise UsageError(f"{readme}: is not UTF-8") from None
 

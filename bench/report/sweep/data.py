@@ -12,9 +12,10 @@ from typing import Any
 from bench.answers.qualities import Qualities
 from bench.answers.question import Question, machine_names, rival
 from bench.answers.sentence import sentence
-from bench.answers.verdict import DENSE, Contender, Verdict, verdicts
+from bench.answers.verdict import Contender, Verdict, verdicts
 from bench.files.rows import Refusal, Results, Row
 from bench.files.terminal import digits
+from bench.files.vocabulary import DENSE
 from bench.report.drawing import style, words
 
 
@@ -61,19 +62,18 @@ def where(machine: str, one: Any) -> str:
 
 
 def _question(found: Verdict, place: dict[int, int]) -> dict[str, Any]:
-    dense = next((one.row for one in (*found.ranking, *found.below) if one.kind == DENSE), None)
     return {
         "pick": picked(found.question),
         "sentence": sentence(found),
-        "ranking": [_contender(one, place, dense) for one in found.ranking],
-        "below": [_contender(one, place, dense) for one in found.below],
+        "ranking": [_contender(one, place) for one in found.ranking],
+        "below": [_contender(one, place) for one in found.below],
         "winner": found.winner and place[id(found.winner.row)],
         "best": found.best and place[id(found.best.row)],
         "refused": dict(found.refused),
     }
 
 
-def _contender(one: Contender, place: dict[int, int], dense: Row | None) -> dict[str, Any]:
+def _contender(one: Contender, place: dict[int, int]) -> dict[str, Any]:
     loss, agreement = one.quality.loss, one.quality.agreement
     found = {
         "i": place[id(one.row)],
@@ -83,18 +83,13 @@ def _contender(one: Contender, place: dict[int, int], dense: Row | None) -> dict
         "tied": one.tied,
         "speed": digits(one.speedup.median),
         "linear": one.over_linear and digits(one.over_linear.median),
-        "memory": dense and _memory(one.row) / _memory(dense),
+        "memory": one.memory_share,
         "loss": loss and asdict(loss),
         "agrees": agreement and asdict(agreement),
         "doubts": one.doubts,
         "notes": one.notes,
     }
     return _known(found)
-
-
-def _memory(row: Row) -> float:
-    """Bytes that a layer holds: its parameters, and in training what its forward pass keeps for the backward pass."""
-    return row.parameter_bytes + (row.activation_bytes or 0.0)
 
 
 def _row(row: Row, machine: str) -> dict[str, Any]:

@@ -4,17 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.answers import losses, training_rows
+from bench.answers import losses
 from bench.answers.losses import Result, budgets
-from bench.answers.training_rows import TrainingPlace
-from bench.files.fields import BadResults, printable
+from bench.files import training_rows
 from bench.files.kinds import TRAINING, File
+from bench.files.training_rows import TrainingPlace
 from bench.report.drawing import words
 from bench.report.drawing.plot import Chart, Figure
 from bench.report.drawing.sections import PageTable, Section, Sheet, measured, numbered
 from bench.report.training import beside, charts, claims, grammar, tables
 from bench.report.training.fronts import Front, fronts
 from bench.report.training.trained import OWN, Trained
+from structures.reading import BadFile, printable
 
 LEAD = (
     "Networks trained from the same seeds with structures in place of their linear layers, rates by the structured muP "
@@ -27,11 +28,11 @@ def section(file: File, number: int = 0) -> Section:
     """The section of one file; `number` tells it from others of its kind.
 
     Raises:
-        BadResults: a field is missing or impossible, or no run was finished.
+        BadFile: a field is missing or impossible, or no run was finished.
     """
     runs, several_times = training_rows.read(file.rows)
     if not runs:
-        raise BadResults(f"{file.run.file}: holds no finished training run; draw it when there is one")
+        raise BadFile(f"{file.run.file}: holds no finished training run; draw it when there is one")
     of = Trained(losses.results(runs), {(t.place, t.series): t for t in several_times})
     counted = fronts(runs)
     noise = {place.setting: losses.noise([r for r in runs if r.place.setting == place.setting]) for place in of.results}
@@ -48,7 +49,8 @@ def section(file: File, number: int = 0) -> Section:
     ]
     return Section(
         id=numbered(TRAINING, number),
-        title=f"Training: {printable(Path(file.run.file).stem)}" if number else "Training",
+        title="Training",
+        of=printable(Path(file.run.file).stem),
         lead=LEAD,
         run=file.run,
         sheets=sheets,

@@ -38,6 +38,7 @@ MACHINE = ("-march=native",)
 LIMIT = 120.0  # seconds for a build, which takes 2 to 3
 ASK_LIMIT = 10.0  # seconds for a compiler to say its version
 HOW = "install g++ or clang++, or set CXX to a C++17 compiler"
+LEAST_SPACE = 2**20  # bytes
 NO_SPACE = os.strerror(errno.ENOSPC)
 AGAIN = "`python -m structures build` tries again"
 
@@ -128,6 +129,8 @@ def _built(compiler: Compiler, machine: Sequence[str], sources: Path, code: str,
         if status == 0 and target.is_file():
             objects.remember(code, by, None)
             return objects.keep(target, code, by)
+        if not text and shutil.disk_usage(scratch).free < LEAST_SPACE:  # not even the compiler's words had room
+            text = f"error: {NO_SPACE}"
     reason = f"{name} did not compile the native kernel ({_outcome(status, text)})"
     if (status is None or status > 0) and NO_SPACE not in text:  # which passes, as kills do
         objects.remember(code, by, reason)

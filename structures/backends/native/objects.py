@@ -14,9 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from structures import atomic, reading
 from structures.backends.planned import rates
 
 DIGITS = 16  # of each hash in a name
+MOST_BYTES = 2**27  # of an object, which has about a megabyte
 LEFT_BEHIND = 3600.0  # seconds after which a build's folder belongs to nobody: builds are stopped long before
 WAY_OUT = f"set {rates.VARIABLE} to a folder of your own"
 
@@ -87,8 +89,8 @@ def scratch() -> tempfile.TemporaryDirectory[str]:
 def failure(code: str, compiler: str) -> str | None:
     """What an earlier build with the same outcome to come said; None where none failed."""
     try:
-        text = _failed(code, compiler).read_text(encoding="utf-8", errors="replace")[:1000]
-    except OSError:
+        text = reading.content(_failed(code, compiler)).decode("utf-8", errors="replace")[:1000]
+    except (OSError, reading.BadFile):
         return None
     return " ".join(text.split()) or None
 
@@ -100,16 +102,14 @@ def remember(code: str, compiler: str, reason: str | None) -> None:
         if reason is None:
             file.unlink(missing_ok=True)
         else:
-            part = file.with_suffix(f".{os.getpid()}")
-            part.write_text(reason, encoding="utf-8", errors="replace")
-            os.replace(part, file)
+            atomic.write(reason.encode("utf-8", errors="replace"), file)
     except OSError:
         pass  # then the next process tries to build again, and says the same
 
 
 def digest(file: Path) -> str:
     """The first digits of the SHA-256 of what a file holds."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:DIGITS]
+    return hashlib.sha256(reading.content(file, MOST_BYTES)).hexdigest()[:DIGITS]
 
 
 def _failed(code: str, compiler: str) -> Path:
@@ -128,8 +128,8 @@ def _sound(file: Path) -> bool:
         if digest(file) == file.stem.rpartition("-")[2]:
             return True
         file.unlink()
-    except OSError:
-        pass  # unreadable, gone meanwhile, or a folder of that name: no object either way
+    except (OSError, reading.BadFile):
+        pass  # unreadable, gone meanwhile, huge, or a folder of that name: no object either way
     return False
 
 

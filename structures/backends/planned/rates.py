@@ -6,14 +6,13 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from structures import reading
+from structures import atomic, reading
 from structures.backends.planned.figures import COPIES, PRODUCTS, SECONDS, Curve, Rates, built_in
 
 VARIABLE = "STRUCTURES_CACHE"  # a folder; else the user's cache folder
@@ -66,10 +65,7 @@ def write(key: str, figures: Figures) -> bool:
     """Keep a measurement, by a rename: no reader sees half of it. False, with a warning, where it cannot be kept."""
     try:
         folder().mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder(), prefix="rates-", suffix=".part")
-        with os.fdopen(handle, "w") as file:
-            json.dump({"version": VERSION, "machine": key, "figures": figures}, file, indent=1)
-        os.replace(name, path(key))
+        atomic.write(json.dumps({"version": VERSION, "machine": key, "figures": figures}, indent=1), path(key))
     except OSError as error:
         warnings.warn(f"measured rates are not kept: {error}; set {VARIABLE} to a folder to write to", stacklevel=2)
         return False

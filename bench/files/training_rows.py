@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from bench.files import declared
 from bench.files.declared import Key, Reader
-from bench.files.fields import BadResults, Fields, printable
+from bench.files.fields import Fields
 from bench.files.rows import Spread
+from structures.reading import BadFile, printable
 
 PHASES = ("tune", "train", "time", "match", "teacher")
 SHARES = ("replaced_params_share", "params_share", "train_flops_share", "replaced_flops_share")
@@ -116,7 +117,7 @@ def read(rows: Sequence[Fields]) -> tuple[list[TrainingRun], list[Time]]:
     """Runs to report and times; tries of rates are left out.
 
     Raises:
-        BadResults: a field is missing or impossible.
+        BadFile: a field is missing or impossible.
     """
     runs, times = [], []
     keys: dict[str, str] = {}
@@ -126,7 +127,7 @@ def read(rows: Sequence[Fields]) -> tuple[list[TrainingRun], list[Time]]:
             runs.append(_run(fields))
             name, key = runs[-1].place.setting, fields.name("setting_key")
             if keys.setdefault(name, key) != key:
-                raise BadResults(
+                raise BadFile(
                     f"{fields.where}: {name} was trained in two ways (steps, batch or the like); their losses cannot "
                     "stand beside each other"
                 )

@@ -1,14 +1,19 @@
-"""Files that appear whole or not at all: each is written beside its place, brought to the disk, then renamed."""
+"""Files that appear whole or not at all: each is written beside its place, brought to the disk, then renamed.
+
+The one writer of the library and of the bench; it knows nothing, torch least of all.
+"""
 
 from __future__ import annotations
 
 import glob
 import os
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+_under_way: set[Path] = set()  # parts that this process writes now
 Content = str | bytes | Callable[[IO[bytes]], object]  # what a file holds, or what writes it
 
 
@@ -24,11 +29,13 @@ def write_all(contents: Mapping[Path, Content]) -> None:
         OSError: one cannot be written; all are then what they were, and nothing is left beside them.
     """
     targets = {path: Path(os.path.realpath(path.parent), path.name) for path in contents}
-    parts = {path: target.with_name(f".{target.name}.{os.getpid()}.part") for path, target in targets.items()}
+    own = f"{threading.get_native_id()}.{os.getpid()}.part"
+    parts = {path: target.with_name(f".{target.name}.{own}") for path, target in targets.items()}
     try:
         for path, content in contents.items():
             for left in targets[path].parent.glob(f".{glob.escape(targets[path].name)}.*.part"):
                 _remove_stale(left)
+            _under_way.add(parts[path])
             with parts[path].open("xb") as file:
                 content(file) if callable(content) else file.write(_bytes(content))
                 file.flush()
@@ -37,9 +44,10 @@ def write_all(contents: Mapping[Path, Content]) -> None:
             os.replace(part, targets[path])
             sync_folder(targets[path].parent)
     finally:
-        for part in parts.values():
+        for part in _under_way.intersection(parts.values()):
             with suppress(OSError):
                 part.unlink()
+            _under_way.discard(part)
 
 
 def _bytes(content: str | bytes) -> bytes:
@@ -47,9 +55,11 @@ def _bytes(content: str | bytes) -> bytes:
 
 
 def _remove_stale(part: Path) -> None:
-    """Remove what a process that was killed left; its number stands in the name."""
+    """Remove what a process that was killed left; its number stands in the name, and may be ours by now."""
     number = part.name.split(".")[-2]
-    if number.isdigit() and not Path(f"/proc/{number}").exists() and Path("/proc/self").exists():
+    if part in _under_way or not number.isdigit() or not Path("/proc/self").exists():
+        return
+    if number == str(os.getpid()) or not Path(f"/proc/{number}").exists():
         with suppress(OSError):
             part.unlink()
 
