@@ -1,4 +1,4 @@
-"""The native kernel: one C++ library that runs the steps of any structure without a gate on the CPU.
+"""The native kernel: one C++ library that runs the steps of any structure on the CPU, or of each expert of one.
 
 lower      steps as offset tables
 build      the library compiled by the machine's own compiler;  objects: where it is kept and what may be loaded
