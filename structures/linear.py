@@ -284,6 +284,8 @@ class StructuredLinear(nn.Module):
         if not x.dim() or x.shape[-1] != self.in_features:
             raise ValueError(_wrong_width(self, x))
         operands = self.operands
+        if self._is_fsdp_managed_module:
+            backends.release(operands)  # as in forward
         tokens = x.reshape(-1, self.in_features)
         factors, router = operands[:-1], operands[-1]
         within = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
@@ -304,7 +306,7 @@ class StructuredLinear(nn.Module):
 
     def plan(
         self, tokens: int, *, grad: bool = False
-    ) -> backends.planned.Plan | backends.native.CallPlan | backends.triton.LaunchPlan:
+    ) -> backends.planned.Plan | backends.native.CallPlan | backends.triton.LaunchPlan | backends.ExpertsPlan:
         """What runs for this many tokens, with its predicted cost; print it.
 
         Args:

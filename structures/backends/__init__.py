@@ -6,7 +6,7 @@
     prepare(structure) -> None                             optional: what can be worked out when a layer is made
     release(factors) -> None                               optional: free what is kept of these factors
     GATED = True                                           optional: it runs structures with a gate, and no others;
-                                                           `triton` runs both
+                                                           `native` and `triton` name two, or one of both kinds
 
 Structures of several links (`;`) are cut into stages that have none: a backend is only ever given those.
 
@@ -25,7 +25,9 @@ import torch
 from torch import Tensor
 
 from structures.backends import bmm, einsum, kept, native, planned, stages, triton
-from structures.backends.experts import all_experts, grouped, preferred
+from structures.backends.experts import ExpertsPlan as ExpertsPlan
+from structures.backends.experts import all_experts, grouped, kernel, preferred
+from structures.backends.experts import plan as plan_experts
 from structures.backends.views import whole
 from structures.exporting import exporting
 from structures.language.expressions import nearest
@@ -46,7 +48,8 @@ class Backend(Protocol):
 Weighted = Callable[[Structure, Tensor, Sequence[Tensor], Routing, Tensor | None], Tensor]
 
 _BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned, "native": native, "triton": triton}
-_EXPERTS: dict[str, Backend] = {"triton": triton, "all_experts": all_experts, "grouped": grouped}  # with a gate
+# with a gate
+_EXPERTS: dict[str, Backend] = {"native": kernel, "triton": triton, "all_experts": all_experts, "grouped": grouped}
 AUTO = "auto"
 OTHERWISE = ("planned", "einsum")  # what `auto` tries, in this order, where the native kernel is not preferred
 EXPORTED = ("bmm", "einsum")  # the same in an export, whose file is to hold the factors and no matrix made of them
@@ -184,17 +187,22 @@ def release(factors: Sequence[Tensor]) -> None:
 
 def plan(
     name: str, structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, bias: bool, grad: bool
-) -> planned.Plan | native.CallPlan | triton.LaunchPlan:
+) -> planned.Plan | native.CallPlan | triton.LaunchPlan | ExpertsPlan:
     """What the backend called `name` runs for so many tokens, with its predicted cost; print it.
 
     Raises:
-        ValueError: a kernel is asked for by name and refuses, or a chain or experts run as several programs.
+        ValueError: a kernel or an execution of experts is asked for by name and refuses, or a chain runs as several
+            programs.
     """
     structure = structure if structure.plain else stages.one(structure)
     if name == "triton":
         return triton.plan(structure, tokens, dtype=dtype, device=device, grad=grad)
     if structure.gate is not None:
-        raise ValueError(f"{structure.name} has a gate: its experts run as several structures, each planned")
+        reason = None if name == AUTO else refusal(name, structure, torch.empty(0, structure.in_features, dtype=dtype))
+        if reason is not None:
+            raise ValueError(f"backend {name!r}: {reason}")
+        asked = None if name == AUTO else name
+        return plan_experts(structure, tokens, dtype=dtype, device=device, grad=grad, asked=asked)
     if name in (AUTO, "native"):
         found = native.plan(structure, tokens, dtype=dtype, device=device, grad=grad, asked=name != AUTO)
         if found is not None:

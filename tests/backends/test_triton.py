@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_experts
 import torch
+from gated import OWN, own
 
 import structures
 from structures import backends, reference
@@ -123,18 +123,18 @@ def _multiplies_and_back(structure):
     np.testing.assert_allclose(_run(program.backward, back, flat_factors)[0], dx.numpy(), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("entry", [*GATED, *test_experts.OWN])
+@pytest.mark.parametrize("entry", [*GATED, *OWN])
 def test_the_digits_of_experts_are_those_of_each_experts_part_of_the_factors(entry):
     """Wherever the expert axis stands among a factor's, and where a factor has none."""
-    spec = structures.get(entry) if entry in GATED else test_experts.own(entry)
+    spec = structures.get(entry) if entry in GATED else own(entry)
     for expert in segments.parts(spec.bind(48, 96))[0]:
         program = affine(lower(expert.structure), expert.experts, expert.apart)
         rng = np.random.default_rng(0)
         factors = [rng.normal(size=shape) for shape in expert.factor_shapes]
         x = rng.normal(size=(2, expert.structure.in_features))
         for e in range(expert.experts):
-            own = [f if at < 0 else f.take(e, at) for f, at in zip(factors, expert.places, strict=True)]
-            meant = reference.apply(expert.structure, torch.from_numpy(x), [torch.from_numpy(f) for f in own], None)
+            held = [f if at < 0 else f.take(e, at) for f, at in zip(factors, expert.places, strict=True)]
+            meant = reference.apply(expert.structure, torch.from_numpy(x), [torch.from_numpy(f) for f in held], None)
             blocks = [f.ravel()[e * apart :] for f, apart in zip(factors, expert.apart, strict=True)]
             buffers = [x, *(np.zeros((2, n)) for n in program.sizes[1:])]
             np.testing.assert_allclose(_run(program.forward, buffers, blocks)[-1], meant.numpy(), rtol=0, atol=1e-10)

@@ -13,7 +13,7 @@ import torch
 import without_card
 from contract import assert_right, error, layer, limits, of_backend, plain, tensors, truth
 from functorch.compile import make_boxed_func
-from test_experts import gradients, own
+from gated import gradients, own
 from torch._dynamo.backends.common import aot_autograd
 
 import structures

@@ -18,7 +18,7 @@ from torch import Tensor
 from structures.backends import planned
 from structures.backends.experts import segments
 from structures.backends.experts.segments import Expert, Segments
-from structures.backends.native.run import differentiable
+from structures.backends.native.run import gradients
 from structures.backends.operators import KernelCalls, bound, define, name
 from structures.backends.triton import run
 from structures.backends.triton.run import TritonProgram
@@ -147,9 +147,15 @@ def _by_token(rows: Tensor, each: int) -> Tensor:
     return rows.view(len(rows) // each, each, rows.shape[1])
 
 
-def _planned(call: _Call, z: Tensor, operands: Sequence[Tensor]) -> Tensor:
+def _differentiable(
+    call: _Call, want: tuple[bool, ...], z: Tensor, operands: Sequence[Tensor], dy: Tensor, *, graph: bool
+) -> list[Tensor | None]:
+    dz, *others = gradients(partial(_planned, call), (want[0], *want[2:]), (z, *operands), dy, graph=graph)
+    return [dz, None, *others]  # there is no bias
+
+
+def _planned(call: _Call, z: Tensor, weights: Tensor, order: Tensor, starts: Tensor, *factors: Tensor) -> Tensor:
     """The same by the planner, one expert after another, which can be differentiated again."""
-    weights, order, starts, *factors = operands
     expert, order = call.expert, order.long()
     lengths = starts.diff().tolist()
     pieces = torch.split(z.index_select(0, order[: sum(lengths)] // expert.active), lengths)
@@ -175,5 +181,5 @@ def _again(call: _Call, tokens: int) -> int:
 define(
     "triton_experts",
     ("cpu", "cuda"),
-    KernelCalls(_forward, _backward, partial(differentiable, apply=_planned), _flops, _again, _call),
+    KernelCalls(_forward, _backward, _differentiable, _flops, _again, _call),
 )
