@@ -6,7 +6,7 @@
     prepare(structure) -> None                             optional: what can be worked out when a layer is made
     release(factors) -> None                               optional: free what is kept of these factors
     GATED = True                                           optional: it runs structures with a gate, and no others;
-                                                           `native` and `triton` name two, or one of both kinds
+                                                           `native` names one of each kind, `triton` runs both
 
 Structures of several links (`;`) are cut into stages that have none: a backend is only ever given those.
 
