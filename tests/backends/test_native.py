@@ -56,6 +56,9 @@ ODD = {
     "gather of the output's own axis": (
         odd("(b i) -> (u i)", sizes={"b": "4", "u": "4"}, index={"b": "3 - u"}), 20, 20,
     ),
+    "gather that repeats and skips without a factor": (
+        odd("(b i) -> (u i)", sizes={"b": "4", "u": "6"}, index={"b": "u // 2"}), 20, 30,
+    ),
     "many narrow terms": (odd(("x, x r, r y -> y",) * 4, sizes={"r": "1"}), 9, 11),
     "one input feature": (
         odd("(a b), a e d f b c, f -> (c d e)", sizes={"a": "1", "c": "2", "d": "2", "f": "4"}), 1, 8,

@@ -53,8 +53,10 @@ def copy(kind: int, factors: Sequence[Tensor], size: int, make: Callable[[Tensor
 
 
 def release(factors: Sequence[Tensor]) -> None:
-    """Forget the copies of these factors; the next call that wants one makes it anew."""
-    _copies.pop(tuple([id(factor) for factor in factors]), None)
+    """Forget the copies of these factors, or of some of them; the next call that wants one makes it anew."""
+    these = {id(factor) for factor in factors}
+    for key in [key for key in _copies if these.issuperset(key)]:
+        _copies.pop(key, None)
 
 
 def held_bytes(factors: Sequence[Tensor]) -> int:

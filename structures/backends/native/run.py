@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,6 @@ from structures.backends.native.lower import Lowered, lower
 from structures.structure import Structure
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_functorch_active = torch._C._are_functorch_transforms_active
-_batched = torch._C._functorch.is_legacy_batchedtensor  # is_grads_batched=True
 MOST = 1024  # plans and arrays of pointers that a program remembers; beyond it forgets them all
 
 
@@ -69,7 +67,7 @@ class Program:
         pointers: list[int], threads: int, *, keep: bool, copies: Tensor | None = None,
     ) -> None:  # fmt: skip
         """The result of a call into y, which is contiguous as factors and bias are; rows of x lie `stride` apart."""
-        array, how = self._array(pointers), 0
+        array, how = self.array(pointers), 0
         if copies is not None:
             plan = self.plan(tokens, threads, PAIRS)
             copies, how = (copies, plan.how) if plan.needs == PAIRS else (None, 0)
@@ -78,7 +76,7 @@ class Program:
             if plan.needs:
                 copies, how = self._kept(plan.needs, factors, array, threads), plan.how
         code = self._forward(
-            self.address, array, _address(copies), x.data_ptr(), stride, tokens, _address(bias), y.data_ptr(), threads,
+            self.address, array, address(copies), x.data_ptr(), stride, tokens, address(bias), y.data_ptr(), threads,
             how,
         )  # fmt: skip
         if code:
@@ -90,7 +88,7 @@ class Program:
         if not size or not tokens or self.plan(tokens, threads, PAIRS).needs != PAIRS:
             return None
         made = torch.empty(size, dtype=torch.uint8, device="cpu")
-        self._make(PAIRS_BACK, self._array([factor.data_ptr() for factor in factors]), made, threads)
+        self.make(PAIRS_BACK, self.array([factor.data_ptr() for factor in factors]), made, threads)
         return made
 
     def backward(
@@ -109,17 +107,17 @@ class Program:
         x, dy = (t if t.stride(1) == 1 else t.contiguous() for t in (x, dy))
         targets = None
         if any(want[2:]):
-            targets = self.bound.pointers(*map(_address, df))
+            targets = self.bound.pointers(*map(address, df))
         code = self.library.backward(
-            self.address, self._array([factor.data_ptr() for factor in factors]), _address(copies), x.data_ptr(),
-            x.stride(0), dy.data_ptr(), dy.stride(0), tokens, _address(dx), targets, _address(db),
+            self.address, self.array([factor.data_ptr() for factor in factors]), address(copies), x.data_ptr(),
+            x.stride(0), dy.data_ptr(), dy.stride(0), tokens, address(dx), targets, address(db),
             torch.get_num_threads(), 0,
         )  # fmt: skip
         if code:
             raise RuntimeError(f"backend 'native': {explain(code)}")
         return found
 
-    def _array(self, pointers: list[int]) -> Any:
+    def array(self, pointers: list[int]) -> Any:
         """The factors' addresses as the library takes them: an array that never changes, found by what it holds."""
         key = tuple(pointers)
         found = self._arrays.get(key)
@@ -130,15 +128,15 @@ class Program:
         return found
 
     def _kept(self, kind: int, factors: Sequence[Tensor], array: Any, threads: int) -> Tensor:
-        return kept.copy(kind, factors, self.copies[kind], lambda buffer: self._make(kind, array, buffer, threads))
+        return kept.copy(kind, factors, self.copies[kind], lambda buffer: self.make(kind, array, buffer, threads))
 
-    def _make(self, kind: int, array: Any, buffer: Tensor, threads: int) -> None:
+    def make(self, kind: int, array: Any, buffer: Tensor, threads: int) -> None:
         code = self.library.make_copies(self.bound.address, kind, array, buffer.data_ptr(), threads)
         if code:
             raise RuntimeError(f"backend 'native': {explain(code)}")
 
 
-def _address(tensor: Tensor | None) -> int | None:
+def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
@@ -207,19 +205,36 @@ def differentiable(
 ) -> list[Tensor | None]:
     """Gradients of x, the bias and every factor by the planner's torch programs, of any further order with `graph`.
 
-    y is linear in the bias, whose gradient needs no value. Views of the operands keep paths between them (x computed
-    from a factor) out of these gradients.
+    y is linear in the bias, whose gradient needs no value.
+    """
+
+    def y(x: Tensor, *factors: Tensor) -> Tensor:
+        return planned.apply(structure, x, factors)
+
+    dx, *df = gradients(y, (want[0], *want[2:]), (x, *factors), dy, graph=graph)
+    return [dx, dy.sum(0) if want[1] else None, *df]
+
+
+def gradients(
+    function: Callable[..., Tensor], want: Sequence[bool], operands: Sequence[Tensor], dy: Tensor, *, graph: bool
+) -> list[Tensor | None]:
+    """Gradients of those operands of a function of tensors that are wanted, of any further order with `graph`.
+
+    Views of the operands keep paths between them (x computed from a factor) out of these gradients.
     """
     with torch.enable_grad():
-        operands = [t.view_as(t) if graph else t.detach().requires_grad_() for t in (x, *factors)]
-        y = planned.apply(structure, operands[0], operands[1:])
-        wanted = [t for t, w in zip(operands, (want[0], *want[2:]), strict=True) if w]
-        found: list[Tensor | None] = []
+        operands = [t.view_as(t) if graph else t.detach().requires_grad_() for t in operands]
+        wanted = [t for t, w in zip(operands, want, strict=True) if w]
+        found: list[Tensor] = []
         if wanted:
+            y = function(*operands)
             found += torch.autograd.grad(y, wanted, dy, create_graph=graph, materialize_grads=True)
-    dx = found.pop(0) if want[0] else None
-    db = dy.sum(0) if want[1] else None
-    return [dx, db, *[found.pop(0) if w else None for w in want[2:]]]
+    return [found.pop(0) if w else None for w in want]
+
+
+def transformed(dy: Tensor) -> bool:
+    """Whether a function transform, or is_grads_batched=True, runs this backward: it shows no numbers."""
+    return torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(dy)
 
 
 class _Native(torch.autograd.Function):
@@ -242,7 +257,7 @@ class _Native(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, *factors = ctx.saved_tensors
         graph = torch.is_grad_enabled()
-        if graph or _functorch_active() or _batched(dy):
+        if graph or transformed(dy):
             found = differentiable(ctx.structure, ctx.want, x, factors, dy, graph=graph)
         else:
             found = ctx.program.backward(x, factors, dy, ctx.want, ctx.copies)
