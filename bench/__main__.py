@@ -191,7 +191,7 @@ def _merge(arguments: argparse.Namespace) -> tuple[str, int]:
     kind = kinds.kind_of(load(arguments.results[0]))
     if kind is None:
         return "\n".join(merge.merge(arguments.results, arguments.output)), 0
-    from bench.answers import training_rows
+    from bench.files import training_rows
 
     readers = {kinds.TRAINING: lambda file: training_rows.read(file.rows)}
     found = merge_tables.merge(arguments.results, arguments.output, readers.get(str(kind), lambda file: None))

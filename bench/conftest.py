@@ -53,7 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         config.stash[OUTPUT] = launch.output(config.option)
         argv = ["pytest", *map(str, config.invocation_params.args)]
-        config.stash[SWEEP] = launch.sweep(config.option, THREADS, argv, since=STARTED)
+        layers = not config.args or any(Path(arg.split("::")[0]).name not in collect_ignore for arg in config.args)
+        config.stash[SWEEP] = launch.sweep(config.option, THREADS, argv, since=STARTED, layers=layers)
     except (UsageError, BadFile) as error:
         raise pytest.UsageError(str(error)) from None
 
@@ -229,8 +230,7 @@ def _record(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestR
     if report.passed:
         measured = getattr(item, "funcargs", {}).get("benchmark")
         if measured is not None and measured.stats is not None:
-            row = sweep.rows[_id(item)] = output.row_of(measured.stats)
-            sweep.news.append({"row": row, "id": _id(item)})
+            sweep.add(_id(item), output.row_of(measured.stats))
         return progress.outcome(sweep.done[-1])
     error = call.excinfo
     named = f"{error.typename}: {error.value}" if error is not None and not report.skipped else ""

@@ -284,6 +284,8 @@ class StructuredLinear(nn.Module):
         if not x.dim() or x.shape[-1] != self.in_features:
             raise ValueError(_wrong_width(self, x))
         operands = self.operands
+        if self._is_fsdp_managed_module:
+            backends.release(operands)  # as in forward
         tokens = x.reshape(-1, self.in_features)
         factors, router = operands[:-1], operands[-1]
         within = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
@@ -304,14 +306,12 @@ class StructuredLinear(nn.Module):
 
     def plan(
         self, tokens: int, *, grad: bool = False
-    ) -> backends.planned.Plan | backends.native.CallPlan | backends.triton.LaunchPlan:
+    ) -> backends.planned.Plan | backends.native.CallPlan | backends.triton.LaunchPlan | backends.ExpertsPlan:
         """What runs for this many tokens, with its predicted cost; print it.
 
         Args:
             grad: with the gradients of the input and of every parameter.
         """
-        if self.structure.gate is not None:
-            raise ValueError(f"{self.structure.name} has a gate: its experts run as several structures, each planned")
         like = self._any()
         where: dict[str, Any] = {"dtype": like.dtype, "device": like.device.type, "bias": self.bias is not None}
         return backends.plan(self._backend, self.structure, tokens, grad=grad, **where)

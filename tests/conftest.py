@@ -1,11 +1,14 @@
-"""One thread a process: the tests are small, and several processes of them share the cores."""
+"""One thread a process, and a file's tests in one process: they are small, and share what their fixtures have made."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 
+from structures import registry
 from structures.backends.planned import measure, rates
 
 
@@ -25,3 +28,31 @@ except OSError:  # no home to write to
     pass
 os.environ["STRUCTURES_CACHE"] = str(_own)  # plans must not depend on what was measured
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """By files, unless `--dist` says otherwise: each process would make the runs that a module's tests look at."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def nothing_added_stays():
+    """Of what a test adds to the registry."""
+    added = dict(registry._added)
+    yield
+    registry._added.clear()
+    registry._added.update(added)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # torch and nine thousand tests are no garbage: no collection need walk them again

@@ -23,9 +23,9 @@ from unittest import mock
 import torch
 
 import structures
-from bench.answers import conversions, training_rows
+from bench.answers import conversions
 from bench.answers.compare import compare
-from bench.files import journal, kinds, merge, merge_tables, rows, wholes
+from bench.files import journal, kinds, merge, merge_tables, rows, training_rows, wholes
 from bench.files.errors import UsageError
 from bench.files.fields import Fields
 from bench.files.journal import Records

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -77,12 +76,7 @@ MISUSES: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def nothing_added_stays() -> Iterator[None]:
-    added = dict(registry._added)
-    yield
-    registry._added.clear()
-    registry._added.update(added)
+pytestmark = pytest.mark.usefixtures("nothing_added_stays")
 
 
 def command(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -19,7 +19,7 @@ SHOWN = ("SwapConfig", "collect_covariances", "coordinate_check", "distil", "fit
 def failures(function, said):
     """The number of examples in a docstring, and of those that do not give what they show."""
     module = sys.modules[function.__module__]
-    known = {**vars(structures), **vars(module)}
+    known = {name: getattr(structures, name) for name in structures.__all__} | vars(module)
     (found,) = doctest.DocTestFinder(recurse=False).find(function, function.__name__, module=module, globs=known)
     runner = doctest.DocTestRunner()
     runner.run(found, out=said.append)

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -175,7 +175,12 @@ BAD_ENTRIES: list[tuple[str, str | bytes, str, tuple[str, ...]]] = [
     ),
     ("an init of neither kind", "m:\n  init: {std: 1}\n" + DENSE, "2:9", ("'uniform'", "'normal'")),
     ("an init of both kinds", "m:\n  init: {uniform: 1, normal: 1}\n" + DENSE, "2:9", ("'uniform'", "'normal'")),
-    ("an init that misspells", "m:\n  init: {uniform: fan + 1}\n" + DENSE, "2:19", ("'fan'", "mean 'fan_in'?")),
+    (
+        "an init that misspells",
+        "m:\n  init: {uniform: fan + 1}\n" + DENSE,
+        "2:19",
+        ("'fan'", "mean 'fan_in' or 'fan_out'?"),
+    ),
     ("an index of no axis", "m:\n  index: {b: y}\n" + DENSE, "2:14", ("'b' is not an axis of the einsum", "x, y")),
     ("an index without size", "m:\n  index: {x: y}\n" + DENSE, "2:14", ("axis 'x' needs a size",)),
     (
@@ -450,12 +455,7 @@ print(json.dumps({"names": names, "warnings": [str(w.message) for w in caught]})
 """
 
 
-@pytest.fixture(autouse=True)
-def nothing_added_stays() -> Iterator[None]:
-    added = dict(registry._added)
-    yield
-    registry._added.clear()
-    registry._added.update(added)
+pytestmark = pytest.mark.usefixtures("nothing_added_stays")
 
 
 def write(folder: Path, text: str | bytes, name: str = "mine.yaml") -> Path:

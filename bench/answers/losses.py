@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from statistics import mean
 
-from scipy import stats
+from scipy import special  # not stats, which takes as long to import as torch
 
-from bench.answers.training_rows import TrainingPlace, TrainingRun
+from bench.files.training_rows import TrainingPlace, TrainingRun
 from bench.files.vocabulary import REMOVED
 
 LEVEL, POWER = 0.95, 0.8
@@ -184,13 +184,13 @@ def threshold(known: Noise, some: int, others: int, pairs: int) -> float:
 @lru_cache(maxsize=1024)
 def quantile(pairs: int, freedom: int) -> float:
     """Student's, two-sided, with the level shared among `pairs`."""
-    return float(stats.t.ppf(1 - (1 - LEVEL) / 2 / pairs, freedom))
+    return float(special.stdtrit(freedom, 1 - (1 - LEVEL) / 2 / pairs))
 
 
 @lru_cache(maxsize=1024)
 def one_sided(freedom: int) -> float:
     """Student's, up to which an estimate falls short of the truth in as many runs of five as POWER says."""
-    return float(stats.t.ppf(POWER, freedom))
+    return float(special.stdtrit(freedom, POWER))
 
 
 def _count(result: Result) -> int:
@@ -222,6 +222,6 @@ def proportion(share: float, count: int, several: int = 1) -> tuple[float, float
         several: how many intervals share the level.
     """
     hits, tail = share * count, (1 - LEVEL) / 2 / several
-    low = float(stats.beta.ppf(tail, hits, count - hits + 1)) if hits > 0 else 0.0
-    high = float(stats.beta.ppf(1 - tail, hits + 1, count - hits)) if hits < count else 1.0
+    low = float(special.betaincinv(hits, count - hits + 1, tail)) if hits > 0 else 0.0
+    high = float(special.betaincinv(hits + 1, count - hits, 1 - tail)) if hits < count else 1.0
     return low, high

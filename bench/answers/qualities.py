@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.answers import conversions, losses, training_rows
+from bench.answers import conversions, losses
 from bench.answers.conversions import ConversionRow
 from bench.answers.losses import TIE, WORSE, Result
 from bench.answers.question import near
-from bench.answers.training_rows import TrainingPlace
-from bench.files import kinds
+from bench.files import kinds, training_rows
 from bench.files.fields import load
 from bench.files.kinds import File
+from bench.files.training_rows import TrainingPlace
 from bench.files.vocabulary import DENSE, REMOVED
 
 REAL = ("language", "encoder")  # tasks on real data; the others are made up

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+
+from structures.language.words import close
 
 
 class UsageError(ValueError):
@@ -20,7 +21,7 @@ def one_of(option: str, word: str, allowed: Iterable[str], further: str = "") ->
     folded = {known.lower(): known for known in words}
     if word in words or word.lower() in folded:
         return word if word in words else folded[word.lower()]
-    close = get_close_matches(word.lower(), folded, n=1)
-    near = f"; did you mean {folded[close[0]]!r}?" if close else "."
+    meant = close(word, words)
+    near = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else "."
     hint = f", {further}" if further else ""
     raise UsageError(f"{option}: {word!r} is not known{near} Allowed: {', '.join(words)}{hint}")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from bench.files.errors import UsageError, one_of
 from bench.files.vocabulary import DTYPES
+from structures.language import words as typed
 
 SHARDS = 1000  # the most that a run is divided into
 QUANTITIES = ("params", "flops")
-ALIASES = {"float": "float32", "double": "float64", "half": "float16"}
 
 
 def words(text: str | None) -> list[str]:
@@ -37,8 +37,7 @@ def dtype(option: str, word: str, allowed: Sequence[str] = DTYPES, further: str 
     Raises:
         UsageError: none that is allowed.
     """
-    short = re.fullmatch(r"(b?)(?:f|fp|float)(\d\d)", word.lower())
-    name = f"{short[1]}float{short[2]}" if short else ALIASES.get(word.lower(), word)
+    name = typed.dtype(word)
     return one_of(option, name if name in DTYPES else word, allowed, further)
 
 
@@ -99,17 +98,11 @@ def budgets(text: str, quantities: Sequence[str] = QUANTITIES) -> tuple[Budget, 
     for word in words(text) if text.strip().lower() != "none" else ():
         left, equals, right = word.partition("=")
         quantity = one_of("--budget", left, quantities) if equals else quantity
-        value = as_share(right if equals else left)
+        value = typed.share(right if equals else left)
         if value is None or not 0 < value <= 1:
             raise UsageError(f"--budget: {word!r} is not a share of dense; write params=0.5,25%, flops=0.5 or none")
         found.append(Budget(quantity, value))
     return tuple(dict.fromkeys(found))
-
-
-def as_share(text: str) -> float | None:
-    """`10%` or `0.1` -> 0.1; None of anything else."""
-    match = re.fullmatch(r"(\d*\.?\d+) ?(%?)", text.strip())
-    return float(match[1]) / (100 if match[2] else 1) if match else None
 
 
 # -- for argparse
@@ -117,7 +110,7 @@ def as_share(text: str) -> float | None:
 
 def share(text: str) -> float:
     """`10%` or `0.1` -> 0.1."""
-    value = as_share(text)
+    value = typed.share(text)
     if value is None or value >= 100:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share; write 10% or 0.1")
     return value

@@ -7,9 +7,11 @@ alone (embeddings, head, loss) is a row of its own, measured on the same model w
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -23,8 +25,9 @@ from bench.files.vocabulary import MODES
 from bench.files.wholes import BOTH, FF_ONLY, REST
 from bench.machine import timing
 from bench.modules.timed import SEED, Addmm, Kinks, Rows, TimedAt, drawn, state_bytes, where
-from bench.sweep.check import CheckFailed, saved_by
-from structures import StructuredLinear, exactness, reference
+from bench.sweep.check import CheckFailed, compare, saved_by
+from bench.sweep.subject import PLAIN
+from structures import StructuredLinear, backends, exactness, reference
 from structures.models.shapes import SHAPES
 from structures.models.swap import swap
 from structures.options import closest_options
@@ -270,10 +273,8 @@ def check(point: DecoderPoint, model: nn.Module, x: Tensor, dy: Tensor) -> float
         CheckFailed: an error above what the error rule allows (`structures.exactness`), or a gradient in a sequence
             where dy is zero.
     """
-    from structures.backends import einsum
-
     kinks = Kinks()
-    exact, plain = meaning(model, reference.apply).double(), meaning(model, einsum.apply)
+    exact, plain = meaning(model, reference.apply).double(), meaning(model, partial(backends.apply, PLAIN))
     acts = [f"{point.shape.blocks}.{i}.{point.shape.activation}" for i in range(point.layers)]
     kept = [model.get_submodule(name) for name in acts]
     if all(isinstance(act, nn.ReLU) for act in kept):
@@ -293,17 +294,13 @@ def check(point: DecoderPoint, model: nn.Module, x: Tensor, dy: Tensor) -> float
     if point.train and found[1][1:].count_nonzero():
         raise CheckFailed("the gradient of x is not zero in sequences where dy is zero")
     deviation = _deviation(point, model, x.dtype)
-    worst, largest = 0.0, max((float(w.abs().max()) for w in wanted[1:]), default=0.0)
-    for number, (f, w, u) in enumerate(zip(found, wanted, usual, strict=True)):
-        if number < 2:  # y and dx: of the first sequence
-            f = f[:1]
-        # keys' biases have gradients of zero (softmax does not see them): noise, small beside the other gradients
-        scale = max(float(w.abs().max()), LEAST * largest if number else 0.0)
-        error, allowed = _error(f, w, scale), exactness.allowed(_error(u, w, scale), deviation)
-        if not error <= allowed:  # also for NaN
-            raise CheckFailed(f"tensor {number} is off by {error:.3g} of its largest number, {allowed:.3g} is allowed")
-        worst = max(worst, error)
-    return worst
+    found = [f[:1] if number < 2 else f for number, f in enumerate(found)]  # y and dx: of the first sequence
+    # keys' biases have gradients of zero (softmax does not see them): noise, small beside the other gradients
+    least = LEAST * max((float(w.abs().max()) for w in wanted[1:]), default=0.0)
+    y = compare(["y"], found[:1], wanted[:1], usual[:1], [deviation])
+    gradients = (f"gradient {number}" for number in itertools.count())
+    rest = compare(gradients, found[1:], wanted[1:], usual[1:], itertools.repeat(deviation), least)
+    return max(y, rest)
 
 
 def _deviation(point: DecoderPoint, model: nn.Module, dtype: torch.dtype) -> float:
@@ -332,10 +329,6 @@ def _results(point: DecoderPoint, model: nn.Module, x: Tensor, dy: Tensor) -> li
     parameters = [x, *model.parameters()]
     gradients = torch.autograd.grad(y, parameters, dy, allow_unused=True)
     return [y.detach(), *(g for g in gradients if g is not None)]
-
-
-def _error(found: Tensor, exact: Tensor, scale: float) -> float:
-    return float((found.double() - exact).abs().max()) / max(scale, torch.finfo(torch.float64).tiny)
 
 
 # -- rows

@@ -15,7 +15,7 @@ from bench.files.vocabulary import MODES
 from bench.machine import timing
 from bench.modules.timed import SEED, Addmm, Kinks, Rows, TimedAt, drawn, state_bytes, where
 from bench.sweep.check import check, sample, saved_bytes
-from bench.sweep.subject import Subject
+from bench.sweep.subject import PLAIN, Subject
 from structures import StructuredLinear, backends, reference
 from structures.exactness import Sums, in_turn, sums
 from structures.structure import Structure
@@ -167,7 +167,7 @@ def build(point: ModulePoint, way: str) -> Built:
         forward=forward,
         parameters=tuple(checked.parameters()),
         meaning=by(reference.apply),
-        plain=by(lambda s, x, p, b: backends.apply("einsum", s, x, p, b)),
+        plain=by(lambda s, x, p, b: backends.apply(PLAIN, s, x, p, b)),
         executed_flops=lambda tokens, train: sum(_executed(ran, s, tokens, train) for s in (up, down)),
         state=timed.state_dict,
         sums=lambda tokens: in_turn([sums(up, tokens), sums(down, tokens)], ACTIVATION),

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.files.errors import UsageError, one_of
-from bench.files.options import as_share, dtype
+from bench.files.options import dtype
 from bench.files.vocabulary import MODES, NEAR
 from bench.search.words import QUALITIES
+from structures.language.words import share
 
 WHOLE = "0-1"
 MOST_WIDTH = 2**16
@@ -93,7 +94,7 @@ def read(given: dict[str, Any]) -> SearchRequest:
 def span(option: str, text: str) -> Range:
     """`0.25`: within 15 % of it; `0.1-0.25`: from one to the other."""
     first, dash, second = text.partition("-")
-    low, high = as_share(first), as_share(second if dash else first)
+    low, high = share(first), share(second if dash else first)
     if low is None or high is None:
         raise UsageError(f"{option}: {text!r} is no share of dense; write 0.25, 25% or a range such as 0.1-0.25")
     found = Range(low, high, high) if dash else Range(low * (1 - NEAR), low * (1 + NEAR), low)

@@ -39,7 +39,7 @@ def check(subject: Subject, x: Tensor, dy: Tensor | None) -> float:
             if subject.originals is not None:
                 return _error(y[rows], meant)
             off = _deviations(subject, *exact_operands, None, [meant], x.dtype)
-            return _compare(("y",), (y[rows],), (meant,), (subject.plain(x_rows, parameters),), off)
+            return compare(("y",), (y[rows],), (meant,), (subject.plain(x_rows, parameters),), off)
     dy_rows = torch.zeros_like(dy)
     dy_rows[rows] = dy[rows]
     zeros = subject.router_may_idle
@@ -55,7 +55,7 @@ def check(subject: Subject, x: Tensor, dy: Tensor | None) -> float:
         raise CheckFailed("the gradient of x is not zero in rows where dy is zero")
     names = ["dx", *(f"d{i}" for i in range(len(parameters) - 1)), "dbias"]
     off = _deviations(subject, *operands, [meant, *exact], x.dtype)[1:]
-    return _compare(names, (found[0][rows], *found[1:]), exact, plain, off)
+    return compare(names, (found[0][rows], *found[1:]), exact, plain, off)
 
 
 def sample(tokens: int, device: torch.device) -> Tensor:
@@ -119,16 +119,22 @@ def _deviations(
     return [_largest(d) / _scale(e) for d, e in zip(found, exact, strict=True)]
 
 
-def _compare(
-    names: Sequence[str],
+def compare(
+    names: Iterable[str],
     found: Sequence[Tensor],
     exact: Sequence[Tensor],
     plain: Sequence[Tensor],
-    deviations: Sequence[float],
+    deviations: Iterable[float],
+    least: float = 0.0,
 ) -> float:
+    """The largest error of all tensors, each relative to its largest number, or to `least` where that is larger.
+
+    Raises:
+        CheckFailed: one is larger than the plain computation's error and the deviation explain.
+    """
     worst = 0.0
     for name, f, e, p, deviation in zip(names, found, exact, plain, deviations, strict=False):
-        error, usual = _error(f, e), _error(p, e)
+        error, usual = _error(f, e, least), _error(p, e, least)
         allowed = exactness.allowed(usual, deviation)
         if not error <= allowed:  # also for NaN
             raise CheckFailed(
@@ -139,8 +145,8 @@ def _compare(
     return worst
 
 
-def _error(found: Tensor, exact: Tensor) -> float:
-    return _largest(found.double() - exact) / _scale(exact)
+def _error(found: Tensor, exact: Tensor, least: float = 0.0) -> float:
+    return _largest(found.double() - exact) / max(_scale(exact), least)
 
 
 def _scale(exact: Tensor) -> float:

@@ -29,17 +29,18 @@ FREE_TO_DIFFER = ("registry",)  # named by its content instead
 ENTRIES = "all entries"
 
 
-def sweep(option: Any, threads: setup.Threads, argv: list[str], *, since: float) -> Sweep:
+def sweep(option: Any, threads: setup.Threads, argv: list[str], *, since: float, layers: bool = True) -> Sweep:
     """The run that the options ask for.
 
     Args:
         since: the clock's reading when the process began, from which a time budget counts.
+        layers: whether layers are measured at all; without them their points are not made, which takes seconds.
     Raises:
         UsageError: a value that is not allowed, or options that exclude each other.
     """
     values = vars(option)
     if not values["rerun_flagged"]:
-        return _sweep(values, threads, argv, since=since)
+        return _sweep(values, threads, argv, since=since, layers=layers)
     given = [name for name in request.MEASURED if is_given(values, name)]
     if given:
         option_names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -47,7 +48,9 @@ def sweep(option: Any, threads: setup.Threads, argv: list[str], *, since: float)
     return _repeated(values, threads, argv, since=since)
 
 
-def _sweep(values: Mapping[str, Any], threads: setup.Threads, argv: list[str], *, since: float) -> Sweep:
+def _sweep(
+    values: Mapping[str, Any], threads: setup.Threads, argv: list[str], *, since: float, layers: bool = True
+) -> Sweep:
     allocator = one_of("--allocator", values["allocator"], ("tuned", "plain"))
     made = Sweep(
         request=request.read(values, cuda=device.available(), cores=threads.count),
@@ -57,7 +60,8 @@ def _sweep(values: Mapping[str, Any], threads: setup.Threads, argv: list[str], *
         asked=asked(values),
     )
     made.effort = _effort(values, full=made.request.full)
-    made.points, made.unreachable = points.points(made.request)
+    if layers:
+        made.points, made.unreachable = points.points(made.request)
     made.mine = made.points
     if values["shard"]:
         shard = options.shard(values["shard"])

@@ -256,7 +256,7 @@ class Sweep:
             BadFile: an entry is none of this sweep, or cannot be read as the results file is.
         """
         by_id = {str(point): point for point in self.points}
-        run = parse_run("this run", Fields("this run", {"run": self.run_facts(), "roofline": [], "rules": {}}))
+        run = self._run
         for entry in entries:
             if "whole" in entry:
                 whole = entry.inside("whole")
@@ -276,6 +276,16 @@ class Sweep:
                 self.load.all_foreign, self.load.all_seconds = entry.values_of("load", (int, float), 2)
             else:
                 entry.object("resumed")
+
+    def add(self, name: str, row: dict[str, Any]) -> None:
+        """Take in the row of a point, as all others will read it."""
+        parse_row(self._run, Fields(name, row))
+        self.rows[name] = row
+        self.news.append({"row": row, "id": name})
+
+    @property
+    def _run(self) -> Run:
+        return parse_run("this run", Fields("this run", {"run": self.run_facts(), "roofline": [], "rules": {}}))
 
     def _restore_row(self, entry: Fields, by_id: Mapping[str, Point], run: Run) -> None:
         row = parse_row(run, entry.inside("row"))

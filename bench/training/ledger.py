@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.files import journal
+from bench.files import journal, training_rows
+from bench.files.fields import Fields
 from bench.files.rounding import rounded
 from bench.files.run import RunRecord
 from bench.training import rows
@@ -42,9 +43,10 @@ class Ledger:
             self._journal.add(found)
 
     def add(self, several: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the rows of a job, all or none."""
+        """Keep the rows of a job, all or none, as all others will read them."""
         assert self._journal
         made = [rounded(dict(row)) for row in several]
+        training_rows.read([Fields(str(row.get("key")), row) for row in made])
         self.run.rows += made
         refused = [{"refused": refused} for refused in self.run.refused[self._written :]]
         self._journal.add([*refused, *({"row": row} for row in made)])

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.answers import training_rows
-from bench.files import declared, journal
+from bench.files import declared, journal, training_rows
 from bench.files.errors import UsageError
 from bench.files.fields import Fields, load
 from bench.files.kinds import TRAINING, kind_of

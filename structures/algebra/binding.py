@@ -410,19 +410,26 @@ def _gathers(
         if math.prod(len(g) for g in grid) * len(spec.einsum) > MAX_TABLE:
             message = f"index: {axis} takes more than {MAX_TABLE} values in all terms"
             raise spec.error(message, "index", axis, kind=SizeError)
-        table = []
-        for values in itertools.product(*grid):
-            at = dict(zip(by, values, strict=True))
-            try:
-                value = evaluate(text, {**names, **at})
-            except ExpressionError as error:
-                raise spec.error(f"index: {error}", "index", axis, kind=SizeError) from None
+        held = tuple((name, value, repr(value)) for name, value in names.items() if name in names_in(text))
+        try:
+            table = _table(text, held, by, tuple(named[a] for a in by))
+        except ExpressionError as error:
+            raise spec.error(f"index: {error}", "index", axis, kind=SizeError) from None
+        for values, value in zip(itertools.product(*grid), table, strict=True):
             if not isinstance(value, int) or not 0 <= value < named[axis]:
-                where = ", ".join(f"{k}={v}" for k, v in at.items())
+                where = ", ".join(f"{k}={v}" for k, v in zip(by, values, strict=True))
                 raise spec.error(f"index: {axis} = {text} is {value} at {where}, outside 0 to {named[axis] - 1}",
                                  "index", axis, kind=SizeError)  # fmt: skip
-            table.append(value)
-        yield Gather(axis, by, tuple(table), text)
+        yield Gather(axis, by, table, text)  # type: ignore[arg-type]  # whole numbers all
+
+
+@lru_cache(maxsize=128)
+def _table(text: str, held: tuple[tuple[str, Value, str], ...], by: Axes, sizes: tuple[int, ...]) -> tuple[Value, ...]:
+    """What `text` reads at every place along the axes `by`; `held` are names, values and, as 1 == 1.0, their texts."""
+    names = {name: value for name, value, _ in held}
+    return tuple(
+        evaluate(text, {**names, **dict(zip(by, at, strict=True))}) for at in itertools.product(*map(range, sizes))
+    )
 
 
 def _loaded(spec: Entry, term: Expanded, gathers: Sequence[Gather], number: str) -> Axes:

@@ -123,9 +123,12 @@ def _cheapest_order(
     if _states(chains) > MAX_ORDER_STATES:
         return _cheapest_of_some(size, loaded, factors, chains, output)
     best: dict[State, tuple[int, tuple[int, ...]]] = {((0, 0),) * len(chains): (0, ())}
+    cost_of_step: dict[frozenset[str], int] = {}
     for state, position, reached, involved in _walk(loaded, factors, chains, output):
+        if involved not in cost_of_step:
+            cost_of_step[involved] = math.prod([size[a] for a in involved])
         cost, order = best[state]
-        found = cost + math.prod(size[a] for a in involved), (*order, position)
+        found = cost + cost_of_step[involved], (*order, position)
         best[reached] = min(best.get(reached, found), found)
     ends = (end for end in best.values() if len(end[1]) == len(factors))
     return min(ends)[1]  # a chain that is done may have been parted anywhere
@@ -157,10 +160,22 @@ def _states(chains: list[list[int]]) -> int:
     return math.prod((len(chain) + 1) * (len(chain) + 2) // 2 for chain in chains)
 
 
-def _walk(
-    loaded: Axes, factors: Mapping[int, Axes], chains: list[list[int]], output: Axes
-) -> Iterator[tuple[State, int, State, frozenset[str]]]:
+Walk = tuple[tuple[State, int, State, frozenset[str]], ...]
+
+
+def _walk(loaded: Axes, factors: Mapping[int, Axes], chains: list[list[int]], output: Axes) -> Walk:
     """Every step from one state to the next, the least done first: the state, its factor, the next one, the axes."""
+    return _walked(loaded, tuple(factors.items()), tuple(map(tuple, chains)), output)
+
+
+@functools.lru_cache(maxsize=64)  # the sizes do not matter: one walk for all options of an entry
+def _walked(loaded: Axes, held: tuple[tuple[int, Axes], ...], chains: Sequence[tuple[int, ...]], output: Axes) -> Walk:
+    return tuple(_steps(loaded, dict(held), chains, output))
+
+
+def _steps(
+    loaded: Axes, factors: Mapping[int, Axes], chains: Sequence[tuple[int, ...]], output: Axes
+) -> Iterator[tuple[State, int, State, frozenset[str]]]:
     frontier: dict[State, frozenset[str]] = {((0, 0),) * len(chains): frozenset(loaded)}
     for _ in factors:
         following: dict[State, frozenset[str]] = {}
@@ -175,11 +190,11 @@ def _walk(
         frontier = following
 
 
-def _remaining(chains: list[list[int]], state: State) -> list[int]:
+def _remaining(chains: Sequence[Sequence[int]], state: State) -> list[int]:
     return [p for chain, (front, back) in zip(chains, state, strict=True) for p in chain[front : len(chain) - back]]
 
 
-def _next(chains: list[list[int]], state: State) -> Iterator[tuple[int, State]]:
+def _next(chains: Sequence[Sequence[int]], state: State) -> Iterator[tuple[int, State]]:
     """The factors that can be contracted next, and the state that each leads to."""
     for c, (chain, (front, back)) in enumerate(zip(chains, state, strict=True)):
         if front + back == len(chain):

@@ -5,7 +5,8 @@
     executed_flops(structure, tokens, train) -> int        what it really computes, 2 per multiply-add
     prepare(structure) -> None                             optional: what can be worked out when a layer is made
     release(factors) -> None                               optional: free what is kept of these factors
-    GATED = True                                           optional: it runs structures with a gate, and no others
+    GATED = True                                           optional: it runs structures with a gate, and no others;
+                                                           `native` names one of each kind, `triton` runs both
 
 Structures of several links (`;`) are cut into stages that have none: a backend is only ever given those.
 
@@ -23,8 +24,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from structures.backends import bmm, einsum, native, planned, stages, triton
-from structures.backends.experts import all_experts, grouped, preferred
+from structures.backends import bmm, einsum, kept, native, planned, stages, triton
+from structures.backends.experts import ExpertsPlan as ExpertsPlan
+from structures.backends.experts import all_experts, grouped, kernel, preferred
+from structures.backends.experts import plan as plan_experts
 from structures.backends.views import whole
 from structures.exporting import exporting
 from structures.language.expressions import nearest
@@ -45,7 +48,8 @@ class Backend(Protocol):
 Weighted = Callable[[Structure, Tensor, Sequence[Tensor], Routing, Tensor | None], Tensor]
 
 _BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned, "native": native, "triton": triton}
-_BACKENDS |= {"all_experts": all_experts, "grouped": grouped}
+# with a gate
+_EXPERTS: dict[str, Backend] = {"native": kernel, "triton": triton, "all_experts": all_experts, "grouped": grouped}
 AUTO = "auto"
 OTHERWISE = ("planned", "einsum")  # what `auto` tries, in this order, where the native kernel is not preferred
 EXPORTED = ("bmm", "einsum")  # the same in an export, whose file is to hold the factors and no matrix made of them
@@ -57,22 +61,22 @@ REMOVED = {  # names of former versions, and what to use now
 
 def names() -> tuple[str, ...]:
     """The names of all backends; `auto` chooses among them."""
-    return tuple(_BACKENDS)
+    return tuple({**_BACKENDS, **_EXPERTS})
 
 
 def register(name: str, backend: Backend) -> None:
     """Add a backend; the contract tests then cover it."""
-    if name == AUTO or name in _BACKENDS:
+    if name == AUTO or name in names():
         raise ValueError(f"there is a backend {name!r} already")
-    _BACKENDS[name] = backend
+    (_EXPERTS if getattr(backend, "GATED", False) else _BACKENDS)[name] = backend
 
 
 def check_name(name: str) -> None:
     """Raises ValueError unless `name` is a backend or `auto`."""
     if name in REMOVED:
         raise ValueError(f"backend {name!r} was removed: {REMOVED[name]}")
-    if name != AUTO and name not in _BACKENDS:
-        raise ValueError(f"unknown backend {name!r}{nearest(name, [AUTO, *_BACKENDS])}")
+    if name != AUTO and name not in _BACKENDS and name not in _EXPERTS:
+        raise ValueError(f"unknown backend {name!r}{nearest(name, [AUTO, *names()])}")
 
 
 def get(name: str) -> Backend:
@@ -89,7 +93,7 @@ class _ByName:
 
     def refuses(self, structure: Structure, x: Tensor) -> str | None:
         for stage in stages.every(structure) if not structure.plain else (structure,):
-            reason = _BACKENDS[_runs(self.name, stage, structure)].refuses(stage, x)
+            reason = _module(_runs(self.name, stage, structure), stage).refuses(stage, x)
             if reason is not None:
                 return reason
         return None
@@ -100,13 +104,13 @@ class _ByName:
     def executed_flops(self, structure: Structure, tokens: int = 1, *, train: bool = False, **more: Any) -> int:
         """As the backend's own; `more` is passed on."""
         if structure.plain:
-            own: Any = _BACKENDS[self.name]
+            own: Any = _module(self.name, structure)
             return int(own.executed_flops(structure, tokens, train=train, **more))
         count = 0
         for stage in stages.every(structure):
             gated = {} if stage.gate is None else more
             name = _runs(self.name, stage, structure)
-            module: Any = _BACKENDS[name]
+            module: Any = _module(name, stage)
             count += module.executed_flops(stage, tokens, train=train, **gated)
             # each gated stage has counted a router of its own width; there is one, of the whole's
             count -= 2 * tokens * math.prod(stage.router_shape) * (3 if train else 1)
@@ -114,8 +118,14 @@ class _ByName:
 
 
 def _runs(name: str, stage: Structure, structure: Structure) -> str:
-    """What runs a stage: the backend asked for, but the planner where only other stages hold experts."""
-    return "planned" if structure.gate is not None and stage.gate is None else name
+    """What runs a stage: the backend asked for, but the planner where only other stages hold experts and it cannot."""
+    return "planned" if structure.gate is not None and stage.gate is None and name not in _BACKENDS else name
+
+
+def _module(name: str, structure: Structure) -> Backend:
+    """The backend called `name` that is for this structure, or the one that says why it is not."""
+    own, other = (_BACKENDS, _EXPERTS) if structure.gate is None else (_EXPERTS, _BACKENDS)
+    return own[name] if name in own else other[name]
 
 
 def choose(name: str, structure: Structure, x: Tensor) -> str:
@@ -155,37 +165,44 @@ def refusal(name: str, structure: Structure, x: Tensor) -> str | None:
     """Why a backend cannot run this, as a sentence; None where it can."""
     if name not in _BACKENDS:
         check_name(name)
-    if structure.gate is not None and not getattr(_BACKENDS[name], "GATED", False):
-        able = ", ".join(n for n, b in _BACKENDS.items() if getattr(b, "GATED", False))
+    if structure.gate is not None and name not in _EXPERTS:
+        able = ", ".join(_EXPERTS)
         return f"{structure.name} has a gate, and W is each token's own; backends that run experts: {able}"
-    return get(name).refuses(structure, x) if not structure.plain else _BACKENDS[name].refuses(structure, x)
+    return get(name).refuses(structure, x) if not structure.plain else _module(name, structure).refuses(structure, x)
 
 
 def prepare(structure: Structure) -> None:
     """Let every backend work out what it can before the first call: a compiler's trace then finds plain constants."""
     for stage in stages.every(structure) if not structure.plain else (structure,):
-        for backend in _BACKENDS.values():
-            if getattr(backend, "GATED", False) == (stage.gate is not None):
-                getattr(backend, "prepare", lambda structure: None)(stage)
+        for backend in (_BACKENDS if stage.gate is None else _EXPERTS).values():
+            getattr(backend, "prepare", lambda structure: None)(stage)
 
 
 def release(factors: Sequence[Tensor]) -> None:
-    """Let every backend free what it keeps of these factors between calls."""
-    for backend in _BACKENDS.values():
+    """Free the copies of these factors that are kept between calls, and let every backend free what else it keeps."""
+    kept.release(factors)
+    for backend in (*_BACKENDS.values(), *_EXPERTS.values()):
         getattr(backend, "release", lambda factors: None)(factors)
 
 
 def plan(
     name: str, structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, bias: bool, grad: bool
-) -> planned.Plan | native.CallPlan | triton.LaunchPlan:
+) -> planned.Plan | native.CallPlan | triton.LaunchPlan | ExpertsPlan:
     """What the backend called `name` runs for so many tokens, with its predicted cost; print it.
 
     Raises:
-        ValueError: a kernel is asked for by name and refuses, or a chain runs as several programs.
+        ValueError: a kernel or an execution of experts is asked for by name and refuses, or a chain runs as several
+            programs.
     """
     structure = structure if structure.plain else stages.one(structure)
     if name == "triton":
         return triton.plan(structure, tokens, dtype=dtype, device=device, grad=grad)
+    if structure.gate is not None:
+        reason = None if name == AUTO else refusal(name, structure, torch.empty(0, structure.in_features, dtype=dtype))
+        if reason is not None:
+            raise ValueError(f"backend {name!r}: {reason}")
+        asked = None if name == AUTO else name
+        return plan_experts(structure, tokens, dtype=dtype, device=device, grad=grad, asked=asked)
     if name in (AUTO, "native"):
         found = native.plan(structure, tokens, dtype=dtype, device=device, grad=grad, asked=name != AUTO)
         if found is not None:
@@ -197,12 +214,13 @@ def weighted(
     name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], routing: Routing, bias: Tensor | None
 ) -> Tensor:
     """y of a structure with a gate by the backend called `name`, for a routing that is decided."""
-    own: Weighted = getattr(_BACKENDS[name], "weighted")  # noqa: B009
+    own: Weighted = getattr(_EXPERTS[name], "weighted")  # noqa: B009
     if structure.plain:
         return _given(own(structure, x, factors, routing, bias))
+    plain = _BACKENDS.get(name, planned)
 
     def run(stage: Structure, z: Tensor, held: Sequence[Tensor], b: Tensor | None) -> Tensor:
-        return planned.apply(stage, z, held, b) if stage.gate is None else own(stage, z, held, routing, b)
+        return plain.apply(stage, z, held, b) if stage.gate is None else own(stage, z, held, routing, b)
 
     return _given(stages.run(structure, x, factors, bias, run))
 
@@ -217,7 +235,7 @@ def plain(name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor],
 def apply(name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     """y (tokens, out_features) = W x + bias by the backend called `name`, which must not refuse."""
     if structure.plain:
-        return _given(_BACKENDS[name].apply(structure, x, factors, bias))
+        return _given(_module(name, structure).apply(structure, x, factors, bias))
     if structure.gate is not None:
         return weighted(name, structure, x, factors[:-1], route(structure.gate, x, factors[-1]), bias)
     return _given(stages.run(structure, x, factors, bias, _BACKENDS[name].apply))

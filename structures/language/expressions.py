@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
-from typing import cast
+from typing import Any, cast
 
 from structures.language.words import close
 
@@ -60,6 +60,11 @@ def parse(source: str) -> ast.expr:
 
 def names_in(source: str) -> frozenset[str]:
     """The names that `source` reads, functions left out."""
+    return _names_in(str(source))
+
+
+@lru_cache(maxsize=4096)
+def _names_in(source: str) -> frozenset[str]:
     tree = parse(source)
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     return frozenset(n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called)
@@ -203,7 +208,7 @@ def _check(node: ast.AST, depth: int) -> None:
         _check(child, depth + 1)
 
 
-class _Evaluator(ast.NodeVisitor):
+class _Evaluator:
     """Walks a checked tree; every method returns a value or raises ExpressionError."""
 
     def __init__(self, names: Mapping[str, Value], real: bool):
@@ -211,20 +216,20 @@ class _Evaluator(ast.NodeVisitor):
         self.real = real
 
     def visit(self, node: ast.AST) -> Value:
-        return cast(Value, super().visit(node))
+        return _VISITORS[type(node)](self, node)
 
-    def visit_Constant(self, node: ast.Constant) -> Value:
+    def constant(self, node: ast.Constant) -> Value:
         return node.value  # type: ignore[return-value]  # parse() has checked that it is a number
 
-    def visit_Name(self, node: ast.Name) -> Value:
+    def name(self, node: ast.Name) -> Value:
         if node.id not in self.names:
             raise ExpressionError(f"unknown name {node.id!r}{nearest(node.id, self.names)}", node.col_offset)
         return self.names[node.id]
 
-    def visit_UnaryOp(self, node: ast.UnaryOp) -> Value:
+    def negative(self, node: ast.UnaryOp) -> Value:
         return -self.number(node.operand)
 
-    def visit_BinOp(self, node: ast.BinOp) -> Value:
+    def binary(self, node: ast.BinOp) -> Value:
         left = self.visit(node.left)
         if isinstance(left, tuple):
             return self.joined(left, node)
@@ -264,10 +269,10 @@ class _Evaluator(ast.NodeVisitor):
             raise ExpressionError(f"a list has at most {MAX_PARTS} numbers, found {len(found)}", node.col_offset)
         return found
 
-    def visit_List(self, node: ast.List) -> Value:
+    def listed(self, node: ast.List) -> Value:
         return tuple(self.number(element) for element in node.elts)
 
-    def visit_Subscript(self, node: ast.Subscript) -> Value:
+    def subscript(self, node: ast.Subscript) -> Value:
         value = self.visit(node.value)
         if not isinstance(value, tuple):
             raise ExpressionError("only a list can be indexed", node.col_offset)
@@ -281,7 +286,7 @@ class _Evaluator(ast.NodeVisitor):
             raise ExpressionError(f"index {position} is outside a list of {len(value)}", node.col_offset)
         return value[position]
 
-    def visit_Call(self, node: ast.Call) -> Value:
+    def call(self, node: ast.Call) -> Value:
         assert isinstance(node.func, ast.Name)
         name, count = node.func.id, len(node.args)
         if name in ("min", "max"):
@@ -329,6 +334,17 @@ class _Evaluator(ast.NodeVisitor):
         if not isinstance(value, int):
             raise ExpressionError(f"{value} is not a whole number", node.col_offset)
         return value
+
+
+_VISITORS: dict[type[ast.AST], Callable[[_Evaluator, Any], Value]] = {
+    ast.Constant: _Evaluator.constant,
+    ast.Name: _Evaluator.name,
+    ast.UnaryOp: _Evaluator.negative,
+    ast.BinOp: _Evaluator.binary,
+    ast.List: _Evaluator.listed,
+    ast.Subscript: _Evaluator.subscript,
+    ast.Call: _Evaluator.call,
+}
 
 
 def is_number(value: object) -> bool:

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from structures.language.expressions import ExpressionError, evaluate, names_in, nearest
 
@@ -89,6 +90,7 @@ class Pattern:
 _TOKEN = re.compile(r"\s*(?:(?P<axis>[A-Za-z_][A-Za-z0-9_]*)(?:\[(?P<subscript>[^\[\]]*)\])?|(?P<paren>[()]))")
 
 
+@lru_cache(maxsize=4096)
 def parse_chain(text: str) -> tuple[Pattern, ...]:
     """The patterns of a term's links, parted by `;`: one for an ordinary term.
 
@@ -237,6 +239,12 @@ def expand(pattern: Pattern, lengths: Mapping[str, int]) -> Expanded:
     Raises:
         NotationError: a list axis without index, positions outside a list, a repeated factor without a list.
     """
+    return _expand(pattern, tuple(lengths.items()))
+
+
+@lru_cache(maxsize=4096)
+def _expand(pattern: Pattern, held: tuple[tuple[str, int], ...]) -> Expanded:
+    lengths = dict(held)
     copies = [_copies(factor, lengths) for factor in pattern.factors]
     highest = _highest_positions(pattern, copies, lengths)
     factors, families, numbers, written = [], [], [], 0

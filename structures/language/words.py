@@ -55,7 +55,10 @@ def close(name: str, known: Iterable[str]) -> list[str]:
     return begun or [folded[small] for small in get_close_matches(name.lower(), folded, n=1)]
 
 
+ALIASES = {"float": "float32", "double": "float64", "half": "float16"}
+
+
 def dtype(text: str) -> str:
-    """`fp32`, `FP32`, `f32` -> `float32`; other words as they are, in lower case."""
+    """`fp32`, `FP32`, `f32`, `float` -> `float32`; other words as they are, in lower case."""
     short = re.fullmatch(r"(b?)(?:f|fp|float)(\d\d)", text.lower())
-    return f"{short[1]}float{short[2]}" if short else text.lower()
+    return f"{short[1]}float{short[2]}" if short else ALIASES.get(text.lower(), text.lower())

@@ -16,15 +16,15 @@ from torch import Tensor
 
 import structures
 from structures import reference
-from structures.backends import einsum, native, stages
-from structures.backends.native import build, kept, kernel, library, operators
+from structures.backends import einsum, kept, native, stages
+from structures.backends.native import build, kernel, library, operators
 from structures.spec import Spec
 
 NAMES = [name for name in structures.names() if not structures.get(name).gate]
 NAMES = [name for name in NAMES if structures.get(name).bind(*SHAPES[0]).plain]  # chains run stage by stage
 DTYPES = (torch.float32, torch.bfloat16)
 TOKENS = (1, 3, 16, 33, 130)  # both sides of where rows end and tiles begin, and tiles that are not full
-PROCESSORS = {"this processor": build.MACHINE, "AVX2": ("-march=x86-64-v3",), "x86-64": ("-march=x86-64",)}
+PROCESSORS = {"AVX2": ("-march=x86-64-v3",), "x86-64": ("-march=x86-64",)}
 
 
 def odd(einsum: str | tuple[str, ...], **more: object) -> Spec:
@@ -55,6 +55,9 @@ ODD = {
     ),
     "gather of the output's own axis": (
         odd("(b i) -> (u i)", sizes={"b": "4", "u": "4"}, index={"b": "3 - u"}), 20, 20,
+    ),
+    "gather that repeats and skips without a factor": (
+        odd("(b i) -> (u i)", sizes={"b": "4", "u": "6"}, index={"b": "u // 2"}), 20, 30,
     ),
     "many narrow terms": (odd(("x, x r, r y -> y",) * 4, sizes={"r": "1"}), 9, 11),
     "one input feature": (
@@ -153,11 +156,17 @@ def processor(request) -> Iterator[str]:
 # -- right
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("name", "shape"), CASES)
-def test_value_and_every_gradient_are_as_exact_as_torch_s_own(name, shape, dtype, threads):
+# Each case on one thread in one dtype and on two in the other, as the bits are the same for both; an entry of the
+# registry at some numbers of tokens in one dtype or at one shape, and at the others in the other.
+TURNS = [
+    (1 + (i + j) % 2, *case, dtype, (i // 2 + j) % 2) for i, case in enumerate(CASES) for j, dtype in enumerate(DTYPES)
+]
+
+
+@pytest.mark.parametrize(("threads", "name", "shape", "dtype", "turn"), TURNS, indirect=["threads"])
+def test_value_and_every_gradient_are_as_exact_as_torch_s_own(name, shape, dtype, threads, turn):
     structure = structure_of(name, shape)
-    for tokens in TOKENS:
+    for tokens in TOKENS if name in ODD else TOKENS[turn::2]:
         check(structure, tokens, dtype)
 
 
@@ -531,7 +540,7 @@ def test_a_kept_copy_is_made_anew_when_a_factor_changed(dtype, change):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_kept_copy_goes_with_its_factors_and_when_it_is_released(dtype):
     structure, x, bias, factors = copied(dtype)
-    native.release(factors)
+    kept.release(factors)
     assert kept.held_bytes(factors) == 0
     with torch.no_grad():
         native.apply(structure, x, factors, bias)
@@ -541,9 +550,19 @@ def test_a_kept_copy_goes_with_its_factors_and_when_it_is_released(dtype):
     assert len(kept._copies) == count - 1
 
 
+def test_a_layer_that_runs_in_stages_frees_the_copies_of_each():
+    """Previously failed: a stage is given some of the factors, and the layer released those that all stages have."""
+    layer = structures.StructuredLinear("kaleidoscope", 256, 256, backend="native").eval()
+    with torch.no_grad():
+        layer(torch.randn(1, 256))
+    assert kept.held_bytes(layer.factors) > 0, "this case should keep a copy"
+    layer.train()
+    assert kept.held_bytes(layer.factors) == 0
+
+
 def test_nothing_is_kept_where_gradients_are_wanted_or_changes_cannot_be_seen():
     structure, x, bias, factors = copied(torch.float32)
-    native.release(factors)
+    kept.release(factors)
     native.apply(structure, x, factors, bias)  # grad is enabled, and the factors want it
     with torch.no_grad():
         native.apply(structure, x, factors, bias, keep=False)
@@ -742,13 +761,6 @@ def test_a_text_that_is_no_structure_is_an_error(text):
         operators.bound(text)
 
 
-@pytest.fixture
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
 class Product(torch.nn.Module):
     """The backend alone, as a module whose parameters an export finds."""
 
@@ -764,12 +776,8 @@ class Product(torch.nn.Module):
         return torch.nn.functional.gelu(native.apply(self.structure, x, list(self.factors), self.bias))
 
 
-COMPILERS = pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
-
-
 @quiet
-@COMPILERS
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("compiler", "dtype"), [("aot_eager", torch.bfloat16), ("inductor", torch.float32)])
 def test_it_compiles_to_one_graph_for_any_number_of_tokens(compiler, dtype, fresh_compiler):
     made = Product("monarch", dtype)
     compiled = torch.compile(made, backend=compiler, fullgraph=True, dynamic=True)

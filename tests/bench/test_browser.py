@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from browser import Browser, installed, started
-from test_report import MARKUP, STRUCTURES, a_chart, made_up, refusal, rendered, saved, small
+from made_up import refusal
+from test_report import MARKUP, STRUCTURES, a_chart, made_up, rendered, saved, small
 from test_training_report import comparison
 from test_training_report import document as training
 from test_training_report import row as trained
@@ -319,7 +320,7 @@ def test_everything_to_choose_has_a_name_and_headings_leave_no_level_out(browser
 def hostile() -> dict[str, Any]:
     made = small(structures={name: (0.25, 2.0, 0.5 + 0.04 * i) for i, name in enumerate(MARKUP)}, modes=("train",))
     made["structures"]["run"] |= {"cpu": MARKUP[0], "argv": MARKUP, "allocator": MARKUP[1]}
-    made["structures"]["refused"].append(refusal(MARKUP[1], None, MARKUP[0], (1, 1), 1, "forward", "cpu"))
+    made["structures"]["refused"].append(refusal(MARKUP[1], MARKUP[0], budget=None, in_features=1))
     more = []
     for benchmark in made["benchmarks"]:
         row = benchmark["extra_info"]

@@ -16,6 +16,9 @@ from xml.etree import ElementTree
 
 import pytest
 import vl_convert
+from made_up import document, refusal
+from made_up import point as benchmark
+from made_up import saved as named_files
 
 from bench import report
 from bench.__main__ import main
@@ -77,38 +80,18 @@ def made_up(
             for name, (own, density, efficiency) in structures.items():
                 if (part and name in ("kronecker", "toeplitz")) or (name == "blast" and shape[0] == 256):
                     reason = f"{name}: no options come within 20 % of {budget or 'these widths'}"
-                    refused.append(refusal(name, budget, reason, shape, t, mode, device))
+                    series = f"{name} @ {budget}" if budget else f"{name} n_blocks=4"
+                    place = {"in_features": shape[0], "out_features": shape[1], "tokens": t, "device": device}
+                    refused.append(refusal(name, reason, series=series, budget=budget, mode=mode, **place))
                     continue
                 series = f"{name} @ {budget}" if budget else f"{name} n_blocks=4"
                 scale = "n_blocks = 4 at every width" if budget is None else f"rank or blocks so that {budget}"
                 rules[series] = scale
                 benchmarks.append(point(name, series, budget, part or own, density, efficiency, **where))
-    run = {
-        "argv": ["pytest", "bench", "--benchmark-json=results.json"],
-        "datetime": "2031-02-03T04:05:06+00:00",
-        "commit": "0123456789abcdef0123456789abcdef01234567",
-        "dirty": False,
-        "versions": {"python": "3.11", "torch": "2.13", "structures": "0.1", "numpy": "2.4", "pytest_benchmark": "5.3"},
-        "cpu": cpu,
-        "device_names": {"cpu": cpu} | ({"cuda": "Made-up GPU"} if device == "cuda" else {}),
-        "threads": 2,
-        "pinned": [0, 1],
-        "allocator": "mallopt M_MMAP_THRESHOLD=4294967296",
-        "tf32": None,
-        "cold": False,
-        "complete": True,
-        "foreign_load": 0.03,
-    }
+    names = {"cpu": cpu} | ({"cuda": "Made-up GPU"} if device == "cuda" else {})
     limit = {"device": device, "dtype": "float32", "threads": 2, "gemm_flops_per_s": 1.9e11, "copy_bytes_per_s": 1.8e10}
-    section = {"schema": 1, "run": run, "roofline": [limit], "rules": rules, "refused": refused}
-    return {
-        "machine_info": {},
-        "commit_info": {},
-        "benchmarks": benchmarks,
-        "datetime": run["datetime"],
-        "version": "5.3.1",
-        "structures": section,
-    }
+    run = {"cpu": cpu, "device_names": names, "allocator": "mallopt M_MMAP_THRESHOLD=4294967296"}
+    return document(*benchmarks, refused=refused, run=run, roofline=[limit], rules=rules)
 
 
 def point(
@@ -133,70 +116,44 @@ def point(
     params = max(1, round(dense_params * share))
     dense_flops = 2 * dense_params * tokens * passes
     flops = params * density * tokens * passes
+    is_dense = structure.startswith("dense")
 
     def seconds(work: float, rate: float, calls: float) -> float:
         return calls * passes * 4e-6 + work / (1.6e11 * rate * work / (work + 2e6))
 
-    dense = seconds(dense_flops, 1.0, 1)
-    time = seconds(flops, efficiency, 1 if structure.startswith("dense") else 4) * dice.uniform(0.96, 1.04)
-    ratio = dense / time
-
-    def spread(median: float) -> dict[str, Any]:
+    def spread(median: float) -> tuple[float, float, float]:
         width = dice.uniform(0.01, 0.08) if tokens > 16 else dice.uniform(0.05, 0.15)
-        return {"median": median, "q1": median * (1 - width), "q3": median * (1 + width), "rounds": 31}
+        return median, median * (1 - width), median * (1 + width)
 
-    name = f"test_point[{series}-{shape[0]}x{shape[1]}-{tokens}-float32-{device}-{mode}]"
-    info = {
-        "structure": structure,
-        "series": series,
-        "options": {} if structure.startswith("dense") else {"n_blocks": 4},
-        "budget": budget,
-        "in_features": shape[0],
-        "out_features": shape[1],
-        "tokens": tokens,
-        "dtype": "float32",
-        "device": device,
-        "mode": mode,
-        "backend": "linear" if structure == "dense" else "planned",
-        "threads": 2,
-        "params": params,
-        "params_share": params / dense_params,
-        "flops": flops,
-        "executed_flops": flops,
-        "dense_flops": dense_flops,
-        "flops_share": flops / dense_flops,
-        "bytes": 4 * (params + tokens * sum(shape)),
-        "parameter_bytes": 4 * params,
-        "activation_bytes": None,
-        "speedup": None if structure == "dense" and not control else spread(ratio),
-        "error": 1.2e-7,
-        "roofline": {"bound": "arithmetic", "fraction": 0.7},
-        "flags": ["noisy"] if dice.random() < 0.05 else [],
-        "control": control,
-        "clock": clock,
-    }
-    stats = spread(time) | {"min": time * 0.8, "max": time * 2, "mean": time, "stddev": time * 0.1, "iterations": 1}
-    return {"name": name, "fullname": f"bench/test_sweep.py::{name}", "group": None, "stats": stats, "extra_info": info}
-
-
-def refusal(
-    structure: str, budget: str | None, reason: str, shape: tuple[int, int], tokens: int, mode: str, device: str
-) -> dict[str, Any]:
-    return {
-        "structure": structure,
-        "series": f"{structure} @ {budget}" if budget else f"{structure} n_blocks=4",
-        "options": None,
-        "in_features": shape[0],
-        "out_features": shape[1],
-        "tokens": tokens,
-        "dtype": "float32",
-        "device": device,
-        "mode": mode,
-        "backend": "auto",
-        "threads": 2,
-        "budget": budget,
-        "reason": reason,
-    }
+    time = seconds(flops, efficiency, 1 if is_dense else 4) * dice.uniform(0.96, 1.04)
+    return benchmark(
+        series,
+        speedup=None if structure == "dense" and not control else spread(seconds(dense_flops, 1.0, 1) / time),
+        flags=["noisy"] if dice.random() < 0.05 else [],
+        time=spread(time),
+        rounds=31,
+        structure=structure,
+        options={} if is_dense else {"n_blocks": 4},
+        budget=budget,
+        in_features=shape[0],
+        out_features=shape[1],
+        tokens=tokens,
+        device=device,
+        mode=mode,
+        backend="linear" if structure == "dense" else "planned",
+        params=params,
+        params_share=params / dense_params,
+        flops=flops,
+        executed_flops=flops,
+        dense_flops=dense_flops,
+        flops_share=flops / dense_flops,
+        bytes=4 * (params + tokens * sum(shape)),
+        parameter_bytes=4 * params,
+        error=1.2e-7,
+        roofline={"bound": "arithmetic", "fraction": 0.7},
+        control=control,
+        clock=clock,
+    )
 
 
 SMALL = {"dyad_it": STRUCTURES["dyad_it"], "dyad_ot": STRUCTURES["dyad_ot"], "monarch": STRUCTURES["monarch"]}
@@ -210,10 +167,7 @@ def small(**changes: Any) -> dict[str, Any]:
 
 
 def saved(folder: Path, *contents: Any) -> list[Path]:
-    paths = [folder / f"results{i}.json" for i in range(len(contents))]
-    for path, content in zip(paths, contents, strict=True):
-        path.write_text(json.dumps(content), encoding="utf-8")
-    return paths
+    return named_files(folder, **{f"results{i}": content for i, content in enumerate(contents)})
 
 
 def results(folder: Path, *contents: Any) -> Results:
@@ -336,7 +290,7 @@ MARKUP = [
 def test_text_from_a_file_is_data_and_never_markup(tmp_path: Path) -> None:
     content = small(structures={name: (0.25, 2.0, 0.5 + 0.04 * i) for i, name in enumerate(MARKUP)})
     content["structures"]["run"] |= {"cpu": MARKUP[0], "argv": MARKUP, "allocator": "a\u2028b\x00"}
-    content["structures"]["refused"].append(refusal(MARKUP[1], None, f"{MARKUP[0]}\n\x00", (1, 1), 1, "forward", "cpu"))
+    content["structures"]["refused"].append(refusal(MARKUP[1], f"{MARKUP[0]}\n\x00", budget=None, in_features=1))
     for row in content["benchmarks"]:
         row["extra_info"] |= {"flags": [MARKUP[0]], "options": {MARKUP[1]: MARKUP[0]}}
     text = rendered(tmp_path, content)
@@ -373,7 +327,7 @@ def at(*keys: Any, value: Any) -> Callable[[Any], Any]:
 
 ROW = ("benchmarks", 1)
 INFO = (*ROW, "extra_info")
-NAMED = "results0.json: benchmarks[1] ('test_point[nn.Linear-256x256-128-float32-cpu-forward]')"
+NAMED = "results0.json: benchmarks[1] ('test_linear[nn.Linear-256-256-128-float32-cpu-forward]')"
 BAD = [
     (lambda content: [], "results0.json is a list, must be an object"),
     (lambda content: {"a": 1}, "not a results file: it has no 'benchmarks'"),

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from bench_runs import command, environment, run
+from bench_runs import command, environment, quick, run
 from made_up import dense, document
 from made_up import point as made
 from torch import nn
@@ -154,7 +154,7 @@ backends.register("shy", shy)
 def test_a_wrong_backend_is_found_before_it_is_timed_and_an_entry_of_ones_own_is_swept(tmp_path):
     (tmp_path / "mine.yaml").write_text(MINE)
     (tmp_path / "plugin_with_backends.py").write_text(WRONG)
-    status, text, document = run(
+    status, text, document = quick(
         tmp_path, "-p", "plugin_with_backends", "--registry", "mine.yaml", "--structures=mine:n_blocks=4",
         "--backend=wrong,shy,einsum", "--threads=1", *TINY,
     )  # fmt: skip
@@ -177,6 +177,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
         "--widths=64,128,256",
         "--tokens=16,17,18,19",
         "--no-controls",
+        "--threads=1",
     )
     process = subprocess.Popen(
         [*command(tmp_path, *arguments)], cwd=tmp_path, env=environment() | {"PYTHONUNBUFFERED": "1"},
@@ -199,7 +200,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
 
 
 def test_list_prints_the_points_and_runs_none(tmp_path):
-    status, text, document = run(
+    status, text, document = quick(
         tmp_path, "--list", "--structures=dyad_it:n_blocks=4", "--shapes=opt-125m", "--tokens=7"
     )
     assert status == 0, text
@@ -256,7 +257,7 @@ def test_a_results_file_that_would_be_lost_or_hold_nothing_is_refused(options, m
         ({"structures": "kronecker:a=2"}, "kronecker has no options"),
         ({"structures": "dyad_it:pad=2"}, "pad='2' is not true or false"),
         ({"structures": " "}, "name some of"),
-        ({"shapes": "opt-125"}, "did you mean 'opt-125m'? Allowed: opt-125m, "),
+        ({"shapes": "opt-125"}, "did you mean 'opt-125m' or 'opt-125m-attention'? Allowed: "),
         ({"shapes": "768x"}, "or INxOUT, such as 768x3072"),
         ({"shapes": "0x5"}, "widths are from 1 to"),
         ({"widths": "1e3"}, "'1e3' is not allowed; write whole numbers from 1 to"),

@@ -14,8 +14,8 @@ import pytest
 from test_report import saved, small
 
 from bench.__main__ import main
-from bench.answers import losses, training_rows
-from bench.files import kinds
+from bench.answers import losses
+from bench.files import kinds, training_rows
 from bench.files.errors import UsageError
 from bench.files.fields import Fields
 from bench.report.readme import training as readme_training

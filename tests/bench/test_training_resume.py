@@ -46,7 +46,7 @@ def under_way(path: Path) -> bool:
 
 
 def test_a_killed_run_is_taken_up_to_the_same_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*SHORT.split(), "--steps", "200"]
+    words = [*SHORT.split(), "--steps", "80"]
     whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
     command = [sys.executable, "-m", "bench", *words, "--checkpoint-every", "0", "-o", str(broken)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

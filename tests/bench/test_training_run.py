@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from bench.__main__ import main
-from bench.answers import losses, training_rows
-from bench.files import encoder, kinds
+from bench.answers import losses
+from bench.files import encoder, kinds, training_rows
 
 torch = pytest.importorskip("torch")
+
+from bench.training import encoder as activations  # noqa: E402
 
 SHORT = "--structures dyad_it --rates 0.003,0.01 --steps 4 --held-out 256 --only losses".split()
 DIGITS = 1e-4  # rows have five digits
@@ -25,7 +27,10 @@ def section(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("task", ["teacher", "facts", "language", "encoder"])
-def test_every_task_trains_and_says_what_it_took(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_task_trains_and_says_what_it_took(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activations, "TRAIN", 1024)  # tokens that go through the encoder: half a minute for 24000
     if task == "encoder" and not (find_spec(encoder.PACKAGE) and find_spec("transformers")):
         pytest.skip("the encoder's package is not installed")
     path = tmp_path / "rows.json"

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import of_two
 from torch import nn
 
 import structures
@@ -49,10 +46,7 @@ def train(net: nn.Module, x: torch.Tensor, target: torch.Tensor) -> list[float]:
     return losses
 
 
-def worker(rank: int, port: int, kind: str, results) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def work(rank: int, kind: str) -> list[float]:
     net = model()
     if kind == "ddp":
         net = nn.parallel.DistributedDataParallel(net)
@@ -67,19 +61,9 @@ def worker(rank: int, port: int, kind: str, results) -> None:
     x, target = (half.chunk(2)[rank] for half in batch())
     losses = torch.tensor(train(net, x, target), dtype=torch.float64)
     dist.all_reduce(losses)
-    if rank == 0:
-        results.put((losses / 2).tolist())
-    dist.barrier()
-    dist.destroy_process_group()
+    return (losses / 2).tolist()
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_train_as_one(kind):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    results = mp.get_context("spawn").SimpleQueue()
-    context = mp.spawn(worker, args=(port, kind, results), nprocs=2, join=False)
-    while not context.join():
-        pass
-    torch.testing.assert_close(torch.tensor(results.get()), torch.tensor(train(model(), *batch())))
+    torch.testing.assert_close(torch.tensor(of_two(work, kind)), torch.tensor(train(model(), *batch())))

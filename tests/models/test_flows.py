@@ -110,7 +110,7 @@ def compile_alone(make: Make) -> None:
     close(compiled(batch(6)), layer(batch(6)))
 
 
-# -- inputs, and what stands behind the layer
+# -- inputs; what stands behind the layer: backends/test_in_place.py
 
 
 @flow
@@ -123,21 +123,6 @@ def nested(make: Make) -> None:
             close(found, layer(part))
         sum(part.sum() for part in y.unbind()).backward()
         assert x.grad is not None
-
-
-@flow
-def inplace_activation(make: Make) -> None:
-    for dtype in (torch.float32, torch.bfloat16):
-        layer = make().to(dtype)
-        for tokens in (1, 2, 8):
-            x = batch(tokens).to(dtype)
-            wanted = torch.autograd.grad(torch.relu(layer(x)).sum(), list(layer.parameters()), allow_unused=True)
-            found = torch.autograd.grad(
-                nn.ReLU(inplace=True)(layer(x)).sum(), list(layer.parameters()), allow_unused=True
-            )
-            torch.testing.assert_close(found, wanted)
-            with torch.no_grad():
-                nn.ReLU(inplace=True)(layer(x))
 
 
 @flow

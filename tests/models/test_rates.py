@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
-import socket
 
 import models
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from dense_forms import DENSE_FORMS
+from processes import of_two
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Muon
 
@@ -24,7 +22,7 @@ from structures.models.swap import swap
 from structures.models.width_check import coordinate_check
 
 NAMES = structures.names()
-WIDTHS = (128, 256, 512, 1024, 2048)
+WIDTHS = (128, 512, 2048)
 
 
 def layer(name: str, *shape: int, **options) -> StructuredLinear:
@@ -225,12 +223,9 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return x, y
 
 
-def worker(rank: int, port: int, results) -> None:
+def work(rank: int):
     from torch.distributed.fsdp import fully_shard
 
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
     sharded = sharded_model()
     mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
     for part in (sharded[0], sharded[2], sharded):
@@ -240,21 +235,11 @@ def worker(rank: int, port: int, results) -> None:
     found = [losses(model, x, target) for model in (nn.parallel.DistributedDataParallel(sharded_model()), sharded)]
     mean = torch.tensor(found, dtype=torch.float64)
     dist.all_reduce(mean)
-    if rank == 0:
-        results.put(((mean / 2).tolist(), placements))
-    dist.barrier()
-    dist.destroy_process_group()
+    return (mean / 2).tolist(), placements
 
 
 def test_two_processes_train_as_one():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    results = mp.get_context("spawn").SimpleQueue()
-    context = mp.spawn(worker, args=(port, results), nprocs=2, join=False)
-    while not context.join():
-        pass
-    found, placements = results.get()
+    found, placements = of_two(work)
     wanted = torch.tensor(losses(sharded_model(), *batch()))
     for kind, losses_ in zip(("DDP", "FSDP2"), found, strict=True):
         torch.testing.assert_close(torch.tensor(losses_), wanted, msg=lambda text, kind=kind: f"{kind}: {text}")

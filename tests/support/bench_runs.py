@@ -11,10 +11,11 @@ from bench.machine import setup
 ROOT = Path(__file__).parents[2]
 # What takes seconds and is no part of the test, and what may change while it runs: somebody may commit.
 QUICK = """
-import pytest_benchmark.plugin
+import pytest, pytest_benchmark.plugin
 from bench.machine import setup
 setup.commit = lambda: {"commit": "0" * 40, "dirty": False}
 pytest_benchmark.plugin.get_cpu_info = lambda: {}
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):  # not before: it brings torch, and its threads come first
     from bench.machine import roofline
     roofline.COPIES, roofline.GEMM, roofline.SECONDS = (2**12, 2**14), {"cpu": 64}, 1e-3
@@ -52,5 +53,7 @@ def quick(folder, *arguments, precise=True, **process):
     """As `run`, without what takes seconds beside the points."""
     (folder / "plugin_quick.py").write_text(QUICK)
     still = ["-p", "plugin_quick", "-p", "no:hypothesispytest", "-p", "no:xdist"]
+    # a second thread would spin on a core that another test runs on
+    still += [] if any(word.startswith(("--threads", "--rerun")) for word in arguments) else ["--threads=1"]
     still += ["--benchmark-precision=0.9"] if precise else []
     return run(folder, *still, *arguments, **process)

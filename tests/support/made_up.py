@@ -38,7 +38,7 @@ def point(
 ) -> dict[str, Any]:
     """One benchmark. Spreads are (median, q1, q3); the structure and its budget are read from the series."""
     structure, _, budget = series.partition(" @ ")
-    share = float(budget.split()[1]) if budget else 1.0 if structure == "dense" else 0.25
+    share = float(budget.replace("=", " ").split()[1]) if budget else 1.0 if structure == "dense" else 0.25
     facts = {
         "structure": structure.split()[0],
         "series": series,

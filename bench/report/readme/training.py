@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from bench.answers import losses, training_rows
+from bench.answers import losses
 from bench.answers.losses import TIE, Result
 from bench.answers.qualities import discriminates
-from bench.answers.training_rows import TrainingPlace, TrainingRun
+from bench.files import training_rows
 from bench.files.errors import UsageError
 from bench.files.kinds import File
+from bench.files.training_rows import TrainingPlace, TrainingRun
 from bench.files.vocabulary import DENSE
 from bench.report.drawing import words
 from bench.report.drawing.plot import Figure

@@ -10,7 +10,7 @@ from pathlib import Path
 from scipy import stats
 
 from bench.answers.losses import TIE, Result
-from bench.answers.training_rows import Time, TrainingPlace, TrainingRun
+from bench.files.training_rows import Time, TrainingPlace, TrainingRun
 from bench.files.vocabulary import DENSE
 from bench.report.training.fronts import Front
 

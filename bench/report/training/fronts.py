@@ -9,7 +9,7 @@ from statistics import mean
 from scipy import stats
 
 from bench.answers.losses import quantile
-from bench.answers.training_rows import TrainingRun
+from bench.files.training_rows import TrainingRun
 
 LEAST = 3  # points of a front that an exponent is fitted to
 

@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Any
 
 from bench.answers.losses import Result, proportion
-from bench.answers.training_rows import Grammar
+from bench.files.training_rows import Grammar
 from bench.report.drawing.sections import PageCell, PageTable
 from bench.report.drawing.style import COLOURS, DYAD
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.answers import losses, training_rows
+from bench.answers import losses
 from bench.answers.losses import Result, budgets
-from bench.answers.training_rows import TrainingPlace
+from bench.files import training_rows
 from bench.files.kinds import TRAINING, File
+from bench.files.training_rows import TrainingPlace
 from bench.report.drawing import words
 from bench.report.drawing.plot import Chart, Figure
 from bench.report.drawing.sections import PageTable, Section, Sheet, measured, numbered

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.answers.losses import Result
-from bench.answers.training_rows import Time, TrainingPlace
+from bench.files.training_rows import Time, TrainingPlace
 from bench.files.vocabulary import MIX
 from bench.report.drawing import style, words
 from bench.report.drawing.style import Style

@@ -53,10 +53,11 @@ def weighted(
 ) -> Tensor:
     """The same for a routing that is decided; `factors` without the router."""
     made = program(structure)
-    groups = _Groups.of(routing)
+    groups = Groups.of(routing)
     total = made.rest(x, factors, bias) if made.rest.structure is not None else None
     for number, term in enumerate(made.terms):
-        piece = _run(term, x, factors, routing, groups, bias if not number and total is None else None)
+        piece = mixed(term, term.head(x, factors), factors, routing.weights, groups)
+        piece = term.tail(piece, factors, bias if not number and total is None else None)
         total = piece if total is None else total + piece
     assert total is not None  # some term holds the expert axis
     return total
@@ -90,7 +91,7 @@ def executed_flops(
 
 def lengths(routing: Routing) -> list[int]:
     """Tokens of each expert; choices that were dropped are left out."""
-    return _Groups.of(routing).lengths
+    return Groups.of(routing).lengths
 
 
 def prepare(structure: Structure) -> None:
@@ -100,7 +101,9 @@ def prepare(structure: Structure) -> None:
 
 
 @dataclass(frozen=True)
-class _Term:
+class GatedTerm:
+    """A term of a gated structure in parts."""
+
     head: Part  # for every token, before its experts
     alone: Part  # one expert, for its tokens
     together: Part  # all experts, each for its own tokens, side by side
@@ -113,12 +116,12 @@ class _Term:
 
 @dataclass(frozen=True)
 class GroupedProgram:
-    terms: tuple[_Term, ...]
+    terms: tuple[GatedTerm, ...]
     rest: Part
 
 
 @dataclass(frozen=True)
-class _Groups:
+class Groups:
     """All choices (token, expert), sorted by expert; dropped ones are left out."""
 
     lengths: list[int]
@@ -128,7 +131,7 @@ class _Groups:
     active: int
 
     @staticmethod
-    def of(routing: Routing) -> _Groups:
+    def of(routing: Routing) -> Groups:
         experts, active = routing.logits.shape[1], routing.experts.shape[1]
         key = routing.experts.flatten()
         if routing.kept is not None:
@@ -138,18 +141,11 @@ class _Groups:
         count = sum(lengths)
         order, expert = order[:count], expert[:count]
         back = torch.zeros_like(key).index_copy(0, order, torch.arange(count, device=key.device))
-        return _Groups(lengths, order, back, expert, active)
+        return Groups(lengths, order, back, expert, active)
 
 
-def _run(
-    term: _Term,
-    x: Tensor,
-    factors: Sequence[Tensor],
-    routing: Routing,
-    groups: _Groups,
-    bias: Tensor | None,
-) -> Tensor:
-    z = term.head(x, factors)
+def mixed(term: GatedTerm, z: Tensor, factors: Sequence[Tensor], weights: Tensor, groups: Groups) -> Tensor:
+    """The weighted sum of each token's experts, of what the head has made of x; what the tail takes."""
     rows = z.index_select(0, groups.order // groups.active)
     if _pads(term, groups.lengths):
         y = _together(term, rows, factors, groups)
@@ -157,18 +153,17 @@ def _run(
         y = _one_by_one(term, rows, factors, groups)
     # Back to each token, whose choices are added up in one product: half the time of weighting, placing and summing
     # (1024 tokens, 2 experts, 1024 wide, fp32, 2 cores), and no sum depends on the order of the groups.
-    chosen = y.index_select(0, groups.back).reshape(len(x), groups.active, term.result)
-    mixed = torch.bmm(routing.weights.to(y.dtype)[:, None, :], chosen)[:, 0]
-    return term.tail(mixed, factors, bias)
+    chosen = y.index_select(0, groups.back).reshape(len(z), groups.active, term.result)
+    return torch.bmm(weights.to(y.dtype)[:, None, :], chosen)[:, 0]
 
 
-def _pads(term: _Term, lengths: Sequence[int]) -> bool:
+def _pads(term: GatedTerm, lengths: Sequence[int]) -> bool:
     """Whether the FLOPs that padding adds cost less than the calls it saves."""
     added = len(lengths) * max(lengths) - sum(lengths)
     return added * term.flops < CALL * (sum(map(bool, lengths)) - 1)
 
 
-def _one_by_one(term: _Term, rows: Tensor, factors: Sequence[Tensor], groups: _Groups) -> Tensor:
+def _one_by_one(term: GatedTerm, rows: Tensor, factors: Sequence[Tensor], groups: Groups) -> Tensor:
     own = {f: factors[f].unbind(at) for f, at in term.slices if at >= 0}  # gradients are put together once
     pieces = []
     for expert, piece in enumerate(torch.split(rows, groups.lengths)):
@@ -178,7 +173,7 @@ def _one_by_one(term: _Term, rows: Tensor, factors: Sequence[Tensor], groups: _G
     return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
 
-def _together(term: _Term, rows: Tensor, factors: Sequence[Tensor], groups: _Groups) -> Tensor:
+def _together(term: GatedTerm, rows: Tensor, factors: Sequence[Tensor], groups: Groups) -> Tensor:
     experts, longest = len(groups.lengths), max(groups.lengths)
     starts = torch.tensor([0, *groups.lengths], device=rows.device).cumsum(0)[:-1]
     within = torch.arange(len(rows), device=rows.device) - starts.index_select(0, groups.expert)
@@ -197,14 +192,14 @@ def program(structure: Structure) -> GroupedProgram:
     return found
 
 
-def _term(structure: Structure, middle: Middle) -> _Term:
+def _term(structure: Structure, middle: Middle) -> GatedTerm:
     assert structure.gate is not None
     axis, first, last = structure.gate.axis, middle.first, middle.last
     view, output = middle.before(first), middle.before(last)
     alone = part(structure, middle, first, last, view, output, without=axis)
     places = [structure.factors[f].index(axis) if axis in structure.factors[f] else -1 for f in alone.factors]
     each = (tuple(a for a in s.axes if a != axis) for s in middle.term.steps[first:last])
-    return _Term(
+    return GatedTerm(
         head=head(structure, middle, first, view),
         alone=alone,
         together=part(structure, middle, first, last, (axis, *view), (axis, *output)),

@@ -6,7 +6,7 @@ the same for all experts; between the two every expert has its own factors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,8 @@ from structures.algebra.steps import Axes, chained
 from structures.backends import planned
 from structures.structure import Gather, Structure, Term
 
+Apply = Callable[[Structure, Tensor, Sequence[Tensor], Tensor | None], Tensor]
+
 
 @dataclass(frozen=True)
 class Part:
@@ -24,11 +26,13 @@ class Part:
     structure: Structure | None
     factors: tuple[int, ...] = ()
 
-    def __call__(self, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None = None, *, apply: Apply = planned.apply
+    ) -> Tensor:
         """x (tokens, in_features of the part) -> (tokens, out_features of the part); `factors` are the whole's."""
         if self.structure is None:
             return x if bias is None else x + bias
-        return planned.apply(self.structure, x, [factors[f] for f in self.factors], bias)
+        return apply(self.structure, x, [factors[f] for f in self.factors], bias)
 
     def executed_flops(self, tokens: int, *, train: bool, bias: bool = False) -> int:
         """Of the plan that runs, which may be another one where a bias is added."""

@@ -1,18 +1,10 @@
-"""Which of the two executions is faster: a price from FLOPs, numbers moved and calls.
+"""Which of the executions is faster: the predicted times of their products, and of what surrounds these.
 
-The figures are fits to 96 measured points: three entries, widths 256 to 2048, 4 to 16 experts of which 2 are active,
-1 to 1024 tokens, forward and with all gradients, random routers; 2 cores of a Sapphire Rapids class machine, torch
-2.13.
-Against the better of the two, the rule's choice took 1.05 times as long forward and 1.01 with gradients in float32
-(1.03 and 1.06 in bfloat16), on average; always all experts 1.4 and 1.4, always grouped 1.2 and 1.1. All / grouped at
-2 of 8 experts, width 1024, with gradients, by tokens:
-
-                   1      16     128    1024
-    btt_moe        0.9    1.1    2.1    2.8
-    low_rank_moe   0.7    0.8    1.0    0.9
-    dense_moe      1.1    1.2    2.1    2.9
-
-Grouping wins where an expert's own product is large beside what is gathered and put back. Not measured on a GPU.
+Products are priced by whoever runs them, from figures of this machine: the planner those of all experts and of grouped
+tokens, the native kernel its own (`native.price`). For numbers that are moved and for Python's calls there are figures
+here, fits to 96 measured points: three entries, widths 256 to 2048, 4 to 16 experts of which 2 are active, 1 to 1024
+tokens, forward and with all gradients, random routers; 2 cores of a Sapphire Rapids class machine, torch 2.13. Not
+measured on a GPU.
 """
 
 from __future__ import annotations
@@ -23,15 +15,47 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from structures.backends.experts import all_experts, grouped
+from structures.backends import native, planned
+from structures.backends.experts import all_experts, grouped, kernel
+from structures.backends.experts.parts import Part
+from structures.backends.planned import measure
 from structures.structure import Structure
+
+HOW = {
+    "native": "tokens sorted by expert inside the native kernel",
+    "grouped": "tokens grouped by expert, by the planner's programs",
+    "all_experts": "all experts for every token, by the planner's programs",
+}
+
+
+@dataclass(frozen=True)
+class ExpertsPlan:
+    """How a call of so many tokens runs that have experts to choose; print it."""
+
+    structure: Structure
+    tokens: int
+    grad: bool
+    runs: str  # the execution
+    seconds: tuple[
+        tuple[str, float], ...
+    ]  # predicted of each, for a router that spreads the tokens, without the router
+
+    def __str__(self) -> str:
+        s, gate = self.structure, self.structure.gate
+        assert gate is not None
+        what = "forward and backward" if self.grad else "forward"
+        predicted = ", ".join(f"{name} {seconds * 1e6:.3g} us" for name, seconds in self.seconds)
+        return (
+            f"{s.in_features} -> {s.out_features}, {self.tokens} tokens, {gate.active} of {gate.experts} experts each, "
+            f"{what}: {self.runs}, {HOW.get(self.runs, 'a backend of your own')}\n"
+            f"predicted for tokens spread evenly, without the router: {predicted}"
+        )
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one dtype class, forward or with gradients, where FLOPs and numbers moved are those of the forward alone."""
+    """Of one dtype class, forward or with gradients, where numbers moved are those of the forward alone."""
 
-    flops: float  # a second
     moved: float  # numbers a second, all experts side by side
     gathered: float  # numbers a second, to the experts and back
     call: float  # seconds for each expert that is run for itself
@@ -39,47 +63,113 @@ class Figures:
     grouped: float
 
 
-SINGLE = Figures(216e9, 8.3e9, 5.0e9, 28e-6, 102e-6, 129e-6)
-SINGLE_TRAIN = Figures(68e9, 4.3e9, 3.4e9, 110e-6, 373e-6, 396e-6)
-HALF = Figures(1190e9, 7.0e9, 5.0e9, 73e-6, 207e-6, 179e-6)
-HALF_TRAIN = Figures(266e9, 4.5e9, 2.5e9, 248e-6, 728e-6, 539e-6)
+SINGLE = Figures(8.3e9, 5.0e9, 28e-6, 102e-6, 129e-6)
+SINGLE_TRAIN = Figures(4.3e9, 3.4e9, 110e-6, 373e-6, 396e-6)
+HALF = Figures(7.0e9, 5.0e9, 73e-6, 207e-6, 179e-6)
+HALF_TRAIN = Figures(4.5e9, 2.5e9, 248e-6, 728e-6, 539e-6)
 
 
 def preferred(structure: Structure, x: Tensor) -> tuple[str, ...]:
     """What `auto` tries for a structure with a gate, in this order."""
-    names = ("all_experts", "grouped")
     if torch.compiler.is_compiling() or type(x.shape[0]) is not int or grouped.refuses(structure, x) is not None:
-        return names
-    train, half = torch.is_grad_enabled(), x.element_size() < 4
-    bucket = (x.shape[0] - 1).bit_length()
-    key = f"experts {bucket} {train} {half}"
-    found: tuple[str, ...] | None = structure.memo.get(key)
+        return ("all_experts", "grouped")
+    return order(structure, x.shape[0], x.dtype, x.device.type, torch.is_grad_enabled())
+
+
+def order(structure: Structure, tokens: int, dtype: torch.dtype, device: str, train: bool) -> tuple[str, ...]:
+    """The executions, the one predicted to be fastest first; decided once for a power of two."""
+    bucket = 1 << (max(tokens, 1) - 1).bit_length()
+    kept = structure.memo.setdefault("experts", {})
+    key = (bucket, dtype, device, train, torch.get_num_threads(), native.state())
+    found: tuple[str, ...] | None = kept.get(key)
     if found is None:
-        every, own = seconds(structure, 1 << max(bucket, 0) if x.shape[0] else 0, train=train, half=half)
-        found = structure.memo[key] = names if every <= own else names[::-1]
+        predicted = seconds(structure, bucket, dtype=dtype, device=device, train=train)
+        own = predicted.pop("native", None)
+        others = sorted(predicted, key=predicted.__getitem__)
+        first = own is not None and native.faster(own, predicted[others[0]], dtype, train)
+        found = ("native", *others) if first else (*others, "native")
+        kept[(*key[:-1], native.state())] = found  # which may have been opened meanwhile
     return found
 
 
-def seconds(structure: Structure, tokens: int, *, train: bool, half: bool = False) -> tuple[float, float]:
-    """Predicted seconds of all experts computed and of tokens grouped, without what both of them do."""
-    gate = structure.gate
+def plan(
+    structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, grad: bool, asked: str | None
+) -> ExpertsPlan:
+    """What runs for so many tokens: what is asked for, or what `auto` takes."""
+    runs = asked or order(structure, tokens, dtype, device, grad)[0]
+    predicted = seconds(structure, tokens, dtype=dtype, device=device, train=grad)
+    return ExpertsPlan(structure, tokens, grad, runs, tuple(sorted(predicted.items(), key=lambda item: item[1])))
+
+
+def seconds(
+    structure: Structure, tokens: int, *, dtype: torch.dtype = torch.float32, device: str = "cpu", train: bool
+) -> dict[str, float]:
+    """Predicted seconds of each execution that is possible, without the router, which all of them have."""
+    if device == "cpu":
+        measure.ensure(dtype)
+    found = {
+        "all_experts": _all_experts(structure, tokens, dtype, device, train),
+        "grouped": _grouped(structure, tokens, dtype, device, train),
+    }
+    if kernel.refuses(structure, torch.empty(0, structure.in_features, dtype=dtype, device=device)) is None:
+        found["native"] = _native(structure, tokens, dtype, train)
+    return found
+
+
+def _all_experts(structure: Structure, tokens: int, dtype: torch.dtype, device: str, train: bool) -> float:
+    gate, f, made = structure.gate, _figures(dtype, train), all_experts.program(structure)
     assert gate is not None
-    f = (HALF_TRAIN if train else HALF) if half else (SINGLE_TRAIN if train else SINGLE)
+    total = f.all_experts + _planned(made.rest, tokens, dtype, device, train)
+    for term in made.terms:
+        weighted = term.outer * gate.experts * term.inner * (4 if term.sums or term.spread else 5)
+        total += sum(_planned(part, tokens, dtype, device, train) for part in (term.head, term.tail))
+        total += tokens * weighted / f.moved
+    return total
+
+
+def _grouped(structure: Structure, tokens: int, dtype: torch.dtype, device: str, train: bool) -> float:
+    gate, f, made = structure.gate, _figures(dtype, train), grouped.program(structure)
+    assert gate is not None
     hit = gate.experts * (1 - (1 - gate.active / gate.experts) ** tokens)  # experts that a random router reaches
     choices, passes = tokens * gate.active, 2 if train else 1
-    every, own = f.all_experts, f.grouped
-    for a, g in zip(all_experts.program(structure).terms, grouped.program(structure).terms, strict=True):
-        held = [structure.factor_shapes[i] for i, at in g.slices if at >= 0]
+    each = choices / gate.experts
+    total = f.grouped + _planned(made.rest, tokens, dtype, device, train)
+    for term in made.terms:
+        held = [structure.factor_shapes[i] for i, at in term.slices if at >= 0]
         factors = sum(map(math.prod, held)) / gate.experts
-        steps = sum(structure.numel(s.axes) for s in a.term.steps)
-        weighted = a.outer * gate.experts * a.inner * (4 if a.sums or a.spread else 5)
-        widths = structure.in_features + structure.out_features
-        every += 2 * tokens * steps / f.flops
-        every += (tokens * (widths + weighted) + passes * factors * gate.experts) / f.moved
-        longest = choices / gate.experts + 1.2 * math.sqrt(choices / gate.experts)
         between = structure.activation_size / gate.active
-        moved = choices * (3 * g.width + 2 * g.result + between) + passes * factors * hit
-        alone = choices * g.flops / f.flops + hit * f.call
-        padded = min(gate.experts * max(1.0, longest), gate.experts * choices) * g.flops / f.flops + f.call
-        own += min(alone, padded) + moved / f.gathered
-    return every, own
+        moved = choices * (3 * term.width + 2 * term.result + between) + passes * factors * hit
+        alone = hit * (_planned(term.alone, choices / hit, dtype, device, train) + f.call)
+        longest = min(max(1.0, each + 1.2 * math.sqrt(each)), choices)
+        padded = _planned(term.together, longest, dtype, device, train) + f.call
+        total += sum(_planned(part, tokens, dtype, device, train) for part in (term.head, term.tail))
+        total += min(alone, padded) + moved / f.gathered
+    return total
+
+
+def _native(structure: Structure, tokens: int, dtype: torch.dtype, train: bool) -> float:
+    gate, made = structure.gate, grouped.program(structure)
+    assert gate is not None
+    plain = [made.rest, *(part for term in made.terms for part in (term.head, term.tail))]
+    total = sum(native.predicted(p.structure, dtype, tokens, train) for p in plain if p.structure is not None)
+    for term in made.terms:
+        assert term.alone.structure is not None  # it holds a factor
+        own = [at >= 0 for _, at in term.slices]
+        total += native.predicted_mixed(term.alone.structure, dtype, tokens, gate.active, gate.experts, own, train)
+        moved = [
+            structure.factor_shapes[f] for f, at in term.slices if at > 0
+        ]  # to have the experts along the first axis
+        total += sum(map(math.prod, moved)) * (2 if train else 1) / _figures(dtype, train).gathered
+    return total
+
+
+def _figures(dtype: torch.dtype, train: bool) -> Figures:
+    if dtype.itemsize < 4:
+        return HALF_TRAIN if train else HALF
+    return SINGLE_TRAIN if train else SINGLE
+
+
+def _planned(part: Part, tokens: float, dtype: torch.dtype, device: str, train: bool) -> float:
+    if part.structure is None:
+        return 0.0
+    return planned.plan(part.structure, max(1, round(tokens)), dtype=dtype, device=device, grad=train).seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +88,19 @@ def predicted(structure: Structure, dtype: torch.dtype, tokens: int, grad: bool)
     work = price.Work(program.lowered, price.kernel(program.library, DTYPES[dtype]), dtype.itemsize)
     backward = program.bound.plan(tokens, threads, backward=True) if grad else None
     return price.seconds(work, tokens, _way(structure, dtype, tokens, grad), backward)
+
+
+def predicted_mixed(
+    structure: Structure, dtype: torch.dtype, tokens: int, active: int, experts: int, own: Sequence[bool], grad: bool
+) -> float:
+    """Seconds of `experts.mixed` for one expert's structure; `own` as in `experts.Choices`."""
+    program, threads = programs(structure).of(dtype), torch.get_num_threads()
+    work = price.Work(program.lowered, price.kernel(program.library, DTYPES[dtype]), dtype.itemsize)
+    hit = experts * (1 - (1 - active / experts) ** tokens)
+    numbers = sum(n * (experts if o else 1) for n, o in zip(program.lowered.factor_numbers, own, strict=True))
+    share = price.Share(active, hit, max(1, round(tokens * active / hit)), numbers)
+    backward = program.bound.plan(share.each, 1, backward=True) if grad else None
+    return price.mixed_seconds(work, tokens, share, threads, program.plan(share.each, 1, 0), backward)
 
 
 def _way(structure: Structure, dtype: torch.dtype, tokens: int, grad: bool) -> Plan:

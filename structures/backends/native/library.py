@@ -16,7 +16,7 @@ from structures.backends.native.lower import Lowered, Program
 
 SOURCE = Path(__file__).parent / "source"
 MAIN = SOURCE / "native.cpp"  # the one translation unit; it includes the others
-VERSION = 1  # of the records below; the same number stands in source/program.h
+VERSION = 2  # of the records below; the same number stands in source/program.h
 
 DTYPES = {"float32": 0, "bfloat16": 1}
 ROWS, TILES = 1, 2  # the two ways to run a call: few tokens, many tokens
@@ -58,12 +58,21 @@ class RuntimeRecord(ctypes.Structure):
     _fields_ = tuple((name, _Pointer) for name in ("parallel", "barrier", "thread", "team", "in_parallel"))
 
 
+class RoutedRecord(ctypes.Structure):
+    """`Routed` of source/routed.h: the experts that tokens chose, and which factors are each expert's own."""
+
+    _fields_ = (
+        *((name, _Pointer) for name in ("chosen", "weights", "own")),
+        *((name, _Long) for name in ("experts", "active")),
+    )
+
+
 _OPENMP = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads", "omp_in_parallel")
 
 # What the library exports. Each name is an attribute of `Library`, called with plain integers.
 SIGNATURES: Mapping[str, tuple[type | None, tuple[type, ...]]] = {
     "version": (_Int, ()),
-    # size of a record by its number: 0 Step, 1 Description, 2 Plan, 3 Runtime
+    # size of a record by its number: 0 Step, 1 Description, 2 Plan, 3 Runtime, 4 Routed
     "record_size": (_Int, (_Int,)),
     "vector": (_Int, ()),  # numbers of a vector: 16, 8 or 4
     "pairs": (_Int, ()),  # 1 where the processor multiplies pairs of bfloat16
@@ -90,6 +99,19 @@ SIGNATURES: Mapping[str, tuple[type | None, tuple[type, ...]]] = {
         (
             *(_Pointer, _Pointer, _Pointer, _Pointer, _Long, _Pointer, _Long, _Long),
             *(_Pointer, _Pointer, _Pointer, _Int, _Long),
+        ),
+    ),
+    # program, Routed, factors, copies, whether to fill them, x, its row stride, tokens, bias, y, threads
+    "forward_experts": (
+        _Int,
+        (_Pointer, _Pointer, _Pointer, _Pointer, _Int, _Pointer, _Long, _Long, _Pointer, _Pointer, _Int),
+    ),
+    # program, Routed, factors, copies, x, its row stride, dy, its row stride, tokens, dx, dfactors, dweights, threads
+    "backward_experts": (
+        _Int,
+        (
+            *(_Pointer, _Pointer, _Pointer, _Pointer, _Pointer, _Long, _Pointer, _Long, _Long),
+            *(_Pointer, _Pointer, _Pointer, _Int),
         ),
     ),
     # loops that measure this machine, each for about so many seconds: FLOP/s, bytes/s, bytes/s of one thread
@@ -158,6 +180,8 @@ class Library:
     make_copies: Callable[..., int]
     forward: Callable[..., int]
     backward: Callable[..., int]
+    forward_experts: Callable[..., int]
+    backward_experts: Callable[..., int]
     measure_products: Callable[[float, int], float]
     measure_transposes: Callable[[float], float]
     measure_reads: Callable[[float, int], float]
@@ -180,7 +204,7 @@ class Library:
         found = self._library.structures_version()
         if found != VERSION:
             raise ValueError(f"{self.path}: version {found} of the native library; this is version {VERSION}")
-        for number, record in enumerate((StepRecord, ProgramRecord, PlanRecord, RuntimeRecord)):
+        for number, record in enumerate((StepRecord, ProgramRecord, PlanRecord, RuntimeRecord, RoutedRecord)):
             size = self._library.structures_record_size(number)
             if size != ctypes.sizeof(record):
                 raise ValueError(f"{self.path}: {record.__name__} has {size} bytes, not {ctypes.sizeof(record)}")

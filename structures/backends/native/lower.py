@@ -261,8 +261,10 @@ def _product(
 def _copy(term: Term, size: Mapping[str, int], last: int, *, add: bool) -> Product:
     """A term without factors: every feature of y is a feature of x, an entry of its own."""
     none = Table([0])
-    count = math.prod(size[a] for a in term.output)
-    a = Side(Table(_positions(term, size, term.output)), none)
+    positions = _positions(term, size, term.output)
+    count = len(positions)
+    once = np.array_equal(np.sort(positions), np.arange(math.prod(size[a] for a in term.input)))
+    a = Side(Table(positions), none) if once else Side(Table(np.zeros(count)), Table(positions), 1)
     c, nothing = Side(Table(np.arange(count)), none), Table(np.zeros(count))
     return Product(-1, 0, last, add, a, c, nothing, none, none, nothing, 1)
 

@@ -97,6 +97,16 @@ def measured(library: Library, dtype: str, seconds: float = 0.03) -> rates.Figur
 
 
 @dataclass(frozen=True)
+class Share:
+    """What falls on the experts: of a router that spreads the tokens at random."""
+
+    active: int  # experts of a token
+    hit: float  # experts that have tokens
+    each: int  # their tokens
+    numbers: int  # of the factors of all experts
+
+
+@dataclass(frozen=True)
 class Work:
     """A program and the machine, counted in vectors multiplied and added."""
 
@@ -170,12 +180,39 @@ def seconds(work: Work, tokens: int, plan: Plan, backward: Plan | None = None) -
     Args:
         plan: how the forward runs, and `backward` how the backward does; `Bound.plan` tells it.
     """
-    forward = _rows(work, tokens, plan) if plan.path == ROWS else _tiles(work, tokens, plan)
+    forward = _forward(work, tokens, plan)
     if backward is None:
         return CALL + KEPT * (plan.needs > 0) + forward
-    fresh = work.itemsize * sum(work.lowered.factor_numbers) * FRESH
-    overhead = CALL + BACKWARD + FACTOR * len(work.lowered.factor_numbers) + fresh
-    return overhead + forward + _backward(work, tokens, backward)
+    return CALL + forward + _gradients(work, sum(work.lowered.factor_numbers)) + _backward(work, tokens, backward)
+
+
+def mixed_seconds(
+    work: Work, tokens: int, share: Share, threads: int, plan: Plan, backward: Plan | None = None
+) -> float:
+    """Predicted time of a call in which every token has its own experts, of whom `work` is one.
+
+    Experts run side by side, each on one thread; what they give comes to a buffer, and its sums to y.
+
+    Args:
+        plan, backward: of one expert's tokens on one thread.
+    """
+    lowered = work.lowered
+    busy = max(1.0, share.hit / threads)  # experts that one thread runs after another
+    moved = work.passes((share.active + 1) * lowered.out_features, tokens)
+    total = CALL + busy * _forward(work, share.each, plan) + BARRIER * 2 * (threads > 1)
+    if backward is not None:
+        moved += work.passes((share.active + 2) * lowered.in_features, tokens)
+        total += _gradients(work, share.numbers) + busy * _backward(work, share.each, backward)
+    return total + moved / threads
+
+
+def _gradients(work: Work, numbers: int) -> float:
+    """Seconds of an autograd function around a backward, whose gradients of the factors have so many numbers."""
+    return BACKWARD + FACTOR * len(work.lowered.factor_numbers) + work.itemsize * numbers * FRESH
+
+
+def _forward(work: Work, tokens: int, plan: Plan) -> float:
+    return _rows(work, tokens, plan) if plan.path == ROWS else _tiles(work, tokens, plan)
 
 
 def _rows(work: Work, tokens: int, plan: Plan) -> float:

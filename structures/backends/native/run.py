@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from structures.backends import planned
-from structures.backends.native import kept, kernel
+from structures.backends import kept, planned
+from structures.backends.native import kernel
 from structures.backends.native.library import CANONICAL, PAIRS, PAIRS_BACK, Bound, Library, Plan, explain
 from structures.backends.native.lower import Lowered, lower
 from structures.structure import Structure
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_functorch_active = torch._C._are_functorch_transforms_active
-_batched = torch._C._functorch.is_legacy_batchedtensor  # is_grads_batched=True
 MOST = 1024  # plans and arrays of pointers that a program remembers; beyond it forgets them all
 
 
@@ -69,7 +67,7 @@ class Program:
         pointers: list[int], threads: int, *, keep: bool, copies: Tensor | None = None,
     ) -> None:  # fmt: skip
         """The result of a call into y, which is contiguous as factors and bias are; rows of x lie `stride` apart."""
-        array, how = self._array(pointers), 0
+        array, how = self.array(pointers), 0
         if copies is not None:
             plan = self.plan(tokens, threads, PAIRS)
             copies, how = (copies, plan.how) if plan.needs == PAIRS else (None, 0)
@@ -78,7 +76,7 @@ class Program:
             if plan.needs:
                 copies, how = self._kept(plan.needs, factors, array, threads), plan.how
         code = self._forward(
-            self.address, array, _address(copies), x.data_ptr(), stride, tokens, _address(bias), y.data_ptr(), threads,
+            self.address, array, address(copies), x.data_ptr(), stride, tokens, address(bias), y.data_ptr(), threads,
             how,
         )  # fmt: skip
         if code:
@@ -86,12 +84,10 @@ class Program:
 
     def pairs(self, factors: Sequence[Tensor], tokens: int) -> Tensor | None:
         """The factors in the pairs that forward and backward of one training step both read; None where it has none."""
-        size, threads = self.copies[PAIRS_BACK], torch.get_num_threads()
-        if not size or not tokens or self.plan(tokens, threads, PAIRS).needs != PAIRS:
+        threads = torch.get_num_threads()
+        if not self.copies[PAIRS_BACK] or not tokens or self.plan(tokens, threads, PAIRS).needs != PAIRS:
             return None
-        made = torch.empty(size, dtype=torch.uint8, device="cpu")
-        self._make(PAIRS_BACK, self._array([factor.data_ptr() for factor in factors]), made, threads)
-        return made
+        return self._made(PAIRS_BACK, self.array([factor.data_ptr() for factor in factors]), threads)
 
     def backward(
         self, x: Tensor, factors: Sequence[Tensor], dy: Tensor, want: tuple[bool, ...], copies: Tensor | None
@@ -109,17 +105,17 @@ class Program:
         x, dy = (t if t.stride(1) == 1 else t.contiguous() for t in (x, dy))
         targets = None
         if any(want[2:]):
-            targets = self.bound.pointers(*map(_address, df))
+            targets = self.bound.pointers(*map(address, df))
         code = self.library.backward(
-            self.address, self._array([factor.data_ptr() for factor in factors]), _address(copies), x.data_ptr(),
-            x.stride(0), dy.data_ptr(), dy.stride(0), tokens, _address(dx), targets, _address(db),
+            self.address, self.array([factor.data_ptr() for factor in factors]), address(copies), x.data_ptr(),
+            x.stride(0), dy.data_ptr(), dy.stride(0), tokens, address(dx), targets, address(db),
             torch.get_num_threads(), 0,
         )  # fmt: skip
         if code:
             raise RuntimeError(f"backend 'native': {explain(code)}")
         return found
 
-    def _array(self, pointers: list[int]) -> Any:
+    def array(self, pointers: list[int]) -> Any:
         """The factors' addresses as the library takes them: an array that never changes, found by what it holds."""
         key = tuple(pointers)
         found = self._arrays.get(key)
@@ -130,15 +126,21 @@ class Program:
         return found
 
     def _kept(self, kind: int, factors: Sequence[Tensor], array: Any, threads: int) -> Tensor:
-        return kept.copy(kind, factors, self.copies[kind], lambda buffer: self._make(kind, array, buffer, threads))
+        return kept.copy(kind, factors, lambda: self._made(kind, array, threads))
 
-    def _make(self, kind: int, array: Any, buffer: Tensor, threads: int) -> None:
+    def _made(self, kind: int, array: Any, threads: int) -> Tensor:
+        buffer = torch.empty(self.copies[kind], dtype=torch.uint8, device="cpu")
+        self.make(kind, array, buffer, threads)
+        return buffer
+
+    def make(self, kind: int, array: Any, buffer: Tensor, threads: int) -> None:
+        """Write a copy of one kind into memory for it."""
         code = self.library.make_copies(self.bound.address, kind, array, buffer.data_ptr(), threads)
         if code:
             raise RuntimeError(f"backend 'native': {explain(code)}")
 
 
-def _address(tensor: Tensor | None) -> int | None:
+def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
@@ -207,19 +209,36 @@ def differentiable(
 ) -> list[Tensor | None]:
     """Gradients of x, the bias and every factor by the planner's torch programs, of any further order with `graph`.
 
-    y is linear in the bias, whose gradient needs no value. Views of the operands keep paths between them (x computed
-    from a factor) out of these gradients.
+    y is linear in the bias, whose gradient needs no value.
+    """
+
+    def y(x: Tensor, *factors: Tensor) -> Tensor:
+        return planned.apply(structure, x, factors)
+
+    dx, *df = gradients(y, (want[0], *want[2:]), (x, *factors), dy, graph=graph)
+    return [dx, dy.sum(0) if want[1] else None, *df]
+
+
+def gradients(
+    function: Callable[..., Tensor], want: Sequence[bool], operands: Sequence[Tensor], dy: Tensor, *, graph: bool
+) -> list[Tensor | None]:
+    """Gradients of those operands of a function of tensors that are wanted, of any further order with `graph`.
+
+    Views of the operands keep paths between them (x computed from a factor) out of these gradients.
     """
     with torch.enable_grad():
-        operands = [t.view_as(t) if graph else t.detach().requires_grad_() for t in (x, *factors)]
-        y = planned.apply(structure, operands[0], operands[1:])
-        wanted = [t for t, w in zip(operands, (want[0], *want[2:]), strict=True) if w]
-        found: list[Tensor | None] = []
+        operands = [t.view_as(t) if graph else t.detach().requires_grad_() for t in operands]
+        wanted = [t for t, w in zip(operands, want, strict=True) if w]
+        found: list[Tensor] = []
         if wanted:
+            y = function(*operands)
             found += torch.autograd.grad(y, wanted, dy, create_graph=graph, materialize_grads=True)
-    dx = found.pop(0) if want[0] else None
-    db = dy.sum(0) if want[1] else None
-    return [dx, db, *[found.pop(0) if w else None for w in want[2:]]]
+    return [found.pop(0) if w else None for w in want]
+
+
+def transformed(dy: Tensor) -> bool:
+    """Whether a function transform, or is_grads_batched=True, runs this backward: it shows no numbers."""
+    return torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(dy)
 
 
 class _Native(torch.autograd.Function):
@@ -242,7 +261,7 @@ class _Native(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, *factors = ctx.saved_tensors
         graph = torch.is_grad_enabled()
-        if graph or _functorch_active() or _batched(dy):
+        if graph or transformed(dy):
             found = differentiable(ctx.structure, ctx.want, x, factors, dy, graph=graph)
         else:
             found = ctx.program.backward(x, factors, dy, ctx.want, ctx.copies)

@@ -113,6 +113,15 @@ def _gradients(
         pairs: the two tensors to contract, for each copy of the other operand there is.
         own: the tensors that hold the operand itself.
     """
+    asked = value, *pairs, own
+    if asked not in price.known:  # as in `ways`
+        price.known[asked] = _cheapest(price, value, pairs, own)
+    return price.known[asked]  # type: ignore[no-any-return]
+
+
+def _cheapest(
+    price: Price, value: str, pairs: Sequence[tuple[Tensor, Tensor]], own: tuple[Tensor, ...]
+) -> Sequence[Way | None]:
     written = own[0][1]
     hints = tuple(layout for _, layout in own)
     found: list[Way] = []

@@ -29,8 +29,16 @@ def ways(
     price: Price, result: str, left: Tensor, right: Tensor, out: frozenset[str], hints: Sequence[Layout] = ()
 ) -> list[Way]:  # fmt: skip
     """The cheapest way for each layout of the result (and each copy of the left operand), cheapest first."""
+    asked = result, left, right, out, tuple(hints)
+    known = price.known
+    if asked not in known:  # the partial programs of a beam differ elsewhere: nine in ten ask what another has asked
+        known[asked] = _cheapest(_all_ways(price, result, left, right, out, hints))
+    return known[asked]  # type: ignore[no-any-return]
+
+
+def _cheapest(several: Iterator[Way]) -> list[Way]:
     found: dict[tuple[Layout, Layout], Way] = {}
-    for way in _all_ways(price, result, left, right, out, hints):
+    for way in several:
         key = way.layout, way.left[1]
         if key not in found or way.seconds < found[key].seconds:
             found[key] = way

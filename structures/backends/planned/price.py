@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import bisect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from structures.backends.planned.figures import Curve, Rates
 from structures.backends.planned.layout import TOKENS, Layout, fuse, heads, readable
@@ -41,11 +42,11 @@ class Price:
     rates: Rates
     itemsize: int = 4
     train: bool = False
+    known: dict[Any, Any] = field(init=False, repr=False, compare=False, default_factory=dict)  # what was asked before
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_size", {**dict(self.problem.sizes), TOKENS: max(self.tokens, 1)})
         object.__setattr__(self, "_curves", {**dict(self.rates.product), **dict(self.rates.copy)})
-        object.__setattr__(self, "_known", {})
         # What a call works on: a tensor much smaller than this was pushed out of the cache since it was last used.
         p = self.problem
         numbers = self.tokens * (p.in_features + p.out_features) + sum(math.prod(shape) for shape in p.factor_shapes)
@@ -81,7 +82,7 @@ class Price:
         """A product: arithmetic at the rate of how its operands lie, the traffic that this does not hide, and calls."""
         p = op.product
         kept = (p, op.left_view, op.right_view, bool(op.into), op.bias)
-        known: dict[object, float] = self._known  # type: ignore[attr-defined]
+        known: dict[object, float] = self.known
         if kept not in known:
             known[kept] = self._multiply(op)
         return known[kept]
@@ -178,7 +179,7 @@ class Price:
 
     def move(self, source: Layout, target: Layout) -> float:
         """Seconds to write a tensor in another order, without the calls."""
-        known: dict[object, float] = self._known  # type: ignore[attr-defined]
+        known: dict[object, float] = self.known
         if (source, target) not in known:
             known[source, target] = self._move(source, target)
         return known[source, target]
@@ -229,7 +230,7 @@ class Price:
 
     def rate(self, kind: str, size: int) -> float:
         """The rate of a class at a size, interpolated; GFLOP/s or GB/s."""
-        known: dict[object, float] = self._known  # type: ignore[attr-defined]
+        known: dict[object, float] = self.known
         if (kind, size) not in known:
             known[kind, size] = interpolated(self._curves[kind], size)  # type: ignore[attr-defined]
         return known[kind, size]

@@ -16,7 +16,7 @@ from structures.backends.planned import rates
 from structures.backends.planned.emit import backward_source, forward_source
 from structures.backends.planned.problem import X
 from structures.backends.planned.program import Plan, Want
-from structures.backends.planned.search import Conditions, candidates
+from structures.backends.planned.search import Conditions, cheapest
 from structures.backends.planned.source import Run, compiled
 from structures.backends.views import whole
 from structures.structure import Structure
@@ -136,7 +136,7 @@ def best(structure: Structure, tokens: int, setting: Conditions) -> Plan:
     One token is a bucket of its own; none falls in that of two.
     """
     bucket = 1 << (tokens - 1).bit_length()
-    return candidates(structure, bucket, setting, rates.of(setting.dtype, setting.threads, setting.device))[0]
+    return cheapest(structure, bucket, setting, rates.of(setting.dtype, setting.threads, setting.device))
 
 
 def _contiguous(factors: Sequence[Tensor]) -> Sequence[Tensor]:

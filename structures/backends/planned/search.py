@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from structures.backends.planned.backward import backwards
 from structures.backends.planned.by_autograd import native
@@ -41,14 +42,23 @@ class Conditions:
 
 def candidates(structure: Structure, tokens: int, setting: Conditions, rates: Rates) -> list[Plan]:
     """All plans that the search keeps, cheapest first."""
+    return [_with_parts(plan, setting, rates) for plan in _found(structure, tokens, setting, rates)]
+
+
+@lru_cache(maxsize=1024)
+def cheapest(structure: Structure, tokens: int, setting: Conditions, rates: Rates) -> Plan:
+    """The first of the candidates."""
+    return _with_parts(_found(structure, tokens, setting, rates)[0], setting, rates)
+
+
+def _found(structure: Structure, tokens: int, setting: Conditions, rates: Rates) -> list[Plan]:
     found = _whole(structure, tokens, setting, rates)
     if setting.chunks and setting.want is None:
         for chunk in CHUNKS:
             if tokens >= 4 * chunk:
                 parts = _whole(structure, chunk, setting, rates)[:4]
                 found += [_repeated(plan, tokens, chunk, rates, setting.itemsize) for plan in parts]
-    found.sort(key=lambda plan: plan.seconds)
-    return [_with_parts(plan, setting, rates) for plan in found]
+    return sorted(found, key=lambda plan: plan.seconds)
 
 
 def _whole(structure: Structure, tokens: int, setting: Conditions, rates: Rates) -> list[Plan]:

@@ -97,6 +97,52 @@ struct Units {
   }
 };
 
+// A tile of a chunk: its activations, and `half` numbers behind them their gradients.
+struct ChunkTile {
+  const Program& p;
+  const Wanted& wanted;
+  const void* const* factors;
+  const char* copies;
+  float* at;
+  int64_t half, T, whole;  // whole: tokens, in whole vectors
+  uint32_t* formed;
+
+  float* activation(int buffer) const { return at + p.full[buffer] * T; }
+  float* gradient(int buffer) const { return at + half + p.full[buffer] * T; }
+  void forward(int i, int64_t from, int64_t to) const {
+    const Step& s = p.tile[i];
+    run(p.dtype, s, weights(p, i, false, factors, copies), activation(s.source), activation(s.target), T, whole, formed, from, to);
+  }
+  void backward(int i, int64_t from, int64_t to) const {
+    const Step& s = wanted.back[i];
+    if (wanted.zero(p, i)) memset(gradient(s.target), 0, p.tile_sizes[s.target] * T * 4);  // then from is 0
+    run(p.dtype, s, weights(p, i, true, factors, copies), gradient(s.source), gradient(s.target), T, whole, formed, from, to);
+  }
+};
+
+// Unit u of step i of phase 2 for some tokens: written to the factor's gradient, or added to it if they are not the
+// `first`. bfloat16 is summed in `sums`, until the tokens are the `final` ones.
+template <class E>
+static void factor_unit(const Program& p, const Units& units, int i, int64_t u, const Chunk& chunk, bool first, bool final,
+                        float* turned_g, float* sums, E* to) {
+  constexpr bool NARROW = sizeof(E) < 4;
+  float* D = turned_g + SUMMED * COLS;
+  const Step& s = p.tile[i];
+  const int64_t split = units.rows[i], col_parts = parts(s.cols, COLS);
+  const int64_t k0 = s.contracted * (u % split) / split, k1 = s.contracted * (u % split + 1) / split;
+  const int64_t m0 = u / split % col_parts * COLS, block = u / split / col_parts;
+  const int cols = (int)std::min<int64_t>(COLS, s.cols - m0);
+#if PAIRED
+  if (NARROW) unit_sums<PairSums>(s, chunk, block, m0, cols, k0, k1, turned_g, D);
+  else
+#endif
+    unit_sums<FloatSums>(s, chunk, block, m0, cols, k0, k1, turned_g, D);
+  if (!NARROW) write_unit(s, block, m0, cols, k0, k1, D, first, (float*)(void*)to, to);
+  else if (first && final) write_unit(s, block, m0, cols, k0, k1, D, true, nullptr, to);
+  else write_unit(s, block, m0, cols, k0, k1, D, first, sums, final ? to : nullptr);
+}
+static int64_t unit_bytes(const Program& p) { return lines((SUMMED + std::min(p.max_contracted, UNIT_ROWS)) * COLS * 4); }
+
 template <class E>
 static int backward(const Program& p, const void* const* factors, const char* copies, const E* x, int64_t ldx, const E* dy,
                     int64_t ldy, int64_t n, E* dx, E* const* dfactors, E* dbias, int64_t threads, int64_t how) {
@@ -116,7 +162,7 @@ static int backward(const Program& p, const void* const* factors, const char* co
       if (dfactors && dfactors[f]) sums_at[f] = sums_bytes, sums_bytes += lines(p.numbers[f] * 4);
     if (dbias) sums_at.back() = sums_bytes, sums_bytes += lines(p.out * 4);
   }
-  const int64_t formed = formed_bytes(p, T), per_thread = formed + lines((SUMMED + std::min(p.max_contracted, UNIT_ROWS)) * COLS * 4);
+  const int64_t formed = formed_bytes(p, T), per_thread = formed + unit_bytes(p);
   const int64_t counters = lines(many_chunks * 8);
   char* memory = scratch().take(counters + own_copies + sums_bytes + in_chunk * stride * 4 + threads * per_thread);
   if (!memory) return NO_MEMORY;
@@ -132,7 +178,6 @@ static int backward(const Program& p, const void* const* factors, const char* co
   parallel(threads, [&](int me, int many) {
     uint32_t* pairs = (uint32_t*)(private_memory + me * per_thread);
     float* turned_g = (float*)(private_memory + me * per_thread + formed);
-    float* D = turned_g + SUMMED * COLS;
     if (own_copies) {
       fill_copies(p, PAIRS_BACK, factors, in_call, me, many,
                   [&](int i, bool back) { return back ? wanted.backward(p, i) : wanted.forward(p, i); });
@@ -144,27 +189,17 @@ static int backward(const Program& p, const void* const* factors, const char* co
       const int64_t c0 = c * cut.tokens, cn = std::min(cut.tokens, n - c0), nt = parts(cn, T);
       auto rows_of = [&](int64_t q) { return (int)std::min(T, cn - q * T); };
       auto whole_of = [&](int64_t q) { return (int64_t)(rows_of(q) + VL - 1) / VL * VL; };
-      auto forward_units = [&](int i, int64_t q, int64_t from, int64_t to) {
-        const Step& s = p.tile[i];
-        float* tile = tiles + q * stride;
-        run(p.dtype, s, weights(p, i, false, factors, ready), tile + p.full[s.source] * T, tile + p.full[s.target] * T, T, whole_of(q),
-            pairs, from, to);
-      };
-      auto backward_units = [&](int i, int64_t q, int64_t from, int64_t to) {
-        const Step& s = wanted.back[i];
-        float* tile = tiles + q * stride + half;
-        if (wanted.zero(p, i)) memset(tile + p.full[s.target] * T, 0, p.tile_sizes[s.target] * T * 4);  // then from is 0
-        run(p.dtype, s, weights(p, i, true, factors, ready), tile + p.full[s.source] * T, tile + p.full[s.target] * T, T, whole_of(q),
-            pairs, from, to);
+      auto tile_of = [&](int64_t q) {
+        return ChunkTile{p, wanted, factors, ready, tiles + q * stride, half, T, whole_of(q), pairs};
       };
       auto bring_x = [&](int64_t q, int64_t f0, int64_t f1) {
-        if (wanted.activation[0]) tile_in(x + (c0 + q * T) * ldx, ldx, rows_of(q), tiles + q * stride + p.full[0] * T, T, f0, f1);
+        if (wanted.activation[0]) tile_in(Apart<E>{x + (c0 + q * T) * ldx, ldx}, rows_of(q), tile_of(q).activation(0), T, f0, f1);
       };
       auto bring_dy = [&](int64_t q, int64_t f0, int64_t f1) {
-        if (needs_dy) tile_in(dy + (c0 + q * T) * ldy, ldy, rows_of(q), tiles + q * stride + half + p.full[last] * T, T, f0, f1);
+        if (needs_dy) tile_in(Apart<E>{dy + (c0 + q * T) * ldy, ldy}, rows_of(q), tile_of(q).gradient(last), T, f0, f1);
       };
       auto take_dx = [&](int64_t q, int64_t f0, int64_t f1) {
-        tile_out(tiles + q * stride + half + p.full[0] * T, T, (const E*)nullptr, rows_of(q), dx + (c0 + q * T) * p.in, p.in, f0, f1, past);
+        tile_out(tile_of(q).gradient(0), T, (const E*)nullptr, rows_of(q), dx + (c0 + q * T) * p.in, p.in, f0, f1, past);
       };
 
       if (!cut.split) {
@@ -172,10 +207,10 @@ static int backward(const Program& p, const void* const* factors, const char* co
         for (int64_t q = mine.begin; q < mine.end; q++) {
           bring_x(q, 0, p.in);
           for (int i = 0; i < steps; i++)
-            if (wanted.forward(p, i)) forward_units(i, q, 0, units(p.tile[i]));
+            if (wanted.forward(p, i)) tile_of(q).forward(i, 0, units(p.tile[i]));
           bring_dy(q, 0, p.out);
           for (int i = steps - 1; i >= 0; i--)
-            if (wanted.backward(p, i)) backward_units(i, q, 0, units(wanted.back[i]));
+            if (wanted.backward(p, i)) tile_of(q).backward(i, 0, units(wanted.back[i]));
           if (dx) take_dx(q, 0, p.in);
         }
       } else {
@@ -195,14 +230,14 @@ static int backward(const Program& p, const void* const* factors, const char* co
         for (int i = 0; i < steps; i++)
           if (wanted.forward(p, i)) {
             barrier(many);
-            each(units(p.tile[i]), [&](int64_t q, int64_t from, int64_t to) { forward_units(i, q, from, to); });
+            each(units(p.tile[i]), [&](int64_t q, int64_t from, int64_t to) { tile_of(q).forward(i, from, to); });
           }
         for (int i = steps - 1; i >= 0; i--)
           if (wanted.backward(p, i)) {
             barrier(many);
             // what a gather writes several times is one thread's
             const int64_t all = units(wanted.back[i]), one = wanted.back[i].c_stride ? 1 : all;
-            each(one, [&](int64_t q, int64_t from, int64_t to) { backward_units(i, q, from, one == all ? to : all); });
+            each(one, [&](int64_t q, int64_t from, int64_t to) { tile_of(q).backward(i, from, one == all ? to : all); });
           }
         if (dx) {
           barrier(many);
@@ -216,22 +251,10 @@ static int backward(const Program& p, const void* const* factors, const char* co
       for (int64_t u; (u = next[c].fetch_add(1, std::memory_order_relaxed)) < all;) {
         int i = 0;
         while (u >= units_of.end[i]) i++;
-        const Step& s = p.tile[i];
         if (i) u -= units_of.end[i - 1];
-        const int64_t split = units_of.rows[i], col_parts = parts(s.cols, COLS);
-        const int64_t k0 = s.contracted * (u % split) / split, k1 = s.contracted * (u % split + 1) / split;
-        const int64_t m0 = u / split % col_parts * COLS, block = u / split / col_parts;
-        const int cols = (int)std::min<int64_t>(COLS, s.cols - m0);
+        const Step& s = p.tile[i];
         const Chunk chunk{tiles, stride, T, cn, p.full[s.source] * T, half + p.full[s.target] * T};
-#if PAIRED
-        if (NARROW) unit_sums<PairSums>(s, chunk, block, m0, cols, k0, k1, turned_g, D);
-        else
-#endif
-          unit_sums<FloatSums>(s, chunk, block, m0, cols, k0, k1, turned_g, D);
-        E* to = dfactors[s.factor];
-        if (!NARROW) write_unit(s, block, m0, cols, k0, k1, D, first, (float*)(void*)to, to);
-        else if (many_chunks == 1) write_unit(s, block, m0, cols, k0, k1, D, true, nullptr, to);
-        else write_unit(s, block, m0, cols, k0, k1, D, first, (float*)(sums + sums_at[s.factor]), final ? to : nullptr);
+        factor_unit(p, units_of, i, u, chunk, first, final, turned_g, (float*)(sums + sums_at[s.factor]), dfactors[s.factor]);
       }
       if (dbias) {
         Share mine = share(parts(p.out, 32), me, many);

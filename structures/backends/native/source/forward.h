@@ -33,7 +33,7 @@ static int forward_tiles(const Program& p, const void* const* factors, const cha
       for (int64_t q = mine.begin; q < mine.end; q++) {
         int64_t t0 = q * T;
         int rows = (int)std::min(T, n - t0), whole = (rows + VL - 1) / VL * VL;
-        tile_in(x + t0 * ld, ld, rows, tile + at[0] * T, T, 0, p.in);
+        tile_in(Apart<E>{x + t0 * ld, ld}, rows, tile + at[0] * T, T, 0, p.in);
         for (int i = 0; i < steps; i++) {
           const Step& s = p.tile[i];
           run(p.dtype, s, weights(p, i, false, factors, ready), tile + at[s.source] * T, tile + at[s.target] * T, T, whole, pairs, 0, units(s));
@@ -50,7 +50,7 @@ static int forward_tiles(const Program& p, const void* const* factors, const cha
         }
       };
       each(parts(p.in, RUN), [&](int64_t q, float* tile, int64_t from, int64_t to) {
-        tile_in(x + q * T * ld, ld, (int)std::min(T, n - q * T), tile + at[0] * T, T, from * RUN, std::min(p.in, to * RUN));
+        tile_in(Apart<E>{x + q * T * ld, ld}, (int)std::min(T, n - q * T), tile + at[0] * T, T, from * RUN, std::min(p.in, to * RUN));
       });
       for (int i = 0; i < steps; i++) {
         const Step& s = p.tile[i];

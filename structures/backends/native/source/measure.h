@@ -52,7 +52,7 @@ static double measure_transposes(double seconds) {
   memset(x, 0, 2 * lines(F * T * 4));
   float* tile = (float*)((char*)x + lines(F * T * 4));
   return rate(seconds, 2. * F * T * 4, [&] {
-    tile_in(x, F, T, tile, T, 0, F);
+    tile_in(Apart<float>{x, F}, T, tile, T, 0, F);
     tile_out(tile, T, (const float*)nullptr, T, x, F, 0, F, false);
   });
 }

@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "backward.h"
+#include "experts.h"
+#include "experts_backward.h"
 #include "forward.h"
 #include "measure.h"
 #include "rows.h"
@@ -18,7 +20,8 @@ EXPORT int32_t structures_record_size(int32_t which) {
   return which == 0   ? (int32_t)sizeof(Step)
          : which == 1 ? (int32_t)sizeof(Description)
          : which == 2 ? (int32_t)sizeof(Plan)
-                      : (int32_t)sizeof(Runtime);
+         : which == 3 ? (int32_t)sizeof(Runtime)
+                      : (int32_t)sizeof(Routed);
 }
 EXPORT int32_t structures_vector() { return VL; }
 EXPORT int32_t structures_pairs() { return PAIRED; }
@@ -90,6 +93,24 @@ EXPORT int32_t structures_backward(const Program* p, const void* const* factors,
                     (float*)dbias, threads, how);
   return backward(*p, factors, copies, (const bf16*)x, ldx, (const bf16*)dy, ldy, n, (bf16*)dx, (bf16* const*)dfactors,
                   (bf16*)dbias, threads, how);
+}
+
+EXPORT int32_t structures_forward_experts(const Program* p, const Routed* routed, const void* const* factors, char* copies, int32_t fill,
+                                          const void* x, int64_t ld, int64_t n, const void* bias, void* y, int32_t threads) {
+  threads = std::max(threads, 1);
+  if (p->dtype == FLOAT32)
+    return forward_experts(*p, *routed, factors, copies, fill, (const float*)x, ld, n, (const float*)bias, (float*)y, threads);
+  return forward_experts(*p, *routed, factors, copies, fill, (const bf16*)x, ld, n, (const bf16*)bias, (bf16*)y, threads);
+}
+EXPORT int32_t structures_backward_experts(const Program* p, const Routed* routed, const void* const* factors, char* copies, const void* x,
+                                           int64_t ldx, const void* dy, int64_t ldy, int64_t n, void* dx, void* const* dfactors,
+                                           float* dweights, int32_t threads) {
+  threads = std::max(threads, 1);
+  if (p->dtype == FLOAT32)
+    return backward_experts(*p, *routed, factors, copies, (const float*)x, ldx, (const float*)dy, ldy, n, (float*)dx,
+                            (float* const*)dfactors, dweights, threads);
+  return backward_experts(*p, *routed, factors, copies, (const bf16*)x, ldx, (const bf16*)dy, ldy, n, (bf16*)dx, (bf16* const*)dfactors,
+                          dweights, threads);
 }
 
 EXPORT double structures_measure_products(double seconds, int32_t dtype) { return measure_products(seconds, (Dtype)dtype); }

@@ -131,8 +131,8 @@ static void pack_pairs(const Step& s, const bf16* W, uint32_t* to, int me, int m
 }
 #endif
 
-// Numbers [begin, end) widened.
-static void widen_all(const bf16* from, float* to, int64_t begin, int64_t end) {
+// Numbers [begin, end) widened, or copied.
+template <class E> static void widen_all(const E* from, float* to, int64_t begin, int64_t end) {
   int64_t i = begin;
   for (; i + VL <= end; i += VL) store(to + i, load(from + i));
   for (; i < end; i++) to[i] = widen(from[i]);

@@ -12,7 +12,7 @@
 #include <vector>
 #include "vector.h"
 
-constexpr int32_t VERSION = 1;
+constexpr int32_t VERSION = 2;
 enum Dtype : int32_t { FLOAT32 = 0, BFLOAT16 = 1 };
 enum Path : int32_t { ROWS = 1, TILES = 2 };
 enum Kind : int32_t { CANONICAL = 1, PAIRS = 2, PAIRS_BACK = 4 };

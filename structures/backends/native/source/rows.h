@@ -15,14 +15,15 @@
 #include "plan.h"
 #include "scratch.h"
 #include "transpose.h"
+#include <type_traits>
 
 // Where sums go: to a float buffer, or, with what was summed before and the bias, to y.
-template <class E> struct Finish {
+template <class O> struct Finish {
   float* buffer;  // or nullptr
-  E* y;
+  O* y;
   int64_t ld;
   const float* before;  // added, or nullptr; as far apart as the target's rows
-  const E* bias;        // added, or nullptr
+  const O* bias;        // added, or nullptr
 
   INLINE vf added(vf v, int64_t t, int64_t m) const {
     if (before) v += load(before + t * ld + m);
@@ -44,9 +45,9 @@ template <class E> struct Finish {
 constexpr int ROW_BLOCK = 256, ROW_VECTORS = 4, MOST_ROWS = 32;
 
 // One group of tokens and NV vectors of cols (`left` > 0: one vector of so many).
-template <class E, int TB, int NV, bool PART>
+template <class E, int TB, int NV, bool PART, class O>
 static inline void rows_block(const float* a, int64_t lda, const int32_t* koff, const E* w, const int32_t* wk, int64_t K,
-                              const Finish<E>& to, int64_t t, int64_t m, int left) {
+                              const Finish<O>& to, int64_t t, int64_t m, int left) {
   constexpr int CHAINS = TB * NV <= 2 ? 4 / (TB * NV) : 1;  // independent sums, where there would be too few
   float total[TB][NV * VL];
   for (int64_t k0 = 0; k0 < K; k0 += ROW_BLOCK) {
@@ -86,9 +87,9 @@ static inline void rows_block(const float* a, int64_t lda, const int32_t* koff, 
   }
 }
 
-template <class E, int NV, bool PART = false>
+template <class E, int NV, bool PART = false, class O>
 APART void rows_of_tokens(int n, const float* a, int64_t lda, const int32_t* koff, const E* w, const int32_t* wk, int64_t K,
-                           const Finish<E>& to, int64_t m, int left = 0) {
+                           const Finish<O>& to, int64_t m, int left = 0) {
   int t = 0;
   if (NV <= 4) {
     constexpr int MOST = WIDE || NV < 4 ? 6 : 2;
@@ -102,8 +103,8 @@ APART void rows_of_tokens(int n, const float* a, int64_t lda, const int32_t* kof
 }
 
 // W contiguous over the contracted axes: dot products, cols m to m + MB.
-template <class E, int TB, int MB>
-static inline void rows_dots(const float* a, int64_t lda, const E* w, const int32_t* wm, int64_t K, const Finish<E>& to, int64_t t,
+template <class E, int TB, int MB, class O>
+static inline void rows_dots(const float* a, int64_t lda, const E* w, const int32_t* wm, int64_t K, const Finish<O>& to, int64_t t,
                              int64_t m) {
   vf total[TB][MB];
   for (int i = 0; i < TB; i++)
@@ -141,9 +142,9 @@ template <class E> struct RowWeights {
 };
 
 // Entry b, cols [m, m1), of one step.
-template <class E>
+template <class E, class O>
 APART void rows_unit(const Step& s, const RowWeights<E>& W, const float* A, int64_t lda, int n, int64_t b, int64_t m, int64_t m1,
-                      float* gathered, Finish<E> to) {
+                      float* gathered, Finish<O> to) {
   const float* a = A + s.a_base[b];
   const int32_t* koff = s.a_offsets(b);
   const int64_t K = s.contracted;
@@ -197,48 +198,54 @@ static void lay_out_rows(Program& p) {
   }
 }
 
-template <class E>
-static int forward_rows(const Program& p, const void* const* factors, const char* copies, const E* x, int64_t ld, int64_t n64,
-                        const E* bias, E* y, int threads) {
-  constexpr bool WIDER = sizeof(E) < 4;  // x is widened first, and what is summed before the last step is kept in float
-  const int n = (int)n64, steps = (int)p.row.size(), last = (int)p.row_sizes.size() - 1;
-  std::vector<int64_t> at(last + 1);
-  int64_t end = 0;
-  for (int b = 1; b < last; b++) at[b] = end, end += lines(p.row_sizes[b] * n * 4);
-  const int64_t natural = end;
-  end += lines(p.natural_features * n * 4);
-  const int64_t before = end;
-  if (WIDER) end += lines(p.out * n * 4);
-  const int64_t made = end;
-  if (!copies) end += p.canonical_bytes;
-  const int64_t own = lines(WIDER ? p.in * n * 4 : 0) + lines(p.max_contracted * n * 4);
-  char* memory = scratch().take(end + threads * own);
-  if (!memory) return NO_MEMORY;
-
+// One call by rows: what it needs, and its body for thread `me` of `many`. E: dtype of x and of the factors, O: of y.
+template <class E, class O> struct RowsCall {
+  static constexpr bool WIDER = sizeof(E) < 4, NARROW = sizeof(O) < 4;  // x is widened first; sums for y are kept in float
+  const Program& p;
+  const void* const* factors;
+  const char* copies;
+  const int n, steps = (int)p.row.size(), last = (int)p.row_sizes.size() - 1;
+  std::vector<int64_t> at;
+  int64_t natural = 0, before = 0, made = 0;
+  int64_t shared_bytes = 0;  // of the whole team
+  int64_t own_bytes = 0;     // of each thread
   int final_direct = -1, naturals = 0;
-  for (int i = 0; i < steps; i++)
-    if (p.row[i].target == last) p.natural[i] < 0 ? (void)(final_direct = i) : (void)naturals++;
-  auto copied = [&](int i) { return p.canonical[i].made && !by_dots(p.row[i], n); };
   bool fill = false;
-  for (int i = 0; i < steps; i++) fill |= !copies && copied(i);
 
-  parallel(threads, [&](int me, int many) {
+  // `picked`: the rows of x lie anywhere.
+  RowsCall(const Program& p, const void* const* factors, const char* copies, int n, bool picked)
+      : p(p), factors(factors), copies(copies), n(n), at(last + 1) {
+    int64_t end = 0;
+    for (int b = 1; b < last; b++) at[b] = end, end += lines(p.row_sizes[b] * n * 4);
+    natural = end, end += lines(p.natural_features * n * 4);
+    before = end, end += NARROW ? lines(p.out * n * 4) : 0;
+    made = end, end += copies ? 0 : p.canonical_bytes;
+    shared_bytes = lines(end), own_bytes = lines(WIDER || picked ? p.in * n * 4 : 0) + lines(p.max_contracted * n * 4);
+    for (int i = 0; i < steps; i++) {
+      if (p.row[i].target == last) p.natural[i] < 0 ? (void)(final_direct = i) : (void)naturals++;
+      fill |= !copies && copied(i);
+    }
+  }
+  bool copied(int i) const { return p.canonical[i].made && !by_dots(p.row[i], n); }
+
+  template <class R> void run(const R& rows, O* y, const O* bias, char* memory, char* mine_only, int me, int many) const {
+    constexpr bool PICKED = !std::is_same<R, Apart<E>>::value;
     const float* X;
     int64_t ldx;
-    char* mine_only = memory + end + me * own;
-    float* gathered = (float*)(mine_only + lines(WIDER ? p.in * n * 4 : 0));
-    if constexpr (WIDER) {
+    float* gathered = (float*)(mine_only + lines(WIDER || PICKED ? p.in * n * 4 : 0));
+    if constexpr (WIDER || PICKED) {
       float* wide = (float*)mine_only;
-      for (int t = 0; t < n; t++) widen_all(x + t * ld, wide + t * p.in, 0, p.in);
+      for (int t = 0; t < n; t++) widen_all(rows.row(t), wide + t * p.in, 0, p.in);
       X = wide, ldx = p.in;
     } else {
-      X = x, ldx = ld;
+      X = rows.x, ldx = rows.ld;
     }
     if (fill) {
       fill_copies(p, CANONICAL, factors, memory + made, me, many, [&](int i, bool) { return copied(i); });
       barrier(many);
     }
     bool begun = false;  // whether a direct step has written to y
+    float* const sums = NARROW ? (float*)(memory + before) : (float*)(void*)y;
     for (int i = 0; i < steps; i++) {
       const Step& s = p.row[i];
       if (p.row_waits[i]) barrier(many);
@@ -248,7 +255,7 @@ static int forward_rows(const Program& p, const void* const* factors, const char
                       whole ? p.canonical_k[i].data() : s.w_k, whole, by_dots(s, n)};
       const float* A = s.source ? (const float*)(memory + at[s.source]) : X;
       const int64_t lda = s.source ? p.row_sizes[s.source] : ldx;
-      Finish<E> to{};
+      Finish<O> to{};
       to.ld = p.row_sizes[s.target];
       bool in_order = false;
       if (s.target != last) {
@@ -256,7 +263,6 @@ static int forward_rows(const Program& p, const void* const* factors, const char
       } else if (p.natural[i] >= 0) {
         to.buffer = (float*)(memory + natural) + p.natural[i] * n, to.ld = s.entries * s.cols, in_order = true;
       } else {
-        float* sums = WIDER ? (float*)(memory + before) : (float*)(void*)y;
         if (begun) to.before = sums;
         bool ends = i == final_direct && !naturals;
         if (ends) to.y = y, to.bias = bias;
@@ -267,7 +273,7 @@ static int forward_rows(const Program& p, const void* const* factors, const char
       Share mine = share(s.entries * blocks, me, many);
       for (int64_t u = mine.begin; u < mine.end;) {
         int64_t b = u / blocks, first = u % blocks, upto = std::min(blocks, first + mine.end - u);
-        Finish<E> here = to;
+        Finish<O> here = to;
         int64_t shift = in_order ? b * s.cols : s.c_base[b] + s.c_off[0];
         if (here.buffer) here.buffer += shift;
         if (here.y) here.y += shift;
@@ -281,13 +287,12 @@ static int forward_rows(const Program& p, const void* const* factors, const char
     barrier(many);
     Share mine = share(parts(p.out, 32), me, many);  // whole lines
     const int64_t f0 = mine.begin * 32, f1 = std::min(p.out, mine.end * 32);
-    const float* sums = final_direct < 0 ? nullptr : WIDER ? (const float*)(memory + before) : (const float*)(void*)y;
     for (int t = 0; t < n; t++) {
       alignas(64) float run[RUN];
       for (int64_t g0 = f0; g0 < f1; g0 += RUN) {
         const int g = (int)std::min<int64_t>(RUN, f1 - g0);
         bool first = true;
-        if (sums) memcpy(run, sums + t * p.out + g0, g * 4), first = false;
+        if (final_direct >= 0) memcpy(run, sums + t * p.out + g0, g * 4), first = false;
         for (int i = 0; i < steps; i++) {
           if (p.natural[i] < 0) continue;
           const int32_t* inverse = p.inverse[i].data() + g0;
@@ -298,13 +303,24 @@ static int forward_rows(const Program& p, const void* const* factors, const char
             for (int f = 0; f < g; f++) run[f] += q[inverse[f]];
           first = false;
         }
-        E* to = y + t * p.out + g0;
-        const E* add = bias ? bias + g0 : nullptr;
+        O* to = y + t * p.out + g0;
+        const O* add = bias ? bias + g0 : nullptr;
         int f = 0;
         for (; f + VL <= g; f += VL) store(to + f, add ? load(run + f) + load(add + f) : load(run + f));
         if (f < g) store_part(to + f, add ? load_part(run + f, g - f) + load_part(add + f, g - f) : load_part(run + f, g - f), g - f);
       }
     }
+  }
+};
+
+template <class E>
+static int forward_rows(const Program& p, const void* const* factors, const char* copies, const E* x, int64_t ld, int64_t n,
+                        const E* bias, E* y, int threads) {
+  const RowsCall<E, E> call(p, factors, copies, (int)n, false);
+  char* memory = scratch().take(call.shared_bytes + threads * call.own_bytes);
+  if (!memory) return NO_MEMORY;
+  parallel(threads, [&](int me, int many) {
+    call.run(Apart<E>{x, ld}, y, bias, memory, memory + call.shared_bytes + me * call.own_bytes, me, many);
   });
   scratch().trim();
   return FINE;

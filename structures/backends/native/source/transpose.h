@@ -12,30 +12,61 @@
 
 constexpr int RUN = 128;
 
-// Features [f0, f1) of `rows` rows of x, `ld` apart, into a tile of T tokens; zeros up to the next whole vector.
-template <class E> APART void tile_in(const E* x, int64_t ld, int rows, float* tile, int64_t T, int64_t f0, int64_t f1) {
+// Rows of x: `ld` apart from one another,
+template <class E> struct Apart {
+  const E* x;
+  int64_t ld;
+
+  INLINE const E* row(int64_t t) const { return x + t * ld; }
+  INLINE Apart from(int64_t t, int) const { return {row(t), ld}; }
+  INLINE vf whole(int i, int64_t f) const { return load(x + i * ld + f); }
+  INLINE vf part(int i, int64_t f, int n) const { return load_part(x + i * ld + f, n); }
+};
+// or those of the tokens in a list, each times a weight if there are weights.
+template <class E, bool WEIGHTED> struct Picked {
+  struct Few {
+    const E* row[VL];
+    float weight[VL];
+    INLINE vf whole(int i, int64_t f) const { return WEIGHTED ? load(row[i] + f) * weight[i] : load(row[i] + f); }
+    INLINE vf part(int i, int64_t f, int n) const { return load_part(row[i] + f, n) * (WEIGHTED ? weight[i] : 1.f); }
+  };
+  const E* x;
+  int64_t ld;
+  const int32_t* tokens;
+  const float* weights;
+
+  INLINE const E* row(int64_t t) const { return x + tokens[t] * ld; }
+  INLINE Few from(int64_t t, int there) const {
+    Few few;
+    for (int i = 0; i < there; i++) few.row[i] = row(t + i), few.weight[i] = WEIGHTED ? weights[t + i] : 1.f;
+    return few;
+  }
+};
+
+// Features [f0, f1) of `rows` rows of x into a tile of T tokens; zeros up to the next whole vector.
+template <class R> APART void tile_in(const R& x, int rows, float* tile, int64_t T, int64_t f0, int64_t f1) {
   int64_t whole = f0 + (f1 - f0) / VL * VL;
   int left = (int)(f1 - whole);
   for (int t = 0; t < rows; t += VL) {
     int there = rows - t < VL ? rows - t : VL;
-    const E* from = x + t * ld;
+    const auto from = x.from(t, there);
     float* to = tile + t;
     vf v[VL];
     if (there == VL) {
       for (int64_t f = f0; f < whole; f += VL) {
-        for (int i = 0; i < VL; i++) v[i] = load(from + i * ld + f);
+        for (int i = 0; i < VL; i++) v[i] = from.whole(i, f);
         transpose(v);
         for (int i = 0; i < VL; i++) store(to + (f + i) * T, v[i]);
       }
     } else {
       for (int64_t f = f0; f < whole; f += VL) {
-        for (int i = 0; i < VL; i++) v[i] = i < there ? load(from + i * ld + f) : vf{};
+        for (int i = 0; i < VL; i++) v[i] = i < there ? from.whole(i, f) : vf{};
         transpose(v);
         for (int i = 0; i < VL; i++) store(to + (f + i) * T, v[i]);
       }
     }
     if (left) {
-      for (int i = 0; i < VL; i++) v[i] = i < there ? load_part(from + i * ld + whole, left) : vf{};
+      for (int i = 0; i < VL; i++) v[i] = i < there ? from.part(i, whole, left) : vf{};
       transpose(v);
       for (int i = 0; i < VL; i++)
         if (i < left) store(to + (whole + i) * T, v[i]);
