@@ -78,10 +78,16 @@ def _start() -> Library | str:
     return found
 
 
-def _renew_lock() -> None:  # a thread of the parent may have held it at the fork
+def _alone() -> None:
+    """In a forked child, which has one thread of its parent's and none of its parent's OpenMP team.
+
+    libgomp still counts on that team there, and a call that asks for it never returns.
+    """
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.Lock()  # a thread of the parent may have held it
+    if isinstance(_state, Library):
+        _state.stay_on_one_thread()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+    os.register_at_fork(after_in_child=_alone)

@@ -220,6 +220,11 @@ class Library:
         self._library.structures_set_runtime(ctypes.byref(RuntimeRecord(*pointers)))
         return True
 
+    def stay_on_one_thread(self) -> None:
+        """Use no OpenMP runtime from here on."""
+        self.threaded = False
+        self._library.structures_set_runtime(ctypes.byref(RuntimeRecord()))
+
 
 def torch_openmp() -> ctypes.CDLL | None:
     """The handle through which torch's own OpenMP runtime is found, whatever it is called; None where there is none.
