@@ -1,5 +1,6 @@
 """One thread a process, and a file's tests in one process: they are small, and share what their fixtures have made."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -51,3 +52,7 @@ def nothing_added_stays():
     yield
     registry._added.clear()
     registry._added.update(added)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # torch and nine thousand tests are no garbage: no collection need walk them again

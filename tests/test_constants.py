@@ -15,7 +15,7 @@ from scipy.linalg import hadamard
 
 import structures
 from structures import backends, reference
-from structures.algebra import constants, padding, rank
+from structures.algebra import binding, constants, padding, rank
 from structures.algebra.constants import Constant
 from structures.algebra.widths import least_flops
 from structures.language.expressions import divisors
@@ -356,3 +356,22 @@ def test_fit_options_pads() -> None:
     assert options == {"n_blocks": 8, "pad": True}
     bound = structures.get("dyad_it").bind(768, 50257, **options)
     assert abs(bound.params / bound.dense_params - 0.25) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("block_dense", {"rank": 0}, "every term is dropped"),
+        ("btt_moe", {"experts_active": 9}, "has 8 experts"),
+        ("low_rank_moe", {"experts_active": 0}, "experts_active"),
+    ],
+)
+def test_no_widths_are_tried_for_options_that_fit_none(
+    name: str, options: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Previously failed: 53,421 and 520 pairs of widths were bound, which took 6 s for each such value."""
+    tried, bind = [], binding._build
+    monkeypatch.setattr(binding, "_build", lambda *given: (tried.append(given), bind(*given))[1])
+    with pytest.raises(SizeError, match=message):
+        binding.build(structures.get(name), 768, 50257, {**options, "pad": True})
+    assert len(tried) == 1  # for its error

@@ -76,7 +76,14 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
     "lokr": [{}, {"rank": 1}, {"rank": 3}],
     "loha": [{}, {"rank": 1}, {"rank": 6}],
     "group_and_shuffle": [{}, {"n_blocks": 1}, {"n_blocks": 2}, {"n_blocks": 6}, {"n_blocks": 8}],
-    "boft": [{}, {"n_blocks": 2}, {"n_blocks": 6}],
+    "boft": [
+        {},
+        {"n_blocks": 2},
+        {"n_blocks": 6},
+        {"factors": 1, "n_blocks": 3},
+        {"factors": 3},
+        {"factors": 4, "n_blocks": 8},
+    ],
 }
 
 

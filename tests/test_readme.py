@@ -45,7 +45,8 @@ def test_the_answer_shown_is_what_the_command_says(capsys, monkeypatch):
 
 
 # what makes a line of a sweep short enough for a test
-SHORT = ["--widths=64", "--tokens=4", "--mode=forward", "--dtypes=float32", "--budget=params=0.25", "--no-controls"]
+SHORT = ["--widths=64", "--tokens=4", "--mode=forward", "--dtypes=float32", "--budget=params=0.25", "--no-controls",
+         "--threads=1"]  # fmt: skip
 
 
 def test_every_line_from_a_structure_to_its_place_in_the_picture_runs(in_a_folder_with_the_yaml, tmp_path):

@@ -175,7 +175,12 @@ BAD_ENTRIES: list[tuple[str, str | bytes, str, tuple[str, ...]]] = [
     ),
     ("an init of neither kind", "m:\n  init: {std: 1}\n" + DENSE, "2:9", ("'uniform'", "'normal'")),
     ("an init of both kinds", "m:\n  init: {uniform: 1, normal: 1}\n" + DENSE, "2:9", ("'uniform'", "'normal'")),
-    ("an init that misspells", "m:\n  init: {uniform: fan + 1}\n" + DENSE, "2:19", ("'fan'", "mean 'fan_in'?")),
+    (
+        "an init that misspells",
+        "m:\n  init: {uniform: fan + 1}\n" + DENSE,
+        "2:19",
+        ("'fan'", "mean 'fan_in' or 'fan_out'?"),
+    ),
     ("an index of no axis", "m:\n  index: {b: y}\n" + DENSE, "2:14", ("'b' is not an axis of the einsum", "x, y")),
     ("an index without size", "m:\n  index: {x: y}\n" + DENSE, "2:14", ("axis 'x' needs a size",)),
     (

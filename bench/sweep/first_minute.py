@@ -163,7 +163,8 @@ def _library(s: Structure) -> Rival:
 def _by(backend: str, s: Structure, form: str | None = None) -> Rival:
     def call(x: Tensor, factors: Sequence[Tensor], bias: Tensor) -> Tensor:
         chosen = backends.choose(backend, s, x)
-        with triton.run.held_to(s, form) as program:
+        program = triton.run.program(s)
+        with triton.run.held_to([program], form):
             y = backends.apply(chosen, s, x, factors, bias)
             if form not in (None, *program.forms()):
                 raise ValueError(f"no launch can be {form}")

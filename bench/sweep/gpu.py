@@ -33,6 +33,7 @@ MODULES = {"torch": "torch", "numpy": "numpy", "einops": "einops", "opt_einsum":
 BENCHMARK = (5, 3, 1)  # the least version of pytest-benchmark: before it there was no --benchmark-precision
 MAIN = "dyad_it:n_blocks=4,8 monarch:n_blocks=4,64"
 OTHERS = "blast:n_blocks=16 btt low_rank block_diagonal:n_blocks=4 pixelfly butterfly dense"
+EXPERTS = "dense_moe:n_experts=8 btt_moe low_rank_moe"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ PORTIONS = (
     portion("6-widths", 40, "1024x1024,2048x2048,8192x8192", MAIN, "4096", "forward"),
     portion("7-host", 40, "4096x11008,768x3072", MAIN, "1,128,4096", "forward", clock="host"),
     portion("8-rest-train", 40, "4096x4096,768x3072", MAIN, "4096", "train"),
-    portion("9-float32", 30, "4096x4096", MAIN, "4096", "forward", dtypes="float32"),
+    portion("9-experts", 40, "4096x4096", EXPERTS, "1,128,4096", "forward", backend="all_experts,grouped,triton"),
+    portion("10-float32", 30, "4096x4096", MAIN, "4096", "forward", dtypes="float32"),
 )
 
 
@@ -193,7 +195,7 @@ def compile_part(k: int, n: int, *, rehearsal: bool) -> None:
 
     from bench.sweep import first_minute, points, request
     from structures.backends import stages
-    from structures.backends.triton import run
+    from structures.backends.triton import gated, run
 
     calls = dict.fromkeys(first_minute.launched(first_minute.TINY if rehearsal else first_minute.FULL))
     for one in PORTIONS:
@@ -204,8 +206,8 @@ def compile_part(k: int, n: int, *, rehearsal: bool) -> None:
     mine = list(calls)[k - 1 :: n]
     for number, (structure, form, tokens, dtype, train) in enumerate(mine, 1):
         for stage in stages.every(structure):
-            with run.held_to(stage, form):
-                run.compile_ahead(stage, tokens, dtype, train=train)
+            with run.held_to(gated.programs(stage), form):
+                gated.compile_ahead(stage, tokens, dtype, train=train)
         print(f"{number} of {len(mine)} calls", flush=True)
 
 

@@ -129,14 +129,20 @@ class _PowerReader:
                 return self.visit(node.operand)
             case ast.BinOp():
                 return self.binary(node)
+            case ast.List(elts=elements):
+                return tuple(self.number(element) for element in elements)
             case ast.Subscript():
                 return self.subscript(node)
             case ast.Call(func=ast.Name(id=name)):
                 return self.call(name, node.args)
         raise Unknown
 
-    def binary(self, node: ast.BinOp) -> float:
-        left, right = self.number(node.left), self.number(node.right)
+    def binary(self, node: ast.BinOp) -> Power:
+        left = self.visit(node.left)
+        if isinstance(left, tuple):
+            more = self.visit(node.right)
+            return left + more if isinstance(more, tuple) else left * self.position(node.right)
+        right = self.number(node.right)
         if left == right == 0:
             return 0.0
         match node.op:

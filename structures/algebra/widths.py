@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +88,7 @@ def least_flops(spec: Entry, given: Mapping[str, object], ins: Sequence[int], ou
             pairs.sizes.append(target)
     gate = dict(spec.gate)
     if gate:  # what a token costs: the experts that it chooses
-        pairs.add(gate["axis"], pairs.read(gate["experts_active"]))
+        pairs.add(gate["axis"], _at_most(pairs.read(gate["experts_active"]), pairs.names[gate["axis"]]))
     found = np.full((len(ins), len(outs)), np.inf)
     for part in pairs.chunks():
         part.count(found)
@@ -169,6 +170,8 @@ def _apart(node: ast.expr) -> tuple[str, list[ast.expr]]:
             made = ast.UnaryOp(sign, name(operand))
         case ast.Call(func=func, args=args):
             made = ast.Call(func, [name(arg) for arg in args], [])
+        case ast.List(elts=elements):
+            made = ast.List([name(element) for element in elements], ast.Load())
         case ast.Subscript(value=value, slice=ast.Slice(lower=lower, upper=upper)):
             ends = (None if end is None else name(end) for end in (lower, upper))
             made = ast.Subscript(name(value), ast.Slice(*ends), ast.Load())
@@ -191,6 +194,17 @@ def _computed(key: object, parts: Sequence[Values]) -> Values:
     found = functools.reduce(_ARITHMETIC[key], arrays)
     table, codes = np.unique(found, return_inverse=True)
     return Values(np.where(defined, codes.reshape(found.shape), -1), table.tolist())
+
+
+def _at_most(values: Values, most: Values) -> Values:
+    """Whole numbers from 1, where they are no larger than others."""
+    numbers, bounds = (np.array([*map(_number, part.table), 0], dtype=float)[part.codes] for part in (values, most))
+    fits = (numbers >= 1) & (numbers <= bounds) & (values.codes >= 0) & (most.codes >= 0)
+    return Values(np.where(fits, values.codes, -1), values.table)
+
+
+def _number(value: Value) -> float:
+    return math.nan if isinstance(value, tuple) else float(value)
 
 
 class _Pairs:
@@ -271,13 +285,15 @@ class _Chunk:
         found[np.ix_(*self.places)] = costs
 
     def costs(self, sizes: _Sizes) -> Array:
-        """Of the pairs that fit: those of all terms, of which a bond of size zero drops one."""
+        """Of the pairs that fit: those of all terms, of which a bond of size zero drops one; not all, or none binds."""
         total: Array = np.zeros(())
+        some = np.zeros((), dtype=bool)
         for written, chain in zip(self.spec.chains, sizes.chains, strict=True):
             cost = functools.reduce(np.add, [self.of_link(*link, sizes) for link in zip(written, chain, strict=True)])
             alive = [sizes.of[axis] > 0 for link in chain for axis in link.axes]
-            total = total + np.where(functools.reduce(np.logical_and, alive), cost, 0.0)
-        return total
+            whole = functools.reduce(np.logical_and, alive, np.ones((), dtype=bool))
+            total, some = total + np.where(whole, cost, 0.0), some | whole
+        return np.where(some, total, np.inf)
 
     def of_link(self, written: Pattern, link: Expanded, sizes: _Sizes) -> Array:
         """Of the cheapest order; a constant that the activation passes through is another name of its axis."""

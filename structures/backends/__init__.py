@@ -6,7 +6,7 @@
     prepare(structure) -> None                             optional: what can be worked out when a layer is made
     release(factors) -> None                               optional: free what is kept of these factors
     GATED = True                                           optional: it runs structures with a gate, and no others;
-                                                           `native` names two, one of each kind
+                                                           `native` names one of each kind, `triton` runs both
 
 Structures of several links (`;`) are cut into stages that have none: a backend is only ever given those.
 
@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from structures.backends import bmm, einsum, native, planned, stages, triton
+from structures.backends import bmm, einsum, kept, native, planned, stages, triton
 from structures.backends.experts import ExpertsPlan as ExpertsPlan
 from structures.backends.experts import all_experts, grouped, kernel, preferred
 from structures.backends.experts import plan as plan_experts
@@ -48,7 +48,8 @@ class Backend(Protocol):
 Weighted = Callable[[Structure, Tensor, Sequence[Tensor], Routing, Tensor | None], Tensor]
 
 _BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned, "native": native, "triton": triton}
-_EXPERTS: dict[str, Backend] = {"native": kernel, "all_experts": all_experts, "grouped": grouped}  # with a gate
+# with a gate
+_EXPERTS: dict[str, Backend] = {"native": kernel, "triton": triton, "all_experts": all_experts, "grouped": grouped}
 AUTO = "auto"
 OTHERWISE = ("planned", "einsum")  # what `auto` tries, in this order, where the native kernel is not preferred
 EXPORTED = ("bmm", "einsum")  # the same in an export, whose file is to hold the factors and no matrix made of them
@@ -178,8 +179,9 @@ def prepare(structure: Structure) -> None:
 
 
 def release(factors: Sequence[Tensor]) -> None:
-    """Let every backend free what it keeps of these factors between calls."""
-    for backend in _BACKENDS.values():
+    """Free the copies of these factors that are kept between calls, and let every backend free what else it keeps."""
+    kept.release(factors)
+    for backend in (*_BACKENDS.values(), *_EXPERTS.values()):
         getattr(backend, "release", lambda factors: None)(factors)
 
 
@@ -193,14 +195,14 @@ def plan(
             programs.
     """
     structure = structure if structure.plain else stages.one(structure)
+    if name == "triton":
+        return triton.plan(structure, tokens, dtype=dtype, device=device, grad=grad)
     if structure.gate is not None:
         reason = None if name == AUTO else refusal(name, structure, torch.empty(0, structure.in_features, dtype=dtype))
         if reason is not None:
             raise ValueError(f"backend {name!r}: {reason}")
         asked = None if name == AUTO else name
         return plan_experts(structure, tokens, dtype=dtype, device=device, grad=grad, asked=asked)
-    if name == "triton":
-        return triton.plan(structure, tokens, dtype=dtype, device=device, grad=grad)
     if name in (AUTO, "native"):
         found = native.plan(structure, tokens, dtype=dtype, device=device, grad=grad, asked=name != AUTO)
         if found is not None:
@@ -215,7 +217,7 @@ def weighted(
     own: Weighted = getattr(_EXPERTS[name], "weighted")  # noqa: B009
     if structure.plain:
         return _given(own(structure, x, factors, routing, bias))
-    plain = native if name == "native" else planned
+    plain = _BACKENDS.get(name, planned)
 
     def run(stage: Structure, z: Tensor, held: Sequence[Tensor], b: Tensor | None) -> Tensor:
         return plain.apply(stage, z, held, b) if stage.gate is None else own(stage, z, held, routing, b)

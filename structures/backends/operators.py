@@ -32,13 +32,15 @@ class KernelCalls:
     Args:
         differentiable: the gradients by operations that can be differentiated again.
         again: floating-point operations of a backward call with all gradients.
+        bound: what the text names, if it is no structure; it has `out_features`.
     """
 
-    forward: Callable[[Structure, Tensor, list[Tensor], Tensor | None], Tensor]
-    backward: Callable[[Structure, Tensor, Tensor, list[Tensor], tuple[bool, ...]], Sequence[Tensor | None]]
+    forward: Callable[[Any, Tensor, list[Tensor], Tensor | None], Tensor]
+    backward: Callable[[Any, Tensor, Tensor, list[Tensor], tuple[bool, ...]], Sequence[Tensor | None]]
     differentiable: Callable[..., list[Tensor | None]]
-    flops: Callable[[Structure, int], int]
-    again: Callable[[Structure, int], int]
+    flops: Callable[[Any, int], int]
+    again: Callable[[Any, int], int]
+    bound: Callable[[str], Any] | None = None
 
 
 def name(structure: Structure) -> str:
@@ -110,12 +112,13 @@ def _term(found: dict[str, Any]) -> Term:
 def define(kernel: str, devices: Sequence[str], calls: KernelCalls) -> None:
     """Define `structures::KERNEL` and its backward, with shapes, gradients and FLOPs, on these devices."""
     forward_name, backward_name = f"{NAMESPACE}::{kernel}", f"{NAMESPACE}::{kernel}_backward"
+    named = calls.bound or bound
 
     def forward(x: Tensor, factors: list[Tensor], bias: Tensor | None, structure: str) -> Tensor:
-        return calls.forward(bound(structure), x, [factor.contiguous() for factor in factors], bias)
+        return calls.forward(named(structure), x, [factor.contiguous() for factor in factors], bias)
 
     def backward(dy: Tensor, x: Tensor, factors: list[Tensor], want: list[bool], structure: str) -> list[Tensor]:
-        found = calls.backward(bound(structure), dy, x, [factor.contiguous() for factor in factors], tuple(want))
+        found = calls.backward(named(structure), dy, x, [factor.contiguous() for factor in factors], tuple(want))
         return [gradient for gradient in found if gradient is not None]
 
     def differentiate(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
@@ -124,32 +127,31 @@ def define(kernel: str, devices: Sequence[str], calls: KernelCalls) -> None:
         each = list(want_factors) if isinstance(want_factors, (list, tuple)) else [want_factors] * len(factors)
         want = [want_x, bool(want_bias) and ctx.biased, *each]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            found = calls.differentiable(bound(ctx.text), tuple(want), x, factors, dy, graph=True)
+            found = calls.differentiable(named(ctx.text), tuple(want), x, factors, dy, graph=True)
             return found[0], found[2:], found[1], None
         made = list(getattr(torch.ops.structures, f"{kernel}_backward")(dy, x, factors, want, ctx.text))
         dx, db, *df = [made.pop(0) if wanted else None for wanted in want]
         return dx, df, db, None
 
     def forward_flops(x: Any, factors: Any, bias: Any, structure: str, *, out_shape: Any) -> int:
-        return calls.flops(bound(structure), x[0])
+        return calls.flops(named(structure), x[0])
 
     def backward_flops(dy: Any, x: Any, factors: Any, want: Any, structure: str, *, out_shape: Any) -> int:
-        return calls.again(bound(structure), x[0])
+        return calls.again(named(structure), x[0])
+
+    def forward_fake(x: Tensor, factors: list[Tensor], bias: Tensor | None, structure: str) -> Tensor:
+        return x.new_empty(x.shape[0], named(structure).out_features)
 
     torch.library.define(forward_name, _FORWARD)
     torch.library.define(backward_name, _BACKWARD)
     for device in devices:
         torch.library.impl(forward_name, device, forward)
         torch.library.impl(backward_name, device, backward)
-    torch.library.register_fake(forward_name, _forward_fake)
+    torch.library.register_fake(forward_name, forward_fake)
     torch.library.register_fake(backward_name, _backward_fake)
     torch.library.register_autograd(forward_name, differentiate, setup_context=_save)
     register_flop_formula(getattr(torch.ops.structures, kernel))(forward_flops)
     register_flop_formula(getattr(torch.ops.structures, f"{kernel}_backward"))(backward_flops)
-
-
-def _forward_fake(x: Tensor, factors: list[Tensor], bias: Tensor | None, structure: str) -> Tensor:
-    return x.new_empty(x.shape[0], bound(structure).out_features)
 
 
 def _backward_fake(dy: Tensor, x: Tensor, factors: list[Tensor], want: list[bool], structure: str) -> list[Tensor]:

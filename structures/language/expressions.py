@@ -24,6 +24,7 @@ WIDTHS = ("in_features", "out_features")  # the two names that every expression 
 MAX_LENGTH = 200  # characters of one expression
 MAX_DEPTH = 20  # nesting of one expression
 MAX_VALUE = 2**53  # integers stay exact as floats up to here
+MAX_PARTS = 64  # of a list
 MAX_SPLIT = 2**24  # largest number that is factored
 
 
@@ -52,7 +53,7 @@ def parse(source: str) -> ast.expr:
 
     Raises:
         ExpressionError: empty, too long or too deep, or anything but numbers, names, `+ - * / // ** ^ %`,
-            subscripts with slices, and calls of `min max round split digits`.
+            lists, subscripts with slices, and calls of `min max round split digits`.
     """
     return _parse(str(source))
 
@@ -155,7 +156,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[Number, Number], Number]] = {
 }
 _FUNCTIONS = ("min", "max", "round", "split", "digits")
 _ALLOWED = (
-    ast.Expression, ast.BinOp, ast.UnaryOp, ast.USub, ast.Constant, ast.Name, ast.Load,
+    ast.Expression, ast.BinOp, ast.UnaryOp, ast.USub, ast.Constant, ast.Name, ast.Load, ast.List,
     ast.Subscript, ast.Slice, ast.Call, *_OPERATORS,
 )  # fmt: skip
 
@@ -187,7 +188,7 @@ def _check(node: ast.AST, depth: int) -> None:
     if not isinstance(node, _ALLOWED):
         raise ExpressionError(
             f"{type(node).__name__} is not in the arithmetic; allowed are numbers, names, + - * / // ** ^ %, "
-            f"slices, and {', '.join(_FUNCTIONS)}",
+            f"lists, slices, and {', '.join(_FUNCTIONS)}",
             offset,
         )
     if isinstance(node, ast.Constant) and (isinstance(node.value, bool) or not isinstance(node.value, int | float)):
@@ -229,7 +230,10 @@ class _Evaluator:
         return -self.number(node.operand)
 
     def binary(self, node: ast.BinOp) -> Value:
-        left, right = self.number(node.left), self.number(node.right)
+        left = self.visit(node.left)
+        if isinstance(left, tuple):
+            return self.joined(left, node)
+        right = self.number(node.right)
         kind = type(node.op)
         integers = isinstance(left, int) and isinstance(right, int)
         if kind is ast.Pow and integers and right > 0 and abs(left) > 1 and right * math.log2(abs(left)) > 64:
@@ -250,6 +254,23 @@ class _Evaluator:
         if isinstance(value, complex) or not abs(value) <= MAX_VALUE:
             raise ExpressionError("a value is beyond 2**53 or not real", node.col_offset)
         return value
+
+    def joined(self, first: tuple[Number, ...], node: ast.BinOp) -> Value:
+        """A list and another one, or a list so many times, as Python writes both."""
+        if isinstance(node.op, ast.Add) and isinstance(more := self.visit(node.right), tuple):
+            found = first + more
+        elif isinstance(node.op, ast.Mult) and 0 <= (times := self.integer(node.right)) <= MAX_PARTS:
+            found = first * times
+        else:
+            raise ExpressionError(
+                "a list stands where a number is needed; lists are joined and repeated, [a] + [b] * 2", node.col_offset
+            )
+        if len(found) > MAX_PARTS:
+            raise ExpressionError(f"a list has at most {MAX_PARTS} numbers, found {len(found)}", node.col_offset)
+        return found
+
+    def listed(self, node: ast.List) -> Value:
+        return tuple(self.number(element) for element in node.elts)
 
     def subscript(self, node: ast.Subscript) -> Value:
         value = self.visit(node.value)
@@ -298,8 +319,8 @@ class _Evaluator:
                     f"the weights of split are not negative and sum to 1, found {list(parts)}", offset
                 )
             return split_by_weights(n, tuple(float(w) for w in parts))
-        if not isinstance(parts, int) or not 1 <= parts <= 64:
-            raise ExpressionError(f"split takes 1 to 64 parts, found {parts}", offset)
+        if not isinstance(parts, int) or not 1 <= parts <= MAX_PARTS:
+            raise ExpressionError(f"split takes 1 to {MAX_PARTS} parts, found {parts}", offset)
         return split_evenly(n, parts)
 
     def number(self, node: ast.expr) -> Number:
@@ -320,6 +341,7 @@ _VISITORS: dict[type[ast.AST], Callable[[_Evaluator, Any], Value]] = {
     ast.Name: _Evaluator.name,
     ast.UnaryOp: _Evaluator.negative,
     ast.BinOp: _Evaluator.binary,
+    ast.List: _Evaluator.listed,
     ast.Subscript: _Evaluator.subscript,
     ast.Call: _Evaluator.call,
 }

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import structures
 from structures import backends, exactness, reference
-from structures.backends import native
+from structures.backends import kept, native
 from structures.backends.experts import price
-from structures.backends.native import build, kept, kernel, library
+from structures.backends.native import build, kernel, library
 
 DTYPES = (torch.float32, torch.bfloat16)
 TOKENS = (1, 5, 130)  # rows, rows and tiles of one expert beside another's, tiles that are not full

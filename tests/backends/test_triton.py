@@ -11,18 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gated import OWN, own
 
 import structures
 from structures import backends, reference
 from structures.backends import stages
+from structures.backends.experts import segments
 from structures.backends.native.lower import lower
+from structures.backends.triton import gated
 from structures.backends.triton import launches as plans
 from structures.backends.triton.affine import affine
 from structures.backends.triton.digits import PAD, digits, flat, runs
 
 ROOT = Path(__file__).parents[2]
 H100 = plans.card("NVIDIA H100", 90)
-UNGATED = [n for n in structures.names() if structures.get(n).bind(48, 96).gate is None]
+GATED = [n for n in structures.names() if structures.get(n).gate]
+UNGATED = [n for n in structures.names() if n not in GATED]
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: pip install triton")
 
 
@@ -119,6 +123,23 @@ def _multiplies_and_back(structure):
     np.testing.assert_allclose(_run(program.backward, back, flat_factors)[0], dx.numpy(), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("entry", [*GATED, *OWN])
+def test_the_digits_of_experts_are_those_of_each_experts_part_of_the_factors(entry):
+    """Wherever the expert axis stands among a factor's, and where a factor has none."""
+    spec = structures.get(entry) if entry in GATED else own(entry)
+    for expert in segments.parts(spec.bind(48, 96))[0]:
+        program = affine(lower(expert.structure), expert.experts, expert.apart)
+        rng = np.random.default_rng(0)
+        factors = [rng.normal(size=shape) for shape in expert.factor_shapes]
+        x = rng.normal(size=(2, expert.structure.in_features))
+        for e in range(expert.experts):
+            held = [f if at < 0 else f.take(e, at) for f, at in zip(factors, expert.places, strict=True)]
+            meant = reference.apply(expert.structure, torch.from_numpy(x), [torch.from_numpy(f) for f in held], None)
+            blocks = [f.ravel()[e * apart :] for f, apart in zip(factors, expert.apart, strict=True)]
+            buffers = [x, *(np.zeros((2, n)) for n in program.sizes[1:])]
+            np.testing.assert_allclose(_run(program.forward, buffers, blocks)[-1], meant.numpy(), rtol=0, atol=1e-10)
+
+
 def test_the_multiplication_by_digits_can_fail():
     program = affine(lower(*_stages("dyad_it", 48, 96)))
     step = program.forward[1]
@@ -158,19 +179,36 @@ def test_the_plan_of_a_layer_says_what_is_launched_and_that_its_times_are_predic
     assert "predicted on paper" in said and "H200" in said
 
 
+def test_a_factor_that_lies_interleaved_is_copied_and_a_kept_copy_costs_nothing():
+    launch = _launch("kronecker_sparse", 16, a=8, d=8)[0][0]
+    every, kept = (plans.ways(launch, 16, 2, H100, kept=keep) for keep in (False, True))
+    assert launch.steps[0].factor_run < plans.VECTOR <= kept[0].steps[0].factor_run and kept[0].canonical == (True,)
+    copied = next(way for way in every if way.canonical == (True,))
+    assert copied.predicted > kept[0].predicted and "kept copy of factor_0" in str(kept[0])
+    assert not any(any(way.canonical) for way in plans.ways(_launch("dense", 16)[0][0], 16, 2, H100, kept=True))
+
+
+def test_the_plan_of_experts_is_of_all_their_launches_for_rows_spread_evenly():
+    layer = structures.StructuredLinear("btt_moe", 4096, 4096, backend="triton", dtype=torch.bfloat16, device="meta")
+    few, many, train = (layer.plan(tokens=n, grad=grad) for n, grad in ((1, False), (4096, False), (4096, True)))
+    assert [way.steps[0].segments for way in few.ways] == [8, 8] and "in 8 segments" in str(few)
+    assert few.ways[0].block[0] == 16 < many.ways[0].block[0] and few.seconds < many.seconds
+    assert len(train.ways) == 6  # the two again, and back
+
+
 def test_few_tokens_split_what_is_contracted_and_many_do_not():
     assert _launch("dense", 1)[1][0].split > 1
     assert _launch("dense", 4096)[1][0].split == 1
 
 
-@pytest.mark.parametrize("name", UNGATED)
+@pytest.mark.parametrize("name", [*UNGATED, *GATED])
 def test_every_launch_of_every_entry_has_a_way(name):
     for width in (96, 250, 4096):
         try:
             found = _stages(name, width, width)
         except ValueError:
             continue  # the entry has no such width
-        programs = [affine(lower(structure)) for structure in found]
+        programs = [made.affine for structure in found for made in gated.programs(structure)]
         for steps in (steps for program in programs for steps in (program.forward, program.backward)):
             for launch in plans.launches(steps):
                 for tokens in (1, 64, 4096):
@@ -193,6 +231,11 @@ def test_without_triton_the_backend_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr("structures.backends.triton.importlib.util.find_spec", lambda name: None)
     x = torch.empty(1, 48, device="meta")
     assert "pip install triton" in backends.refusal("triton", structures.get("dense").bind(48, 96), x)
+
+
+def test_an_operator_of_experts_refuses_a_text_that_names_none():
+    with pytest.raises(ValueError, match=r"'\[1, 2\]' names no expert"):
+        torch.ops.structures.triton_experts(torch.zeros(1, 4), [torch.zeros(1)], None, "[1, 2]")
 
 
 @needs_triton
@@ -218,33 +261,40 @@ def test_the_machine_code_moves_whole_vectors_and_spills_nothing(capability):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    wrong = [f"{row['row']}: {fault}" for row in found for fault in _faults(row)]
+    wrong = [f"{row['row']}: {fault}" for row in found if not row.get("in_place") for fault in _faults(row)]
     assert not wrong, "\n".join(wrong)
+    (in_place,) = [row for row in found if row.get("in_place")]  # a factor with the batch innermost: why it is copied
+    assert list(_faults(in_place)), in_place
 
 
 @needs_triton
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="a process that interprets cannot compile")
 def test_a_call_and_its_gradients_compile_from_the_arguments_of_their_launches():
-    """A gather, a chain of two, terms that share a launch; for one token, which Triton would take for a constant."""
+    """A gather, a chain of two, terms that share a launch; experts, forward, again without weights, and back. For one
+    token, which Triton would take for a constant.
+    """
     done = subprocess.run(
         [sys.executable, "tests/support/machine_code.py", "--calls"],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     kernels = [json.loads(line)["kernel"] for line in done.stdout.splitlines()]
-    assert kernels.count("gradient") == 3 and kernels.count("step") == 4
+    assert kernels[:7].count("gradient") == 3 and kernels[:7].count("step") == 4
+    assert kernels[7:] == ["step", "step", "step", "gradient"]
 
 
 BIAS = 16  # narrow loads of a thread for the bias and a split's counter
 STARTS = 8  # and of where a gather's runs start, copied ahead for some turns
+ORDERS = 16  # and of where sorted rows come from, and of what weighs them; a tile of x by narrow loads would be more
 
 
 def _faults(row):
     if row["spilled"]:
         yield f"{row['spilled']} bytes spilled"
-    if sum(n for width, n in row["async"].items() if int(width) < 16) > STARTS:
+    more = ORDERS if row["segments"] else 0
+    if sum(n for width, n in row["async"].items() if int(width) < 16) > STARTS + more:
         yield f"copied into shared memory {row['async']}"
-    if sum(n for width, n in row["loads"].items() if int(width) < 16) > BIAS and not row["strided"]:
+    if sum(n for width, n in row["loads"].items() if int(width) < 16) > BIAS + more and not row["strided"]:
         yield f"loaded {row['loads']}"
     narrow = sum(n for width, n in row["stores"].items() if int(width) < 16) > 1 or "16" not in row["stores"]
     if narrow and not row["scattered"]:
@@ -256,6 +306,6 @@ def _faults(row):
 def test_the_reading_of_machine_code_can_fail():
     bad = {
         "spilled": 8, "async": {"2": 9}, "loads": {"2": 33}, "strided": False, "scattered": False, "stores": {"2": 4},
-        "tile": [64, 64, 64], "wgmma": 0, "mma": 8, "capability": 90,
+        "tile": [64, 64, 64], "wgmma": 0, "mma": 8, "capability": 90, "segments": False,
     }  # fmt: skip
     assert len(list(_faults(bad))) == 5

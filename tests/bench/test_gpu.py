@@ -9,14 +9,14 @@ import torch
 import structures
 from bench.sweep import first_minute, gpu, points, request
 from structures import reference
-from structures.backends.triton import run
+from structures.backends.triton import gated
 
 
 @pytest.mark.parametrize("one", gpu.PORTIONS, ids=lambda p: p.name)
 def test_every_portion_of_the_sweep_asks_for_points_that_there_are(one):
     options = {**one.options, "device": "cuda", "cold": True, "no_controls": True}
     found, unreachable = points.points(request.read(options, cuda=True, cores=1))
-    assert {point.backend for point in found} >= set(gpu.BACKENDS.split(","))
+    assert {point.backend for point in found} >= set(one.options["backend"].split(","))
     assert {point.dtype for point in found} == {one.options["dtypes"]}
     assert any(point.is_dense for point in found) and not unreachable
 
@@ -63,14 +63,16 @@ def test_a_portion_that_was_not_finished_is_gone_on_with(tmp_path, monkeypatch):
 def test_every_kernel_of_the_run_is_compiled_by_one_of_the_parts(monkeypatch, capsys):
     found = []
     monkeypatch.setattr(
-        run, "compile_ahead", lambda s, tokens, dtype, *, train: found.append((s, run.program(s).forced, tokens, train))
+        gated,
+        "compile_ahead",
+        lambda s, tokens, dtype, *, train: found.append((s, gated.programs(s)[0].forced, tokens, train)),
     )
     for part in (1, 2):
         gpu.compile_part(part, 2, rehearsal=True)
     assert len(found) == len(set(found)) and capsys.readouterr().out.count(" calls") == len(found)
     assert {form for _, form, _, _ in found} == {None, "strided", "copied", "turned"}
     assert {train for *_, train in found} == {False, True}
-    assert {"dense", "dyad_it", "blast", "pixelfly"} <= {s.name for s, *_ in found}
+    assert {"dense", "dyad_it", "blast", "pixelfly", "btt_moe"} <= {s.name for s, *_ in found}
 
 
 def test_what_a_machine_lacks_is_said_with_its_way_out(monkeypatch, capsys, tmp_path):

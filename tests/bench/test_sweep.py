@@ -177,6 +177,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
         "--widths=64,128,256",
         "--tokens=16,17,18,19",
         "--no-controls",
+        "--threads=1",
     )
     process = subprocess.Popen(
         [*command(tmp_path, *arguments)], cwd=tmp_path, env=environment() | {"PYTHONUNBUFFERED": "1"},

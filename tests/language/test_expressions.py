@@ -146,7 +146,8 @@ REFUSED = [
     ("max(i for i in w)", "GeneratorExp is not in the arithmetic"),
     ("{1}", "Set is not in the arithmetic"),
     ("{}", "Dict is not in the arithmetic"),
-    ("[1]", "List is not in the arithmetic"),
+    ("(1, 2)", "Tuple is not in the arithmetic"),
+    ("[*w]", "Starred is not in the arithmetic"),
     ("(1, 2)", "Tuple is not in the arithmetic"),
     ("1, 2", "Tuple is not in the arithmetic"),
     ("min(*w)", "Starred is not in the arithmetic"),
@@ -192,6 +193,13 @@ REFUSED = [
     ("split(0, 2)", r"split takes a whole number from 1 to 2\*\*24, found 0"),
     ("split(2 ** 25, 2)", r"split takes a whole number from 1 to 2\*\*24, found 33554432"),
     ("split(half, 2)", "0.5 is not a whole number"),
+    ("[1] + 1", "lists are joined and repeated"),
+    ("[1] - [1]", "lists are joined and repeated"),
+    ("[1] * -1", "lists are joined and repeated"),
+    ("[1] * half", "0.5 is not a whole number"),
+    ("[1] * 64 + [1]", "a list has at most 64 numbers, found 65"),
+    ("[[1]]", "a list stands where a number is needed"),
+    ("2 * [1]", "a list stands where a number is needed"),
     ("split(n, 0)", "split takes 1 to 64 parts, found 0"),
     ("split(n, -1)", "split takes 1 to 64 parts, found -1"),
     ("split(n, 65)", "split takes 1 to 64 parts, found 65"),
@@ -212,6 +220,7 @@ REFUSED = [
 # "previously failed": inputs of bugs that were found, as they should behave
 PREVIOUSLY_FAILED_VALUES = [  # were refused as "beyond 2**53"
     ("1 ** 100", 1),
+    ("[1] + [2, 3] * 2 + [4] * 0", (1, 2, 3, 2, 3)),  # a list was none of the arithmetic
     ("(-1) ** 65", -1),
     ("0.5 ** 100", 0.5**100),
     ("2 ** -65", 2.0**-65),

@@ -33,7 +33,7 @@ ONE_SVD = ("low_rank", "monarch", "kronecker", "tensor_train", "btt", "einsum", 
 # the four of loha, which no SVD parts, end at a local optimum.
 IDEMPOTENT = {
     ("pixelfly", 48): 0.03,
-    ("kaleidoscope", 48): 0.1, ("kaleidoscope", 240): 0.2,
+    ("kaleidoscope", 48): 0.1,
     ("loha", 48): 0.5, ("loha", 240): 0.5,
 }  # fmt: skip
 LOCAL = {"kaleidoscope": 0.05, "loha": 0.2}  # the output error that these reach with inputs, for the same reason
@@ -134,7 +134,8 @@ def searched_error(structure, weight, root=None, starts=3, factors=None):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_projecting_a_member_gives_it_back(name):
-    for shape in SHAPES:
+    # a hundred sweeps over ten factors and more of a kaleidoscope, which do not end in it, take ten seconds at 240
+    for shape in SHAPES[:2] if name == "kaleidoscope" else SHAPES:
         weight = layer(name, shape).to_dense().detach()
         found = project(weight, name)
         allowed = IDEMPOTENT.get((name, min(shape)), 1e-11)
@@ -780,3 +781,26 @@ def test_a_projection_does_not_depend_on_the_default_dtype(name):
         finally:
             torch.set_default_dtype(before)
     assert found[0] == found[1] == found[2]
+
+
+FASTFOOD = made(
+    "x, x, hadamard(x z), permutation.3(z u), u, hadamard(u v), v -> v", dict.fromkeys("zuv", "in_features")
+)
+
+
+def test_a_diagonal_between_hadamard_matrices_is_solved_at_once(monkeypatch):
+    """Previously failed: each factor took tens of walks through the whole chain, and a projection minutes."""
+    weight, structure = random_weight((32, 32)), FASTFOOD.bind(32, 32)
+    start = [torch.randn(shape, dtype=torch.float64) for shape in structure.factor_shapes]
+    x = correlated(32, 100)
+    for covariance in (None, damped(x.T @ x / len(x), 1e-3)):
+        reached = []
+        for most in (alternating.MAX_DIRECT, 0):
+            monkeypatch.setattr(alternating, "MAX_DIRECT", most)
+            problem = Problem(structure, weight.clone(), covariance)
+            problem.restore([start])
+            assert all(alternating.improve(problem, 0, factor, steps=500) for factor in range(3))
+            reached.append(problem.objective())
+        assert reached[0] == pytest.approx(reached[1], rel=1e-9)
+        monkeypatch.undo()
+    assert is_falling(project(weight, FASTFOOD).projection.history)

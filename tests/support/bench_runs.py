@@ -53,5 +53,7 @@ def quick(folder, *arguments, precise=True, **process):
     """As `run`, without what takes seconds beside the points."""
     (folder / "plugin_quick.py").write_text(QUICK)
     still = ["-p", "plugin_quick", "-p", "no:hypothesispytest", "-p", "no:xdist"]
+    # a second thread would spin on a core that another test runs on
+    still += [] if any(word.startswith(("--threads", "--rerun")) for word in arguments) else ["--threads=1"]
     still += ["--benchmark-precision=0.9"] if precise else []
     return run(folder, *still, *arguments, **process)

@@ -222,15 +222,24 @@ def group_and_shuffle(right: Matrix, left: Matrix) -> Matrix:
     return block_diagonal(left) @ perfect_shuffle(ell, r) @ block_diagonal(right)
 
 
-def boft(first: Matrix, second: Matrix) -> Matrix:
-    """Two factors of blocks, the second reads blocks two apart; first (g, u, v, c, w, d), second (g, w, u, d, z, s)."""
-    g, u, v, c, w, d = first.shape
-    z, s = second.shape[-2:]
-    one = block_diag(*(first[k, m].reshape(v * c, w * d).T for k in range(g) for m in range(u)))  # (g u w d)
-    swap = np.kron(np.kron(np.eye(g), perfect_shuffle(w, u)), np.eye(d))  # to (g w u d)
-    two = block_diag(*(second[k, m].reshape(u * d, z * s).T for k in range(g) for m in range(w)))  # (g w z s)
-    back = np.kron(np.kron(np.eye(g), perfect_shuffle(z, w)), np.eye(s))  # to (g z w s)
-    return back @ two @ swap @ one
+def boft(*factors: Matrix) -> Matrix:
+    """The last factor mixes neighbouring blocks, those before it 2, 4, ... apart; each (g, high, bit, low, c, bit, c):
+    bits above and below its own, of chunks c long."""
+    dense = np.eye(1)
+    for t in reversed(range(len(factors))):
+        shape = factors[t].shape
+        above, below = int(np.prod(shape[1 : 1 + t])), int(np.prod(shape[2 + t : -3]))
+        g, bit, c, new, d = shape[0], shape[1 + t], *shape[-3:]
+        one = factors[t].reshape(g * above, bit, below, c, new * d)
+        made = []
+        for block in one:  # (bit low c) to (low bit c), a block for each of low, and back
+            blocks = block_diag(*(block[:, k].reshape(bit * c, new * d).T for k in range(below)))
+            gather = np.kron(perfect_shuffle(below, bit), np.eye(c))
+            scatter = np.kron(perfect_shuffle(new, below), np.eye(d))
+            made.append(scatter @ blocks @ gather)
+        step = block_diag(*made)
+        dense = step if dense.size == 1 else step @ dense
+    return dense
 
 
 # name -> f(sizes of the axes, factors) -> W. The sizes are for an entry with an axis that no factor has.

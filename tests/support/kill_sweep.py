@@ -22,7 +22,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-SWEEP = ("--structures=dyad_it:n_blocks=2,3,4 monarch low_rank:rank=4", "--widths=16,32", "--tokens=4",
+SWEEP = ("--structures=dyad_it:n_blocks=2,3,4 monarch low_rank:rank=4", "--widths=16", "--tokens=4",
          "--no-controls", "--benchmark-precision=0.9", "--threads=1", "--backend=einsum",
          "-p", "no:hypothesispytest", "-p", "no:xdist")  # fmt: skip
 

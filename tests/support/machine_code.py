@@ -22,11 +22,12 @@ from typing import Any
 
 import structures
 from structures.backends import stages
+from structures.backends.experts import segments
 from structures.backends.native.lower import lower
 from structures.backends.triton import launches as plans
 from structures.backends.triton.affine import affine
 
-ARGUMENTS = {"WORK": "*fp32", "COUNT": "*i32", "tokens": "i32", "LENGTH": "i32"}
+ARGUMENTS = {"WORK": "*fp32", "tokens": "i32", "LENGTH": "i32", **dict.fromkeys(("COUNT", "ORDER", "STARTS"), "*i32")}
 STRIDES = ("c_stride", "a0_stride", "a1_stride", "a_stride", "g_stride")
 
 
@@ -43,11 +44,14 @@ class CompiledLaunch:
     in_features: int = 4096
     out_features: int = 4096
     backward: bool = False
+    kept: bool = False  # copies of factors are
+    in_place: bool = False  # factors are read where they lie, whatever the price
 
     def __str__(self) -> str:
         of = " ".join([self.name, *(f"{k}={v}" for k, v in self.options.items())])
         kind = "gradient of factor" if self.gradient else "transposed launch" if self.backward else "launch"
-        return f"{of} {self.in_features}->{self.out_features}, {self.tokens} tokens, {kind} {self.launch}, {self.form}"
+        form = self.form + ", factors kept" * self.kept + ", factors in place" * self.in_place
+        return f"{of} {self.in_features}->{self.out_features}, {self.tokens} tokens, {kind} {self.launch}, {form}"
 
 
 ROWS = (
@@ -69,6 +73,16 @@ ROWS = (
     CompiledLaunch("kronecker", {}, 4096, 0, "strided"),
     CompiledLaunch("kronecker", {}, 4096, 1, "strided"),
     CompiledLaunch("butterfly", {"radix": 8, "block_size": 64}, 4096, 0, "strided"),
+    CompiledLaunch("butterfly", {"radix": 8, "block_size": 64}, 1, 0, "strided", kept=True),
+    CompiledLaunch("butterfly", {"radix": 8, "block_size": 64}, 1, 0, "strided", in_place=True),
+    CompiledLaunch("kronecker_sparse", {"a": 8, "d": 8}, 4096, 0, "copied", kept=True),
+    CompiledLaunch("dense_moe", {"n_experts": 8}, 4096, 0, "strided"),
+    CompiledLaunch("dense_moe", {"n_experts": 8}, 4096, 0, "strided", backward=True),
+    CompiledLaunch("dense_moe", {"n_experts": 8}, 4096, 0, "strided", gradient=True),
+    CompiledLaunch("dense_moe", {"n_experts": 8}, 1, 0, "strided"),
+    CompiledLaunch("btt_moe", {}, 4096, 0, "strided"),
+    CompiledLaunch("btt_moe", {}, 4096, 1, "strided"),
+    CompiledLaunch("low_rank_moe", {"rank": 256}, 4096, 0, "strided"),
     CompiledLaunch("pixelfly", {"n_blocks": 64, "n_strides": 6, "rank": 0}, 4096, 0, "strided"),
     CompiledLaunch("pixelfly", {"n_blocks": 64, "n_strides": 6, "rank": 0}, 4096, 0, "strided", backward=True),
 )
@@ -79,30 +93,43 @@ def compiled(row: CompiledLaunch, capability: int) -> dict[str, Any]:
     from structures.backends.triton import kernels
 
     structure = stages.one(structures.get(row.name).bind(row.in_features, row.out_features, **row.options))
-    program = affine(lower(structure))
+    program, rows = affine(lower(structure)) if structure.gate is None else None, row.tokens
+    if structure.gate is not None:
+        (expert,) = segments.parts(structure)[0]
+        program, rows = affine(lower(expert.structure), expert.experts, expert.apart), row.tokens * expert.active
     on = plans.card("", capability)
     if row.gradient:
         step = program.forward[row.launch]
         bp, bm, bk = plans.gradient_block(step, 2)
-        constants = {"D": step.constants, "BP": bp, "BM": bm, "BK": bk, "SPLIT": 1, "ADD": False, "PRECISION": "tf32"}
+        constants = {
+            "D": step.constants, "BP": bp, "BM": bm, "BK": bk, "SPLIT": 1, "ADD": False, "PRECISION": "tf32",
+            "READ": 2 * (step.segments > 0), "GIVEN": 2 * (step.segments > 0),
+        }  # fmt: skip
         found = _read(kernels.gradient, constants, 8 if bk * bm >= 128 * 128 else 4, 3, capability)
-        return {"tile": (bk, bm, bp), "strided": step.read_run < plans.VECTOR, "scattered": False, **found}
+        about = {"strided": step.read_run < plans.VECTOR, "scattered": False, "segments": step.segments > 0}
+        return {"tile": (bk, bm, bp), **about, **found}
     launch = plans.launches(program.backward if row.backward else program.forward)[row.launch]
-    way = next(w for w in plans.ways(launch, row.tokens, 2, on) if w.form == row.form)
+    every = [w for w in plans.ways(launch, rows, 2, on, kept=row.kept) if w.form == row.form]
+    way = next(w for w in every if not (row.in_place and any(w.canonical)))
     bp, bm, bk = way.block
     constants = {
         "D0": way.steps[0].constants, "D1": way.steps[-1].constants, "TERMS": len(way.steps), "BP": bp, "BM": bm,
-        "BK": bk, "BIASED": launch.target == len(program.sizes) - 1, "ADD": False, "PRECISION": "tf32",
+        "BK": bk, "BIASED": launch.target == len(program.sizes) - 1 and structure.gate is None, "ADD": False,
+        "PRECISION": "tf32",
     }  # fmt: skip
     if way.form == plans.TURNED:
         kernel = kernels.turned
     else:
         kernel = kernels.step
         constants |= {"SPLIT": way.split, "EVEN": way.even, "GROUP": 8}
+        ends, gated = (0, len(program.sizes) - 1), structure.gate is not None
+        write = gated and launch.target in ends
+        constants |= {"READ": 2 * (gated and launch.steps[0].source in ends), "WRITE": int(write), "SCALED": write}
     tables = {name for name, s in (("T0", way.steps[0]), ("T1", way.steps[-1])) if s.a_runs}
     strided = way.form == plans.STRIDED and any(s.read_run < plans.VECTOR for s in way.steps)
     scattered = way.form != plans.TURNED and way.steps[0].written_run < plans.VECTOR
-    about = {"way": str(way), "tile": way.block, "strided": strided, "scattered": scattered}
+    about = {"way": str(way), "tile": way.block, "strided": strided, "scattered": scattered, "in_place": row.in_place}
+    about["segments"] = structure.gate is not None
     return {**about, **_read(kernel, constants, way.warps, way.stages, capability, tables)}
 
 
@@ -169,7 +196,7 @@ def called(name: str, tokens: int, **options: object) -> Iterator[str]:
     import torch
     import without_card
 
-    from structures.backends.triton import run
+    from structures.backends.triton import gated, run
 
     without_card.compile_for(90)
     found: list[dict[str, object]] = []
@@ -179,13 +206,13 @@ def called(name: str, tokens: int, **options: object) -> Iterator[str]:
         found.append({"kernel": kernel.__name__, "grid": grid, "shared": made.metadata.shared})
 
     run._start = record
-    run.compile_ahead(structures.get(name).bind(256, 256, **options), tokens, torch.bfloat16, train=True)
+    gated.compile_ahead(structures.get(name).bind(256, 256, **options), tokens, torch.bfloat16, train=True)
     yield from map(json.dumps, found)
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--calls"]:
-        for line in called("pixelfly", 1, n_blocks=16, rank=32):
+        for line in (*called("pixelfly", 1, n_blocks=16, rank=32), *called("dense_moe", 1)):
             print(line, flush=True)
     else:
         for line in lines(int(sys.argv[1])):

@@ -2,7 +2,7 @@
 
 parts        a gated term cut into ordinary structures
 all_experts  every expert for every token, by the planner;  grouped: every expert for its own tokens, by the planner
-kernel       every expert for its own tokens, by the native kernel
+kernel       every expert for its own tokens, by the native kernel;  segments: for a kernel of one launch for them all
 price        what `auto` takes
 """
 

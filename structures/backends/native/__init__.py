@@ -3,9 +3,8 @@
 lower      steps as offset tables
 build      the library compiled by the machine's own compiler;  objects: where it is kept and what may be loaded
 library    the library by ctypes;  kernel: the one of this process
-run        calls, and the gradients;  quick: the call with nothing to consider;
-experts    calls in which every token has its own experts;
-kept       copies of factors that are kept;  operators: the same in graphs
+run        calls, and the gradients;  quick: the call with nothing to consider;  operators: the same in graphs
+experts    calls in which every token has its own experts
 choosing   whether `auto` runs it
 """
 
@@ -18,7 +17,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from structures.backends import planned
-from structures.backends.native import kept
 from structures.backends.native.choosing import (
     CallPlan,
     faster,
@@ -37,7 +35,7 @@ from structures.structure import Structure
 
 __all__ = [
     "PLAIN", "CallPlan", "Choices", "apply", "executed_flops", "faster", "mixed", "plain", "plan", "predicted",
-    "predicted_mixed", "preferred", "refuses", "release", "state",
+    "predicted_mixed", "preferred", "refuses", "state",
 ]  # fmt: skip
 
 
@@ -56,8 +54,3 @@ def apply(
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None or type(x) not in PLAIN:
         return traced(structure, x, factors, bias)
     return eager(structure, x, factors, bias, keep=keep)
-
-
-def release(factors: Sequence[Tensor]) -> None:
-    """Forget what is kept of these factors."""
-    kept.release(factors)

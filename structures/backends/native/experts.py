@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from structures.backends.native import kept
+from structures.backends import kept
 from structures.backends.native.library import PAIRS, RoutedRecord, explain
 from structures.backends.native.run import Program, address, gradients, programs, transformed
 from structures.structure import Structure
@@ -131,12 +131,14 @@ class _Call:
         if not one or len(x) <= NEEDED or not kept.keepable(factors):
             return None
 
-        def make(buffer: Tensor) -> None:
+        def make() -> Tensor:
+            buffer = torch.empty(one * self.choices.experts, dtype=torch.uint8, device="cpu")
             for expert in range(self.choices.experts):
                 held = [f[expert] if own else f for f, own in zip(factors, self.choices.own, strict=True)]
                 self.program.make(PAIRS, self._array(held), buffer[expert * one :], torch.get_num_threads())
+            return buffer
 
-        return kept.copy(PAIRS, factors, one * self.choices.experts, make)
+        return kept.copy(PAIRS, factors, make)
 
     def _routed(self, weights: Tensor) -> Any:
         chosen, own = self.choices.chosen, self.choices.own

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from structures.backends import planned
-from structures.backends.native import kept, kernel
+from structures.backends import kept, planned
+from structures.backends.native import kernel
 from structures.backends.native.library import CANONICAL, PAIRS, PAIRS_BACK, Bound, Library, Plan, explain
 from structures.backends.native.lower import Lowered, lower
 from structures.structure import Structure
@@ -84,12 +84,10 @@ class Program:
 
     def pairs(self, factors: Sequence[Tensor], tokens: int) -> Tensor | None:
         """The factors in the pairs that forward and backward of one training step both read; None where it has none."""
-        size, threads = self.copies[PAIRS_BACK], torch.get_num_threads()
-        if not size or not tokens or self.plan(tokens, threads, PAIRS).needs != PAIRS:
+        threads = torch.get_num_threads()
+        if not self.copies[PAIRS_BACK] or not tokens or self.plan(tokens, threads, PAIRS).needs != PAIRS:
             return None
-        made = torch.empty(size, dtype=torch.uint8, device="cpu")
-        self.make(PAIRS_BACK, self.array([factor.data_ptr() for factor in factors]), made, threads)
-        return made
+        return self._made(PAIRS_BACK, self.array([factor.data_ptr() for factor in factors]), threads)
 
     def backward(
         self, x: Tensor, factors: Sequence[Tensor], dy: Tensor, want: tuple[bool, ...], copies: Tensor | None
@@ -128,9 +126,15 @@ class Program:
         return found
 
     def _kept(self, kind: int, factors: Sequence[Tensor], array: Any, threads: int) -> Tensor:
-        return kept.copy(kind, factors, self.copies[kind], lambda buffer: self.make(kind, array, buffer, threads))
+        return kept.copy(kind, factors, lambda: self._made(kind, array, threads))
+
+    def _made(self, kind: int, array: Any, threads: int) -> Tensor:
+        buffer = torch.empty(self.copies[kind], dtype=torch.uint8, device="cpu")
+        self.make(kind, array, buffer, threads)
+        return buffer
 
     def make(self, kind: int, array: Any, buffer: Tensor, threads: int) -> None:
+        """Write a copy of one kind into memory for it."""
         code = self.library.make_copies(self.bound.address, kind, array, buffer.data_ptr(), threads)
         if code:
             raise RuntimeError(f"backend 'native': {explain(code)}")

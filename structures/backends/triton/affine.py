@@ -6,13 +6,14 @@ not touch makes more rows, not more products.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from structures.backends.native.lower import Lowered, Product, Side
+from structures.backends.native.lower import Lowered, Product, Side, Table
 from structures.backends.triton.digits import PAD, STILL, Digits, RunTable, digits, flat, line, run, runs
 
 _Numbers = npt.NDArray[np.int64]
@@ -45,6 +46,8 @@ class AffineStep:
     a_runs: RunTable | None = None  # of (batch, contracted), where a gather reads
     w_runs: RunTable | None = None  # the same of the factor, where a gather is taken back
     covers: bool = True  # every feature of the target is written
+    segments: int = 0  # into which rows are sorted, each with a block of the factor of its own; 0: rows are not sorted
+    w_segment: int = 0  # how far that block is from the next one's; 0: all segments share the factor
 
     @cached_property
     def constants(self) -> tuple[int, ...]:
@@ -56,7 +59,7 @@ class AffineStep:
             self.w_batch, self.w_contracted, self.w_cols,
             self.c_batch, self.c_rows, self.c_cols,
             *((a.length, self.contracted // a.length, a.stride, a.unit, int(a.padded)) if a else (0, 0, 0, 0, 0)),
-            *((w.stride, w.unit) if w else (0, 0)),
+            *((w.stride, w.unit) if w else (0, 0)), self.segments, self.w_segment,
         ))  # fmt: skip
 
     @cached_property
@@ -67,14 +70,22 @@ class AffineStep:
 
     @property
     def canonical(self) -> AffineStep:
-        """The same step over a copy of its factor in the order batch, contracted, cols."""
+        """The same step over a copy of its factor in the order segments, batch, contracted, cols."""
         block = self.contracted * self.cols
         return replace(
             self,
+            w_segment=self.batch * block if self.w_segment else 0,
             w_batch=line(self.batch, block),
             w_contracted=line(self.contracted, self.cols),
             w_cols=line(self.cols, 1),
         )
+
+    @property
+    def written(self) -> tuple[tuple[Digits, int], ...]:
+        """Where the numbers of the factor lie, in the order of the canonical copy: digits and lengths."""
+        segments = ((line(self.segments, self.w_segment), self.segments),) if self.w_segment else ()
+        blocks = (self.w_batch, self.batch), (self.w_contracted, self.contracted), (self.w_cols, self.cols)
+        return (*segments, *blocks)
 
     @property
     def copied(self) -> AffineStep:
@@ -112,17 +123,46 @@ class AffineProgram:
     backward: tuple[AffineStep, ...]
 
 
-def affine(lowered: Lowered) -> AffineProgram:
+def affine(lowered: Lowered, segments: int = 0, apart: Sequence[int] = ()) -> AffineProgram:
     """The steps of a lowered structure.
 
+    Args:
+        segments: into how many rows are sorted. What is lowered is what one of them does, and a factor of `apart` > 0
+            has an axis more that numbers the segments: its place is that of numbers so far apart. 0: all share it.
     Raises:
         NotAffine: a gather whose rows read differently, or a factor whose numbers lie in no order of digits.
     """
-    steps = _ordered(lowered)
-    sizes = lowered.tiles.sizes
-    forward = tuple(_step(step) for step in steps)
-    backward = tuple(_back(step, sizes[step.source]) for step in reversed(steps))
-    return AffineProgram(sizes, forward, backward)
+    steps, sizes = [_by_entry(step) for step in _ordered(lowered)], lowered.tiles.sizes
+    if segments:
+        steps = [_spread(step, segments, apart[step.factor]) for step in steps]
+    forward = [_step(step) for step in steps]
+    backward = [_back(step, sizes[step.source]) for step in reversed(steps)]
+    if segments:
+        forward, backward = (
+            [replace(step, segments=segments, w_segment=apart[step.factor]) for step in each]
+            for each in (forward, backward)
+        )
+    return AffineProgram(sizes, tuple(forward), tuple(backward))
+
+
+def _by_entry(step: Product) -> Product:
+    """A term without a factor has rows alone; one that reads through a gather has batch entries in their place."""
+    read = _positions(step.a, step.entries)[:, 0]
+    return replace(step, blocks=step.entries) if step.factor < 0 and (read[0] or digits(read) is None) else step
+
+
+def _spread(step: Product, segments: int, apart: int) -> Product:
+    """The step over a factor with an axis more, of `segments` places that are so far apart: in it each axis before that
+    one is so many times as far apart, and a table of offsets is a sum over axes.
+    """
+
+    def moved(table: Table) -> Table:
+        outer, inner = np.divmod(table.numbers.astype(np.int64), apart)
+        return Table(outer * apart * segments + inner)
+
+    if not apart:
+        return step
+    return replace(step, w_base=moved(step.w_base), w_contracted=moved(step.w_contracted), w_cols=moved(step.w_cols))
 
 
 def _ordered(lowered: Lowered) -> list[Product]:

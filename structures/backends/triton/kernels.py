@@ -17,6 +17,8 @@ C_BATCH, C_ROWS, C_COLS = (tl.constexpr(i) for i in range(10, 13))
 # a gather's run of A, 0 if there is none; runs of an entry, their stride, unit, pads
 RUN, RUNS, RUN_STRIDE, RUN_UNIT, PADDED = (tl.constexpr(i) for i in range(13, 18))
 W_STRIDE, W_UNIT = tl.constexpr(18), tl.constexpr(19)  # of the factor's runs; unit 0: it is read by digits
+# into how many segments rows are sorted, 0: they are not; how far the factor's block of one is from that of the next
+SEGMENTS, W_SEGMENT = tl.constexpr(20), tl.constexpr(21)
 
 
 @triton.jit
@@ -62,12 +64,40 @@ def span(i0, n: tl.constexpr, D: tl.constexpr, J: tl.constexpr):
 
 
 @triton.jit
-def row_offsets(p, stride, D: tl.constexpr, J: tl.constexpr):
-    """Where the rows p begin in a buffer: 64 bits, as tokens times a width may pass 2**31."""
+def row_offsets(p, inside, stride, ORDER, BY: tl.constexpr, D: tl.constexpr, J: tl.constexpr):
+    """Where the rows p begin in a buffer: 64 bits, as tokens times a width may pass 2**31.
+
+    BY = 0: the buffer is in the order of the rows. Else they are sorted, and each is row ORDER[p] // BY of the buffer.
+    """
+    row = p // D[R] if D[R] > 1 else p
+    if BY > 0:
+        row = tl.load(ORDER + row, mask=inside, other=0) // BY
     if D[R] == 1:
-        return p.to(tl.int64) * stride
+        return row.to(tl.int64) * stride
     else:
-        return (p // D[R]).to(tl.int64) * stride + offset(p % D[R], D, J)
+        return row.to(tl.int64) * stride + offset(p % D[R], D, J)
+
+
+@triton.jit
+def scale_of(p, inside, ORDER, SCALE, D: tl.constexpr):
+    """What the sorted rows p are multiplied by."""
+    return tl.load(SCALE + tl.load(ORDER + p // D[R], mask=inside, other=0), mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def segment_of(STARTS, tile, D: tl.constexpr, BP: tl.constexpr):
+    """The segment of a tile of rows, the tile's first row, and one past the segment's last; 0, 0, 0 past all tiles.
+
+    Every segment begins a tile of its own, so that all rows of a tile take one block of the factor.
+    """
+    i = tl.arange(0, triton.next_power_of_2(D[SEGMENTS]))
+    begin = tl.load(STARTS + i, mask=i < D[SEGMENTS], other=0) * D[R]
+    end = tl.load(STARTS + i + 1, mask=i < D[SEGMENTS], other=0) * D[R]
+    tiles = tl.cdiv(end - begin, BP)
+    before = tl.cumsum(tiles, 0) - tiles
+    own = (tile >= before) & (tile < before + tiles)
+    first = tl.sum(tl.where(own, begin + (tile - before) * BP, 0), 0)
+    return tl.sum(tl.where(own, i, 0), 0), first, tl.sum(tl.where(own, end, 0), 0)
 
 
 @triton.jit
@@ -84,13 +114,11 @@ def factor_start(TABLE, b, j, D: tl.constexpr):
 
 @triton.jit
 def product(
-    acc, A, W, TABLE, stride, rows, D: tl.constexpr, b, m0, first, LENGTH: tl.constexpr,
-    BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, p0, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    acc, A, W, TABLE, a_row, inside_p, D: tl.constexpr, b, m0, first, LENGTH: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """acc (BP, BM) + A W over the contracted positions first .. first + LENGTH."""
-    p = p0 + tl.arange(0, BP)
+    """acc (BP, BM) + A W over the contracted positions first .. first + LENGTH, A's rows beginning at a_row."""
     m = m0 + tl.arange(0, BM)
-    a_row = row_offsets(p, stride, D, A_ROWS)
     a_base = offset(b, D, A_BATCH)
     w_base = offset(b, D, W_BATCH)
     w_cols = span(m0, BM, D, W_COLS)
@@ -116,10 +144,10 @@ def product(
         else:
             w_at = factor_start(TABLE, b, j, D) * D[W_UNIT] + within * D[W_STRIDE]
         if EVEN:
-            a = tl.load(A + a_row[:, None] + a_at[None, :], mask=(p < rows)[:, None], other=0.0)
+            a = tl.load(A + a_row[:, None] + a_at[None, :], mask=inside_p[:, None], other=0.0)
             w = tl.load(W + w_at[:, None] + w_cols[None, :])
         else:
-            a = tl.load(A + a_row[:, None] + a_at[None, :], mask=(p < rows)[:, None] & inside[None, :], other=0.0)
+            a = tl.load(A + a_row[:, None] + a_at[None, :], mask=inside_p[:, None] & inside[None, :], other=0.0)
             w = tl.load(W + w_at[:, None] + w_cols[None, :], mask=inside[:, None] & (m < D[M])[None, :], other=0.0)
         acc = tl.dot(a, w, acc, input_precision=PRECISION)
     return acc
@@ -154,25 +182,36 @@ def put(at, value, mask, ADD: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tokens"])  # one compilation, however many there are
 def step(
-    C, BIAS, A0, W0, T0, A1, W1, T1, WORK, COUNT, tokens, c_stride, a0_stride, a1_stride,
+    C, BIAS, A0, W0, T0, A1, W1, T1, WORK, COUNT, ORDER, STARTS, SCALE, tokens, c_stride, a0_stride, a1_stride,
     D0: tl.constexpr, D1: tl.constexpr, TERMS: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
     SPLIT: tl.constexpr, EVEN: tl.constexpr, BIASED: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
-    GROUP: tl.constexpr,
+    READ: tl.constexpr, WRITE: tl.constexpr, SCALED: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """C = or += one or two terms of products, with the bias.
 
-    A program: one tile of rows, of cols of one batch entry, and one of SPLIT parts of what is contracted.
+    A program: one tile of rows, of cols of one batch entry, and one of SPLIT parts of what is contracted. Where rows
+    are sorted into segments a tile lies in one of them; READ and WRITE are the `BY` of A and C, and each row is
+    multiplied by its SCALE where it is stored.
     """
     rows = tokens * D0[R]
     tiles_m: tl.constexpr = (D0[M] + BM - 1) // BM
     tiles_p = tl.cdiv(rows, BP)
+    if D0[SEGMENTS] > 0:  # at most: how many there are is known here alone, and those past the last return
+        tiles_p = rows // BP + tl.minimum(tokens, D0[SEGMENTS])
     pid = tl.program_id(0)
     part = tl.program_id(1)
     width = GROUP * tiles_m * D0[NB]  # GROUP tiles of rows share the factor's blocks in L2
     begin = pid // width * GROUP
     size = tl.minimum(tiles_p - begin, GROUP)
-    p0 = (begin + pid % width % size) * BP
+    tile_p = begin + pid % width % size
     tile = pid % width // size
+    p0 = tile_p * BP
+    if D0[SEGMENTS] > 0:
+        segment, p0, rows = segment_of(STARTS, tile_p, D0, BP)
+        if p0 >= rows:
+            return
+        W0 += segment.to(tl.int64) * D0[W_SEGMENT]
+    p = p0 + tl.arange(0, BP)
     if D0[NB] == 1:
         b = 0  # a constant: its alignment is known
         m0 = tile * BM
@@ -181,7 +220,8 @@ def step(
         m0 = tile % tiles_m * BM
     LENGTH0: tl.constexpr = ((D0[K] + SPLIT - 1) // SPLIT + BK - 1) // BK * BK
     acc = tl.zeros((BP, BM), dtype=tl.float32)
-    acc = product(acc, A0, W0, T0, a0_stride, rows, D0, b, m0, part * LENGTH0, LENGTH0, BP, BM, BK, p0, EVEN, PRECISION)
+    a_row = row_offsets(p, p < rows, a0_stride, ORDER, READ, D0, A_ROWS)
+    acc = product(acc, A0, W0, T0, a_row, p < rows, D0, b, m0, part * LENGTH0, LENGTH0, BM, BK, EVEN, PRECISION)
     if TERMS > 1:  # its blocks are as wide or wider: the same tile is in another entry, at another col
         if D0[M] == D1[M]:
             b1 = b
@@ -190,15 +230,12 @@ def step(
             b1 = (b * D0[M] + m0) // D1[M]
             m1 = tl.multiple_of((b * D0[M] + m0) % D1[M], BM)  # BM divides both blocks: `launches` sees to it
         LENGTH1: tl.constexpr = ((D1[K] + SPLIT - 1) // SPLIT + BK - 1) // BK * BK
-        acc = product(
-            acc, A1, W1, T1, a1_stride, rows, D1, b1, m1, part * LENGTH1, LENGTH1, BP, BM, BK, p0,
-            EVEN, PRECISION,
-        )  # fmt: skip
-    p = p0 + tl.arange(0, BP)
+        a_row = row_offsets(p, p < rows, a1_stride, ORDER, READ, D1, A_ROWS)
+        acc = product(acc, A1, W1, T1, a_row, p < rows, D1, b1, m1, part * LENGTH1, LENGTH1, BM, BK, EVEN, PRECISION)
     m = m0 + tl.arange(0, BM)
     written = (p < rows)[:, None] & (m < D0[M])[None, :]
     c = offset(b, D0, C_BATCH) + span(m0, BM, D0, C_COLS)
-    at = row_offsets(p, c_stride, D0, C_ROWS)[:, None] + c[None, :]
+    at = row_offsets(p, p < rows, c_stride, ORDER, WRITE, D0, C_ROWS)[:, None] + c[None, :]
     last = True
     if SPLIT > 1:
         acc, last = together(acc, WORK, COUNT, pid, part, SPLIT, BP, BM)
@@ -209,6 +246,8 @@ def step(
             else:
                 moved = offset(p % D0[R], D0, C_ROWS)
                 acc += tl.load(BIAS + moved[:, None] + c[None, :], mask=written, other=0.0).to(tl.float32)
+        if SCALED:
+            acc *= scale_of(p, p < rows, ORDER, SCALE, D0)[:, None]
         put(C + at, acc, written, ADD)
 
 
@@ -300,15 +339,26 @@ def turned(
 
 @triton.jit(do_not_specialize=["tokens", "LENGTH"])
 def gradient(
-    DW, A, G, TABLE, WORK, COUNT, tokens, a_stride, g_stride, D: tl.constexpr, LENGTH, BP: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
+    DW, A, G, TABLE, WORK, COUNT, ORDER, STARTS, SCALE, tokens, a_stride, g_stride, D: tl.constexpr, LENGTH,
+    BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, ADD: tl.constexpr,
+    PRECISION: tl.constexpr, READ: tl.constexpr, GIVEN: tl.constexpr,
 ):  # fmt: skip
-    """dW[b, k, m] = or += sum over rows p of A[p, b, k] G[p, b, m]; LENGTH rows a part, summed in the parts' order."""
-    rows = tokens * D[R]
+    """dW[b, k, m] = or += sum over rows p of A[p, b, k] G[p, b, m]; LENGTH rows a part, summed in the parts' order.
+
+    Of sorted rows, each times its SCALE, dW of a segment is the sum over its own; READ and GIVEN are the `BY` of A, G.
+    """
     tiles_k: tl.constexpr = (D[K] + BK - 1) // BK
     tiles_m: tl.constexpr = (D[M] + BM - 1) // BM
     pid = tl.program_id(0)
     part = tl.program_id(1)
+    first = part * LENGTH
+    rows = tl.minimum(first + LENGTH, tokens * D[R])
+    if D[SEGMENTS] > 0:
+        segment = pid // (tiles_k * tiles_m * D[NB])  # 0 where all segments share the factor
+        pid = pid % (tiles_k * tiles_m * D[NB])
+        first = tl.load(STARTS + segment) * D[R]
+        rows = tl.load(STARTS + segment + (1 if D[W_SEGMENT] > 0 else D[SEGMENTS])) * D[R]
+        DW += segment.to(tl.int64) * D[W_SEGMENT]
     b = pid // (tiles_k * tiles_m)
     k0 = pid // tiles_m % tiles_k * BK
     m0 = pid % tiles_m * BM
@@ -323,12 +373,14 @@ def gradient(
         a_at = span(k0, BK, D, A_CONTRACTED) + offset(b, D, A_BATCH)
     g_at = span(m0, BM, D, C_COLS) + offset(b, D, C_BATCH)
     acc = tl.zeros((BK, BM), dtype=tl.float32)
-    for p0 in range(part * LENGTH, tl.minimum(part * LENGTH + LENGTH, rows), BP):
+    for p0 in range(first, rows, BP):
         p = p0 + tl.arange(0, BP)
-        a_row = row_offsets(p, a_stride, D, A_ROWS)
-        g_row = row_offsets(p, g_stride, D, C_ROWS)
+        a_row = row_offsets(p, p < rows, a_stride, ORDER, READ, D, A_ROWS)
+        g_row = row_offsets(p, p < rows, g_stride, ORDER, GIVEN, D, C_ROWS)
         a = tl.load(A + a_row[None, :] + a_at[:, None], mask=(p < rows)[None, :] & kept[:, None], other=0.0)
         g = tl.load(G + g_row[:, None] + g_at[None, :], mask=(p < rows)[:, None] & (m < D[M])[None, :], other=0.0)
+        if D[SEGMENTS] > 0:
+            g = (g * scale_of(p, p < rows, ORDER, SCALE, D)[:, None]).to(g.dtype)
         acc = tl.dot(a, g, acc, input_precision=PRECISION)
     written = (k < D[K])[:, None] & (m < D[M])[None, :]
     w_at = offset(b, D, W_BATCH) + span(k0, BK, D, W_CONTRACTED)[:, None] + span(m0, BM, D, W_COLS)[None, :]

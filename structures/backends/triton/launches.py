@@ -75,6 +75,7 @@ class TiledLaunch:
     warps: int
     stages: int
     predicted: float  # seconds
+    kept: bool = False  # canonical copies are, between calls
 
     @cached_property
     def even(self) -> bool:
@@ -87,9 +88,13 @@ class TiledLaunch:
 
     def __str__(self) -> str:
         copies = "".join(f", copy of buffer {s.source}" for s, c in zip(self.steps, self.copied, strict=True) if c)
-        copies += "".join(f", copy of factor_{s.factor}" for s, c in zip(self.steps, self.canonical, strict=True) if c)
+        copy = "kept copy" if self.kept else "copy"
+        copies += "".join(
+            f", {copy} of factor_{s.factor}" for s, c in zip(self.steps, self.canonical, strict=True) if c
+        )
         tile = "x".join(map(str, self.block)) + (f", in {self.split} parts" if self.split > 1 else "")
         shapes = " + ".join(f"{s.batch} x ({s.contracted} -> {s.cols})" for s in self.steps)
+        shapes += f" in {self.steps[0].segments} segments" if self.steps[0].segments else ""
         return f"{self.form} {shapes}: tile {tile}{copies}; predicted {self.predicted * 1e6:.1f} us"
 
 
@@ -111,8 +116,13 @@ def launches(steps: Sequence[AffineStep]) -> list[Launch]:
     return found
 
 
-def ways(launch: Launch, tokens: int, itemsize: int, on: Card) -> list[TiledLaunch]:
-    """The forms in which a launch can run, each with its best tile."""
+def ways(launch: Launch, tokens: int, itemsize: int, on: Card, *, kept: bool = False) -> list[TiledLaunch]:
+    """The forms in which a launch can run, each with its best tile.
+
+    Args:
+        tokens: of all segments together, where rows are sorted.
+        kept: copies of factors are kept between calls, and cost nothing.
+    """
     found: list[TiledLaunch] = []
     canonical = tuple(s.factor >= 0 and s.w_runs is None and s.factor_run < VECTOR for s in launch.steps)
     steps = tuple(s.canonical if c else s for s, c in zip(launch.steps, canonical, strict=True))
@@ -120,12 +130,12 @@ def ways(launch: Launch, tokens: int, itemsize: int, on: Card) -> list[TiledLaun
     as_they_lie = (False,) * len(steps)
     found += _tiled(STRIDED, launch.steps, as_they_lie, as_they_lie, tokens, itemsize, on)
     if any(canonical):
-        found += _tiled(STRIDED, steps, as_they_lie, canonical, tokens, itemsize, on)
+        found += _tiled(STRIDED, steps, as_they_lie, canonical, tokens, itemsize, on, kept)
     if any(narrow):
         copies = tuple(s.copied if n else s for s, n in zip(steps, narrow, strict=True))
-        found += _tiled(COPIED, copies, narrow, canonical, tokens, itemsize, on)
+        found += _tiled(COPIED, copies, narrow, canonical, tokens, itemsize, on, kept)
     if _turns(steps):
-        found += _tiled(TURNED, steps, as_they_lie, canonical, tokens, itemsize, on)
+        found += _tiled(TURNED, steps, as_they_lie, canonical, tokens, itemsize, on, kept)
     return sorted(found, key=lambda way: way.predicted)
 
 
@@ -141,7 +151,7 @@ def _flat(s: AffineStep) -> bool:
 def _turns(steps: Sequence[AffineStep]) -> bool:
     """Whether batch entries lie interleaved in A or C, two or four, and the kernel that turns them takes all steps."""
     first = steps[0]
-    if first.batch not in (2, 4) or any(s.rows > 1 or s.a_runs for s in steps):
+    if first.batch not in (2, 4) or any(s.rows > 1 or s.a_runs or s.segments for s in steps):
         return False
     if any(
         (s.batch, s.cols, s.c_batch, s.c_cols) != (first.batch, first.cols, first.c_batch, first.c_cols) for s in steps
@@ -209,22 +219,24 @@ def _stages(bp: int, entries: int) -> int:
 
 def _tiled(
     form: str, steps: tuple[AffineStep, ...], copied: tuple[bool, ...], canonical: tuple[bool, ...], tokens: int,
-    itemsize: int, on: Card,
+    itemsize: int, on: Card, kept: bool = False,
 ) -> Iterable[TiledLaunch]:  # fmt: skip
     best = None
     entries = steps[0].batch if form == TURNED else 1
-    for block in _blocks(form, steps, tokens, itemsize, on):
+    segments = max(1, min(steps[0].segments, tokens))  # with rows; each is taken to have as many as the others
+    each = -(-tokens // segments)
+    for block in _blocks(form, steps, each, itemsize, on):
         bp, bm, _ = block
-        tiles = -(-tokens * steps[0].rows // bp) * -(-steps[0].cols // bm) * steps[0].batch // entries
+        tiles = -(-each * steps[0].rows // bp) * -(-steps[0].cols // bm) * steps[0].batch // entries * segments
         contracted = min(s.contracted for s in steps)
         split = max(1, min(on.processors // tiles, contracted // 256, 16)) if form != TURNED else 1
         while split > 1 and any(s.contracted % (block[2] * split) for s in steps):
             split -= 1
-        copies = _copies(steps, copied, canonical, tokens, itemsize, on)
-        seconds = copies + _seconds(steps, block, split, entries, tiles, tokens, itemsize, on)
+        copies = _copies(steps, copied, [c and not kept for c in canonical], tokens, itemsize, on)
+        seconds = copies + _seconds(steps, block, split, entries, tiles, each, segments, itemsize, on)
         warps = 8 if bp * bm * entries >= 128 * 128 else 4
         if best is None or seconds < best.predicted:
-            best = TiledLaunch(form, steps, copied, canonical, block, split, warps, _stages(bp, entries), seconds)
+            best = TiledLaunch(form, steps, copied, canonical, block, split, warps, _stages(bp, entries), seconds, kept)
     return [] if best is None else [best]
 
 
@@ -240,7 +252,8 @@ def _copies(
     """Seconds of the copies that come before a launch."""
     total = 0.0
     for s, of_x, of_w in zip(steps, copied, canonical, strict=True):
-        numbers = of_x * tokens * s.batch * s.contracted + of_w * s.batch * s.contracted * s.cols
+        numbers = of_x * tokens * s.batch * s.contracted
+        numbers += of_w * s.batch * s.contracted * s.cols * (s.segments if s.w_segment else 1)
         if numbers:
             total += LAUNCH + 2 * itemsize * numbers / _rate(itemsize * numbers, on)
     return total
@@ -253,7 +266,7 @@ def _rate(size: float, on: Card) -> float:
 
 def _seconds(
     steps: Sequence[AffineStep], block: tuple[int, int, int], split: int, entries: int, tiles: int, tokens: int,
-    itemsize: int, on: Card,
+    segments: int, itemsize: int, on: Card,
 ) -> float:  # fmt: skip
     """One launch: the slowest of arithmetic, of reading tiles from L2, and of memory, in whole waves."""
     bp, bm, _ = block
@@ -267,9 +280,9 @@ def _seconds(
         wide = 1 if s.factor_run >= VECTOR else min(VECTOR, s.batch)
         work += 2 * bp * bm * entries * s.contracted / split / rate / (0.7 if over * wide > 1 else 1.0)
         read += (rows * over + bm * wide) * entries * s.contracted / split * itemsize
-        memory += itemsize * s.batch * s.contracted * (s.cols + tokens * s.rows)
+        memory += itemsize * s.batch * s.contracted * (s.cols + tokens * s.rows) * segments
     first = steps[0]
-    y = itemsize * tokens * first.rows * first.batch * first.cols
+    y = itemsize * tokens * first.rows * first.batch * first.cols * segments
     narrow = first.written_run < VECTOR and entries == 1
     moved = (memory + y) / on.bandwidth + (3 * y / _rate(y, on) if narrow else 0.0)
     inside = waves * max(work, read * on.processors / on.cache_bandwidth)

@@ -24,14 +24,15 @@ def traced(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Ten
 
 
 def _forward(structure: Structure, x: Tensor, factors: list[Tensor], bias: Tensor | None) -> Tensor:
-    return run.forward(structure, x, factors, bias)[-1]
+    return run.forward(run.program(structure), x, factors, bias)[-1]
 
 
 def _backward(
     structure: Structure, dy: Tensor, x: Tensor, factors: list[Tensor], want: tuple[bool, ...]
 ) -> Sequence[Tensor | None]:
-    buffers = run.forward(structure, x, factors, None) if any(want[2:]) else []
-    return run.backward(structure, buffers, factors, dy, want)
+    made = run.program(structure)
+    buffers = run.forward(made, x, factors, None) if any(want[2:]) else []
+    return run.backward(made, buffers, factors, dy, want)
 
 
 def _again(structure: Structure, tokens: int) -> int:

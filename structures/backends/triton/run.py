@@ -5,13 +5,15 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from structures.backends import kept
+from structures.backends.experts.segments import Segments
 from structures.backends.native.lower import lower
 from structures.backends.native.run import differentiable
 from structures.backends.triton import launches as plans
@@ -27,11 +29,11 @@ GROUP = 8  # tiles of rows that share a factor's blocks in L2
 class TritonProgram:
     """A structure's launches. It holds no factor, and layers of equal structures share it."""
 
-    def __init__(self, structure: Structure):
+    def __init__(self, structure: Structure, segments: int = 0, apart: tuple[int, ...] = ()):
         self.refusal: str | None = None
         self.affine: AffineProgram | None = None
         try:
-            self.affine = affine(lower(structure))
+            self.affine = affine(lower(structure), segments, apart)
         except (NotAffine, ValueError) as error:
             self.refusal = str(error)
             return
@@ -40,17 +42,18 @@ class TritonProgram:
         self.zeroed = not all(s.covers for s in self.affine.backward if s.target == 0)  # dx: what nothing reads
         if self.zeroed:
             self.backward = [replace(launch, add=launch.add or launch.target == 0) for launch in self.backward]
+        self.segments = segments
         self.forced: str | None = None  # by `held_to`
         self._ways: dict[tuple[Any, ...], TiledLaunch] = {}
         self._tables: dict[tuple[AffineStep, torch.device], Tensor] = {}
 
-    def way(self, launch: Launch, tokens: int, itemsize: int, on: Card) -> TiledLaunch:
-        """How a launch runs for this many tokens."""
+    def way(self, launch: Launch, tokens: int, itemsize: int, on: Card, *, keep: bool = False) -> TiledLaunch:
+        """How a launch runs for this many tokens, where copies of factors are kept or are not."""
         most = next((c for c in CLASSES if tokens <= c), CLASSES[-1])
-        key = (id(launch), most, itemsize, on.name, self.forced)  # launches live as long as this
+        key = (id(launch), most, itemsize, on.name, keep, self.forced)  # launches live as long as this
         found = self._ways.get(key)
         if found is None:
-            every = plans.ways(launch, most, itemsize, on)
+            every = plans.ways(launch, most, itemsize, on, kept=keep)
             found = self._ways[key] = next((w for w in every if w.form == self.forced), every[0])
         return found
 
@@ -68,29 +71,30 @@ class TritonProgram:
         return found
 
 
-_programs: weakref.WeakKeyDictionary[Structure, TritonProgram] = weakref.WeakKeyDictionary()
+_programs: weakref.WeakKeyDictionary[Structure, dict[tuple[int, ...], TritonProgram]] = weakref.WeakKeyDictionary()
 
 
-def program(structure: Structure) -> TritonProgram:
-    """The launches of a structure; equal structures share them."""
-    found = structure.memo.get("triton")
+def program(structure: Structure, segments: int = 0, apart: tuple[int, ...] = ()) -> TritonProgram:
+    """The launches of a structure without a gate, of sorted rows as `affine` says; equal structures share them."""
+    found: dict[tuple[int, ...], TritonProgram] | None = structure.memo.get("triton")
     if found is None:
-        found = _programs.get(structure)
-        if found is None:
-            found = _programs[structure] = TritonProgram(structure)
-        structure.memo["triton"] = found
-    return found
+        found = structure.memo["triton"] = _programs.setdefault(structure, {})
+    key = (segments, *apart)
+    if key not in found:
+        found[key] = TritonProgram(structure, segments, apart)
+    return found[key]
 
 
 @contextmanager
-def held_to(structure: Structure, form: str | None) -> Iterator[TritonProgram]:
+def held_to(programs: Sequence[TritonProgram], form: str | None) -> Iterator[None]:
     """Inside, every launch that can run in this form does, whatever its price; None: the cheapest, as ever."""
-    made = program(structure)
-    made.forced = form
+    for made in programs:
+        made.forced = form
     try:
-        yield made
+        yield
     finally:
-        made.forced = None
+        for made in programs:
+            made.forced = None
 
 
 @lru_cache(maxsize=16)
@@ -102,43 +106,57 @@ def card(device: torch.device) -> Card:
     return plans.card(properties.name, properties.major * 10 + properties.minor)
 
 
-def forward(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> list[Tensor]:
-    """All buffers, x first, y last: (tokens, features) each."""
-    made = program(structure)
+def forward(
+    made: TritonProgram, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, *, keep: bool = False,
+    rows: Segments | None = None, weigh: bool = False,
+) -> list[Tensor]:  # fmt: skip
+    """All buffers, x first, y last: (tokens, features) each.
+
+    Args:
+        keep: copies of factors may be kept.
+        rows: of sorted choices: x has a row a token, y and what lies between one a choice.
+        weigh: y's rows are multiplied by their weights.
+    """
     assert made.affine is not None  # what is refused is not run
     x = x if x.stride(1) == 1 else x.contiguous()
-    buffers = [x, *(x.new_empty(x.shape[0], size) for size in made.affine.sizes[1:])]
+    count = x.shape[0] if rows is None else len(rows.order)
+    buffers = [x, *(x.new_empty(count, size) for size in made.affine.sizes[1:])]
+    if rows is not None and rows.drops:
+        buffers[-1].zero_()
     if x.shape[0]:
-        _run(made, made.forward, buffers, factors, bias)
+        _run(made, made.forward, buffers, factors, bias, keep=keep, rows=rows, weigh=weigh)
     return buffers
 
 
 def backward(
-    structure: Structure, buffers: Sequence[Tensor], factors: Sequence[Tensor], dy: Tensor, want: Sequence[bool]
-) -> list[Tensor | None]:
+    made: TritonProgram, buffers: Sequence[Tensor], factors: Sequence[Tensor], dy: Tensor, want: Sequence[bool],
+    rows: Segments | None = None,
+) -> list[Tensor | None]:  # fmt: skip
     """Gradients of x, the bias and every factor, None for those not wanted.
 
     Args:
         buffers: those of `forward`; x's and the intermediates are read where a factor's gradient is wanted.
+        rows: of sorted choices: `dy` has a row a token, for all of its choices, and the gradient of x one a choice.
     """
-    made = program(structure)
     assert made.affine is not None
     dy = dy if dy.stride(1) == 1 else dy.contiguous()
     db = dy.sum(0) if want[1] else None
     found: list[Tensor | None] = [torch.empty_like(f) if w else None for f, w in zip(factors, want[2:], strict=True)]
-    gradients = [dy.new_empty(dy.shape[0], size) for size in made.affine.sizes[:-1]] + [dy]
+    count = dy.shape[0] if rows is None else len(rows.order)
+    gradients = [dy.new_empty(count, size) for size in made.affine.sizes[:-1]] + [dy]
     if not dy.shape[0]:
         return [gradients[0] if want[0] else None, db, *[None if g is None else g.zero_() for g in found]]
-    if want[0] and made.zeroed:
+    if want[0] and (made.zeroed or (rows is not None and rows.drops)):
         gradients[0].zero_()
     needed = made.backward if want[0] else [launch for launch in made.backward if launch.target]
     if want[0] or any(want[2:]):
-        _run(made, needed, gradients, factors, None)
+        _run(made, needed, gradients, factors, None, rows=rows, weigh=True)
     met: set[int] = set()
     for step in made.affine.forward:
         target = found[step.factor] if step.factor >= 0 else None
         if target is not None:
-            _gradient(made, step, target, buffers[step.source], gradients[step.target], add=step.factor in met)
+            add = step.factor in met
+            _gradient(made, step, target, buffers[step.source], gradients[step.target], add=add, rows=rows)
             met.add(step.factor)
     return [gradients[0] if want[0] else None, db, *found]
 
@@ -150,7 +168,7 @@ class _Triton(torch.autograd.Function):
     def forward(
         ctx: Any, structure: Structure, want: tuple[bool, ...], x: Tensor, bias: Tensor | None, *factors: Tensor
     ) -> Tensor:
-        buffers = forward(structure, x, factors, bias)
+        buffers = forward(program(structure), x, factors, bias)
         ctx.structure, ctx.want, ctx.between = structure, want, len(buffers) - 2
         ctx.save_for_backward(x, *buffers[1:-1], *factors)
         return buffers[-1]
@@ -163,7 +181,7 @@ class _Triton(torch.autograd.Function):
             found = differentiable(ctx.structure, ctx.want, x, factors, dy, graph=torch.is_grad_enabled())
         else:
             x = x if x.stride(1) == 1 else x.contiguous()
-            found = backward(ctx.structure, [x, *between, dy], factors, dy, ctx.want)
+            found = backward(program(ctx.structure), [x, *between, dy], factors, dy, ctx.want)
         return None, None, *found
 
 
@@ -174,16 +192,24 @@ def eager(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tens
         want = (x.requires_grad, bias is not None and bias.requires_grad, *[f.requires_grad for f in factors])
         if True in want:
             return _Triton.apply(structure, want, x, bias, *factors)  # type: ignore[no-untyped-call,no-any-return]
-    return forward(structure, x, factors, bias)[-1]
+    return forward(program(structure), x, factors, bias, keep=keepable(factors))[-1]
+
+
+def keepable(factors: Sequence[Tensor]) -> bool:
+    """Whether copies of these factors may be kept: not in a graph that is recorded, which has to copy each time."""
+    return kept.keepable(factors) and not (factors and factors[0].is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def compile_ahead(structure: Structure, tokens: int, dtype: torch.dtype, *, train: bool) -> None:
     """Compile what a call with a bias launches, without running it: Triton keeps it on the disk for other processes."""
     empty = partial(torch.empty, dtype=dtype, device="meta")
-    factors = [empty(shape) for shape in structure.factor_shapes]
-    buffers = forward(structure, empty(tokens, structure.in_features), factors, empty(structure.out_features))
+    factors, made = [empty(shape) for shape in structure.factor_shapes], program(structure)
+    x, bias = empty(tokens, structure.in_features), empty(structure.out_features)
+    buffers = forward(made, x, factors, bias)
     if train:
-        backward(structure, buffers, factors, empty(tokens, structure.out_features), [True] * (2 + len(factors)))
+        backward(made, buffers, factors, empty(tokens, structure.out_features), [True] * (2 + len(factors)))
+    else:
+        forward(made, x, factors, bias, keep=True)
 
 
 def executed_flops(structure: Structure, tokens: int = 1, *, train: bool = False) -> int:
@@ -191,84 +217,49 @@ def executed_flops(structure: Structure, tokens: int = 1, *, train: bool = False
     return structure.flops(tokens, train=train)
 
 
-@dataclass(frozen=True)
-class LaunchPlan:
-    """The launches of a call of so many tokens, with predicted times; print it. No launch was timed on a card."""
-
-    structure: Structure
-    tokens: int
-    grad: bool
-    card: Card
-    ways: tuple[TiledLaunch, ...]  # forward, then the launches that take the gradient of y to that of x
-
-    @property
-    def seconds(self) -> float:
-        """Predicted, without the factors' gradients."""
-        return sum(way.predicted for way in self.ways)
-
-    def flops(self, tokens: int) -> int:
-        """Floating-point operations, 2 per multiply-add, without the bias."""
-        return executed_flops(self.structure, tokens, train=self.grad)
-
-    def __str__(self) -> str:
-        s = self.structure
-        head = f"{s.in_features} -> {s.out_features}, {self.tokens} tokens on {self.card.name}: Triton launches"
-        return "\n".join([f"{head}, times predicted on paper", *(f"  {way}" for way in self.ways)])
-
-
-def plan(structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, grad: bool) -> LaunchPlan:
-    """What a call launches; where there is no card, on the first of `launches.CARDS`.
-
-    Raises:
-        ValueError: the structure has steps that the kernels do not take.
-    """
-    made = program(structure)
-    if made.refusal is not None:
-        raise ValueError(f"backend 'triton': {made.refusal}")
-    on = card(torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device("cpu"))
-    found = [*made.forward, *(made.backward if grad else ())]
-    return LaunchPlan(
-        structure, tokens, grad, on, tuple(made.way(launch, tokens, dtype.itemsize, on) for launch in found)
-    )
-
-
 def _run(
     made: TritonProgram, order: Sequence[Launch], buffers: Sequence[Tensor], factors: Sequence[Tensor],
-    bias: Tensor | None,
+    bias: Tensor | None, *, keep: bool = False, rows: Segments | None = None, weigh: bool = False,
 ) -> None:  # fmt: skip
     for launch in order:
         first_of_y = launch.target == len(buffers) - 1 and not launch.add
-        _launch(made, launch, buffers, factors, bias if first_of_y else None)
+        _launch(made, launch, buffers, factors, bias if first_of_y else None, keep=keep, rows=rows, weigh=weigh)
 
 
 def _launch(
-    made: TritonProgram, launch: Launch, buffers: Sequence[Tensor], factors: Sequence[Tensor], bias: Tensor | None
-) -> None:
+    made: TritonProgram, launch: Launch, buffers: Sequence[Tensor], factors: Sequence[Tensor], bias: Tensor | None, *,
+    keep: bool, rows: Segments | None, weigh: bool,
+) -> None:  # fmt: skip
     from structures.backends.triton import kernels  # triton is imported where it runs
 
     c = buffers[launch.target]
     tokens, operands = c.shape[0], []
-    way = made.way(launch, tokens, c.element_size(), card(c.device))
+    way = made.way(launch, tokens, c.element_size(), card(c.device), keep=keep)
     for step, lies, copied, canonical in zip(way.steps, launch.steps, way.copied, way.canonical, strict=True):
-        a = _copied(buffers[lies.source], lies, tokens) if copied else buffers[lies.source]
-        w = _factor(factors, lies, c, canonical)
+        a = _copied(buffers[lies.source], lies) if copied else buffers[lies.source]
+        w = _factor(factors, lies, c, canonical, keep=keep)
         table = made.table(step, c.device)
         operands.append((a, w, c if table is None else table, step.constants))
     (a0, w0, t0, d0), (a1, w1, t1, d1) = operands[0], operands[-1]
     bp, bm, bk = way.block
     precision, given = _precision(c), c if bias is None else bias
-    tiles_p, tiles_m = -(-tokens * way.steps[0].rows // bp), -(-way.steps[0].cols // bm)
+    many, tiles_m = tokens * way.steps[0].rows, -(-way.steps[0].cols // bm)
     if way.form == plans.TURNED:
-        _start(kernels.turned, (tiles_p, tiles_m), c, (
+        _start(kernels.turned, (-(-many // bp), tiles_m), c, (
             given, a0, w0, a1, w1, tokens, c.stride(0), a0.stride(0), a1.stride(0), d0, d1,
             len(operands), bp, bm, bk, bias is not None, launch.add, precision,
         ), way.warps, way.stages)  # fmt: skip
         return
+    ends = (0, len(buffers) - 1)  # x and y are as they came, what lies between is sorted
+    order, starts, scale, each = (c, c, c, 0) if rows is None else (rows.order, rows.starts, rows.weights, rows.active)
+    read, write = each * (launch.steps[0].source in ends), int(rows is not None and launch.target in ends)
+    tiles_p = -(-many // bp) if rows is None else many // bp + min(tokens, way.steps[0].segments)  # as the kernel says
     tiles = tiles_p * tiles_m * way.steps[0].batch
     work, count = _workspace(c, tiles, way.split, bp * bm)
     _start(kernels.step, (tiles, way.split), c, (
-        given, a0, w0, t0, a1, w1, t1, work, count, tokens, c.stride(0), a0.stride(0), a1.stride(0), d0, d1,
-        len(operands), bp, bm, bk, way.split, way.even, bias is not None, launch.add, precision, GROUP,
+        given, a0, w0, t0, a1, w1, t1, work, count, order, starts, scale, tokens, c.stride(0), a0.stride(0),
+        a1.stride(0), d0, d1, len(operands), bp, bm, bk, way.split, way.even, bias is not None, launch.add, precision,
+        read, write, bool(write) and weigh, GROUP,
     ), way.warps, way.stages)  # fmt: skip
 
 
@@ -282,20 +273,25 @@ def _start(
         kernel[grid](result, *arguments, num_warps=warps, num_stages=stages)
 
 
-def _gradient(made: TritonProgram, step: AffineStep, target: Tensor, a: Tensor, g: Tensor, *, add: bool) -> None:
+def _gradient(
+    made: TritonProgram, step: AffineStep, target: Tensor, a: Tensor, g: Tensor, *, add: bool, rows: Segments | None
+) -> None:
     from structures.backends.triton import kernels  # triton is imported where it runs
 
-    tokens = g.shape[0]
+    assert made.affine is not None
+    y, tokens = len(made.affine.sizes) - 1, g.shape[0] if rows is None else len(rows.order)
     bp, bm, bk = plans.gradient_block(step, g.element_size())
-    rows = tokens * step.rows
-    tiles = step.batch * -(-step.contracted // bk) * -(-step.cols // bm)
-    split = max(1, min(card(g.device).processors // tiles, rows // (4 * bp), 32))
-    length = -(-rows // (split * bp)) * bp
+    many = tokens * step.rows
+    tiles = step.batch * -(-step.contracted // bk) * -(-step.cols // bm) * (step.segments if step.w_segment else 1)
+    split = max(1, min(card(g.device).processors // tiles, many // (4 * bp), 32)) if rows is None else 1
+    length = -(-many // (split * bp)) * bp
+    order, starts, scale, each = (g, g, g, 0) if rows is None else (rows.order, rows.starts, rows.weights, rows.active)
     table = made.table(step, g.device)
     work, count = _workspace(g, tiles, split, bk * bm)
     _start(kernels.gradient, (tiles, split), target, (
-        a, g, g if table is None else table, work, count, tokens, a.stride(0), g.stride(0), step.constants,
-        length, bp, bm, bk, split, add, _precision(g),
+        a, g, g if table is None else table, work, count, order, starts, scale, tokens, a.stride(0), g.stride(0),
+        step.constants, length, bp, bm, bk, split, add, _precision(g),
+        each * (step.source == 0), each * (step.target == y),
     ), 8 if bk * bm >= 128 * 128 else 4, 3)  # fmt: skip
 
 
@@ -324,20 +320,24 @@ def _precision(x: Tensor) -> str:
     return "tf32" if x.dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
-def _factor(factors: Sequence[Tensor], step: AffineStep, like: Tensor, canonical: bool) -> Tensor:
+def _factor(factors: Sequence[Tensor], step: AffineStep, like: Tensor, canonical: bool, *, keep: bool) -> Tensor:
     if step.factor < 0:
         return like.new_ones(1)
     factor = factors[step.factor]
     if not canonical:
         return factor
-    groups = ((step.w_batch, step.batch), (step.w_contracted, step.contracted), (step.w_cols, step.cols))
-    return _strided(factor, (), (), groups)
+    if not keep or factor.is_meta:
+        return _strided(factor, (), (), step.written)
+    # by stream, as another one would not wait for the copy
+    stream = torch.cuda.current_stream(factor.device).cuda_stream if factor.is_cuda else 0
+    return kept.copy(("canonical", step.written, stream), [factor], lambda: _strided(factor, (), (), step.written))
 
 
-def _copied(buffer: Tensor, step: AffineStep, tokens: int) -> Tensor:
+def _copied(buffer: Tensor, step: AffineStep) -> Tensor:
     """The operand in the order batch, contracted: one copy, after which every read is a whole vector."""
     groups = ((step.a_batch, step.batch), (step.a_contracted, step.contracted))
-    return _strided(buffer, (tokens,), (buffer.stride(0),), groups).view(tokens, -1)
+    rows = buffer.shape[0]
+    return _strided(buffer, (rows,), (buffer.stride(0),), groups).view(rows, -1)
 
 
 def _strided(
