@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from structures.backends import kept
-from structures.backends.native.library import PAIRS, PAIRS_BACK, RoutedRecord, explain
+from structures.backends.native.library import PAIRS, RoutedRecord, explain
 from structures.backends.native.run import Program, address, gradients, programs, transformed
 from structures.structure import Structure
 
@@ -64,7 +64,7 @@ def mixed(
         if True in want:
             y: Tensor = _Mixed.apply(call, want, *operands)  # type: ignore[no-untyped-call]
             return y
-    return call.forward(x, factors, weights, bias, call.kept(x, factors) if keep else None, fill=False)
+    return call.forward(x, factors, weights, bias, call.kept(x, factors) if keep else None)
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,9 @@ class _Call:
     choices: Choices
 
     def forward(
-        self, x: Tensor, factors: Sequence[Tensor], weights: Tensor, bias: Tensor | None, copies: Tensor | None, *,
-        fill: bool,
-    ) -> Tensor:  # fmt: skip
-        """y, without a graph; with `fill` the copies are made first."""
+        self, x: Tensor, factors: Sequence[Tensor], weights: Tensor, bias: Tensor | None, copies: Tensor | None = None
+    ) -> Tensor:
+        """y, without a graph."""
         y = x.new_empty(len(x), self.program.out_features)
         if len(x):
             x = x if x.stride(1) == 1 else x.contiguous()
@@ -86,7 +85,6 @@ class _Call:
                     self._routed(weights),
                     self._array(factors),
                     address(copies),
-                    fill,
                     x.data_ptr(),
                     x.stride(0),
                     len(x),
@@ -98,9 +96,8 @@ class _Call:
         return y
 
     def backward(
-        self, x: Tensor, factors: Sequence[Tensor], weights: Tensor, dy: Tensor, want: tuple[bool, ...],
-        copies: Tensor | None,
-    ) -> list[Tensor | None]:  # fmt: skip
+        self, x: Tensor, factors: Sequence[Tensor], weights: Tensor, dy: Tensor, want: tuple[bool, ...]
+    ) -> list[Tensor | None]:
         """Gradients of x, the weights, the bias and every factor, None for those not wanted."""
         dx = x.new_empty(x.shape) if want[0] else None
         dw = weights.new_empty(weights.shape) if want[1] else None
@@ -115,7 +112,6 @@ class _Call:
                     self.program.address,
                     self._routed(weights),
                     self._array(factors),
-                    address(copies),
                     x.data_ptr(),
                     x.stride(0),
                     dy.data_ptr(),
@@ -128,11 +124,6 @@ class _Call:
                 )
             )
         return [dx, dw, dy.sum(0) if want[2] else None, *df]
-
-    def room(self) -> Tensor | None:
-        """Memory for the pairs that forward and backward of one training step both read; None where it has none."""
-        size = self.program.copies[PAIRS_BACK] * self.choices.experts
-        return torch.empty(size, dtype=torch.uint8, device="cpu") if size and len(self.choices.chosen) else None
 
     def kept(self, x: Tensor, factors: Sequence[Tensor]) -> Tensor | None:
         """The copies of all experts' factors that are kept for calls without gradients; None where none are."""
@@ -165,6 +156,8 @@ class _Call:
 class _Mixed(torch.autograd.Function):
     """Forward and gradients by the kernel; saved are x, the weights and the factors.
 
+    Pairs of bfloat16 factors are made in each of the two: memory of many experts' pairs, new in every step, costs more.
+
     With `create_graph`, or batched by a transform, the gradients are those of `Choices.pure`.
     """
 
@@ -172,9 +165,9 @@ class _Mixed(torch.autograd.Function):
     def forward(
         ctx: Any, call: _Call, want: tuple[bool, ...], x: Tensor, weights: Tensor, bias: Tensor | None, *factors: Tensor
     ) -> Tensor:
-        ctx.call, ctx.want, ctx.copies = call, want, call.room()
+        ctx.call, ctx.want = call, want
         ctx.save_for_backward(x, weights, *factors)
-        return call.forward(x, factors, weights, bias, ctx.copies, fill=ctx.copies is not None)
+        return call.forward(x, factors, weights, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -185,7 +178,7 @@ class _Mixed(torch.autograd.Function):
             dx, dw, *df = gradients(pure, (*want[:2], *want[3:]), (x, weights, *factors), dy, graph=graph)
             found = [dx, dw, dy.sum(0) if want[2] else None, *df]
         else:
-            found = ctx.call.backward(x, factors, weights, dy, want, ctx.copies)
+            found = ctx.call.backward(x, factors, weights, dy, want)
         return None, None, *found
 
 

@@ -101,16 +101,16 @@ SIGNATURES: Mapping[str, tuple[type | None, tuple[type, ...]]] = {
             *(_Pointer, _Pointer, _Pointer, _Int, _Long),
         ),
     ),
-    # program, Routed, factors, copies, whether to fill them, x, its row stride, tokens, bias, y, threads
+    # program, Routed, factors, copies (PAIRS of each expert), x, its row stride, tokens, bias, y, threads
     "forward_experts": (
         _Int,
-        (_Pointer, _Pointer, _Pointer, _Pointer, _Int, _Pointer, _Long, _Long, _Pointer, _Pointer, _Int),
+        (_Pointer, _Pointer, _Pointer, _Pointer, _Pointer, _Long, _Long, _Pointer, _Pointer, _Int),
     ),
-    # program, Routed, factors, copies, x, its row stride, dy, its row stride, tokens, dx, dfactors, dweights, threads
+    # program, Routed, factors, x, its row stride, dy, its row stride, tokens, dx, dfactors, dweights, threads
     "backward_experts": (
         _Int,
         (
-            *(_Pointer, _Pointer, _Pointer, _Pointer, _Pointer, _Long, _Pointer, _Long, _Long),
+            *(_Pointer, _Pointer, _Pointer, _Pointer, _Long, _Pointer, _Long, _Long),
             *(_Pointer, _Pointer, _Pointer, _Int),
         ),
     ),

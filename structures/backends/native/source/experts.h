@@ -51,28 +51,25 @@ APART void sum_up(const Sorted& s, int64_t active, const float* z, const E* bias
   }
 }
 
-// `copies`: pairs of every expert's factors, one expert's `back_bytes` (or, if they are kept and `fill` is false,
-// `pairs_bytes`) after another's; nullptr: made here, of the experts that have tiles. With `fill` they are made into it, of
-// all experts that have tokens, for the backward too.
+// `copies`: pairs of every expert's factors, one expert's after another's; nullptr: made here, of the experts with tiles.
 template <class E>
-static int forward_experts(const Program& p, const Routed& routed, const void* const* factors, char* copies, bool fill, const E* x,
-                           int64_t ld, int64_t n, const E* bias, E* y, int threads) {
+static int forward_experts(const Program& p, const Routed& routed, const void* const* factors, const char* copies, const E* x, int64_t ld,
+                           int64_t n, const E* bias, E* y, int threads) {
   const std::vector<Sorted> all = batches(routed, n, p.out);
   const std::vector<const void*> own = factors_of(p, routed, factors);
   std::vector<std::vector<Portion>> work;
-  std::vector<char> tiled(routed.experts, 0), used(routed.experts, 0);
+  std::vector<char> tiled(routed.experts, 0);
   int64_t most_rows = 0, most_tile = 0, most_choices = 0, multiply_adds = 0, read = 0;
   for (const Sorted& s : all) {
     work.push_back(portions(p, s, routed.experts));
     most_choices = std::max(most_choices, s.start.back()), multiply_adds += s.start.back() * p.multiply_adds;
     for (const Portion& c : work.back()) {
-      used[c.e] = 1;
       if (c.tile) tiled[c.e] = 1, most_tile = std::max(most_tile, c.tile);
       else most_rows = std::max(most_rows, c.rows), read += p.weights * (int64_t)sizeof(E) * std::max<int64_t>(1, c.rows / 4);
     }
   }
   if (most_tile ? multiply_adds < (64 << 10) : read < (256 << 10)) threads = 1;
-  const int64_t F = (int64_t)p.numbers.size(), one = fill ? p.back_bytes : p.pairs_bytes;
+  const int64_t F = (int64_t)p.numbers.size(), one = p.pairs_bytes;
   const int64_t in_call = copies || !most_tile ? 0 : routed.experts * one;
   const int64_t z_bytes = lines(most_choices * p.out * 4);
   const RowsCall<E, float> widest(p, factors, nullptr, (int)most_rows, true);
@@ -83,17 +80,16 @@ static int forward_experts(const Program& p, const Routed& routed, const void* c
   if (!memory) return NO_MEMORY;
   auto* next = (std::atomic<int64_t>*)memory;
   for (size_t b = 0; b < all.size(); b++) next[b] = 0;
-  const bool made = fill || in_call;
-  if (in_call) copies = memory + counters;
+  char* made = memory + counters;
+  if (in_call) copies = made;
   float* z = (float*)(memory + counters + in_call);
   char* team_memory = (char*)z + z_bytes;
   const bool past = past_cache(y, n, p.out, caches.l3);
 
   parallel(threads, [&](int me, int many) {
-    if (made) {
+    if (in_call) {
       for (int64_t e = 0; e < routed.experts; e++)
-        if (fill ? used[e] : tiled[e])
-          fill_copies(p, fill ? PAIRS_BACK : PAIRS, &own[e * F], copies + e * one, me, many, [](int, bool) { return true; });
+        if (tiled[e]) fill_copies(p, PAIRS, &own[e * F], made + e * one, me, many, [](int, bool) { return true; });
       barrier(many);
     }
     char* my_memory = team_memory + many * shared + me * mine;

@@ -89,9 +89,8 @@ APART void share_out(const Sorted& s, int64_t active, const float* g, const E* x
   }
 }
 
-// `copies`: as `forward_experts` has filled them; nullptr: made here.
 template <class E>
-static int backward_experts(const Program& p, const Routed& routed, const void* const* factors, char* copies, const E* x, int64_t ldx,
+static int backward_experts(const Program& p, const Routed& routed, const void* const* factors, const E* x, int64_t ldx,
                             const E* dy, int64_t ldy, int64_t n, E* dx, E* const* dfactors, float* dweights, int threads) {
   constexpr bool NARROW = sizeof(E) < 4;
   const bool back = dx || dweights;
@@ -123,13 +122,12 @@ static int backward_experts(const Program& p, const Routed& routed, const void* 
       sums_bytes += lines(p.numbers[f] * 4 * (routed.own[f] ? routed.experts : 1));
   }
   const int64_t formed = formed_bytes(p, 64), mine_bytes = formed + unit_bytes(p), counters = lines(2 * many_chunks * 8);
-  const int64_t in_call = copies ? 0 : routed.experts * p.back_bytes, g_bytes = back ? lines(most_choices * p.in * 4) : 0;
+  const int64_t in_call = routed.experts * p.back_bytes, g_bytes = back ? lines(most_choices * p.in * 4) : 0;
   char* memory = scratch().take(counters + in_call + sums_bytes + g_bytes + lines(most_numbers * 4) + threads * mine_bytes);
   if (!memory) return NO_MEMORY;
   auto* next = (std::atomic<int64_t>*)memory;
   for (int64_t c = 0; c < 2 * many_chunks; c++) next[c] = 0;
-  if (in_call) copies = memory + counters;
-  char* sums = memory + counters + in_call;
+  char *copies = memory + counters, *sums = copies + in_call;
   float *g = (float*)(sums + sums_bytes), *tiles = (float*)((char*)g + g_bytes);
   char* team_memory = (char*)tiles + lines(most_numbers * 4);
 

@@ -95,21 +95,21 @@ EXPORT int32_t structures_backward(const Program* p, const void* const* factors,
                   (bf16*)dbias, threads, how);
 }
 
-EXPORT int32_t structures_forward_experts(const Program* p, const Routed* routed, const void* const* factors, char* copies, int32_t fill,
+EXPORT int32_t structures_forward_experts(const Program* p, const Routed* routed, const void* const* factors, const char* copies,
                                           const void* x, int64_t ld, int64_t n, const void* bias, void* y, int32_t threads) {
   threads = std::max(threads, 1);
   if (p->dtype == FLOAT32)
-    return forward_experts(*p, *routed, factors, copies, fill, (const float*)x, ld, n, (const float*)bias, (float*)y, threads);
-  return forward_experts(*p, *routed, factors, copies, fill, (const bf16*)x, ld, n, (const bf16*)bias, (bf16*)y, threads);
+    return forward_experts(*p, *routed, factors, copies, (const float*)x, ld, n, (const float*)bias, (float*)y, threads);
+  return forward_experts(*p, *routed, factors, copies, (const bf16*)x, ld, n, (const bf16*)bias, (bf16*)y, threads);
 }
-EXPORT int32_t structures_backward_experts(const Program* p, const Routed* routed, const void* const* factors, char* copies, const void* x,
+EXPORT int32_t structures_backward_experts(const Program* p, const Routed* routed, const void* const* factors, const void* x,
                                            int64_t ldx, const void* dy, int64_t ldy, int64_t n, void* dx, void* const* dfactors,
                                            float* dweights, int32_t threads) {
   threads = std::max(threads, 1);
   if (p->dtype == FLOAT32)
-    return backward_experts(*p, *routed, factors, copies, (const float*)x, ldx, (const float*)dy, ldy, n, (float*)dx,
+    return backward_experts(*p, *routed, factors, (const float*)x, ldx, (const float*)dy, ldy, n, (float*)dx,
                             (float* const*)dfactors, dweights, threads);
-  return backward_experts(*p, *routed, factors, copies, (const bf16*)x, ldx, (const bf16*)dy, ldy, n, (bf16*)dx, (bf16* const*)dfactors,
+  return backward_experts(*p, *routed, factors, (const bf16*)x, ldx, (const bf16*)dy, ldy, n, (bf16*)dx, (bf16* const*)dfactors,
                           dweights, threads);
 }
 
