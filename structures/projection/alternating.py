@@ -36,7 +36,10 @@ def sweep(problem: Problem, term: int) -> None:
 
 def improve(problem: Problem, term: int, factor: int, steps: int | None = None) -> bool:
     """Move one factor to where the objective is least, all others held; whether it got there in so many steps."""
-    if isinstance(problem.terms[term], ChainView):
+    view = problem.terms[term]
+    if isinstance(view, ChainView) and (at := view.mask_of(factor)) is not None and at.numel() <= MAX_DIRECT:
+        change, done = _of_mask(problem, term, factor, view, at), True
+    elif isinstance(view, ChainView):
         change, done = _conjugate_gradients(
             lambda moved: _image(problem, term, factor, moved),
             pull(problem, term, factor, problem.weighted()),
@@ -76,6 +79,20 @@ def _image(problem: Problem, term: int, factor: int, change: Tensor) -> Tensor:
     moved = problem.terms[term].entries([*factors[:factor], change, *factors[factor + 1 :]])
     weighted = moved if problem.covariance is None else moved @ problem.covariance
     return pull(problem, term, factor, weighted)
+
+
+def _of_mask(problem: Problem, term: int, factor: int, view: ChainView, at: Tensor) -> Tensor:
+    """The change of a factor whose numbers are entries of its link's matrix M, at once: W = L M R, and the normal
+    equations couple entries (i, j) and (k, l) of M by (L'L)[i, k] (R C R')[j, l]. By conjugate gradients through the
+    whole chain a diagonal between two Hadamard matrices of 64 took 0.3 s for each step of a sweep.
+    """
+    right, left = view.around(problem.factors[term], factor)
+    rows, columns = at.reshape(-1) // len(right), at.reshape(-1) % len(right)
+    pulled = left.t() @ problem.weighted() @ right.t()
+    inner = right @ (right.t() if problem.covariance is None else problem.covariance @ right.t())
+    gram = (left.t() @ left)[rows][:, rows] * inner[columns][:, columns]
+    solved = _solve_damped(gram[None], pulled[rows, columns][None, :, None])
+    return solved.reshape(at.shape)
 
 
 class _Subproblem:

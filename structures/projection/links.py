@@ -53,14 +53,18 @@ class ChainView:
 
     def entries(self, factors: Sequence[Tensor], like: Tensor | None = None) -> Tensor:
         """W of these factors; `like` tells dtype and device where there are none."""
+        return self._through(factors, self.structure.in_features, range(len(self.links)), like).t()
+
+    def _through(self, factors: Sequence[Tensor], width: int, links: range, like: Tensor | None = None) -> Tensor:
+        """The identity of a width put through some of the links."""
         like = factors[0] if factors else like
         assert like is not None
-        rows = torch.eye(self.structure.in_features, dtype=like.dtype, device=like.device)
+        rows = torch.eye(width, dtype=like.dtype, device=like.device)
         held = dict(zip(self.positions, factors, strict=True))
         held |= dict(enumerate(constants.tensors(self.structure, like), self.structure.trainable))
-        for link, term in zip(self.links, self.term.chain, strict=True):
-            rows = reference.apply(link, rows, [held[f] for f in term.factors])
-        return rows.t()
+        for number in links:
+            rows = reference.apply(self.links[number], rows, [held[f] for f in self.term.chain[number].factors])
+        return rows
 
     def pull(self, factors: Sequence[Tensor], factor: int, matrix: Tensor) -> Tensor:
         """A gradient by W as the gradient by one factor."""
@@ -69,6 +73,27 @@ class ChainView:
             entries = self.entries([*factors[:factor], moved, *factors[factor + 1 :]])
             (found,) = torch.autograd.grad(entries, moved, matrix)
         return found
+
+    def mask_of(self, factor: int) -> Tensor | None:
+        """Where a factor's numbers stand in its link's matrix, flattened; None where they are not entries of it."""
+        link = self.links[self._link_of(factor)]
+        held = TermView(link, link.terms[0])
+        if not held.is_mask or not held.injective or held.private[0]:
+            return None
+        places = torch.arange(link.out_features * link.in_features, dtype=torch.float64)  # exact, and growing divides
+        return _factor(link, places.reshape(link.out_features, -1)).long()
+
+    def around(self, factors: Sequence[Tensor], factor: int) -> tuple[Tensor, Tensor]:
+        """The matrices of the links before that of a factor, and after it: W = second @ link @ first."""
+        middle = self._link_of(factor)
+        first, after = self.structure.in_features, self.links[middle].out_features
+        return (
+            self._through(factors, first, range(middle)).t(),
+            self._through(factors, after, range(middle + 1, len(self.links))).t(),
+        )
+
+    def _link_of(self, factor: int) -> int:
+        return next(k for k, link in enumerate(self.term.chain) if self.positions[factor] in link.factors)
 
     @property
     def supports(self) -> bool:

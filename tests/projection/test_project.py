@@ -781,3 +781,26 @@ def test_a_projection_does_not_depend_on_the_default_dtype(name):
         finally:
             torch.set_default_dtype(before)
     assert found[0] == found[1] == found[2]
+
+
+FASTFOOD = made(
+    "x, x, hadamard(x z), permutation.3(z u), u, hadamard(u v), v -> v", dict.fromkeys("zuv", "in_features")
+)
+
+
+def test_a_diagonal_between_hadamard_matrices_is_solved_at_once(monkeypatch):
+    """Previously failed: each factor took tens of walks through the whole chain, and a projection minutes."""
+    weight, structure = random_weight((32, 32)), FASTFOOD.bind(32, 32)
+    start = [torch.randn(shape, dtype=torch.float64) for shape in structure.factor_shapes]
+    x = correlated(32, 100)
+    for covariance in (None, damped(x.T @ x / len(x), 1e-3)):
+        reached = []
+        for most in (alternating.MAX_DIRECT, 0):
+            monkeypatch.setattr(alternating, "MAX_DIRECT", most)
+            problem = Problem(structure, weight.clone(), covariance)
+            problem.restore([start])
+            assert all(alternating.improve(problem, 0, factor, steps=500) for factor in range(3))
+            reached.append(problem.objective())
+        assert reached[0] == pytest.approx(reached[1], rel=1e-9)
+        monkeypatch.undo()
+    assert is_falling(project(weight, FASTFOOD).projection.history)
