@@ -1,6 +1,8 @@
 """Structured replacements of `nn.Linear`: one registry, each defined by an einsum, all behind one layer."""
 
 # ruff: noqa: F405  # the names of __all__ are those of public
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from structures.models.waiting import register_when_imported
@@ -42,13 +44,15 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, when it is first asked for: `import structures.reading` and the like bring no torch."""
-    if name not in (*__all__, "Plan"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from structures import public
+    """A public name or a room, when it is first asked for: `import structures.reading` and the like bring no torch."""
+    if name in (*__all__, "Plan"):
+        from structures import public
 
-    found = globals()[name] = getattr(public, name)
-    return found
+        found = globals()[name] = getattr(public, name)
+        return found
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -231,7 +231,8 @@ def wrong_imports(file: str, source: str) -> list[str]:
     if room in ("structures", "") and module != "structures":
         return [module]  # in no room of the table
     found = sorted(set(imports(source, file.removesuffix(".py").replace("/", "."))))
-    wrong = [name for name in found if name.startswith("import_module of") or is_in(name, "tests")]
+    facade = module == "structures"  # it gives whatever room is asked for
+    wrong = [name for name in found if (name.startswith("import_module of") and not facade) or is_in(name, "tests")]
     banned = next((words for place, words in BENCH_WITHOUT.items() if is_in(module, place)), ())
     banned += ("torch",) if room in WITHOUT_TORCH else ()
     wrong += [name for name in found if any(is_in(name, word) for word in banned) and not is_of_files(name)]
@@ -356,6 +357,14 @@ def come_with(script: str, modules: Iterable[str]) -> set[str]:
     run = subprocess.run([sys.executable, "-c", script, *modules], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return set(json.loads(run.stdout))
+
+
+def test_a_room_is_there_as_an_attribute_of_the_package() -> None:
+    script = "import structures\nstructures.registry.names(), structures.backends.names(), structures.reference.apply\n"
+    found = come_with(script + IMPORT, ())
+    assert {"structures.registry", "structures.backends", "structures.reference"} <= found
+    with pytest.raises(AttributeError, match="module 'structures' has no attribute 'nothing'"):
+        structures.nothing  # noqa: B018
 
 
 def test_the_spec_the_registry_and_the_reader_come_without_torch() -> None:
