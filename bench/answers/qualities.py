@@ -128,8 +128,8 @@ def given_or_committed(files: Sequence[File]) -> Qualities:
 def with_committed(files: Sequence[File]) -> list[File]:
     """The files given, and of the kinds that none of them is of those committed with the bench."""
     missing = KINDS - {file.kind for file in files}
-    paths = [path for kind in sorted(missing) for path in sorted(COMMITTED.glob(f"*/{kind}.json"))]
-    return [*files, *filter(_settled, [kinds.parse(path.name, load(path), (path.stem,)) for path in paths])]
+    found = [(kind, path) for kind in sorted(missing) for path in sorted(COMMITTED.glob(f"*/{kind}*.json"))]
+    return [*files, *filter(_settled, [kinds.parse(path.name, load(path), (kind,)) for kind, path in found])]
 
 
 def _settled(file: File) -> bool:

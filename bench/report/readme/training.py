@@ -60,11 +60,12 @@ def _budget(runs: Sequence[TrainingRun]) -> str | None:
 
 
 def _columns(results: Mapping[TrainingPlace, Sequence[Result]], budget: str | None) -> list[TrainingPlace]:
-    """The largest width of the tasks that tell something, those with most structures, in the order of the file."""
-    largest = {place.setting: place for place, several in results.items() if discriminates(several)}.values()
-    sizes = {p: sum(not r.first.control for r in beside.chosen(results[p], budget, "")) for p in largest}
-    ranked = sorted((p for p in largest if sizes[p]), key=lambda p: -sizes[p])[:MOST]
-    return [p for p in largest if p in ranked]
+    """Of the tasks that tell something the width with most structures, the tasks with most of them, in their order."""
+    telling = [place for place, several in results.items() if discriminates(several)]
+    sizes = {p: sum(not r.first.control for r in beside.chosen(results[p], budget, "")) for p in telling}
+    fullest = {p.setting: p for p in sorted(telling, key=lambda p: (sizes[p], p.width))}.values()
+    ranked = sorted((p for p in fullest if sizes[p]), key=lambda p: -sizes[p])[:MOST]
+    return [p for p in telling if p in ranked]
 
 
 def _table(
