@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.files import kinds
 from bench.files.errors import UsageError
@@ -16,9 +15,6 @@ from bench.files.options import count, counts, share
 from bench.files.rows import read
 from bench.files.vocabulary import CLOCKS
 from structures.reading import BadFile
-
-if TYPE_CHECKING:
-    pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -65,28 +66,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for file in files.registry:
             registry.load(file)
-        if parsed.command == "show":
-            spec = registry.get(parsed.name)
-            print(spec.bind(parsed.in_features, parsed.out_features, **_options(spec, parsed.options)))
-            return 0
-        if parsed.command == "calibrate":
-            print("\n".join(_calibrated(parsed.dtype, parsed.threads)))
-            return 0
-        if parsed.command == "build":
-            print(_built())
-            return 0
-        if parsed.command == "plan":
-            rules = _rules(parsed.rule, parsed.rules)
-            lines = plan_lines(parsed.config, rules, overrides=parsed.set, skip=parsed.skip, each=parsed.each)
-            print("\n".join(lines))
-        elif parsed.command == "table" and parsed.into:
-            print(_write_table(Path(parsed.into)))
-        else:
-            print("\n".join(table() if parsed.command == "table" else _list()))
+        said = _said(parsed)
     except (ValueError, KeyError) as error:
         print(error.args[0], file=sys.stderr)
         return 2
+    try:
+        print(said, flush=True)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _said(parsed: argparse.Namespace) -> str:
+    """What a command prints."""
+    if parsed.command == "show":
+        spec = registry.get(parsed.name)
+        return str(spec.bind(parsed.in_features, parsed.out_features, **_options(spec, parsed.options)))
+    if parsed.command == "calibrate":
+        return "\n".join(_calibrated(parsed.dtype, parsed.threads))
+    if parsed.command == "build":
+        return _built()
+    if parsed.command == "plan":
+        rules = _rules(parsed.rule, parsed.rules)
+        return "\n".join(plan_lines(parsed.config, rules, overrides=parsed.set, skip=parsed.skip, each=parsed.each))
+    if parsed.command == "table" and parsed.into:
+        return _write_table(Path(parsed.into))
+    return "\n".join(table() if parsed.command == "table" else _list())
 
 
 def _rules(words: Sequence[Sequence[str]] | None, file: str | None) -> Sequence[Sequence[str]] | SwapConfig:

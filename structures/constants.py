@@ -18,12 +18,14 @@ def tensors(structure: Structure, like: Tensor) -> list[Tensor]:
         return []
     dtype, device = like.dtype, like.device
     if torch.compiler.is_compiling():
-        return [getattr(_held, _name(constant, dtype, device)) for constant in structure.constants]
-    return [_made(constant, dtype, device) for constant in structure.constants]
+        numbered = enumerate(structure.constants)
+        return [getattr(_held, _name(constant, number, dtype, device)) for number, constant in numbered]
+    return [_made(constant, number, dtype, device) for number, constant in enumerate(structure.constants)]
 
 
 @lru_cache(maxsize=256)
-def _made(constant: Constant, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _made(constant: Constant, number: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The tensor of the constant of this number: of equal ones each its own, as a compiler takes no operand twice."""
     with torch.inference_mode(False), torch.no_grad():  # one made under inference could not be saved for a backward
         return torch.from_numpy(values(constant).copy()).to(device=device, dtype=dtype)
 
@@ -32,8 +34,8 @@ def _made(constant: Constant, dtype: torch.dtype, device: torch.device) -> Tenso
 _held = ModuleType("structures_constants")
 
 
-def _name(constant: Constant, dtype: torch.dtype, device: torch.device) -> str:
-    made = _made(constant, dtype, device)
+def _name(constant: Constant, number: int, dtype: torch.dtype, device: torch.device) -> str:
+    made = _made(constant, number, dtype, device)
     name = f"constant_{id(made)}"
     setattr(_held, name, made)
     return name

@@ -90,6 +90,7 @@ def _as_linear(structure: Structure, factor: int) -> Draw:
     term, gate = structure.term_of(factor), structure.gate
     gated = gate is not None and any(gate.axis in structure.factors[f] for f in term.factors)
     wanted = (gate.active if gate and gated else 1) / (3 * _summed(structure))
+    wanted *= structure.in_features / structure.widths[0]  # the zeros that fill a padded input bring nothing
     gain = wanted ** (1 / sum(f < structure.trainable for f in term.factors))  # constants keep the variance
     fan_in, _ = structure.fan(factor)
     return Draw("uniform", math.sqrt(3 * gain / fan_in))

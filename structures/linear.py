@@ -304,9 +304,7 @@ class StructuredLinear(nn.Module):
             collected.append(routing)  # not what a checkpoint computes again, inside a backward
         return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features), routing
 
-    def plan(
-        self, tokens: int, *, grad: bool = False
-    ) -> backends.planned.Plan | backends.native.CallPlan | backends.triton.LaunchPlan | backends.ExpertsPlan:
+    def plan(self, tokens: int, *, grad: bool = False) -> backends.Plan | backends.stages.StagePlans:
         """What runs for this many tokens, with its predicted cost; print it.
 
         Args:

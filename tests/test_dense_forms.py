@@ -84,6 +84,7 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
         {"factors": 3},
         {"factors": 4, "n_blocks": 8},
     ],
+    "fastfood": [{}],
 }
 
 

@@ -10,6 +10,7 @@ import torch
 import structures
 from structures import backends, reference
 from structures.algebra import rank
+from structures.backends import stages
 from structures.spec import SizeError, Spec, SpecError
 from structures.structure import Structure
 
@@ -177,7 +178,12 @@ def test_factors_saved_under_another_definition_say_so() -> None:
         layer.load_state_dict(state)
 
 
-def test_a_plan_is_shown_where_one_program_runs_the_chain() -> None:
-    assert "bmm" in str(structures.StructuredLinear("monarch", 64, 64, n_blocks=4, backend="planned").plan(64))
-    with pytest.raises(ValueError, match="it runs as 2 programs"):
-        structures.StructuredLinear("monarch", 15, 15, n_blocks=3).plan(64)
+@pytest.mark.parametrize("backend", ["auto", "planned"])
+def test_a_plan_shows_every_program_that_runs_the_chain(backend: str) -> None:
+    one = structures.StructuredLinear("monarch", 64, 64, n_blocks=4, backend=backend).plan(64)
+    assert "programs" not in str(one)
+    several = structures.StructuredLinear("monarch", 15, 15, n_blocks=3, backend=backend).plan(64, grad=True)
+    assert isinstance(several, stages.StagePlans) and len(several.plans) == 2
+    assert str(several).startswith("monarch, 2 programs\nprogram 1: 15 -> 15")
+    # the bias is added by the last alone
+    assert ["bias" in str(plan) or backend == "auto" for plan in several.plans] == [backend == "auto", True]

@@ -306,7 +306,8 @@ def random_specs(count: int) -> list[tuple[Spec, int, int]]:
     return found
 
 
-@pytest.mark.parametrize("name", WITHOUT_GATE)
+# a Hadamard matrix is counted as its own factorisation, which opt_einsum does not look for: test_constants.py
+@pytest.mark.parametrize("name", [name for name in WITHOUT_GATE if not bind(name, (96, 96)).constants])
 @pytest.mark.parametrize("widths", [(96, 96), (48, 144), (768, 3072), (3072, 768)])
 def test_flops_are_those_of_opt_einsum(name: str, widths: tuple[int, int]) -> None:
     structure = bind(name, widths)
@@ -535,10 +536,11 @@ def test_previously_failed_block_tensor_train_loses_no_rank_where_the_width_is_n
 def test_default_options_suit_every_usual_width(name: str) -> None:
     for in_features, out_features in USUAL_WIDTHS:
         structure = bind(name, (in_features, out_features))
-        assert (structure.in_features, structure.out_features) == (in_features, out_features)
+        assert structure.widths == (in_features, out_features)
+        assert structure.asked is None or structures.get(name).pad
         for term in structure.terms:
-            assert structure.numel(term.input) == in_features
-            assert structure.numel(term.output) == out_features
+            assert structure.numel(term.input) == structure.in_features
+            assert structure.numel(term.output) == structure.out_features
         assert 0 < structure.params
         more = structure.gate or (name, in_features, out_features) in MORE_THAN_DENSE  # many experts, few active
         assert structure.params <= structure.dense_params or more
@@ -548,7 +550,12 @@ def test_default_options_suit_every_usual_width(name: str) -> None:
 def test_default_options_lose_no_rank(name: str) -> None:
     for widths in USUAL_WIDTHS:
         wanted = None if (name, *widths) in RANK_UNKNOWN else RANK_LOST.get((name, *widths), min(widths))
-        assert bind(name, widths).rank == wanted, f"{name} {widths}"
+        structure = bind(name, widths)
+        if structure.asked and structure.in_features * structure.out_features > rank.MAX_ELIMINATION:
+            lower, upper = rank.rank_bounds(structure)  # what is left of a padded matrix is known by elimination alone
+            assert lower <= wanted == upper and structure.rank in (None, wanted)
+            continue
+        assert structure.rank == wanted, f"{name} {widths}"
 
 
 @pytest.mark.parametrize("name", sorted(LESS_THAN_FULL_RANK))

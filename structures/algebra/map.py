@@ -209,10 +209,12 @@ class Map:
         With a gate those of the chosen experts and of the router; what a backend runs is its `executed_flops`.
 
         Args:
-            train: count the gradients of the input and of every factor too: three times the forward.
+            train: count the gradients of the input and of every factor too: three times the forward, for a constant,
+                which has no gradient, twice.
         """
-        each = sum(self.active(step.axes) for step in self.steps) + math.prod(self.router_shape)
-        return 2 * tokens * each * (3 if train else 1)
+        passes = {True: 3, False: 2} if train else {True: 1, False: 1}
+        each = sum(passes[step.factor < self.trainable] * self.active(step.axes) for step in self.steps)
+        return 2 * tokens * (each + passes[True] * math.prod(self.router_shape))
 
     def active(self, axes: Axes) -> int:
         """The product of the sizes of `axes`, the expert axis as large as the number of experts chosen."""

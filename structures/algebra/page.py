@@ -55,7 +55,7 @@ def page(s: Map) -> Iterator[str]:
     freedom = rank.degrees_of_freedom(s.summed())
     yield f"  degrees of freedom  {'too large' if freedom is None else f'{freedom:,}':>15}"
     generic = rank.generic_rank(s.summed())
-    full = min(s.in_features, s.out_features)
+    full = min(s.widths)
     between = f"{' to '.join(f'{bound:,}' for bound in rank.rank_bounds(s))}" if generic is None else f"{generic:,}"
     yield f"  generic rank        {between:>15}   of {full:,}"
     yield f"  FLOPs a token       {s.flops():>15,}   {s.flops() / s.dense_flops():8.4f} of dense"

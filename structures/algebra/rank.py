@@ -26,7 +26,7 @@ PRIME = 2**25 - 39  # a product of two residues summed over 4096 terms stays wit
 
 
 def support(structure: Map) -> NDArray[np.bool_]:
-    """(out_features, in_features): True where W can be other than zero.
+    """(out_features, in_features) of W as asked for, not as padded: True where it can be other than zero.
 
     Raises:
         ValueError: the matrix has more than 2**28 entries.
@@ -42,7 +42,7 @@ def support(structure: Map) -> NDArray[np.bool_]:
             mask |= _support_of_chain(structure, term)
         else:
             _add_support(structure, term, mask)
-    return mask
+    return _cut(structure, mask)
 
 
 def mixing_depth(structure: Map) -> int | None:
@@ -96,15 +96,16 @@ def generic_rank(structure: Map) -> int | None:
         return lower
     if _entries(structure) > MAX_ELIMINATION or _largest(structure) > MAX_NUMBERS:
         return None
-    return max(_eliminate(dense(structure, _residues(structure, seed), PRIME)) for seed in range(2))
+    return max(_eliminate(_cut(structure, dense(structure, _residues(structure, seed), PRIME))) for seed in range(2))
 
 
 def rank_bounds(structure: Map) -> tuple[int, int]:
     """(lower, upper) bound of the generic rank, as `generic_rank` tells; cheap at every width."""
     structure = joined(structure)
-    full = min(structure.in_features, structure.out_features)
     bounds = [_term_rank(structure, term) for term in structure.terms]
-    return max(lower for lower, _ in bounds), min(full, sum(upper for _, upper in bounds))
+    cut_off = structure.in_features + structure.out_features - sum(structure.widths)  # each takes one at most
+    lower, upper = max(lower for lower, _ in bounds), sum(upper for _, upper in bounds)
+    return max(0, lower - cut_off), min(*structure.widths, upper)
 
 
 def degrees_of_freedom(structure: Map) -> int | None:
@@ -136,6 +137,12 @@ def dense(structure: Map, factors: Sequence[NDArray[Any]], modulus: int | None =
         factors = [*factors, *(values_of(c) if modulus is None else residues(c, modulus) for c in structure.constants)]
     total = sum(_dense_term(structure, term, factors, modulus) for term in structure.terms)
     return np.asarray(total if modulus is None else total % modulus)
+
+
+def _cut(structure: Map, matrix: NDArray[Any]) -> NDArray[Any]:
+    """W as asked for, of W as it runs where that is padded."""
+    in_features, out_features = structure.widths
+    return matrix[:out_features, :in_features]
 
 
 def _entries(structure: Map) -> int:
@@ -375,8 +382,8 @@ def _jacobian(structure: Map) -> NDArray[Any]:
                 unit = np.zeros_like(factors[position])
                 unit[index] = 1
                 changed = [*factors[:position], unit, *factors[position + 1 :]]
-                rows.append(_dense_term(structure, term, changed, PRIME).ravel())
-    return np.array(rows).reshape(structure.params, _entries(structure))
+                rows.append(_cut(structure, _dense_term(structure, term, changed, PRIME)).ravel())
+    return np.array(rows).reshape(structure.params, math.prod(structure.widths))
 
 
 def _dense_term(structure: Map, term: Term, factors: Sequence[NDArray[Any]], modulus: int | None) -> NDArray[Any]:

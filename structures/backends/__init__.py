@@ -45,6 +45,7 @@ class Backend(Protocol):
     def executed_flops(self, structure: Structure, tokens: int = 1, *, train: bool = False) -> int: ...
 
 
+Plan = planned.Plan | native.CallPlan | triton.LaunchPlan | ExpertsPlan
 Weighted = Callable[[Structure, Tensor, Sequence[Tensor], Routing, Tensor | None], Tensor]
 
 _BACKENDS: dict[str, Backend] = {"einsum": einsum, "bmm": bmm, "planned": planned, "native": native, "triton": triton}
@@ -92,7 +93,7 @@ class _ByName:
         self.name = name
 
     def refuses(self, structure: Structure, x: Tensor) -> str | None:
-        for stage in stages.every(structure) if not structure.plain else (structure,):
+        for stage in stages.every(structure):
             reason = _module(_runs(self.name, stage, structure), stage).refuses(stage, x)
             if reason is not None:
                 return reason
@@ -173,7 +174,7 @@ def refusal(name: str, structure: Structure, x: Tensor) -> str | None:
 
 def prepare(structure: Structure) -> None:
     """Let every backend work out what it can before the first call: a compiler's trace then finds plain constants."""
-    for stage in stages.every(structure) if not structure.plain else (structure,):
+    for stage in stages.every(structure):
         for backend in (_BACKENDS if stage.gate is None else _EXPERTS).values():
             getattr(backend, "prepare", lambda structure: None)(stage)
 
@@ -185,29 +186,40 @@ def release(factors: Sequence[Tensor]) -> None:
         getattr(backend, "release", lambda factors: None)(factors)
 
 
-def plan(
-    name: str, structure: Structure, tokens: int, *, dtype: torch.dtype, device: str, bias: bool, grad: bool
-) -> planned.Plan | native.CallPlan | triton.LaunchPlan | ExpertsPlan:
+def plan(name: str, structure: Structure, tokens: int, *, bias: bool, **where: Any) -> Plan | stages.StagePlans:
     """What the backend called `name` runs for so many tokens, with its predicted cost; print it.
 
+    Args:
+        where: dtype, device (its type) and grad, of the call.
     Raises:
-        ValueError: a kernel or an execution of experts is asked for by name and refuses, or a chain runs as several
-            programs.
+        ValueError: a kernel or an execution of experts is asked for by name and refuses.
     """
-    structure = structure if structure.plain else stages.one(structure)
+    every = stages.every(structure)
+    if name == AUTO and structure.gate is None:
+        preferred = [native.plan(stage, tokens, asked=False, **where) for stage in every]
+        found = [each for each in preferred if each is not None]
+        if len(found) == len(every):  # as `_native_preferred` has it, all or none
+            return found[0] if len(found) == 1 else stages.StagePlans(structure.name, tuple(found))
+        name = "planned"
+    last = every[-1]
+    plans = tuple(_plan(_runs(name, s, structure), s, tokens, bias=bias and s is last, **where) for s in every)
+    return plans[0] if len(plans) == 1 else stages.StagePlans(structure.name, plans)
+
+
+def _plan(name: str, stage: Structure, tokens: int, *, bias: bool, **where: Any) -> Plan:
     if name == "triton":
-        return triton.plan(structure, tokens, dtype=dtype, device=device, grad=grad)
-    if structure.gate is not None:
-        reason = None if name == AUTO else refusal(name, structure, torch.empty(0, structure.in_features, dtype=dtype))
+        return triton.plan(stage, tokens, **where)
+    if stage.gate is not None:
+        x = torch.empty(0, stage.in_features, dtype=where["dtype"])
+        reason = None if name == AUTO else refusal(name, stage, x)
         if reason is not None:
             raise ValueError(f"backend {name!r}: {reason}")
-        asked = None if name == AUTO else name
-        return plan_experts(structure, tokens, dtype=dtype, device=device, grad=grad, asked=asked)
-    if name in (AUTO, "native"):
-        found = native.plan(structure, tokens, dtype=dtype, device=device, grad=grad, asked=name != AUTO)
-        if found is not None:
-            return found
-    return planned.plan(structure, tokens, dtype=dtype, device=device, bias=bias, grad=grad)
+        return plan_experts(stage, tokens, asked=None if name == AUTO else name, **where)
+    if name == "native":
+        found = native.plan(stage, tokens, asked=True, **where)
+        assert found is not None  # asked for by name, it says why not
+        return found
+    return planned.plan(stage, tokens, bias=bias, **where)
 
 
 def weighted(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +49,22 @@ class Stage:
 Stages = tuple[tuple[Stage, ...], ...]  # chains, which are summed
 
 
+@dataclass(frozen=True)
+class StagePlans:
+    """What a structure runs whose links cannot be joined at its sizes: one program after another; print it."""
+
+    name: str
+    plans: tuple[Any, ...]
+
+    def flops(self, tokens: int) -> int:
+        """Floating-point operations, 2 per multiply-add."""
+        return sum(plan.flops(tokens) for plan in self.plans)
+
+    def __str__(self) -> str:
+        programs = (f"program {number}: {plan}" for number, plan in enumerate(self.plans, 1))
+        return "\n".join([f"{self.name}, {len(self.plans)} programs", *programs])
+
+
 def stages(structure: Structure) -> Stages:
     """The stages of a structure; kept with it."""
     found: Stages | None = structure.memo.get("stages")
@@ -57,23 +74,10 @@ def stages(structure: Structure) -> Stages:
 
 
 def every(structure: Structure) -> tuple[Structure, ...]:
-    """The structures of all stages."""
+    """The structures of all stages; of one that needs none, itself."""
+    if structure.plain:
+        return (structure,)
     return tuple([stage.structure for chain in stages(structure) for stage in chain])
-
-
-def one(structure: Structure) -> Structure:
-    """The one structure that a chained one runs as.
-
-    Raises:
-        ValueError: its links cannot be joined, so that it runs as several.
-    """
-    found = list(every(structure))
-    if len(found) > 1:
-        raise ValueError(
-            f"{structure.name}: its links cannot be joined at these sizes, so it runs as {len(found)} programs, "
-            "one after another, each planned by itself; there is no one plan"
-        )
-    return found[0]
 
 
 def run(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, apply: Apply) -> Tensor:

@@ -79,7 +79,8 @@ def structure_of(name: str, shape: tuple[int, int]):
 
 def bound(name: str, *widths: int, **options: object):
     """An entry at these widths; of one whose links are joined what a backend is given."""
-    return stages.one(structures.get(name).bind(*widths, **options))
+    (program,) = stages.every(structures.get(name).bind(*widths, **options))
+    return program
 
 
 def operands(structure, tokens: int, dtype: torch.dtype = torch.float32, seed: int = 0):

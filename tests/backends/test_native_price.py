@@ -31,7 +31,8 @@ def use(monkeypatch, figures: price.Kernel) -> None:
 
 
 def bound(name: str, width: int = 1024):
-    return stages.one(structures.get(name).bind(width, width))
+    (program,) = stages.every(structures.get(name).bind(width, width))
+    return program
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["forward", "train"])

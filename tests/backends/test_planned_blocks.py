@@ -51,7 +51,7 @@ def test_on_cuda_no_sum_and_no_pass_over_y_is_planned_where_its_blocks_lie_side_
     ],
 )
 def test_on_cuda_a_call_of_many_tokens_has_no_launch_to_spare(name, launches):
-    structure = stages.one(structures.get(name).bind(4096, 4096))
+    (structure,) = stages.every(structures.get(name).bind(4096, 4096))
     plan = search.candidates(structure, 4096, search.Conditions("bfloat16"), figures.built_in("bfloat16", 1, "cuda"))[0]
     assert [type(op) for op in plan.forward] == launches, str(plan)
     assert not any(op.bias and not op.once for op in plan.forward if isinstance(op, Assemble))
@@ -67,7 +67,7 @@ def test_on_a_cpu_it_is_not():
 @pytest.mark.parametrize("tokens", [1, 7])
 @pytest.mark.parametrize("name", [*BLOCKS, *OTHERS])
 def test_every_forward_program_with_cudas_prices_agrees_with_the_reference(name, tokens, bias):
-    structure = stages.one(structures.get(name).bind(48, 96))
+    (structure,) = stages.every(structures.get(name).bind(48, 96))
     x, factors, b = _operands(structure, tokens)
     b = b if bias else None
     truth = reference.apply(structure, x, factors, b)
@@ -81,7 +81,7 @@ def test_every_forward_program_with_cudas_prices_agrees_with_the_reference(name,
 
 @pytest.mark.parametrize("name", [*BLOCKS, "dyad_dt", "pixelfly"])
 def test_gradients_with_cudas_prices_agree_with_the_reference(name):
-    structure = stages.one(structures.get(name).bind(48, 96))
+    (structure,) = stages.every(structures.get(name).bind(48, 96))
     x, factors, b = _operands(structure, 7)
     dy = torch.randn(7, 96, dtype=torch.float64)
     truth = value_and_gradients(lambda x, p: reference.apply(structure, x, p[:-1], p[-1]), x, [*factors, b], dy)

@@ -30,11 +30,12 @@ SUPPORTS = ("block_diagonal", "dyad_it", "dyad_ot", "dyad_dt", "kronecker_sparse
 ONE_SVD = ("low_rank", "monarch", "kronecker", "tensor_train", "btt", "einsum", "block_dense")
 # Where nothing short of a global search is sure to end at zero, the error that is reached: pixelfly's default rank 32
 # leaves a 48-wide matrix nearly unconstrained, so that the alternation crawls. The ten factors of a kaleidoscope and
-# the four of loha, which no SVD parts, end at a local optimum.
+# the four of loha, which no SVD parts, end at a local optimum, and so do the three diagonals of fastfood.
 IDEMPOTENT = {
     ("pixelfly", 48): 0.03,
     ("kaleidoscope", 48): 0.1,
     ("loha", 48): 0.5, ("loha", 240): 0.5,
+    ("fastfood", 48): 0.9, ("fastfood", 240): 0.9,
 }  # fmt: skip
 LOCAL = {"kaleidoscope": 0.05, "loha": 0.2}  # the output error that these reach with inputs, for the same reason
 

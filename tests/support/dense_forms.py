@@ -10,7 +10,7 @@ from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import block_diag
+from scipy.linalg import block_diag, hadamard
 
 Matrix = NDArray[np.float64]
 Sizes = Mapping[str, int]
@@ -242,6 +242,14 @@ def boft(*factors: Matrix) -> Matrix:
     return dense
 
 
+def fastfood(b: Matrix, g: Matrix, s: Matrix) -> Matrix:
+    """S H G P H B; diagonals b, g, s (n,). H is Sylvester's, orthonormal; P has the order of a raw PCG64 stream."""
+    n = len(b)
+    h, p = hadamard(n) / np.sqrt(n), np.zeros((n, n))
+    p[np.argsort(np.random.PCG64([2, 0, 0]).random_raw(n), kind="stable"), np.arange(n)] = 1
+    return np.diag(s) @ h @ np.diag(g) @ p @ h @ np.diag(b)
+
+
 # name -> f(sizes of the axes, factors) -> W. The sizes are for an entry with an axis that no factor has.
 DENSE_FORMS: dict[str, Callable[[Sizes, Sequence[Matrix]], Matrix]] = {
     "dense": lambda sizes, factors: dense(*factors),
@@ -269,6 +277,7 @@ DENSE_FORMS: dict[str, Callable[[Sizes, Sequence[Matrix]], Matrix]] = {
     "loha": lambda sizes, factors: loha(*factors),
     "group_and_shuffle": lambda sizes, factors: group_and_shuffle(*factors),
     "boft": lambda sizes, factors: boft(*factors),
+    "fastfood": lambda sizes, factors: fastfood(*factors),
 }
 
 # Entries with a gate have no one matrix: their experts are written out by hand instead.

@@ -92,7 +92,7 @@ def compiled(row: CompiledLaunch, capability: int) -> dict[str, Any]:
     """What the machine code of a row says: registers, spilled bytes, tensor cores' instructions, widths of accesses."""
     from structures.backends.triton import kernels
 
-    structure = stages.one(structures.get(row.name).bind(row.in_features, row.out_features, **row.options))
+    (structure,) = stages.every(structures.get(row.name).bind(row.in_features, row.out_features, **row.options))
     program, rows = affine(lower(structure)) if structure.gate is None else None, row.tokens
     if structure.gate is not None:
         (expert,) = segments.parts(structure)[0]
