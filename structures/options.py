@@ -14,6 +14,7 @@ The rule, the same at every width, so that the points of one curve are one kind 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import warnings
@@ -23,6 +24,7 @@ from functools import lru_cache
 
 from structures import registry
 from structures.algebra.binding import build
+from structures.algebra.padding import richest
 from structures.language import words
 from structures.language.entry import PAD
 from structures.language.expressions import divisors
@@ -159,17 +161,34 @@ class _Search:
         if not self.start.options:
             return self.start
         last = len(self.start.options) - 1
-        found = [self.start, *self.finer(self.tried(self.changed(self.start.options, last, FINE_BITS)), last)]
+        bits = COARSE_BITS if self.pad and isinstance(self.start.options[last][1], tuple) else FINE_BITS
+        found = [self.start, *self.finer(self.tried(self.changed(self.start.options, last, bits)), last)]
         if not any(self.is_near(fit) for fit in found):
+            if self.pad:
+                coarse = (self.changed(self.start.options, k, COARSE_BITS) for k in range(last))
+                return self.chosen([*found, *self.tried(itertools.chain(self.unpadded(), *coarse))])
             for earlier in range(last):
                 found += self.tried(self.changed(self.start.options, earlier, FINE_BITS))
                 for options in self.changed(self.start.options, earlier, COARSE_BITS):
                     found += self.tried([options, *self.changed(options, last, FINE_BITS)])
+        return self.chosen(found)
+
+    def chosen(self, found: Sequence[Fit]) -> Fit:
         near = [fit for fit in found if self.is_near(fit)]
         if not near:
             distance = min(self.distance(fit) for fit in found)
             near = [fit for fit in found if self.distance(fit) <= distance + CLOSE]
         return min(near, key=self.order)
+
+    def unpadded(self) -> Iterator[Options]:
+        """The best options where nothing is padded, here and at widths that more options fit.
+
+        A trial that pads looks at many pairs of widths: of the ten thousands that lists, or several options together,
+        make, 20 to 30 ms each, only these and a coarse change of each option are made.
+        """
+        for widths in (self.widths, tuple(map(richest, self.widths))):
+            with contextlib.suppress(SizeError):
+                yield _fit(self.spec, *widths, self.quantity, self.wanted, False).options
 
     def tried(self, several: Iterable[Options]) -> list[Fit]:
         return [fit for options in several if (fit := _share(self.spec, *self.widths, options, self.pad))]
@@ -182,7 +201,7 @@ class _Search:
 
     def values(self, value: object, bits: int) -> Sequence[object]:
         if isinstance(value, tuple):
-            return _lists(value)
+            return _lists(value) if bits > COARSE_BITS or not self.pad else _coarse_lists(value)
         if isinstance(value, float):
             return [round(k / 100, 2) for k in range(0, 101, 10 if bits == COARSE_BITS else 1)]
         numbers = _whole_numbers(self.widths, bits)
@@ -193,11 +212,14 @@ class _Search:
     def finer(self, found: list[Fit], position: int) -> list[Fit]:
         """With the whole numbers within a tenth of the closest ones found."""
         for fit in sorted(found, key=self.distance)[:2]:
-            value = fit.options[position][1]
+            name, value = fit.options[position]
+            near: Iterable[object] = ()
             if isinstance(value, int):
                 near = (n for n in _whole_numbers(self.widths, FINEST_BITS) if value / 1.1 <= n <= value * 1.1)
-                name, rest = fit.options[position][0], fit.options
-                found = found + self.tried((*rest[:position], (name, n), *rest[position + 1 :]) for n in near)
+            elif self.pad and isinstance(value, tuple):
+                near = _hundredths(value, self.start.options[position][1])  # type: ignore[arg-type]  # a list, as it
+            rest = fit.options
+            found = found + self.tried((*rest[:position], (name, n), *rest[position + 1 :]) for n in near)
         return found
 
     def distance(self, fit: Fit) -> float:
@@ -294,6 +316,19 @@ def _lists(values: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
     one = [(*values[:i], step, *values[i + 1 :]) for i in range(len(values)) for step in steps]
     tenths = [(*v[:i], k / 10, *v[i + 1 :]) for v in once for i in range(len(v)) for k in range(11)]
     return tuple(dict.fromkeys([*one, *once, *twice, *tenths]))
+
+
+def _coarse_lists(values: tuple[float, ...]) -> list[tuple[float, ...]]:
+    """A list with one element changed to a power of two, or where it holds fractions to a tenth."""
+    steps = [1 << k for k in range(7)] if all(isinstance(v, int) for v in values) else [k / 10 for k in range(11)]
+    return [(*values[:i], step, *values[i + 1 :]) for i in range(len(values)) for step in steps]
+
+
+def _hundredths(values: tuple[float, ...], start: tuple[float, ...]) -> Iterator[tuple[float, ...]]:
+    """A list with an element that was changed to a tenth moved by up to five hundredths."""
+    for i, (value, first) in enumerate(zip(values, start, strict=True)):
+        if value != first and not all(isinstance(v, int) for v in start):
+            yield from ((*values[:i], round(value + k / 100, 2), *values[i + 1 :]) for k in range(-5, 6))
 
 
 def _moves(values: tuple[float, ...]) -> Iterator[tuple[float, ...]]:

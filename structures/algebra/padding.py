@@ -62,8 +62,18 @@ def _cheapest(spec: Entry, given: Mapping[str, object], sides: Sequence[Sequence
     return None if best is None else best[3]
 
 
+def richest(width: int) -> int:
+    """Of the widths that may be taken in place of this one, the first with most divisors: most options fit it."""
+    counts = _divisor_counts(width, _last(width))
+    return width + int(counts.argmax())
+
+
+def _last(width: int) -> int:
+    return width + max(LEAST, width // SHARE)
+
+
 def _ranges(widths: Sequence[int]) -> list[Sequence[int]]:
-    several: list[Sequence[int]] = [range(w, w + max(LEAST, w // SHARE) + 1) for w in widths]
+    several: list[Sequence[int]] = [range(w, _last(w) + 1) for w in widths]
     while math.prod(map(len, several)) > MAX_PAIRS:
         longest = max(several, key=len)
         counts = _divisor_counts(longest[0], longest[-1])[np.array(longest) - longest[0]]

@@ -13,7 +13,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ from structures.algebra.parting import PASSED, SQUARE
 from structures.algebra.steps import least_cost
 from structures.language.checks import label
 from structures.language.entry import Entry
-from structures.language.expressions import WIDTHS, ExpressionError, Value, evaluate, parse
+from structures.language.expressions import WIDTHS, ExpressionError, Value, evaluate, names_in, parse
 from structures.language.notation import Expanded, NotationError, Pattern, expand
 
 CHUNK = 2**17  # pairs whose steps are counted at a time
@@ -43,7 +42,7 @@ class Values:
     """A value at each of some pairs of widths: `table[codes]`; the code -1 where it is not defined."""
 
     codes: NDArray[np.int64]  # (in widths or 1, out widths or 1)
-    table: Sequence[Value]
+    table: tuple[Value, ...]
 
 
 class Extents:
@@ -55,12 +54,7 @@ class Extents:
     @staticmethod
     def of(values: Values) -> Extents:
         """Of values that are sizes, or lists of them: in columns the length of the list, -1 for none; its elements."""
-        longest = max([1, *(len(value) for value in values.table if isinstance(value, tuple))])
-        numbers = np.full((len(values.table) + 1, 1 + longest), np.nan)
-        for row, value in zip(numbers, values.table, strict=False):
-            several = value if isinstance(value, tuple) else (value,)
-            row[0], row[1 : 1 + len(several)] = len(several) if several is value else -1, several
-        return Extents(values.codes, numbers)
+        return Extents(values.codes, _numbers(values.table))
 
     @property
     def lengths(self) -> Array:
@@ -75,17 +69,26 @@ class Extents:
         return self if len(self.codes) == 1 else Extents(self.codes[chosen], self.numbers)
 
 
+@functools.lru_cache(maxsize=256)
+def _numbers(table: tuple[Value, ...]) -> Array:
+    longest = max([1, *(len(value) for value in table if isinstance(value, tuple))])
+    numbers = np.full((len(table) + 1, 1 + longest), np.nan)
+    for row, value in zip(numbers, table, strict=False):
+        several = value if isinstance(value, tuple) else (value,)
+        row[0], row[1 : 1 + len(several)] = len(several) if several is value else -1, several
+    return numbers
+
+
 def least_flops(spec: Entry, given: Mapping[str, object], ins: Sequence[int], outs: Sequence[int]) -> Array:
     """(in widths, out widths): multiply-adds of a token at least, without a router's; inf where it cannot be bound."""
-    pairs = _Pairs(spec, list(ins), list(outs))
+    pairs, free = _of_widths(spec, tuple(ins), tuple(outs))
+    pairs = pairs.copy()
     for name, default in spec.options:
         value = given.get(name, default)
         pairs.add(name, pairs.read(value) if isinstance(value, str) else _constant(value))  # type: ignore[arg-type]
     for key, text in spec.sizes:
-        whole, targets = pairs.read(text), key.split()
-        for k, target in enumerate(targets):
-            pairs.add(target, _mapped(whole, functools.partial(_part, k, len(targets))))
-            pairs.sizes.append(target)
+        if key not in free:
+            pairs.add_sizes(key, text)
     gate = dict(spec.gate)
     if gate:  # what a token costs: the experts that it chooses
         pairs.add(gate["axis"], _at_most(pairs.read(gate["experts_active"]), pairs.names[gate["axis"]]))
@@ -95,26 +98,47 @@ def least_flops(spec: Entry, given: Mapping[str, object], ins: Sequence[int], ou
     return found
 
 
+@functools.lru_cache(maxsize=16)
+def _of_widths(spec: Entry, ins: tuple[int, ...], outs: tuple[int, ...]) -> tuple[_Pairs, frozenset[str]]:
+    """The pairs with the sizes that no option changes, which many calls in turn have in common; and their keys."""
+    pairs, free = _Pairs(spec, ins, outs), set()
+    for key, text in spec.sizes:
+        if all(name in pairs.names for name in names_in(text)):
+            pairs.add_sizes(key, text)
+            free.add(key)
+    return pairs, frozenset(free)
+
+
 def _constant(value: Value) -> Values:
-    return Values(np.zeros((1, 1), dtype=np.int64), [value])
+    return Values(np.zeros((1, 1), dtype=np.int64), (value,))
 
 
-def _part(position: int, count: int, value: Value) -> Value | None:
-    """The size that one of several names of a list gets, or the only one: whole numbers from 0, or a list of them."""
-    if count > 1:
-        if not isinstance(value, tuple) or len(value) != count:
-            return None
-        value = value[position]
-    whole = value if isinstance(value, tuple) else (value,)
-    return value if all(isinstance(n, int) and n >= 0 for n in whole) else None
+@functools.lru_cache(maxsize=256)
+def _parts(table: tuple[Value, ...], position: int, count: int) -> tuple[Value | None, ...]:
+    """The sizes that one of several names of a list gets, or the only one: whole numbers from 0, or lists of them."""
+
+    def part(value: Value) -> Value | None:
+        if count > 1:
+            if not isinstance(value, tuple) or len(value) != count:
+                return None
+            value = value[position]
+        whole = value if isinstance(value, tuple) else (value,)
+        return value if all(isinstance(n, int) and n >= 0 for n in whole) else None
+
+    return tuple(map(part, table))
 
 
-def _mapped(values: Values, function: Callable[[Value], Value | None]) -> Values:
-    made = [function(value) for value in values.table]
-    kept = [value for value in made if value is not None]
+def _mapped(codes: NDArray[np.int64], made: tuple[Value | None, ...]) -> Values:
+    """Of codes of a table, and what each of its values has become; None where it is not defined."""
+    kept, code = _kept(made)
+    return Values(code[codes], kept)
+
+
+@functools.lru_cache(maxsize=256)
+def _kept(made: tuple[Value | None, ...]) -> tuple[tuple[Value, ...], NDArray[np.int64]]:
+    kept = tuple(value for value in made if value is not None)
     numbers = np.cumsum([value is not None for value in made]) - 1
-    code = np.array([*(n if v is not None else -1 for n, v in zip(numbers, made, strict=True)), -1])
-    return Values(code[values.codes], kept)
+    return kept, np.array([*(n if v is not None else -1 for n, v in zip(numbers, made, strict=True)), -1])
 
 
 def _read(node: ast.expr, names: Mapping[str, Values]) -> Values:
@@ -140,11 +164,11 @@ def _read(node: ast.expr, names: Mapping[str, Values]) -> Values:
             values.append(part.table[at])
         rows.append(tuple(reversed(values)))
     undefined = len(kept) - len(rows)  # one code of -1, if any
-    return _mapped(Values(codes.reshape(shape) - undefined, _evaluated(text, tuple(rows))), lambda value: value)
+    return _mapped(codes.reshape(shape) - undefined, _evaluated(text, tuple(rows)))
 
 
 @functools.lru_cache(maxsize=256)
-def _evaluated(text: str, rows: tuple[tuple[Value, ...], ...]) -> Sequence[Any]:
+def _evaluated(text: str, rows: tuple[tuple[Value, ...], ...]) -> tuple[Value | None, ...]:
     """The value of an expression of `_0`, `_1`, ... for each row of values; None where it has none."""
     made: list[Value | None] = []
     for row in rows:
@@ -152,7 +176,7 @@ def _evaluated(text: str, rows: tuple[tuple[Value, ...], ...]) -> Sequence[Any]:
             made.append(evaluate(text, {f"_{k}": value for k, value in enumerate(row)}))
         except ExpressionError:
             made.append(None)
-    return made
+    return tuple(made)
 
 
 def _apart(node: ast.expr) -> tuple[str, list[ast.expr]]:
@@ -193,7 +217,7 @@ def _computed(key: object, parts: Sequence[Values]) -> Values:
         defined = defined & (np.abs(arrays[0].astype(float) * arrays[1]) <= EXACT)
     found = functools.reduce(_ARITHMETIC[key], arrays)
     table, codes = np.unique(found, return_inverse=True)
-    return Values(np.where(defined, codes.reshape(found.shape), -1), table.tolist())
+    return Values(np.where(defined, codes.reshape(found.shape), -1), tuple(table.tolist()))
 
 
 def _at_most(values: Values, most: Values) -> Values:
@@ -214,13 +238,25 @@ class _Pairs:
         self.spec = spec
         self.sizes: list[str] = []  # names that are sizes
         self.names = {
-            WIDTHS[0]: Values(np.arange(len(ins))[:, None], ins),
-            WIDTHS[1]: Values(np.arange(len(outs))[None], outs),
+            WIDTHS[0]: Values(np.arange(len(ins))[:, None], tuple(ins)),
+            WIDTHS[1]: Values(np.arange(len(outs))[None], tuple(outs)),
         }
         self.places = np.arange(len(ins)), np.arange(len(outs))
 
     def read(self, text: str) -> Values:
         return _read(parse(text), self.names)
+
+    def copy(self) -> _Pairs:
+        found = _Pairs(self.spec, (), ())
+        found.sizes, found.names, found.places = self.sizes[:], dict(self.names), self.places
+        return found
+
+    def add_sizes(self, key: str, text: str) -> None:
+        """Sizes by their expression; of several names each takes its element of a list."""
+        whole, targets = self.read(text), key.split()
+        for position, target in enumerate(targets):
+            self.add(target, _mapped(whole.codes, _parts(whole.table, position, len(targets))))
+            self.sizes.append(target)
 
     def add(self, name: str, values: Values) -> None:
         self.names[name] = values
