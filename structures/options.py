@@ -165,8 +165,11 @@ class _Search:
         found = [self.start, *self.finer(self.tried(self.changed(self.start.options, last, bits)), last)]
         if not any(self.is_near(fit) for fit in found):
             if self.pad:
-                coarse = (self.changed(self.start.options, k, COARSE_BITS) for k in range(last))
-                return self.chosen([*found, *self.tried(itertools.chain(self.unpadded(), *coarse))])
+                found += self.tried(self.unpadded())
+                for earlier in range(last):
+                    bits = COARSE_BITS if isinstance(self.start.options[earlier][1], tuple) else COARSE_BITS + 2
+                    found += self.tried(self.changed(self.start.options, earlier, bits))
+                return self.chosen(found)
             for earlier in range(last):
                 found += self.tried(self.changed(self.start.options, earlier, FINE_BITS))
                 for options in self.changed(self.start.options, earlier, COARSE_BITS):
