@@ -118,9 +118,8 @@ class Encoder:
             best: dict[str, tuple[ConversionPoint, str]] = {}
             for _, point, way in sorted(found, key=lambda one: -one[0]):
                 best.setdefault(point.name, (point, way))
-            ranked = [name for name in best if name not in self.request.tune_also]
-            also = [name for name in best if name in self.request.tune_also]
-            todo += [best[name] for name in [*ranked[: self.request.tune_best], *also]]
+            also = [name for name in list(best)[self.request.tune_best :] if name in self.request.tune_also]
+            todo += [best[name] for name in [*list(best)[: self.request.tune_best], *also]]
         return todo
 
     def time(self) -> None:

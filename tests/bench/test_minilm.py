@@ -316,7 +316,7 @@ def test_the_best_and_those_named_are_trained_from_their_best_fit(
     from bench.minilm.tuning import Tuning
 
     names = ("dense_narrow", "low_rank", "dyad_it", "block_diagonal", "kronecker")
-    asked = {"names": names, "shares": (0.5,), "tune": 0.005, "tune_best": 1, "tune_also": ("dyad_it", "dense_narrow")}
+    asked = {"names": names, "shares": (0.5,), "tune": 0.005, "tune_best": 2, "tune_also": ("dyad_it", "dense_narrow")}
     convert(data, tmp_path / "out.json", until="tune", **asked)
     monkeypatch.setattr(Tuning, "tuned", None)  # nothing is trained again
     convert(data, tmp_path / "out.json", **asked)
