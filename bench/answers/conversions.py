@@ -1,5 +1,7 @@
 """What a file of `bench minilm` holds, read and checked: an encoder converted to one structure after another."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -8,6 +10,7 @@ from bench.files.fields import Fields
 from bench.files.rows import Spread
 
 Way = Annotated[str, declared.choice("plain", "aware", "sequential", "control")]
+Cosine = Annotated[float, declared.within(-1.001, 1.001)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,7 @@ class Fit:
     options: declared.Object
     weight_error: declared.FromZero
     output_error: declared.FromZero
-    cosine: Annotated[float, declared.within(-1.001, 1.001)]
+    cosine: Cosine
     neighbour: declared.Share
     feed_forward_params: declared.FromZero
     feed_forward_share: declared.FromZero
@@ -40,8 +43,38 @@ class EncoderTime:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TunedPoint:
+    """What agreement came to after minutes of one core."""
+
+    minutes: declared.FromZero
+    cosine: Cosine
+    neighbour: declared.Share
+
+
+def _points(fields: Fields, key: str) -> tuple[TunedPoint, ...]:
+    found = tuple(declared.read(TunedPoint, one) for one in fields.each(key))
+    if not found or [p.minutes for p in found] != sorted(p.minutes for p in found):
+        raise fields.bad(key, "a list of points in the order of their minutes")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """Converted layers trained from where the fit left them, for a fixed time: agreement along the way.
+
+    rate: the first step of an entry, as a share of its tensor's root mean square.
+    """
+
+    rate: declared.Number
+    steps: declared.Count
+    curve: Annotated[tuple[TunedPoint, ...], declared.Reader(_points)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConversionRow(EncoderTime, Fit):
-    """A conversion and its time."""
+    """A conversion and its time; `tuned` where it was trained afterwards."""
+
+    tuned: Tuned | None = None
 
     @property
     def time(self) -> tuple[float, float, float]:

@@ -24,9 +24,11 @@ def add_options(minilm: argparse.ArgumentParser) -> None:
     add("--damping", type=share, default=0.001, metavar="SHARE", help="added to each input's variance (0.001)")
     ways = "plain: nearest weights; aware: nearest outputs; sequential: the same, layer after layer (plain,aware)"
     add("--ways", default="plain,aware", metavar="WORDS", help=ways)
-    until = (
-        "fits: convert alone, which need not have the machine to itself; the same command without it goes on (times)"
-    )
+    add("--tune", type=float, default=0.0, metavar="MINUTES", help="of one core, to train the best conversions for (0)")
+    add("--tune-best", type=count, default=6, metavar="N", help="conversions of each share, by agreement (6)")
+    also = "these too, whatever their agreement (the narrowed layer and DYAD)"
+    add("--tune-also", metavar="WORDS", help=also)
+    until = "fits, tune: stop after it, as neither must have the machine to itself; without it the command goes on"
     add("--until", default="times", metavar="WORD", help=until)
     add("--fresh", action="store_true", help="forget what an earlier run with this -o has converted")
     minilm.set_defaults(run=run)
@@ -36,7 +38,9 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
     """Check, convert, time, write; what to print and the exit status."""
     if arguments.output.suffix != ".json":
         raise UsageError(f"-o: {arguments.output} must end in .json; what is converted is kept beside it, as .journal")
-    until = one_of("--until", arguments.until, ("fits", "times"))
+    until = one_of("--until", arguments.until, ("fits", "tune", "times"))
+    if not 0 <= arguments.tune < 1e4:
+        raise UsageError(f"--tune: {arguments.tune:g} is not allowed; write minutes from 0")
     from bench.files.run import RunRecord
 
     started = RunRecord(kinds.MINILM, arguments.output)  # before torch is loaded
@@ -46,13 +50,17 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
     named = arguments.structures is not None
     limits = {key: getattr(arguments, key) for key in ("shares", "limit", "aware_limit", "patience", "damping")}
     ways = some_of("--ways", arguments.ways, request.WAYS)
-    asked = request.ConversionRequest(request.entries(arguments.structures), affordable=not named, ways=ways, **limits)
+    tuned = {"tune": arguments.tune, "tune_best": arguments.tune_best}
+    if arguments.tune_also is not None:
+        tuned["tune_also"] = request.entries(arguments.tune_also, "--tune-also")
+    names = request.entries(arguments.structures)
+    asked = request.ConversionRequest(names, affordable=not named, ways=ways, **limits, **tuned)
     given = data.load(arguments.sentences)
     journal = Records(arguments.output, request.header(asked, given.facts), runs.KINDS, fresh=arguments.fresh)
     again = f"the same command goes on from {journal.path}"
     try:
         if not runs.run_all(given, asked, started, journal, until):
-            return f"all conversions are made; without --until fits {again} and times them", 0
+            return f"done until {until}; without --until {again}", 0
     except KeyboardInterrupt:
         return f"stopped; {again}", 130
     finally:

@@ -11,7 +11,9 @@ from typing import Any
 from torch import nn
 
 import structures
+from bench.files.vocabulary import NARROW
 from bench.minilm.data import FEED_FORWARD, Data
+from bench.minilm.narrow import narrowed
 from bench.minilm.quality import agreement, embed
 from bench.minilm.request import AWARE, PLAIN, SEQUENTIAL, ConversionPoint, ConversionRequest, Shape
 from structures.models.covariance import collect_covariances
@@ -56,12 +58,16 @@ class Conversions:
         """How near the embeddings are to the dense ones, and what the model holds; `params` of the layers."""
         whole = self.whole - self.feed_forward + params
         return {
-            **agreement(self.wanted, embed(model, self.data.held_out)),
+            **self.agreement(model),
             "feed_forward_params": params,
             "feed_forward_share": params / self.feed_forward,
             "params": whole,
             "params_share": whole / self.whole,
         }
+
+    def agreement(self, model: nn.Module) -> dict[str, float]:
+        """How near the embeddings of held-out sentences are to the dense ones."""
+        return agreement(self.wanted, embed(model, self.data.held_out))
 
     def row(self, point: ConversionPoint, way: str) -> dict[str, Any]:
         """All of a row but its time.
@@ -69,9 +75,26 @@ class Conversions:
         Raises:
             Slow: it would take longer than asked for, estimated from the first layer of each shape, or cannot be made.
         """
-        model, records, seconds = self._in_order(point) if way == SEQUENTIAL else self._apart(point, way)
+        model, records, seconds = self.made(point, way)
         row = {"structure": point.name, "way": way, "budget": point.budget, "options": point.words}
         return row | _fit(records, seconds) | self.quality(model, self.params(model))
+
+    def made(self, point: ConversionPoint, way: str) -> tuple[nn.Module, list[Projection], float]:
+        """The converted encoder, how its layers fit, and the seconds it took.
+
+        Raises:
+            Slow: as `row`.
+        """
+        if point.name == NARROW:
+            return self._narrowed(point, way)
+        return self._in_order(point) if way == SEQUENTIAL else self._apart(point, way)
+
+    def _narrowed(self, point: ConversionPoint, way: str) -> tuple[nn.Module, list[Projection], float]:
+        if way == SEQUENTIAL:
+            raise Slow("which neurons are kept is decided for each block apart")
+        clock, seen = Stopwatch(), self.seen if way == AWARE else None
+        model = narrowed(self.data.model, self.layers, point.neurons, seen, self.held_out, self.request.damping)
+        return model, [_record(model, layer) for layer in self.layers], clock.seconds()
 
     def _apart(self, point: ConversionPoint, way: str) -> tuple[nn.Module, list[Projection], float]:
         """Each layer on what it reads in the dense model."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import structures
 from bench.files.options import some_of
-from bench.files.vocabulary import DENSE, NEAR
+from bench.files.vocabulary import DENSE, NARROW, NEAR
 from bench.machine import setup
 from bench.sweep.request import default_names, in_order
 from structures.options import closest_options
@@ -20,6 +20,7 @@ LIMIT, AWARE_LIMIT = 3, 1  # sweeps of projections without a closed form; the aw
 PATIENCE = 30.0  # seconds that one conversion may take; estimated from the first layer of each shape
 PLAIN, AWARE, SEQUENTIAL, CONTROL = "plain", "aware", "sequential", "control"
 WAYS = (PLAIN, AWARE, SEQUENTIAL)
+TUNED, TUNE_BEST, TUNE_ALSO = 0.0, 6, (NARROW, "dyad_it", "dyad_ot", "dyad_dt")
 
 Shape = tuple[int, int]
 Options = dict[Shape, dict[str, object]]
@@ -37,6 +38,9 @@ class ConversionRequest:
     damping: float = DAMPING
     affordable: bool = True  # leave out what needs more FLOPs than dense
     ways: tuple[str, ...] = (PLAIN, AWARE)
+    tune: float = TUNED  # minutes of one core for each conversion that is tuned; 0: none is
+    tune_best: int = TUNE_BEST  # conversions of each share, by agreement
+    tune_also: tuple[str, ...] = TUNE_ALSO  # structures that are tuned whatever their agreement
 
 
 def header(request: ConversionRequest, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,6 +60,11 @@ class ConversionPoint:
     @property
     def budget(self) -> str | None:
         return f"params={self.share:g}" if self.near else None
+
+    @property
+    def neurons(self) -> int:
+        """Of a block of the narrowed control."""
+        return int(next(iter(self.options.values()))["neurons"])  # type: ignore[call-overload]
 
     @property
     def words(self) -> dict[str, dict[str, object]]:
@@ -90,6 +99,9 @@ def _point(name: str, share: float, shapes: Iterable[Shape], affordable: bool) -
     """
     options: Options = {}
     near = True
+    if name == NARROW:
+        options = {shape: {"neurons": max(1, round(share * max(shape)))} for shape in shapes}
+        return ConversionPoint(name, share, near, options)
     for shape in shapes:
         options[shape] = dict(closest_options(name, *shape, params=share).options)
         structure = structures.get(name).bind(*shape, **options[shape])  # type: ignore[arg-type]
@@ -106,12 +118,12 @@ def refusal(name: str, share: float, way: str | None, reason: str) -> dict[str, 
     return {"structure": name, "way": way, "budget": f"params={share:g}", "reason": reason.partition("\n")[0]}
 
 
-def entries(text: str | None) -> tuple[str, ...]:
-    """Names of the registry from a list of words, or all but dense.
+def entries(text: str | None, option: str = "--structures") -> tuple[str, ...]:
+    """Names of the registry and the narrowed layer from a list of words, or all but dense.
 
     Raises:
         UsageError: no such entry.
     """
     if text is None:
-        return tuple(name for name in in_order(default_names()) if name != DENSE)
-    return some_of("--structures", text, structures.names())
+        return (NARROW, *(name for name in in_order(default_names()) if name != DENSE))
+    return some_of(option, text, (NARROW, *structures.names()))

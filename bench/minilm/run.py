@@ -1,4 +1,4 @@
-"""First every conversion, then every time: the first can be made while the machine does other things, or in parts."""
+"""Every conversion, then some of them tuned, then every time: the first two need not have the machine to themselves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bench.answers.conversions import EncoderTime, Fit
+from bench.answers.conversions import EncoderTime, Fit, Tuned
 from bench.files import declared
 from bench.files.journal import Left, Records
 from bench.files.run import RunRecord
@@ -20,10 +20,11 @@ from bench.minilm.conversion import Conversions, Slow
 from bench.minilm.data import Data
 from bench.minilm.quality import without_feed_forward
 from bench.minilm.request import CONTROL, ConversionPoint, ConversionRequest, points, refusal
+from bench.minilm.tuning import Tuning
 
 REMOVED = "feed-forward removed"
-FITS, TIMES = "fits", "times"
-STAGES = (FITS, TIMES)
+FITS, TUNE, TIMES = "fits", "tune", "times"
+STAGES = (FITS, TUNE, TIMES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class FitRecord:
     row: FitRow
 
 
-KINDS = {FITS: (FitRecord, Left), TIMES: (EncoderTime,)}  # what the journal holds of each stage
+KINDS = {FITS: (FitRecord, Left), TUNE: (Tuned, Left), TIMES: (EncoderTime,)}  # what the journal holds of each stage
 
 
 class Encoder:
@@ -56,7 +57,7 @@ class Encoder:
         self.points, self.left = points(request, shapes.values())
         run.setup = {**data.facts, "layers": len(shapes), "feed_forward_params": self.conversions.feed_forward}
         run.setup |= {"params": self.conversions.whole, "limit": request.limit, "aware_limit": request.aware_limit}
-        run.setup |= {"damping": request.damping}
+        run.setup |= {"damping": request.damping, "tune_minutes": request.tune}
 
     def fit(self) -> None:
         """Every conversion of every point, into the journal."""
@@ -78,6 +79,48 @@ class Encoder:
                 self.journal.add(FITS, _key(point, way), refused=str(error))
                 told = f"left out: {error}"
             progress.finish(1.0, f"{point.name:18} {point.share:<5g} {way:10} {told}")
+
+    def tune(self) -> None:
+        """The best conversions of each share, and those asked for by name, trained from their best fit.
+
+        By one thread, so that its CPU time is the time of one core, whatever else the machine does.
+        """
+        todo = self.to_tune() if self.request.tune else []
+        if not todo:
+            return
+        conversions, progress = self.conversions, self.run.progress(todo)
+        tuning = Tuning(self.data.model, self.data.fit, conversions.layers)
+        for point, way in todo:
+            if self.journal.get(TUNE, _key(point, way)) is not None:
+                progress.skip(1.0)
+                continue
+            try:
+                model, *_ = conversions.made(point, way)
+                torch.set_num_threads(1)
+                found = tuning.tuned(model, 60 * self.request.tune, conversions.agreement)
+                self.journal.add(TUNE, _key(point, way), **found)
+                first, last = found["curve"][0], found["curve"][-1]
+                told = f"cosine {first['cosine']:.3f} to {last['cosine']:.3f}, neighbour {first['neighbour']:.2f} to "
+                told += f"{last['neighbour']:.2f} in {found['steps']} steps at {found['rate']:g}"
+            except Slow as error:
+                self.journal.add(TUNE, _key(point, way), refused=str(error))
+                told = f"left out: {error}"
+            finally:
+                torch.set_num_threads(self.run.threads.count)
+            progress.finish(1.0, f"{point.name:18} {point.share:<5g} {way:10} {told}")
+
+    def to_tune(self) -> list[tuple[ConversionPoint, str]]:
+        """Share by share, by agreement, what comes near to it; each in the way that fits it best."""
+        todo: list[tuple[ConversionPoint, str]] = []
+        for share in self.request.shares:
+            made = [(p, way) for p in self.points if p.share == share and p.near for way in self.request.ways]
+            found = [(self._fit(p, way)["row"]["cosine"], p, way) for p, way in made if "row" in self._fit(p, way)]
+            best: dict[str, tuple[ConversionPoint, str]] = {}
+            for _, point, way in sorted(found, key=lambda one: -one[0]):
+                best.setdefault(point.name, (point, way))
+            also = [name for name in list(best)[self.request.tune_best :] if name in self.request.tune_also]
+            todo += [best[name] for name in [*list(best)[: self.request.tune_best], *also]]
+        return todo
 
     def time(self) -> None:
         """The time of every structure that was converted, and of the controls, into the journal."""
@@ -102,7 +145,9 @@ class Encoder:
             for way in self.request.ways:
                 found = self._fit(point, way)
                 if "row" in found:
-                    self.run.rows.append(found["row"] | self._time(_timed(point)))
+                    tuned = self.journal.get(TUNE, _key(point, way)) or {"refused": ""}
+                    row = found["row"] | self._time(_timed(point))
+                    self.run.rows.append(row if "refused" in tuned else row | {"tuned": tuned})
                 else:
                     self.run.refused.append(refusal(point.name, point.share, way, found["refused"]))
         self.run.complete = True
@@ -136,6 +181,9 @@ def run_all(data: Data, request: ConversionRequest, run: RunRecord, journal: Rec
     encoder = Encoder(data, request, run, journal)
     encoder.fit()
     if until == FITS:
+        return False
+    encoder.tune()
+    if until == TUNE:
         return False
     encoder.time()
     encoder.write()

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.files.vocabulary import NARROW
 from bench.machine import setup, timing
 from bench.minilm.data import Data
+from bench.minilm.narrow import narrowed
 from bench.minilm.request import ConversionPoint
 from structures.models.swap import swap
 
@@ -17,7 +19,10 @@ EFFORT = timing.Effort(paired=1.5, alone=0.0, rounds=7)
 
 
 def shaped(data: Data, point: ConversionPoint, shapes: dict[str, tuple[int, int]]) -> nn.Module:
-    """The encoder with layers of these structures and random factors: it takes the time of a converted one."""
+    """The encoder with layers of these structures and any factors: it takes the time of a converted one."""
+    if point.name == NARROW:
+        moments = {name: torch.eye(inputs) for name, (inputs, _) in shapes.items()}
+        return narrowed(data.model, list(shapes), point.neurons, None, moments, 0.0)
     model = copy.deepcopy(data.model)
     swap(model, {layer: (point.name, point.options[shape]) for layer, shape in shapes.items()})
     return model.eval()

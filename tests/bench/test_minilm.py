@@ -62,6 +62,13 @@ def row(structure: str, way: str, share: float, cosine: float, ratio: float | No
     return plain | changes
 
 
+def curve(*cosines: float) -> dict[str, Any]:
+    """A made-up training after the conversion: a minute, with its marks."""
+    times = (0.0, 0.125, 0.25, 0.5, 1.0)[: len(cosines)]
+    points = [{"minutes": m, "cosine": c, "neighbour": c / 2} for m, c in zip(times, cosines, strict=True)]
+    return {"rate": 0.03, "rates": [0.01, 0.03], "steps": 120, "curve": points}
+
+
 def encoder() -> dict[str, Any]:
     """A made-up file of `bench minilm`."""
     rows = [row("dense", "control", 1.0, 1.0, None), row("feed-forward removed", "control", 0.0, 0.4, 2.5)]
@@ -138,6 +145,29 @@ def test_the_fill_tells_plain_from_aware_and_looks_are_the_structures_own() -> N
     assert [s.label for s in chart.series if s.named][-1] != "dense" or chart.beside
 
 
+def test_what_was_trained_afterwards_is_drawn_and_told_against_minutes(tmp_path: Path) -> None:
+    from bench.report.readme import encoder as readme_encoder
+
+    content = encoder()
+    rows = content["structures"]["rows"]
+    rows[2] |= {"tuned": curve(0.3, 0.5, 0.6, 0.7, 0.8)}  # dyad_it at 50 %
+    rows[6] |= {"tuned": curve(0.4, 0.6, 0.75, 0.8, 0.9)}  # dyad_ot at 50 %
+    rows[4] |= {"tuned": curve(0.2, 0.3, 0.4, 0.5, 0.6)}  # dyad_it at 25 %
+    rows.append(row("dense_narrow", "aware", 0.5, 0.5, 1.5, tuned=curve(0.5, 0.9)))
+    file = kinds.parse("file", content, report.KINDS)
+    first, second = models.recovered(models.read(file))
+    assert [s.label for s in first.series] == ["dense_narrow", "dyad_ot", "dyad_it"] and "50 %" in first.title
+    assert [(p.x, p.y) for p in first.series[2].points][::2] == [(0.0, 0.3), (0.25, 0.6), (1.0, 0.8)]
+    assert [s.label for s in second.series] == ["dyad_it"] and "25 %" in second.title
+    _, heads, lines = models.trained(models.read(file))
+    assert heads[3:] == ["0 min", "0.12 min", "0.25 min", "0.5 min", "1 min", "steps", "rate"]
+    assert lines[0][3:8] == ["0.50 (25 %)", "", "", "", "0.90 (45 %)"] and lines[2][0] == "dyad_it"
+    text, figure = readme_encoder.section(file)
+    assert "| `dyad_ot` | 50 % | weights | 0.40 (20 %) | 0.60 (30 %) |" in text and "trained for 1 minutes" in text
+    assert figure and len(figure.charts) == 3
+    assert "Agreement recovered by training" in rendered(tmp_path, content)
+
+
 def test_growth_is_told_and_what_overflowed_is_not_finite(tmp_path: Path) -> None:
     lines = {(line.structure, line.scaled): line for line in widths.read(kinds.parse("file", growing(), report.KINDS))}
     assert lines["dense", True].stays and not lines["dense", False].stays and not lines["low_rank", False].stays
@@ -181,6 +211,8 @@ BAD: list[tuple[Any, Callable[[Any], Any], str]] = [
     (encoder, at(*FIRST, "speedup", value=None), "speedup is null, must be an object"),
     (encoder, at(*FIRST, "speedup", "q1", value=9.0), "median is "),
     (encoder, at(*FIRST, "neighbour", value=...), "neighbour is missing"),
+    (encoder, at(*FIRST, "tuned", value=curve()), "curve is a list, must be a list of points in the order of"),
+    (encoder, at(*FIRST, "tuned", value=curve(0.5, 1.5)), "cosine is 1.5, must be a number from -1.001 to"),
     (encoder, at(*SECTION, "run", "cpu", value=...), "cpu is missing"),
     (growing, at(*SECTION, "rows", 0, "size", value="1"), "size is the text '1', must be a number from 0"),
     (growing, at(*SECTION, "rows", 0, "width", value=0), "width is 0, must be a whole number from 1"),
@@ -276,6 +308,56 @@ def test_an_encoder_is_converted_measured_and_drawn(
     assert document["refused"] == []
     assert "left]" in capsys.readouterr().out
     assert main(["report", str(tmp_path / "out.json"), "-o", str(tmp_path / "report")]) == 0
+
+
+def test_the_best_and_those_named_are_trained_from_their_best_fit(
+    data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bench.minilm.tuning import Tuning
+
+    names = ("dense_narrow", "low_rank", "dyad_it", "block_diagonal", "kronecker")
+    asked = {"names": names, "shares": (0.5,), "tune": 0.005, "tune_best": 2, "tune_also": ("dyad_it", "dense_narrow")}
+    convert(data, tmp_path / "out.json", until="tune", **asked)
+    monkeypatch.setattr(Tuning, "tuned", None)  # nothing is trained again
+    convert(data, tmp_path / "out.json", **asked)
+    assert torch.get_num_threads() == run_of("minilm", tmp_path / "out.json").threads.count
+    rows = [r for r in json.loads((tmp_path / "out.json").read_text())["structures"]["rows"] if r["budget"]]
+    trained = {r["structure"]: r for r in rows if "tuned" in r}
+    assert trained.keys() == {"low_rank", "dyad_it", "dense_narrow"}
+    for name, row in trained.items():
+        first, *_, last = row["tuned"]["curve"]
+        assert row["cosine"] == max(r["cosine"] for r in rows if r["structure"] == name)
+        assert first["minutes"] == 0 and first["cosine"] == pytest.approx(row["cosine"], abs=1e-4)
+        assert last["minutes"] >= 0.005 and row["tuned"]["steps"] > 3
+    assert main(["report", str(tmp_path / "out.json"), "-o", str(tmp_path / "report")]) == 0
+
+
+def test_training_brings_back_what_the_nearest_weights_lost(data: Any, tmp_path: Path) -> None:
+    asked = {"names": ("dyad_it",), "shares": (0.5,), "ways": ("plain",), "tune": 0.005}
+    [row] = [r for r in convert(data, tmp_path / "out.json", **asked).rows if "tuned" in r]
+    assert row["cosine"] < 0.7 and row["tuned"]["curve"][-1]["cosine"] > 0.8
+
+
+def test_the_narrowed_blocks_keep_the_neurons_that_add_most(data: Any) -> None:
+    """All of them give the dense encoder; half, fitted to outputs, are nearer in outputs and farther in weights."""
+    from bench.minilm.conversion import Conversions
+    from bench.minilm.narrow import narrowed
+    from bench.minilm.request import ConversionRequest, points
+
+    made = Conversions(data, ConversionRequest(("dense_narrow",), (0.5,)))
+    whole = narrowed(data.model, made.layers, 64, made.seen, made.held_out, 0.0)
+    with torch.inference_mode():
+        torch.testing.assert_close(whole(**data.timed)[0], data.model(**data.timed)[0], atol=1e-3, rtol=1e-3)
+    up = data.model.get_submodule(made.layers[0])
+    with torch.no_grad():
+        up.weight[:32] = 0
+        up.bias[:32] = 0  # these neurons give nothing
+    kept = narrowed(data.model, made.layers[:2], 32, None, made.held_out, 0.0).get_submodule(made.layers[0])
+    assert torch.equal(kept.weight, up.weight[32:]) and kept.projection.output_error == 0
+    [point], _ = points(made.request, made.shapes.values())
+    plain, aware = made.row(point, "plain"), made.row(point, "aware")
+    assert plain["weight_error"] < aware["weight_error"] and aware["output_error"] < plain["output_error"]
+    assert plain["feed_forward_share"] == pytest.approx(0.5, abs=0.02) and point.words["32x64"] == {"neurons": 32}
 
 
 def test_the_structure_that_is_timed_is_the_one_that_was_converted(data: Any) -> None:

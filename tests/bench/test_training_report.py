@@ -189,6 +189,20 @@ def test_claims_say_what_was_measured_and_no_more() -> None:
     assert said["quality"] == said["widths"] == said["blocks"] == said["order"] == [claims.NOTHING]
 
 
+def test_variants_whose_steps_take_the_same_time_are_compared_at_equal_time() -> None:
+    """IT and OT within the quartiles; DT's step takes a third longer, and its loss is 20 % higher."""
+    losses = {"dense": 2.0, "dyad_it": 2.2, "dyad_ot": 2.205, "dyad_dt": 2.64}
+    rows = [row(name, loss + seed / 100, seed) for name, loss in losses.items() for seed in range(3)]
+    times = [time_row("dyad_it", 1.5), time_row("dyad_ot", 1.53), time_row("dyad_dt", 1.125)]
+    own = [line for line in claimed([*rows, *times])["equal time"] if "equal time" in line or "in equal steps" in line]
+    assert own == [
+        f"{SETTING}, width 128: dyad_it in equal time a tie with dyad_ot (its step takes 1.02 times as long, 0.98 to "
+        "1.06); dyad_it in equal steps -16.6 % beside dyad_dt (its step takes 0.75 times as long, 0.72 to 0.78: equal "
+        "time allows +33 % steps); dyad_ot in equal steps -16.4 % beside dyad_dt (its step takes 0.74 times as long, "
+        "0.71 to 0.77: equal time allows +36 % steps)"
+    ]
+
+
 def test_quality_is_what_is_learned_beyond_the_best_constant() -> None:
     own = {"setting": "teacher", "task": "teacher"}
     rows = [row("dense", 0.2, seed, **own) for seed in range(2)] + [row("dyad_it", 0.4, **own)]

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.answers import conversions
-from bench.answers.conversions import ConversionRow, Way
+from bench.answers.conversions import ConversionRow, Tuned, TunedPoint, Way
 from bench.files import declared
 from bench.files.kinds import File
+from bench.files.vocabulary import NARROW
 from bench.report.drawing import layout, style, words
 from bench.report.drawing.plot import Axis, Chart, Figure, Guide, PlotPoint, PlotSeries
 from bench.report.drawing.sections import PageCell, PageTable, Section, Sheet, measured, numbered
@@ -18,6 +19,7 @@ NEAREST = {"plain": "weights", "aware": "outputs", "sequential": "outputs, in or
 HEADINGS = ("Structure", "Nearest in", "Cosine", "Same neighbour", "Speed-up", "Feed-forward of dense", "Weight error",
             "Output error", "Time a sentence", "Projected in", "Options", "Flags")  # fmt: skip
 TITLE = "Agreement of embeddings against time"
+RECOVERED = "Agreement recovered by training"
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,16 @@ def section(file: File, number: int = 0) -> Section:
         "Filled: nearest in outputs; hollow: nearest in weights. Line: the most for at most the time. Bars: quartiles.",
         *measured(file.run),
     )
-    drawn = chart(rows)
+    drawn = [chart(rows), *recovered(rows)]
     best: dict[tuple[str, str | None], ConversionRow] = {}
     for row in rows:
         best.setdefault((row.structure, row.budget), row)
     said = "The best way to each structure at each share, by agreement. Errors are relative, means over the matrices."
     tables = [PageTable(said, HEADINGS, list(map(_line, best.values())))]
     tables.append(PageTable("", HEADINGS, list(map(_line, rows)), f"All {len(rows)} conversions"))
+    if tuned(rows):
+        said, heads, lines = trained(rows)
+        tables.insert(1, PageTable(said, heads, lines))
     refused = left_out(file)
     if refused:
         lines = [
@@ -62,8 +67,8 @@ def section(file: File, number: int = 0) -> Section:
         lead="The feed-forward matrices of a pretrained encoder are replaced by the nearest structured ones; nothing "
         f"is trained afterwards. Cosine 1 keeps every embedding of held-out sentences. {_best(rows)}",
         run=file.run,
-        sheets=[Sheet(said=told, charts=[drawn], tables=tables)],
-        figure=Figure("encoder", "A pretrained encoder, converted", told, [drawn], 1, 560) if not number else None,
+        sheets=[Sheet(said=told, charts=drawn, tables=tables)],
+        figure=Figure("encoder", "A pretrained encoder, converted", told, drawn, 1, 560) if not number else None,
     )
 
 
@@ -92,6 +97,56 @@ def chart(rows: Sequence[ConversionRow]) -> Chart:
     return Chart(TITLE, x, Axis("mean cosine", "#", log=False), series, [Guide(line)], 400, beside=True)
 
 
+def tuned(rows: Sequence[ConversionRow]) -> list[tuple[ConversionRow, Tuned]]:
+    """What was trained after its conversion: share by share, by the agreement that it ended with."""
+    found = [(row, row.tuned) for row in rows if row.tuned]
+    return sorted(found, key=lambda one: (-float((one[0].budget or "=0").partition("=")[2]), -one[1].curve[-1].cosine))
+
+
+def recovered(rows: Sequence[ConversionRow]) -> list[Chart]:
+    """For each share, agreement against the minutes of training."""
+    charts = []
+    for budget in dict.fromkeys(row.budget for row, _ in tuned(rows)):
+        series = [
+            PlotSeries(
+                row.structure,
+                replace(_look(row), hollow=False),
+                [PlotPoint(p.minutes, p.cosine, _told(row) | _point(p)) for p in found.curve],
+            )
+            for row, found in tuned(rows)
+            if row.budget == budget
+        ]
+        x = Axis("minutes of one core", "#", log=False)
+        title = f"{RECOVERED}, {words.budget(budget)}"
+        charts.append(Chart(title, x, Axis("mean cosine", "#", log=False), series, height=400))
+    return charts
+
+
+def trained(rows: Sequence[ConversionRow]) -> tuple[str, list[str], list[list[str]]]:
+    """The caption, headings and lines of a table of what was trained: agreement after each part of the time."""
+    found = tuned(rows)
+    marks = max((own.curve for _, own in found), key=len)
+    said = (
+        f"The converted layers alone, trained for {marks[-1].minutes:.2g} minutes of one core from where the fit left "
+        "them, so that every layer of the encoder hands on what the dense one does on the sentences of the fit; the "
+        "rate is the best of short trials. Cosine on held-out sentences, in brackets how often their nearest neighbour "
+        "is the same."
+    )
+    after = [f"{point.minutes:.2g} min" for point in marks]
+    lines = []
+    for row, own in found:
+        at = [f"{p.cosine:.2f} ({p.neighbour * 100:.0f} %)" for p in own.curve]
+        at[-1:-1] = [""] * (len(marks) - len(at))
+        where = [row.structure, words.share(row.feed_forward_share), NEAREST[row.way]]
+        lines.append([*where, *at, str(own.steps), f"{own.rate:g}"])
+    return said, ["structure", "feed-forward parameters, of dense", "nearest in", *after, "steps", "rate"], lines
+
+
+def _point(point: TunedPoint) -> dict[str, str]:
+    said = f"cosine {point.cosine:.3f}, same nearest neighbour {point.neighbour:.1%}"
+    return {"agreement": f"{said} after {point.minutes:.2g} minutes"}
+
+
 def _best(rows: Sequence[ConversionRow]) -> str:
     """For each share asked for, the structure with the best agreement."""
     best: dict[str, ConversionRow] = {}
@@ -107,6 +162,8 @@ def _share(row: ConversionRow) -> str:
 
 
 def _look(row: ConversionRow) -> Style:
+    if row.structure == NARROW:
+        return replace(style.look(NARROW, control=True), hollow=row.way == "plain")
     if row.way == "control":
         return style.PLAIN if row.feed_forward_params else style.CONTROL
     return replace(style.look(row.structure), hollow=row.way == "plain")

@@ -16,16 +16,17 @@ WAYS = {"plain": "weights", "aware": "outputs", "sequential": "outputs, in order
 
 def section(file: File) -> tuple[str, Figure | None]:
     """Every conversion, by agreement, and agreement against time."""
-    made = models.section(file)
+    made, rows = models.section(file), models.read(file)
     left = "; ".join(
         f"{code(one.structure)} ({words.budget(one.budget)}): {text(one.reason)}" for one in models.left_out(file)
     )
     parts = [
         "Mean cosine of the embeddings of held-out sentences to the dense encoder's, in brackets how often their "
-        "nearest neighbour is the same. Nothing is trained after the conversion.",
+        "nearest neighbour is the same. Nothing is trained after the conversion in this table.",
         text(made.sheets[0].said[0]),
         "" if file.run.complete else "This run is not complete: conversions are missing.",
-        "\n".join(_table(models.read(file))),
+        "\n".join(_table(rows)),
+        *_trained(rows),
         f"Left out: {left}." if left else "",
     ]
     return "\n\n".join(filter(None, parts)), made.figure
@@ -47,6 +48,14 @@ def _table(rows: Sequence[ConversionRow]) -> list[str]:
         made.append([name, words.share(some.feed_forward_share), *agreed, faster])
     heads = ["structure", "feed-forward parameters, of dense", *(f"nearest {WAYS[way]}" for way in ways), "speed-up"]
     return markdown(heads, made, left=1)
+
+
+def _trained(rows: Sequence[ConversionRow]) -> list[str]:
+    """What was trained after its conversion, share by share."""
+    if not models.tuned(rows):
+        return []
+    said, heads, lines = models.trained(rows)
+    return [said, "\n".join(markdown(heads, [[code(name), *rest] for name, *rest in lines], left=3))]
 
 
 def _agreement(row: ConversionRow) -> str:

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from scipy import stats
@@ -106,6 +107,41 @@ def _times(found: Found) -> list[str]:
     )
 
 
+def _equal_time(found: Found) -> list[str]:
+    """Steps' times of the structures beside each other, and what equal time therefore says of their losses."""
+    lines = []
+    for place, several in found.results.items():
+        timed = {t.series: t for t in found.times if t.place == place and t.ratio.q1 > 0}
+        own = [r for r in several if r.first.structure in found.structures and r.first.series in timed and r.loss]
+        for one, other in combinations(own, 2):
+            if one.first.budget == other.first.budget:
+                lines.append((place, _beside(one, other, timed[one.first.series], timed[other.first.series])))
+    return _by_place(lines)
+
+
+def _beside(one: Result, other: Result, own: Time, others: Time) -> str:
+    """`dyad_it in equal time: a tie with dyad_ot (its step takes 1.02 times as long, 0.97 to 1.08)`.
+
+    Equal steps are equal time where the times' quartiles meet. Each was timed beside dense alone, so that the ends are
+    those of both quartiles together.
+    """
+    assert one.loss and other.loss
+    apart = math.log(one.loss / other.loss)
+    if one.bar is None or other.bar is None:
+        loss = "of unknown noise beside"
+    elif abs(apart) <= one.bar + other.bar:
+        loss = "a tie with"
+    else:
+        loss = f"{percent(math.expm1(apart))} beside"
+    ratio = others.speedup / own.speedup
+    low, high = others.ratio.q1 / own.ratio.q3, others.ratio.q3 / own.ratio.q1
+    took = f"its step takes {ratio:.2f} times as long, {low:.2f} to {high:.2f}"
+    equal = "time"
+    if not low <= 1 <= high:
+        equal, took = "steps", f"{took}: equal time allows {(1 / ratio - 1) * 100:+.0f} % steps"
+    return f"{one.first.structure} in equal {equal} {loss} {other.first.structure} ({took})"
+
+
 def _widths(found: Found) -> list[str]:
     """Losses and speeds of steps of what was trained at several widths."""
     speeds = {(t.place, t.series): t.speedup for t in found.times}
@@ -170,6 +206,7 @@ MEASURES: Mapping[str, Callable[[Found], list[str]]] = {
     "quality": _quality,
     "time": _times,
     "both": lambda found: [*_losses(found), *_times(found)],
+    "equal time": lambda found: [*_losses(found), *_equal_time(found)],
     "widths": _widths,
     "blocks": _blocks,
     "order": _order,
