@@ -54,6 +54,7 @@ class Product:
         return () if self.expand == "right" else self.batch, self.contracted, self.cols
 
 
+@lru_cache(maxsize=65536)
 def readable(layout: Layout, groups: tuple[Layout, Layout, Layout]) -> tuple[int, ...] | None:
     """The groups' positions (0 is batch) in memory order, empty groups left out; None if BLAS cannot read them."""
     order = sorted((g for g in range(3) if groups[g]), key=lambda g: layout.index(groups[g][0]))
@@ -79,11 +80,11 @@ def products(first: Layout, second: Layout, out: frozenset[str]) -> tuple[Produc
     return tuple(found.values())
 
 
-def groups(left: Layout, right: Layout, out: Iterable[str]) -> tuple[Layout, Layout, Layout, Layout]:
+@lru_cache(maxsize=65536)
+def groups(left: Layout, right: Layout, out: frozenset[str]) -> tuple[Layout, Layout, Layout, Layout]:
     """(batch, rows, contracted, cols) of a contraction, in the order of `left` where it has the axis."""
-    kept = frozenset(out)
-    batch = tuple(a for a in left if a in right and a in kept)
-    contracted = tuple(a for a in left if a in right and a not in kept)
+    batch = tuple(a for a in left if a in right and a in out)
+    contracted = tuple(a for a in left if a in right and a not in out)
     return batch, tuple(a for a in left if a not in right), contracted, tuple(a for a in right if a not in left)
 
 
