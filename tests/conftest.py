@@ -6,6 +6,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch and numpy are loaded; a command run in this process keeps to it too
+
 import torch
 
 from structures import registry
