@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch and numpy are loaded; a command run in this process keeps to it too
+# Before torch and numpy are loaded. A command run in this process keeps to one thread too; where a test takes two, the
+# one that waits leaves its core to the other processes.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 import torch
 
@@ -55,6 +57,10 @@ def nothing_added_stays():
     yield
     registry._added.clear()
     registry._added.update(added)
+
+
+def pytest_runtest_teardown():
+    torch.set_num_threads(1)
 
 
 def pytest_collection_finish():
