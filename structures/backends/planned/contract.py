@@ -41,13 +41,14 @@ def _cheapest(
     price: Price, result: str, left: Tensor, right: Tensor, out: frozenset[str], hints: Sequence[Layout]
 ) -> list[Way]:
     best: dict[tuple[Layout, Layout], tuple[float, Reading]] = {}
-    for reading in _readings(left[1], right[1], out):
-        one, two, product = reading
-        views = (two, one) if product.swapped else (one, two)
-        seconds = _copied(price, left[1], one) + _copied(price, right[1], two) + price.multiply(product, *views)
-        key = product.result, one
-        if key not in best or seconds < best[key][0]:
-            best[key] = seconds, reading
+    for one, two, readable in _readings(left[1], right[1], out):
+        copies = _copied(price, left[1], one) + _copied(price, right[1], two)
+        for product in readable:
+            views = (two, one) if product.swapped else (one, two)
+            seconds = copies + price.multiply(product, *views)
+            key = product.result, one
+            if key not in best or seconds < best[key][0]:
+                best[key] = seconds, (one, two, product)
     found = {key: _product(price, result, left, right, *cheapest) for key, cheapest in best.items()}
     for way in _pointwise(price, result, left, right, out, hints):
         key = way.layout, way.left[1]
@@ -56,19 +57,20 @@ def _cheapest(
     return sorted(found.values(), key=lambda way: way.seconds)
 
 
-Reading = tuple[Layout, Layout, Product]  # the orders that both operands are copied to, and the product that reads them
+Reading = tuple[Layout, Layout, Product]  # the orders that both operands are copied to, and a product that reads them
 
 
 @lru_cache(maxsize=65536)  # neither names nor tokens matter
-def _readings(left: Layout, right: Layout, out: frozenset[str]) -> tuple[Reading, ...]:
-    found: list[Reading] = []
+def _readings(
+    left: Layout, right: Layout, out: frozenset[str]
+) -> tuple[tuple[Layout, Layout, tuple[Product, ...]], ...]:
+    found = []
     for layout in (left, *_targets(left, right, out)):
         readable = products(layout, right, out)
-        found += [(layout, right, p) for p in readable]
+        found.append((layout, right, readable))
         if not readable or layout == left:
             # the other operand moves where nothing can be read, or where that spares a copy of this one
-            for other in _targets(right, layout, out):
-                found += [(layout, other, p) for p in products(layout, other, out)]
+            found += [(layout, other, products(layout, other, out)) for other in _targets(right, layout, out)]
     return tuple(found)
 
 
