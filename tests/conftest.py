@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,10 @@ class _All(set[str]):
     def __contains__(self, _: object) -> bool:
         return True
 
+
+# Many processes are started: what they import is compiled once.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 measure._tried = _All()  # nothing is measured on the way: plans must not change from one test to the next
 
