@@ -79,7 +79,8 @@ def check(where: str, value: Any) -> None:
             raise BadFile(f"{where}: {_at(keys)} is {worded(one)}, must be a finite number")
         if inside and keys is not None and keys[2] >= MOST_DEPTH:
             raise BadFile(f"{where}: {_at(keys)}: lists and objects are nested deeper than {MOST_DEPTH}")
-        left += [(item, (key, keys, keys[2] + 1 if keys else 1)) for key, item in inside]
+        depth = keys[2] + 1 if keys else 1
+        left += [(item, (key, keys, depth)) for key, item in inside if not _sound(item)]
 
 
 def printable(text: str) -> str:
@@ -99,6 +100,11 @@ def worded(value: Any) -> str:
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
     return json.dumps(value)[:40]  # null, true, 1.5, NaN, -Infinity
+
+
+def _sound(value: Any) -> bool:
+    """What most values of a file are: an ordinary number or text."""
+    return -LARGEST < value < LARGEST if type(value) in (int, float) else isinstance(value, str) and value.isascii()
 
 
 def _encodes(text: str) -> bool:

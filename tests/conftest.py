@@ -2,10 +2,16 @@
 
 import gc
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+
+# Before torch and numpy are loaded. A command run in this process keeps to one thread too; where a test takes two, the
+# one that waits leaves its core to the other processes.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+
 import torch
 
 from structures import registry
@@ -16,6 +22,10 @@ class _All(set[str]):
     def __contains__(self, _: object) -> bool:
         return True
 
+
+# Many processes are started: what they import is compiled once.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 measure._tried = _All()  # nothing is measured on the way: plans must not change from one test to the next
 
@@ -52,6 +62,10 @@ def nothing_added_stays():
     yield
     registry._added.clear()
     registry._added.update(added)
+
+
+def pytest_runtest_teardown():
+    torch.set_num_threads(1)
 
 
 def pytest_collection_finish():

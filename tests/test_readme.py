@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from bench_runs import QUICK, environment
+from bench_runs import QUICK, STILL, environment
 
 import structures
 from bench.__main__ import main
@@ -63,7 +63,7 @@ def test_every_line_from_a_structure_to_its_place_in_the_picture_runs(in_a_folde
 
 def sweep(folder, *options):
     (folder / "plugin_quick.py").write_text(QUICK)
-    given = ["-p", "plugin_quick", "--benchmark-precision=0.9", f"--rootdir={ROOT}", "-p", "no:cacheprovider"]
+    given = ["-p", "plugin_quick", "--benchmark-precision=0.9", f"--rootdir={ROOT}", *STILL]
     return shell(folder, "-m", "pytest", str(ROOT / "bench"), *given, *options)
 
 

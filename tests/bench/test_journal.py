@@ -156,7 +156,9 @@ def test_a_line_that_a_full_disk_cut_off_is_taken_back(begun, room):
     assert not said
 
 
-def test_a_sweep_on_a_full_disk_stops_with_a_sentence_and_goes_on_when_there_is_room(tmp_path):
+def test_a_sweep_on_a_full_disk_stops_with_a_sentence_and_goes_on_when_there_is_room(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # Python would leave the half of a module that there is room for
+
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (8000, resource.RLIM_INFINITY))
 

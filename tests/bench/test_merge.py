@@ -17,6 +17,7 @@ import pytest
 from made_up import BROKEN, dense, document, point, refusal, saved
 
 from bench.__main__ import main
+from bench.answers import qualities
 from bench.answers.compare import compare
 from bench.files.rows import read
 
@@ -408,7 +409,10 @@ def edited(content: Any, place: tuple[Any, ...], value: Any) -> Any:
     return copied
 
 
-def test_no_edit_of_any_field_ends_in_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_edit_of_any_field_ends_in_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qualities, "COMMITTED", Path("absent"))  # not read 300 times
     whole = document(dense(), point(flags=["noisy"]), sized(2048), refused=[refusal("btt", "no")], rules={"dense": "x"})
     whole["structures"]["run"]["merged_from"] = [{"file": "x", "run": copy.deepcopy(whole["structures"]["run"])}]
     [good] = saved(tmp_path, good=document(dense(), point(), sized(512)))

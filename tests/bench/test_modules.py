@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from bench_runs import QUICK, environment
+from bench_runs import QUICK, STILL, environment
+from processes import run_pytest
 from torch import nn
 
 import structures
@@ -48,11 +47,9 @@ NARROW_MODULE = (
 
 def run(folder: Path, *arguments: str) -> str:
     (folder / "plugin_narrow.py").write_text(NARROW_MODULE)
-    still = ["-p", "plugin_narrow", "-p", "no:hypothesispytest", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", f"--rootdir={ROOT}", *still, *arguments]
+    still = ["-p", "plugin_narrow", "-p", "no:xdist", *STILL]
     one = environment() | {"OMP_NUM_THREADS": "1"}  # a second thread would spin on a core that another test runs on
-    done = subprocess.run(command, cwd=folder, env=one, capture_output=True, text=True, timeout=300)
-    return done.stdout + done.stderr
+    return run_pytest(folder, [f"--rootdir={ROOT}", *still, *arguments], one)[1]
 
 
 # -- feed-forward modules

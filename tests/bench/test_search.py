@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench_runs import environment
+from bench_runs import quick
 from test_minilm import run_of
 from test_report import rendered
 
@@ -224,13 +224,12 @@ def test_the_result_is_swept(tmp_path: Path, timed_by_count: list[str]) -> None:
     path = tmp_path / "found.json"
     search(path, asked(candidates=20))
     (name,) = registry.read(path.with_suffix(".yaml"))
-    command = [sys.executable, "-m", "pytest", "bench", "-q", "-p", "no:cacheprovider",
-               f"--registry={path.with_suffix('.yaml')}",
-               "--structures", name, "--shapes", "32x64", "--tokens", "4", "--mode", "forward", "--no-controls",
-               f"--benchmark-json={tmp_path / 'swept.json'}"]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:]
-    rows = json.loads((tmp_path / "swept.json").read_text())["benchmarks"]
+    status, text, swept = quick(
+        tmp_path, f"--registry={path.with_suffix('.yaml')}", "--structures", name, "--shapes", "32x64", "--tokens", "4",
+        "--mode", "forward", "--no-controls",
+    )  # fmt: skip
+    assert status == 0, text
+    rows = swept["benchmarks"]
     assert name in {row["extra_info"]["structure"] for row in rows}
 
 

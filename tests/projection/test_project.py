@@ -135,8 +135,8 @@ def searched_error(structure, weight, root=None, starts=3, factors=None):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_projecting_a_member_gives_it_back(name):
-    # a hundred sweeps over ten factors and more of a kaleidoscope, which do not end in it, take ten seconds at 240
-    for shape in SHAPES[:2] if name == "kaleidoscope" else SHAPES:
+    # a hundred sweeps over ten factors and more of a kaleidoscope, which do not end in it, take seconds each time
+    for shape in SHAPES[:1] if name == "kaleidoscope" else SHAPES:
         weight = layer(name, shape).to_dense().detach()
         found = project(weight, name)
         allowed = IDEMPOTENT.get((name, min(shape)), 1e-11)
@@ -407,7 +407,7 @@ def test_coupled_blocks_with_inputs_end_where_no_search_goes_on(name, options):
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "dense"])
 def test_inputs_lower_the_output_error_on_held_out_inputs(name):
     options = {"rank": 4} if name in ("pixelfly", "blast", "tucker") else {}  # tucker's rank 16 holds every matrix
-    for shape in SHAPES[:2]:
+    for shape in SHAPES[: 1 if name == "kaleidoscope" else 2]:
         weight = random_weight(shape)
         x, other = correlated(shape[0], 500), correlated(shape[0], 300, seed=1)
         plain = project(weight, name, held_out=other, limit=20, **options).projection
@@ -532,7 +532,7 @@ BIG = """
 import resource, sys, torch
 from structures.projection.project import project
 torch.set_num_threads(1)
-weight = torch.randn(4096, 11008, generator=torch.Generator().manual_seed(0))
+weight = torch.randn(2048, 5504, generator=torch.Generator().manual_seed(0))
 torch.linalg.svd(torch.randn(8, 8))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = project(weight, "pixelfly", limit=1).projection

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from processes import run_pytest
+
 from bench.machine import setup
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +22,7 @@ def pytest_configure(config):  # not before: it brings torch, and its threads co
     from bench.machine import roofline
     roofline.COPIES, roofline.GEMM, roofline.SECONDS = (2**12, 2**14), {"cpu": 64}, 1e-3
 """
+STILL = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")  # which is imported for a second at the end of a run
 
 
 def environment():
@@ -29,31 +32,29 @@ def environment():
 
 
 def command(folder, *arguments):
-    return [sys.executable, "-m", "pytest", str(ROOT / "bench"), f"--rootdir={ROOT}", "-p", "no:cacheprovider",
+    return [sys.executable, "-m", "pytest", str(ROOT / "bench"), f"--rootdir={ROOT}", *STILL,
             f"--benchmark-json={folder / 'results.json'}", *arguments]  # fmt: skip
 
 
-def run(folder, *arguments, json_file=True, **process):
+def run(folder, *arguments, json_file=True, forked=False, **process):
     """A finished run: its exit status, what it printed, and its results file, if there is one."""
     words = [word for word in command(folder, *arguments) if json_file or not word.startswith("--benchmark-json")]
-    done = subprocess.run(
-        words,
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        **process,
-    )
+    if forked:
+        status, text = run_pytest(folder, words[3:], environment())
+    else:
+        done = subprocess.run(
+            words, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, **process
+        )
+        status, text = done.returncode, done.stdout + done.stderr
     file = folder / "results.json"
-    return done.returncode, done.stdout + done.stderr, json.loads(file.read_text()) if file.exists() else None
+    return status, text, json.loads(file.read_text()) if file.exists() else None
 
 
 def quick(folder, *arguments, precise=True, **process):
-    """As `run`, without what takes seconds beside the points."""
+    """As `run`, without what takes seconds beside the points, from torch's import on where the process allows it."""
     (folder / "plugin_quick.py").write_text(QUICK)
-    still = ["-p", "plugin_quick", "-p", "no:hypothesispytest", "-p", "no:xdist"]
+    still = ["-p", "plugin_quick", "-p", "no:xdist"]
     # a second thread would spin on a core that another test runs on
     still += [] if any(word.startswith(("--threads", "--rerun")) for word in arguments) else ["--threads=1"]
     still += ["--benchmark-precision=0.9"] if precise else []
-    return run(folder, *still, *arguments, **process)
+    return run(folder, *still, *arguments, forked="preexec_fn" not in process, **process)

@@ -1,18 +1,25 @@
-"""Two processes of a gloo group, forked from one that has torch loaded: a spawned one imports it for four seconds."""
+"""Processes forked from one that has torch loaded: two of a gloo group, or a run of pytest.
+
+A spawned one imports torch for one second and the sharding of models for three.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import socket
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-LOADED = ["torch", "torch.distributed.fsdp", "structures.linear", "structures.models.swap"]
+LOADED = ["torch", "torch.distributed.fsdp", "structures.linear", "structures.models.swap", "pytest_benchmark.plugin"]
 multiprocessing.set_forkserver_preload(LOADED)
 
 
@@ -37,3 +44,28 @@ def _run(rank: int, port: int, results: Any, work: Callable[..., Any], arguments
         results.put(found)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def run_pytest(folder: Path, words: list[str], environment: Mapping[str, str]) -> tuple[int | None, str]:
+    """The status and the output of `python -m pytest WORDS`, run in `folder` with this environment."""
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8") as log:
+        made = multiprocessing.get_context("forkserver").Process(
+            target=_pytest, args=(folder, words, dict(environment), log.name)
+        )
+        made.start()
+        made.join(300)
+        made.kill()
+        made.join()
+        return made.exitcode, log.read()
+
+
+def _pytest(folder: Path, words: list[str], environment: dict[str, str], log: str) -> None:
+    output = os.open(log, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(output, number)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    torch.set_num_threads(1)
+    sys.exit(int(pytest.main(words)))

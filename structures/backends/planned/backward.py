@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from structures.backends.planned.contract import Tensor, Way, copied, ways
-from structures.backends.planned.forward import Partial, best_partials, breadth, combinations, finish
+from structures.backends.planned.forward import Growth, Partial, best_partials, breadth, combinations, finish
 from structures.backends.planned.layout import Layout, groups
 from structures.backends.planned.price import Price
 from structures.backends.planned.problem import Chain, ChainProblem, Node, factor_name
@@ -19,7 +19,7 @@ KEPT = 24  # backward programs for one forward
 
 def backwards(problem: ChainProblem, forward: Partial, price: Price, want: Want) -> list[tuple[tuple[Op, ...], float]]:
     """Backward programs for a forward one, cheapest first: gradients `dx`, `df0`, `df1`, ... from `dy`."""
-    kept = [_chain_backward(chain, forward, price, want) for chain in problem.chains]
+    kept = [_kept(chain, dict(forward.held), price, want) for chain in problem.chains]
     views = [chain.view for chain in problem.chains]
     found = []
     for combination in combinations(kept):
@@ -32,9 +32,16 @@ def backwards(problem: ChainProblem, forward: Partial, price: Price, want: Want)
     return found[:KEPT]
 
 
-def _chain_backward(chain: Chain, forward: Partial, price: Price, want: Want) -> list[Partial]:
+def _kept(chain: Chain, held: Mapping[str, tuple[Tensor, ...]], price: Price, want: Want) -> list[Partial]:
+    asked = chain.source, want, tuple(held[value] for value in chain.values)
+    if asked not in price.known:  # forward programs of several terms differ in one of them at a time
+        price.known[asked] = _chain_backward(chain, held, price, want)
+    return price.known[asked]  # type: ignore[no-any-return]
+
+
+def _chain_backward(chain: Chain, held: Mapping[str, tuple[Tensor, ...]], price: Price, want: Want) -> list[Partial]:
     """Gradients of one term, last node first; the gradient of value `v` is value `dv`."""
-    held, needed = dict(forward.held), _needed(chain, want)
+    needed = _needed(chain, want)
     beam = [Partial(((f"d{chain.result}", (("dy", chain.output),)),))]
     for node in reversed(chain.nodes):
         if needed[node.result]:
@@ -58,7 +65,7 @@ def _needed(chain: Chain, want: Want) -> dict[str, bool]:
 
 def _node_backward(
     node: Node, held: Mapping[str, tuple[Tensor, ...]], partial: Partial, price: Price, needed: Mapping[str, bool]
-) -> Iterator[Partial]:
+) -> Iterator[Growth]:
     """Both gradients of a node from every useful order of the output's gradient."""
     lefts, rights = held[node.left], held[node.right]
     gradient = partial.tensors(f"d{node.result}")[-1]
@@ -71,24 +78,25 @@ def _node_backward(
         twos = [None] if not needed[node.right] else _gradients(price, node.right, [(h, g) for h in lefts], rights)
         for one, two in itertools.product(ones, twos):
             made = [(value, way) for value, way in ((node.left, one), (node.right, two)) if way is not None]
-            ops = itertools.chain(copies, *(way.ops for _, way in made))
-            new = [(f"d{value}", (f"d{value}", way.layout)) for value, way in made]
-            yield partial.extended(ops, seconds + sum(way.seconds for _, way in made), new)
+            more = seconds + sum(way.seconds for _, way in made)
+            new = tuple((f"d{value}", (f"d{value}", way.layout)) for value, way in made)
+            yield Growth(partial.seconds + more, partial, (copies, *(way.ops for _, way in made)), more, new)
 
 
 def _read_back(
     chain: Chain, node: Node, held: Mapping[str, tuple[Tensor, ...]], partial: Partial, price: Price,
     needed: Mapping[str, bool],
-) -> Iterator[Partial]:  # fmt: skip
+) -> Iterator[Growth]:  # fmt: skip
     """The gradient of a gathered input by one product, and the factor's as ever."""
     gradient = partial.tensors(f"d{node.result}")[-1]
     ways_ = list(ways_back(price, chain, node, gradient, held[node.right][0]))
-    alone = [partial]
+    alone = [Growth(partial.seconds, partial, (), 0.0, ())]
     if ways_ and needed[node.right]:
         alone = list(_node_backward(node, held, partial, price, {**needed, node.left: False}))
     value = f"d{chain.source}"
     for one, way in itertools.product(alone, sorted(ways_, key=lambda way: way.seconds)[:4]):
-        yield one.extended(way.ops, way.seconds, ((value, (value, way.layout)),))
+        new = (value, (value, way.layout)), *one.new
+        yield Growth(one.seconds + way.seconds, partial, (*one.ops, way.ops), one.more + way.seconds, new)
 
 
 def _orders(gradient: Layout, left: Layout, right: Layout, *sets: Layout) -> Iterator[Layout]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from structures.backends.planned.layout import TOKENS, Layout, Product, groups, products
 from structures.backends.planned.price import Price
@@ -32,33 +33,49 @@ def ways(
     asked = result, left, right, out, tuple(hints)
     known = price.known
     if asked not in known:  # the partial programs of a beam differ elsewhere: nine in ten ask what another has asked
-        known[asked] = _cheapest(_all_ways(price, result, left, right, out, hints))
+        known[asked] = _cheapest(price, result, left, right, out, hints)
     return known[asked]  # type: ignore[no-any-return]
 
 
-def _cheapest(several: Iterator[Way]) -> list[Way]:
-    found: dict[tuple[Layout, Layout], Way] = {}
-    for way in several:
+def _cheapest(
+    price: Price, result: str, left: Tensor, right: Tensor, out: frozenset[str], hints: Sequence[Layout]
+) -> list[Way]:
+    best: dict[tuple[Layout, Layout], tuple[float, Reading]] = {}
+    for one, two, readable in _readings(left[1], right[1], out):
+        copies = _copied(price, left[1], one) + _copied(price, right[1], two)
+        for product in readable:
+            views = (two, one) if product.swapped else (one, two)
+            seconds = copies + price.multiply(product, *views)
+            key = product.result, one
+            if key not in best or seconds < best[key][0]:
+                best[key] = seconds, (one, two, product)
+    found = {key: _product(price, result, left, right, *cheapest) for key, cheapest in best.items()}
+    for way in _pointwise(price, result, left, right, out, hints):
         key = way.layout, way.left[1]
         if key not in found or way.seconds < found[key].seconds:
             found[key] = way
     return sorted(found.values(), key=lambda way: way.seconds)
 
 
-def _all_ways(
-    price: Price, result: str, left: Tensor, right: Tensor, out: frozenset[str], hints: Sequence[Layout]
-) -> Iterator[Way]:
-    for layout in (left[1], *_targets(left[1], right[1], out)):
-        copies, read = copied(left, layout, f"{result}_l")
-        readable = products(layout, right[1], out)
-        yield from (_product(price, result, copies, read, right, p) for p in readable)
-        if not readable or layout == left[1]:
+Reading = tuple[Layout, Layout, Product]  # the orders that both operands are copied to, and a product that reads them
+
+
+@lru_cache(maxsize=65536)  # neither names nor tokens matter
+def _readings(
+    left: Layout, right: Layout, out: frozenset[str]
+) -> tuple[tuple[Layout, Layout, tuple[Product, ...]], ...]:
+    found = []
+    for layout in (left, *_targets(left, right, out)):
+        readable = products(layout, right, out)
+        found.append((layout, right, readable))
+        if not readable or layout == left:
             # the other operand moves where nothing can be read, or where that spares a copy of this one
-            for other in _targets(right[1], layout, out):
-                more, moved = copied(right, other, f"{result}_r")
-                for p in products(layout, other, out):
-                    yield _product(price, result, (*copies, *more), read, moved, p)
-    yield from _pointwise(price, result, left, right, out, hints)
+            found += [(layout, other, products(layout, other, out)) for other in _targets(right, layout, out)]
+    return tuple(found)
+
+
+def _copied(price: Price, source: Layout, target: Layout) -> float:
+    return 0.0 if source == target else price.copy(source, target)
 
 
 def copied(tensor: Tensor, layout: Layout, name: str) -> tuple[tuple[Op, ...], Tensor]:
@@ -67,12 +84,13 @@ def copied(tensor: Tensor, layout: Layout, name: str) -> tuple[tuple[Op, ...], T
     return (Copy(name, tensor[0], tensor[1], layout),), (name, layout)
 
 
-def _product(price: Price, result: str, copies: tuple[Op, ...], left: Tensor, right: Tensor, product: Product) -> Way:
+def _product(price: Price, result: str, left: Tensor, right: Tensor, seconds: float, reading: Reading) -> Way:
+    before, left = copied(left, reading[0], f"{result}_l")
+    more, right = copied(right, reading[1], f"{result}_r")
+    product = reading[2]
     one, two = (right, left) if product.swapped else (left, right)
-    apart = _apart(price, two[1], product)
-    op = Multiply(result, one[0], two[0], one[1], two[1], product, apart=apart)
-    ops = (*copies, op)
-    return Way(ops, op.layout, sum(price(o) for o in ops), left, right)
+    op = Multiply(result, one[0], two[0], one[1], two[1], product, apart=_apart(price, two[1], product))
+    return Way((*before, *more, op), op.layout, seconds, left, right)
 
 
 def _apart(price: Price, right: Layout, product: Product) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from structures.backends.planned.contract import Tensor, copied, ways
 from structures.backends.planned.layout import TOKENS, Layout, Product
@@ -40,6 +42,20 @@ class Partial:
         """With another program that shares nothing but the factors as written."""
         held = {**dict(self.held), **{v: tensors for v, tensors in other.held if len(tensors) > 1 or v[0] != "f"}}
         return Partial(tuple(held.items()), (*self.ops, *other.ops), self.seconds + other.seconds)
+
+
+class Growth(NamedTuple):
+    """A partial program and what it may be extended by: made only of those that are kept."""
+
+    seconds: float  # of both
+    partial: Partial
+    ops: tuple[tuple[Op, ...], ...]
+    more: float
+    new: tuple[tuple[str, Tensor], ...]
+
+    def made(self) -> Partial:
+        """The partial program with the rest."""
+        return self.partial.extended(itertools.chain(*self.ops), self.more, self.new)
 
 
 def forwards(problem: ChainProblem, price: Price, *, bias: bool) -> list[tuple[Partial, Plan]]:
@@ -87,11 +103,11 @@ def chain_forward(problem: ChainProblem, chain: Chain, price: Price) -> list[Par
     return sorted(beam, key=lambda p: p.seconds + price.move(p.tensors(chain.result)[-1][1], chain.output))
 
 
-def _node_forward(node: Node, partial: Partial, price: Price, hints: Sequence[Layout]) -> Iterator[Partial]:
+def _node_forward(node: Node, partial: Partial, price: Price, hints: Sequence[Layout]) -> Iterator[Growth]:
     one, two = partial.tensors(node.left)[-1], partial.tensors(node.right)[-1]
     for way in ways(price, node.result, one, two, node.axes, hints):
         new = ((node.left, way.left), (node.right, way.right), (node.result, (node.result, way.layout)))
-        yield partial.extended(way.ops, way.seconds, new)
+        yield Growth(partial.seconds + way.seconds, partial, (way.ops,), way.seconds, new)
 
 
 def _for_reader(merged: list[Partial], node: Node, chain: Chain, price: Price) -> list[Partial]:
@@ -120,18 +136,19 @@ def breadth(chain: Chain) -> int:
     return BEAM if len(chain.nodes) <= 3 else 8 if steps <= 8 else 4
 
 
-def best_partials(partials: list[Partial], newest: tuple[str, ...], most: int) -> list[Partial]:
+def best_partials(grown: list[Growth], newest: tuple[str, ...], most: int) -> list[Partial]:
     """The cheapest partial programs, at most four with the same layouts of the newest values."""
-    partials.sort(key=lambda p: p.seconds)
-    count: dict[tuple[Layout, ...], int] = {}
-    kept = []
-    for partial in partials:
-        held = dict(partial.held)
-        key = tuple(held[value][-1][1] for value in newest if value in held)
-        count[key] = count.get(key, 0) + 1
+    grown.sort(key=lambda growth: growth.seconds)
+    count: Counter[tuple[Layout, ...]] = Counter()
+    kept: list[Partial] = []
+    for growth in grown:
+        if len(kept) == most:
+            break
+        key = tuple(layout for value, (_, layout) in growth.new if value in newest)
+        count[key] += 1
         if count[key] <= 4:
-            kept.append(partial)
-    return kept[:most]
+            kept.append(growth.made())
+    return kept
 
 
 def _loads(chain: Chain, price: Price) -> list[Partial]:

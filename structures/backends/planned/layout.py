@@ -9,7 +9,7 @@ of the three then make a tensor whose matrices have one stride of 1, which `mm` 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -54,6 +54,7 @@ class Product:
         return () if self.expand == "right" else self.batch, self.contracted, self.cols
 
 
+@lru_cache(maxsize=65536)
 def readable(layout: Layout, groups: tuple[Layout, Layout, Layout]) -> tuple[int, ...] | None:
     """The groups' positions (0 is batch) in memory order, empty groups left out; None if BLAS cannot read them."""
     order = sorted((g for g in range(3) if groups[g]), key=lambda g: layout.index(groups[g][0]))
@@ -79,11 +80,11 @@ def products(first: Layout, second: Layout, out: frozenset[str]) -> tuple[Produc
     return tuple(found.values())
 
 
-def groups(left: Layout, right: Layout, out: Iterable[str]) -> tuple[Layout, Layout, Layout, Layout]:
+@lru_cache(maxsize=65536)
+def groups(left: Layout, right: Layout, out: frozenset[str]) -> tuple[Layout, Layout, Layout, Layout]:
     """(batch, rows, contracted, cols) of a contraction, in the order of `left` where it has the axis."""
-    kept = frozenset(out)
-    batch = tuple(a for a in left if a in right and a in kept)
-    contracted = tuple(a for a in left if a in right and a not in kept)
+    batch = tuple(a for a in left if a in right and a in out)
+    contracted = tuple(a for a in left if a in right and a not in out)
     return batch, tuple(a for a in left if a not in right), contracted, tuple(a for a in right if a not in left)
 
 
@@ -113,12 +114,16 @@ def _without(group: Layout, lead: Layout) -> Layout:
     return tuple(a for a in group if a not in lead)
 
 
-def fuse(*layouts: Layout, keep: Iterable[str] = ()) -> dict[str, Layout]:
+def fuse(*layouts: Layout, keep: Iterable[str] = ()) -> Mapping[str, Layout]:
     """Axes that stand side by side in all layouts, by the first axis of each run; `keep` are left single.
 
     A permutation of the runs is the same permutation with fewer dimensions: shorter and faster in every loop.
     """
-    single = frozenset(keep)
+    return _fuse(layouts, frozenset(keep))
+
+
+@lru_cache(maxsize=65536)
+def _fuse(layouts: tuple[Layout, ...], single: frozenset[str]) -> Mapping[str, Layout]:
     after: dict[str, str | None] = {}
     before: dict[str, str | None] = {}
     for layout in layouts:
@@ -141,6 +146,6 @@ def fuse(*layouts: Layout, keep: Iterable[str] = ()) -> dict[str, Layout]:
     return runs
 
 
-def heads(layout: Layout, runs: dict[str, Layout]) -> Layout:
+def heads(layout: Layout, runs: Mapping[str, Layout]) -> Layout:
     """`layout` in terms of the runs of `fuse`: the axes that start one."""
     return tuple(a for a in layout if a in runs)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import bisect
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from structures.backends.planned.figures import Curve, Rates
-from structures.backends.planned.layout import TOKENS, Layout, fuse, heads, readable
+from structures.backends.planned.layout import TOKENS, Layout, Product, fuse, heads, readable
 from structures.backends.planned.problem import ChainProblem
 from structures.backends.planned.program import (
     NARROW,
@@ -63,13 +64,13 @@ class Price:
     def __call__(self, op: Op) -> float:
         """Seconds of one operation."""
         if isinstance(op, Multiply):
-            return self.multiply(op)
+            return self.multiply(op.product, op.left_view, op.right_view, into=bool(op.into), bias=op.bias)
         if isinstance(op, Pointwise):
             return self.pointwise(op)
         if isinstance(op, Assemble):
             return self.place(op)
         if isinstance(op, Copy):
-            return self.calls(1, 2) + self.move(op.view, op.layout)
+            return self.copy(op.view, op.layout)
         if isinstance(op, Embed):
             return self.embed(op)
         return self._blocks(op)
@@ -78,31 +79,33 @@ class Price:
         """Seconds of so many torch calls and views, whatever they work on."""
         return calls * self.rates.call + views * self.rates.view
 
-    def multiply(self, op: Multiply) -> float:
+    def copy(self, source: Layout, target: Layout) -> float:
+        """A tensor written in another order."""
+        return self.calls(1, 2) + self.move(source, target)
+
+    def multiply(self, p: Product, left: Layout, right: Layout, *, into: bool = False, bias: bool = False) -> float:
         """A product: arithmetic at the rate of how its operands lie, the traffic that this does not hide, and calls."""
-        p = op.product
-        kept = (p, op.left_view, op.right_view, bool(op.into), op.bias)
+        kept = (p, left, right, into, bias)
         known: dict[object, float] = self.known
         if kept not in known:
-            known[kept] = self._multiply(op)
+            known[kept] = self._multiply(*kept)
         return known[kept]
 
-    def _multiply(self, op: Multiply) -> float:
-        p = op.product
+    def _multiply(self, p: Product, left: Layout, right: Layout, into: bool, bias: bool) -> float:
         batch, rows, contracted, cols = (self.extent(g) for g in (p.batch, p.rows, p.contracted, p.cols))
         result = self.itemsize * batch * rows * cols
-        total = self.itemsize * (self.extent(op.left_view) + self.extent(op.right_view)) + result
-        right = (p.right[0], p.right[2], p.right[1])  # batch, the side of its own, contracted
+        total = self.itemsize * (self.extent(left) + self.extent(right)) + result
+        of_right = (p.right[0], p.right[2], p.right[1])  # batch, the side of its own, contracted
         narrow, large = min(rows, contracted, cols), total > self.rates.l2
         rate = min(
-            self.product_rate(op.left_view, p.left, narrow, contracted_inside=True, large=large),
-            self.product_rate(op.right_view, right, narrow, contracted_inside=False, large=large),
+            self.product_rate(left, p.left, narrow, contracted_inside=True, large=large),
+            self.product_rate(right, of_right, narrow, contracted_inside=False, large=large),
         )
         seconds = 2 * batch * rows * contracted * cols / (rate * 1e9) + batch * self.rates.item
-        seconds += TRAFFIC * self._stream(total + (result if op.into else 0))
+        seconds += TRAFFIC * self._stream(total + (result if into else 0))
         if p.reduced:
             seconds += self.rates.call + self._stream(result)
-        if op.bias and p.batch:
+        if bias and p.batch:
             seconds += self._stream(result)  # the bias is written to the whole result first
         return seconds + self.rates.entry + self.calls(1, 4)
 
@@ -279,6 +282,7 @@ def held(src: Layout, dst: Layout, extents: dict[str, int], itemsize: int) -> in
     return math.prod(extents[a] for a in walked) * max(apart, LINE)
 
 
+@lru_cache(maxsize=65536)
 def _lie(view: Layout, groups: tuple[Layout, Layout, Layout], *, contracted_inside: bool) -> tuple[str, Layout]:
     """The class of an operand, and the axes that lie innermost."""
     order = [g for g in readable(view, groups) or () if g == 0 or groups[g]]

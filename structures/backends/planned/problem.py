@@ -153,7 +153,7 @@ def pose(structure: Structure, groupings: Sequence[Grouping] | None = None, *, s
     return ChainProblem(*widths, tuple(sizes.items()), factors, structure.factor_shapes, chains, single)
 
 
-def _runs(structure: Structure) -> dict[str, Layout]:
+def _runs(structure: Structure) -> Mapping[str, Layout]:
     """Axes of size > 1 and those of gathers; neighbours everywhere are one axis."""
     read = {a for term in structure.terms for gather in term.gathers for a in (gather.axis, *gather.by)}
     wide = read.union(axis for axis, size in structure.sizes if size > 1)

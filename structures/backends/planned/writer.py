@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from structures.backends.planned.layout import TOKENS, Layout, fuse, heads
 from structures.backends.planned.price import held
@@ -100,7 +100,7 @@ class Writer:
         self.lines.append(f"{name} = {expression}")
         self.shape[name] = tuple(shape)
 
-    def spread(self, name: str, view: Layout, order: Layout, runs: dict[str, Layout]) -> str:
+    def spread(self, name: str, view: Layout, order: Layout, runs: Mapping[str, Layout]) -> str:
         """A tensor with one dimension for each axis of `order`, 1 where it has none."""
         own = [a for a in order if a in view]
         expression = permute(self.view(name, [self.extent(runs[a]) for a in view]), [view.index(a) for a in own])
