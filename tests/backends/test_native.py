@@ -140,10 +140,9 @@ def there_is_a_compiler() -> None:
 
 
 @pytest.fixture(params=(1, 2))
-def threads(request) -> Iterator[int]:
+def threads(request) -> int:
     torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(1)
+    return request.param
 
 
 @pytest.fixture(params=PROCESSORS)
@@ -216,7 +215,6 @@ def test_the_bits_are_the_same_for_any_number_of_threads_and_each_time(name, dty
             torch.set_num_threads(number)
             for f, g in zip(first, whole(native.apply, structure, made, dy), strict=True):
                 assert torch.equal(f, g), f"{number} threads, {tokens} tokens"
-        torch.set_num_threads(1)
 
 
 CHAINED = [name for name in structures.names() if not structures.get(name).bind(144, 144).plain]
@@ -377,7 +375,6 @@ def test_eight_python_threads_may_call_at_once():
         thread.start()
     for thread in threads:
         thread.join()
-    torch.set_num_threads(1)
     assert not wrong
 
 
@@ -388,7 +385,6 @@ def test_the_number_of_threads_may_change_between_calls():
     for number in (2, 1, 4, 2, 1, 3):
         torch.set_num_threads(number)
         assert all(map(torch.equal, whole(native.apply, structure, made, dy), wanted))
-    torch.set_num_threads(1)
 
 
 def test_a_call_inside_a_parallel_region_runs_on_its_own_thread():
@@ -405,7 +401,6 @@ def test_a_call_inside_a_parallel_region_runs_on_its_own_thread():
         found.append(native.apply(structure, made[0], made[2:], made[1]))
 
     openmp.GOMP_parallel(body, None, 2, 0)
-    torch.set_num_threads(1)
     assert len(found) == 2 and all(torch.equal(f, wanted) for f in found)
 
 

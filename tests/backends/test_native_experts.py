@@ -33,7 +33,7 @@ def there_is_a_compiler() -> None:
 
 @pytest.fixture(autouse=True)
 def poison(monkeypatch):
-    """Fresh memory is NaN, so that numbers which nothing wrote show; and one thread again after each test."""
+    """Fresh memory is NaN, so that numbers which nothing wrote show."""
     fresh = Tensor.new_empty
 
     def poisoned(self, *args, **kwargs):
@@ -41,8 +41,6 @@ def poison(monkeypatch):
         return tensor.fill_(float("nan")) if tensor.is_floating_point() and not tensor.is_meta else tensor
 
     monkeypatch.setattr(Tensor, "new_empty", poisoned)
-    yield
-    torch.set_num_threads(1)
 
 
 def mixture(name: str, shape: tuple[int, int] = (48, 96), *, dtype: torch.dtype = torch.float32, **options):
