@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ SIZES = (2, 8, 32, 128, 512)  # extents of a matrix
 TOKENS, WIDTH = 128, 1024
 BUSY = 0.02  # seconds: the largest product took 0.7 ms (AMD Zen 4, two threads); among other processes any took 30
 TOTALS = (2**16, 2**21, 2**23)  # bytes read and written
+OURS = 0.8  # of its processors' time that others must leave to a product of all threads
+STEADY = 1.3  # times as long as before the figures that product may take after them
 FAR = 0.7  # times the rate of products whose operands lie in order, beyond the nearest cache: 0.4 to 1.2 (AMD Zen 4)
 
 
@@ -92,6 +95,7 @@ def _key(dtype: torch.dtype) -> str:
 def _measured(dtype: torch.dtype, threads: int, seconds: float) -> Rates:
     torch.set_num_threads(threads)  # of this thread
     base = built_in(str(dtype).removeprefix("torch."), threads)
+    before = _undisturbed(dtype, threads, seconds)
     x = torch.ones(8, 8, dtype=dtype)
     call = max(_best(lambda: torch.mm(x, x), seconds), 1e-7)
     found = replace(base, call=call, view=base.view * call / base.call)
@@ -105,7 +109,32 @@ def _measured(dtype: torch.dtype, threads: int, seconds: float) -> Rates:
         curves[kind] = _products(kind, dtype, found, seconds)
     for kind in ("strided", "turned"):
         curves[f"{kind}_large"] = _times(curves[kind], FAR)
+    if _undisturbed(dtype, threads, seconds) > STEADY * before:
+        raise BusyError("the same product became slower in between: other processes take this machine's processors")
     return found.replaced({}, curves)
+
+
+def _undisturbed(dtype: torch.dtype, threads: int, seconds: float) -> float:
+    """Seconds of a product of all threads, the fastest.
+
+    A figure is what is left of a time without others: figures measured beside other processes would not be a little
+    but several times too high or too low.
+
+    Raises:
+        BusyError: other processes ran on its processors meanwhile.
+    """
+    product = _product("contiguous", WIDTH // SIZES[-1], SIZES[-1], dtype)
+    _best(product, 0.0)
+    wall, own = time.perf_counter(), time.process_time()
+    best = _best(product, seconds)
+    share = (time.process_time() - own) / (time.perf_counter() - wall) / min(threads, _processors())
+    if share < OURS:
+        raise BusyError(f"others left {share:.0%} of the processors: other processes take this machine's processors")
+    return best
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _best(call: Callable[[], object], seconds: float) -> float:
