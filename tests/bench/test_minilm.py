@@ -163,7 +163,7 @@ def test_what_was_trained_afterwards_is_drawn_and_told_against_minutes(tmp_path:
     assert heads[3:] == ["0 min", "0.12 min", "0.25 min", "0.5 min", "1 min", "steps", "rate"]
     assert lines[0][3:8] == ["0.50 (25 %)", "", "", "", "0.90 (45 %)"] and lines[2][0] == "dyad_it"
     text, figure = readme_encoder.section(file)
-    assert "| `dyad_ot` | 50 % | weights | 0.40 (20 %) | 0.60 (30 %) |" in text and "trained for 1 minutes" in text
+    assert "| `dyad_ot` | 50 % | weights | 0.40 (20 %) | 0.60 (30 %) |" in text and "trained for 1 min of" in text
     assert figure and len(figure.charts) == 3
     assert "Agreement recovered by training" in rendered(tmp_path, content)
 

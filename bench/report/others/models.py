@@ -127,7 +127,7 @@ def trained(rows: Sequence[ConversionRow]) -> tuple[str, list[str], list[list[st
     found = tuned(rows)
     marks = max((own.curve for _, own in found), key=len)
     said = (
-        f"The converted layers alone, trained for {marks[-1].minutes:.2g} minutes of one core from where the fit left "
+        f"The converted layers alone, trained for {marks[-1].minutes:.2g} min of one core from where the fit left "
         "them, so that every layer of the encoder hands on what the dense one does on the sentences of the fit; the "
         "rate is the best of short trials. Cosine on held-out sentences, in brackets how often their nearest neighbour "
         "is the same."
