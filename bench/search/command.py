@@ -35,6 +35,11 @@ def add_options(search: argparse.ArgumentParser) -> None:
     )
     add("--weight", metavar="FILE", help=".npy, .pt or .safetensors with the weight (out, in); else one is made here")
     add("--key", metavar="NAME", help="the tensor in that file")
+    add(
+        "--inputs",
+        metavar="FILE",
+        help="likewise, what the layer reads (rows, in): trained on in place of Gaussian numbers",
+    )
     add("--candidates", type=count, default=200, metavar="N", help="how many are timed (200)")
     add("--finalists", type=count, default=16, metavar="N", help="how many go through every stage (16)")
     add("--seconds", type=count, metavar="N", help="stop after so long; the same command goes on")
@@ -59,11 +64,12 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
 
     request = requests.read(vars(arguments))
     weight = Path(request.weight) if request.weight is not None else None
-    if weight is not None:
-        quality.load(weight, request.key, request.in_features, request.out_features)  # wrong ones now, not in an hour
+    if weight is not None:  # wrong files now, not in an hour
+        quality.load(weight, request.key, request.in_features, request.out_features)
+    inputs = quality.load_inputs(Path(request.inputs), request.in_features) if request.inputs is not None else None
     journal = Records(arguments.output, {"search": asdict(request)}, records.KINDS, fresh=arguments.fresh)
     try:
-        said = Search(request, started, journal, arguments.seconds, weight, until).search()
+        said = Search(request, started, journal, arguments.seconds, weight, inputs, until).search()
     finally:
         journal.close()
     return said, 0

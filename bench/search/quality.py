@@ -20,15 +20,22 @@ from structures.structure import Structure
 RUNGS = {"none": (), "projection": (1, 4, 16), "training": (20, 60, 180)}  # sweeps, or steps
 TOKENS = 256  # a step
 HELD_OUT = 1024
+LEAST_ROWS = 8 * TOKENS  # of inputs that are given: an eighth of them measures
 RATE, BASE = 0.04, 64  # of a dense layer of 64 inputs, muP brings it to others: best of 0.01, 0.04, 0.16 at 1024
 TRAINED_STEPS = 100  # of the dense layer whose weight is projected where none is given
 
 
-def measure(kind: str, structure: Structure, amount: int, weight: Tensor, seed: int) -> float:
-    """The quality after `amount` sweeps or steps: relative Frobenius error, or loss over the targets' variance."""
+def measure(
+    kind: str, structure: Structure, amount: int, weight: Tensor, seed: int, inputs: Tensor | None = None
+) -> float:
+    """The quality after `amount` sweeps or steps: relative Frobenius error, or loss over the targets' variance.
+
+    Args:
+        inputs: (rows, in_features) that it is trained on; without them Gaussian ones.
+    """
     if kind == "projection":
         return project_factors(weight, structure, limit=amount)[1].weight_error
-    task = Task(weight, seed)
+    task = Task(weight, seed, inputs)
     torch.manual_seed(seed)
     layer = StructuredLinear(
         structure.spec,
@@ -40,16 +47,29 @@ def measure(kind: str, structure: Structure, amount: int, weight: Tensor, seed: 
 
 
 class Task:
-    """Random features: a layer and a ReLU learn to do what a given weight and a ReLU do to Gaussian inputs.
+    """A layer and a ReLU learn to do what a given weight and a ReLU do to Gaussian inputs, or to given ones.
 
-    The steps' inputs are fresh and the same for every structure of one seed.
+    The steps' inputs are the same for every structure of one seed; Gaussian ones are fresh, of given ones the last
+    eighth is what the loss is measured on.
     """
 
-    def __init__(self, weight: Tensor, seed: int):
+    def __init__(self, weight: Tensor, seed: int, inputs: Tensor | None = None):
         self.seed = seed
         scale = math.sqrt(weight.shape[0]) / float(torch.linalg.matrix_norm(weight))  # W x is of order one
         self.weight = weight.float() * scale
-        self.held_out = torch.randn(HELD_OUT, weight.shape[1], generator=torch.Generator().manual_seed(seed))
+        self.rows: Tensor | None = None
+        if inputs is None:
+            self.held_out = torch.randn(HELD_OUT, weight.shape[1], generator=torch.Generator().manual_seed(seed))
+        else:
+            x = inputs - inputs.mean(0)
+            x = x / x.square().mean().sqrt()
+            self.rows, self.held_out = x[: -(len(x) // 8)], x[-(len(x) // 8) :]
+
+    def drawn(self, draw: torch.Generator) -> Tensor:
+        """The inputs of a step."""
+        if self.rows is None:
+            return torch.randn(TOKENS, self.weight.shape[1], generator=draw)
+        return self.rows[torch.randint(len(self.rows), (TOKENS,), generator=draw)]
 
     def targets(self, x: Tensor) -> Tensor:
         return (x @ self.weight.T).relu()
@@ -63,7 +83,7 @@ class Task:
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / (steps + 1))
         draw = torch.Generator().manual_seed(self.seed + 1)
         for _ in range(steps):
-            x = torch.randn(TOKENS, self.weight.shape[1], generator=draw)
+            x = self.drawn(draw)
             loss = (layer(x).relu() - self.targets(x)).square().mean()
             optimizer.zero_grad()
             loss.backward()
@@ -97,7 +117,7 @@ def load(file: Path, key: str | None, in_features: int, out_features: int) -> Te
     Raises:
         UsageError: a file that cannot be read, a key that is not there, another shape; the message says what is.
     """
-    found = _tensors(file)
+    found = _tensors("--weight", file)
     if isinstance(found, dict):
         if key not in found:
             shown = ", ".join(f"{name} {tuple(t.shape)}" for name, t in list(found.items())[:12])
@@ -111,14 +131,35 @@ def load(file: Path, key: str | None, in_features: int, out_features: int) -> Te
     if tuple(found.shape) != shape:
         hint = "; it fits transposed" if tuple(found.shape) == shape[::-1] else ""
         raise UsageError(f"--weight: (out, in) = {shape} is wanted, {file} has {tuple(found.shape)}{hint}")
+    return _finite("--weight", file, found)
+
+
+def load_inputs(file: Path, in_features: int) -> Tensor:
+    """What a layer reads, (rows, in_features), the only array of a .npy, .pt or .safetensors file.
+
+    Raises:
+        UsageError: a file that cannot be read, several arrays, another shape, too few rows; the message says what is.
+    """
+    found = _tensors("--inputs", file)
+    if isinstance(found, dict):
+        if len(found) != 1:
+            raise UsageError(f"--inputs: {file} holds {len(found)} arrays, {', '.join(list(found)[:12])}; keep one")
+        (found,) = found.values()
+    if found.dim() != 2 or found.shape[1] != in_features or len(found) < LEAST_ROWS:
+        wanted = f"(rows, in_features) = ({LEAST_ROWS} or more, {in_features})"
+        raise UsageError(f"--inputs: {wanted} is wanted, {file} has {tuple(found.shape)}")
+    return _finite("--inputs", file, found)
+
+
+def _finite(option: str, file: Path, found: Tensor) -> Tensor:
     if not found.is_floating_point() or not bool(torch.isfinite(found).all()):
-        raise UsageError(f"--weight: {file} does not hold finite floating-point numbers")
+        raise UsageError(f"{option}: {file} does not hold finite floating-point numbers")
     return found.float().contiguous()
 
 
-def _tensors(file: Path) -> Tensor | dict[str, Tensor]:
+def _tensors(option: str, file: Path) -> Tensor | dict[str, Tensor]:
     if file.exists() and not file.is_file():  # a pipe would be waited on
-        raise UsageError(f"--weight: {file} is not a regular file")
+        raise UsageError(f"{option}: {file} is not a regular file")
     try:
         if file.suffix == ".npy":
             import numpy as np
@@ -134,10 +175,10 @@ def _tensors(file: Path) -> Tensor | dict[str, Tensor]:
 
             return load_file(file)
     except ModuleNotFoundError as error:
-        raise UsageError(f"--weight: {file.suffix} needs {error.name}: pip install {error.name}") from None
+        raise UsageError(f"{option}: {file.suffix} needs {error.name}: pip install {error.name}") from None
     except Exception as error:  # each of the three readers raises its own for what it cannot read
-        raise UsageError(f"--weight: {file} cannot be read: {str(error).partition(chr(10))[0]}") from None
-    raise UsageError(f"--weight: a .npy, .pt or .safetensors file, found {file.name!r}")
+        raise UsageError(f"{option}: {file} cannot be read: {str(error).partition(chr(10))[0]}") from None
+    raise UsageError(f"{option}: a .npy, .pt or .safetensors file, found {file.name!r}")
 
 
 def halved(ranked: Sequence[str], kept: int) -> list[str]:

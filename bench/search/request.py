@@ -49,6 +49,7 @@ class SearchRequest:
     quality: str = "none"
     weight: str | None = None
     key: str | None = None
+    inputs: str | None = None
     candidates: int = 200
     finalists: int = 16
     seed: int = 0
@@ -83,6 +84,8 @@ def read(given: dict[str, Any]) -> SearchRequest:
         raise UsageError("--weight is for --quality projection or training; name one of them")
     if given["key"] is not None and given["weight"] is None:
         raise UsageError("--key names a tensor in the file of --weight; give that too")
+    if given["inputs"] is not None and given["quality"] != "training":
+        raise UsageError("--inputs is what a layer is trained on: it is for --quality training")
     if given["finalists"] > given["candidates"]:
         raise UsageError(
             f"--finalists {given['finalists']} are chosen among --candidates {given['candidates']}; ask for fewer"

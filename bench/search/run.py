@@ -45,6 +45,7 @@ class Search:
     journal: Records
     seconds: float | None = None
     load_weight: Path | None = None
+    inputs: torch.Tensor | None = None  # that quality is trained on
     until: str = records.FINAL  # the stage after which it stops: time, quality or final
 
     def __post_init__(self) -> None:
@@ -126,7 +127,7 @@ class Search:
             return
         self._on_time()
         kind, seed = self.request.quality, self.request.seed
-        value = quality.measure(kind, candidate.structure(self.request), amount, self.weight, seed)
+        value = quality.measure(kind, candidate.structure(self.request), amount, self.weight, seed, self.inputs)
         self.journal.add(stage, candidate.name, value=value if math.isfinite(value) else records.WORST)
         progress.finish(1.0, f"{stage} {candidate.name:24} {value:.4f} after {amount} {self.unit}")
 

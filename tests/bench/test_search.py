@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[2]
 GIVEN: dict[str, Any] = {
     "in_features": 32, "out_features": 64, "tokens": 16, "params": "0.25", "flops": None, "rank": 0.0, "omega": None,
     "memory": None, "time": None, "mode": "forward", "dtype": "float32", "quality": "none", "weight": None,
-    "key": None, "candidates": 40, "finalists": 4, "seed": 0,
+    "key": None, "inputs": None, "candidates": 40, "finalists": 4, "seed": 0,
 }  # fmt: skip
 COMMAND = ["search", "--in", "32", "--out", "64", "--tokens", "16", "--params", "0.25"]
 
@@ -71,6 +71,8 @@ WRONG = [
     ([*COMMAND, "--candidates", "4"], "--finalists 16 are chosen among --candidates 4"),
     ([*COMMAND, "--quality", "training", "--weight", "absent.npy"], "--weight: absent.npy cannot be read"),
     ([*COMMAND, "--quality", "training", "--weight", "w.txt"], "a .npy, .pt or .safetensors file, found 'w.txt'"),
+    ([*COMMAND, "--inputs", "x.npy"], "--inputs is what a layer is trained on: it is for --quality training"),
+    ([*COMMAND, "--quality", "training", "--inputs", "absent.npy"], "--inputs: absent.npy cannot be read"),
     (["search", "--in", "99999", "--out", "4", "--tokens", "1", "--params", "0.5"], "--in: at most 65536 features"),
 ]
 
@@ -428,6 +430,21 @@ def test_quality_is_the_same_every_time_and_more_effort_is_better() -> None:
     losses = [quality.measure("training", structure, steps, weight, seed=3) for steps in (5, 40, 40)]
     assert losses[0] > losses[1] == losses[2]
     assert torch.linalg.svdvals(quality.flat(24, 36, 0)) == pytest.approx(np.ones(24), abs=1e-5)
+
+
+def test_quality_may_be_trained_on_inputs_of_ones_own(tmp_path: Path) -> None:
+    """Inputs of four directions: two bonds, which a Gaussian input shows to be few, do nearly as well as four."""
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(4096, 2, generator=draw) @ torch.randn(2, 24, generator=draw)
+    np.save(tmp_path / "x.npy", rows.numpy())
+    inputs = quality.load_inputs(tmp_path / "x.npy", 24)
+    weight, low = quality.flat(24, 36, seed=0), structures.get("low_rank").bind(24, 36, rank=2)
+    gaussian, own = (quality.measure("training", low, 180, weight, 0, given) for given in (None, inputs))
+    assert own < 0.3 < 0.6 < gaussian
+    for wrong, text in ((rows[:99], "(2048 or more, 24) is wanted"), (rows * float("nan"), "does not hold finite")):
+        np.save(tmp_path / "w.npy", wrong.numpy())
+        with pytest.raises(UsageError, match=re.escape(text)):
+            quality.load_inputs(tmp_path / "w.npy", 24)
 
 
 def test_a_weight_is_read_from_three_kinds_of_file(tmp_path: Path) -> None:
