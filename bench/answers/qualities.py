@@ -15,7 +15,7 @@ from bench.files import kinds, training_rows
 from bench.files.fields import load
 from bench.files.kinds import File
 from bench.files.training_rows import TrainingPlace
-from bench.files.vocabulary import DENSE, REMOVED
+from bench.files.vocabulary import DENSE, NARROW, REMOVED
 
 REAL = ("language", "encoder")  # tasks on real data; the others are made up
 TRAIN, CONVERT = "python -m bench train all -o training.json", "python -m bench minilm -o minilm.json"
@@ -81,6 +81,19 @@ class Qualities:
 
         return max(told, key=worth, default=None)
 
+    def narrowed(self, share: float) -> list[tuple[str, LossBeside, str, LossBeside]]:
+        """On every task on real data: its name, what a narrower dense network loses, the best structure, its loss."""
+        found = []
+        for place, several in self.trained:
+            here = [r for r in several if r.interval and (r.first.structure == NARROW or not r.first.control)]
+            here = sorted([r for r in here if _fits(r, share)], key=lambda r: r.difference or 0.0)
+            narrow = next((r for r in here if r.first.structure == NARROW), None)
+            best = next((r for r in here if not r.first.control), None)
+            if narrow and best and best.first.task in REAL and discriminates(several):
+                name = best.first.structure
+                found.append((place.setting, _beside(place, narrow), name, _beside(place, best)))
+        return found
+
     def _loss(self, structure: str, share: float, asked: float) -> LossBeside | None:
         found = self.place(asked)
         if found is None:
@@ -91,15 +104,19 @@ class Qualities:
         if not fitting:
             return None
         result = min(fitting, key=lambda r: abs(r.first.shares["replaced_params_share"] / share - 1))
-        assert result.difference is not None and result.interval is not None
-        low, high = result.interval
-        return LossBeside(f"{place.setting}, width {place.width}", result.difference, low, high, result.verdict)
+        return _beside(place, result)
 
     def _agreement(self, structure: str, share: float) -> Agreement | None:
         own = [row for row in self.converted if row.structure == structure and row.feed_forward_share]
         fitting = [row for row in own if near(row.feed_forward_share, share)]
         best = max(fitting, key=lambda row: row.cosine, default=None)
         return Agreement(best.cosine, best.neighbour) if best else None
+
+
+def _beside(place: TrainingPlace, result: Result) -> LossBeside:
+    assert result.difference is not None and result.interval is not None
+    low, high = result.interval
+    return LossBeside(f"{place.setting}, width {place.width}", result.difference, low, high, result.verdict)
 
 
 NONE = Qualities()

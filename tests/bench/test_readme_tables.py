@@ -11,7 +11,7 @@ from test_training_report import document as trained
 
 from bench.__main__ import main
 from bench.answers import inputs, qualities
-from bench.answers.qualities import KINDS, NONE
+from bench.answers.qualities import KINDS, NONE, LossBeside, Qualities
 from bench.report.drawing.words import TIMES
 from bench.report.readme import answer, tables
 
@@ -160,3 +160,19 @@ def test_a_committed_training_run_counts_only_with_every_rate_at_full_length(tmp
             one["by_rate"] = by_rate
         (tmp_path / "pictures/there/training.json").write_text(json.dumps(content))
         assert bool(qualities.given_or_committed(()).trained) == counts
+
+
+def test_what_a_narrower_dense_layer_loses_is_told_task_by_task() -> None:
+    def lost(difference: float) -> LossBeside:
+        return LossBeside("a task", difference, difference - 0.02, difference + 0.02, "worse")
+
+    class Known(Qualities):
+        def narrowed(self, share: float) -> list[tuple[str, LossBeside, str, LossBeside]]:
+            losses = {"one": (0.1, 0.3), "two": (0.2, 0.1), "a tie": (0.20, 0.21)}
+            return [(task, lost(narrow), "btt", lost(own)) for task, (narrow, own) in losses.items()]
+
+    assert answer._kept(Known(), 0.25) == (
+        " On real data, after training it loses less than every structure on one (+10.0 %, the best structure, `btt`, "
+        "+30.0 %), but more than `btt` on two (+20.0 % for +10.0 %)."
+    )
+    assert answer._kept(Qualities(), 0.25) == ""

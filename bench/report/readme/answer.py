@@ -85,12 +85,12 @@ def section(results: Results, qualities: Qualities) -> tuple[str, Figure | None]
     ]
     lines = [HEAD, ["---"] * 2 + ["---:"] * (len(HEAD) - 2), *(_line(role, one) for role, one in roles.items())]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    text = "\n\n".join(filter(None, [table, " ".join(filter(None, said)), narrower(results)]))
+    text = "\n\n".join(filter(None, [table, " ".join(filter(None, said)), narrower(results, asked.share, qualities)]))
     return text, next(iter(figures.quality(verdict(results.rows, asked, qualities))), None)
 
 
-def narrower(results: Results) -> str:
-    """How often a narrower dense layer is as fast as any structure."""
+def narrower(results: Results, share: float, qualities: Qualities) -> str:
+    """How often a narrower dense layer is as fast as any structure, and what it loses on real data."""
     found = [v for v in verdicts(results.rows) if v.question.equal == "params"]
     held = [v for v in found if any(one.name == NARROW for one in v.ranking)]
     ahead = [v for v in held if any(one.name == NARROW for one in v.rivals)]
@@ -99,7 +99,28 @@ def narrower(results: Results) -> str:
     return (
         f"**If you can change the width of the whole network, first try a narrower dense layer: it is as fast as any "
         f"structure, or faster, in {len(ahead)} of {len(held)} comparisons at equal parameters.**"
+        + _kept(qualities, share)
     )
+
+
+def _kept(qualities: Qualities, share: float) -> str:
+    """What a narrower dense network loses beside the best structure, on every task on real data."""
+    less, more = [], []
+    for task, narrow, best, own in qualities.narrowed(share):
+        if narrow.high < own.low:
+            less.append(f"{task} ({_percent(narrow)}, the best structure, `{best}`, {_percent(own)})")
+        elif own.high < narrow.low:
+            more.append(f"`{best}` on {task} ({_percent(narrow)} for {_percent(own)})")
+    said = []
+    if less:
+        said.append(f"after training it loses less than every structure on {' and '.join(less)}")
+    if more:
+        said.append(f"{'but' if less else 'after training it loses'} more than {' and '.join(more)}")
+    return f" On real data, {', '.join(said)}." if said else ""
+
+
+def _percent(loss: LossBeside) -> str:
+    return f"{loss.difference * 100:+.1f} %"
 
 
 def measured(results: Results, asked: Question, qualities: Qualities) -> dict[str, Measured]:
