@@ -20,8 +20,8 @@ QUALITY = {
 }
 MEMBER = Style(style.COLOURS[0], style.DOT)
 OTHER = Style(GREY, style.DOT, hollow=True)
-HEADINGS = ("Structure", "Sizes or options", "Einsum", "Speed-up", "Quality", "Parameters", "FLOPs", "omega", "psi",
-            "nu", "Why it survived")  # fmt: skip
+HEADINGS = ("Structure", "Speed-up", "Quality", "Why it survived", "Parameters", "FLOPs", "omega", "psi", "nu",
+            "Sizes or options", "Einsum")  # fmt: skip
 TAXONOMY = (
     "Exponents as the width grows: FLOPs / parameters as width^omega, rank as width^psi, FLOPs as width^(1 + nu)."
 )
@@ -140,14 +140,14 @@ def _lines(rows: Sequence[CandidateRow]) -> list[list[PageCell | str]]:
     return [
         [
             PageCell(row.name, "registry" if row.named else row.family, look=row.look),
-            row.title,
-            row.einsum,
             PageCell(words.ratio(row.speedup.median), words.quartiles(row.speedup), row.speedup.median),
             PageCell("" if row.quality is None else f"{row.quality:.4f}"),
+            row.reason or ("" if row.finished else "left early"),
             PageCell(words.share(row.params), value=row.params),
             PageCell(words.share(row.flops), value=row.flops),
             *(PageCell(f"{value:.2f}") for value in (row.omega, row.psi, row.nu)),
-            row.reason or ("" if row.finished else "left early"),
+            row.title,
+            row.einsum,
         ]
         for row in rows
     ]
