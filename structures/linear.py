@@ -308,7 +308,7 @@ class StructuredLinear(nn.Module):
         """What runs for this many tokens, with its predicted cost; print it.
 
         Args:
-            grad: with the gradients of the input and of every parameter.
+            grad: with the gradients of the input and of every parameter, and as they are planned of constants too.
         """
         like = self._any()
         where: dict[str, Any] = {"dtype": like.dtype, "device": like.device.type, "bias": self.bias is not None}

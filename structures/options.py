@@ -9,7 +9,8 @@ The rule, the same at every width, so that the points of one curve are one kind 
    taken only where nothing else is near.
 4. Of the values that are left, the closest wins; among those equally close (within CLOSE) the one nearest the default,
    counted in octaves, and the rounder.
-5. Where nothing comes near, the closest of all that was tried is taken, and `fit_options` warns.
+5. What is padded is tried at fewer values: changes of one option, and the best of all where nothing is padded.
+6. Where nothing comes near, the closest of all that was tried is taken, and `fit_options` warns.
 """
 
 from __future__ import annotations
@@ -153,6 +154,7 @@ class _Search:
 
     def __init__(self, spec: Spec, in_features: int, out_features: int, quantity: str, share: float, pad: bool | None):
         self.spec, self.widths, self.pad = spec, (in_features, out_features), pad
+        self.pads = spec.pad if pad is None else pad
         self.quantity, self.wanted = quantity, share
         self.start = _start(spec, in_features, out_features, pad)
 
@@ -161,10 +163,10 @@ class _Search:
         if not self.start.options:
             return self.start
         last = len(self.start.options) - 1
-        bits = COARSE_BITS if self.pad and isinstance(self.start.options[last][1], tuple) else FINE_BITS
+        bits = COARSE_BITS if self.pads and isinstance(self.start.options[last][1], tuple) else FINE_BITS
         found = [self.start, *self.finer(self.tried(self.changed(self.start.options, last, bits)), last)]
         if not any(self.is_near(fit) for fit in found):
-            if self.pad:
+            if self.pads:
                 found += self.tried(self.unpadded())
                 for earlier in range(last):
                     bits = COARSE_BITS if isinstance(self.start.options[earlier][1], tuple) else COARSE_BITS + 2
@@ -186,8 +188,8 @@ class _Search:
     def unpadded(self) -> Iterator[Options]:
         """The best options where nothing is padded, here and at widths that more options fit.
 
-        A trial that pads looks at many pairs of widths: of the ten thousands that lists, or several options together,
-        make, 20 to 30 ms each, only these and a coarse change of each option are made.
+        A trial that pads looks at many pairs of widths and takes 20 to 30 ms. Several options together, or lists, have
+        ten thousands of values: only these two and coarse changes of single options are tried.
         """
         for widths in (self.widths, tuple(map(richest, self.widths))):
             with contextlib.suppress(SizeError):
@@ -204,7 +206,7 @@ class _Search:
 
     def values(self, value: object, bits: int) -> Sequence[object]:
         if isinstance(value, tuple):
-            return _lists(value) if bits > COARSE_BITS or not self.pad else _coarse_lists(value)
+            return _lists(value) if bits > COARSE_BITS or not self.pads else _coarse_lists(value)
         if isinstance(value, float):
             return [round(k / 100, 2) for k in range(0, 101, 10 if bits == COARSE_BITS else 1)]
         numbers = _whole_numbers(self.widths, bits)
@@ -213,14 +215,14 @@ class _Search:
         return [n for n in numbers if n <= FAR * max(1, value)]
 
     def finer(self, found: list[Fit], position: int) -> list[Fit]:
-        """With the whole numbers within a tenth of the closest ones found."""
+        """With the whole numbers within a tenth of the closest ones found, or where it pads with lists near theirs."""
         for fit in sorted(found, key=self.distance)[:2]:
             name, value = fit.options[position]
             near: Iterable[object] = ()
             if isinstance(value, int):
                 near = (n for n in _whole_numbers(self.widths, FINEST_BITS) if value / 1.1 <= n <= value * 1.1)
-            elif self.pad and isinstance(value, tuple):
-                near = _hundredths(value, self.start.options[position][1])  # type: ignore[arg-type]  # a list, as it
+            elif self.pads and isinstance(value, tuple):
+                near = _hundredths(value, self.start.options[position][1])  # type: ignore[arg-type]
             rest = fit.options
             found = found + self.tried((*rest[:position], (name, n), *rest[position + 1 :]) for n in near)
         return found

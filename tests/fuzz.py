@@ -234,7 +234,7 @@ WIDTHS = {"in_features": 16, "out_features": 16, "tokens": 4, "params": "0.25-0.
 
 def _search() -> Kind:
     """The journal of a search through all its stages, gone on with as far as it goes in no time; its file is drawn."""
-    none = dict.fromkeys(("flops", "omega", "memory", "time", "weight", "key"))
+    none = dict.fromkeys(("flops", "omega", "memory", "time", "weight", "key", "inputs"))
     asked = searched.read({**none, **WIDTHS, "rank": 0.0, "mode": "forward", "dtype": "float32", "seed": 0,
                            "quality": "projection"})  # fmt: skip
     met, rejected = all_candidates(asked)

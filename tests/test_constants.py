@@ -129,6 +129,18 @@ def test_fastfood_is_padded_to_a_power_of_two() -> None:
     made = structures.get("fastfood").bind(50, 20)
     assert (made.in_features, made.out_features, made.asked) == (64, 64, (50, 20))
     assert made.flops() == 2 * 4 * 64 * 6 + 3 * 2 * 64
+    assert made.flops(train=True) == 2 * 2 * 4 * 64 * 6 + 3 * 3 * 2 * 64  # a Hadamard matrix has no gradient
+    assert {backends.get(name).executed_flops(made, train=True) for name in ("einsum", "bmm")} == {
+        made.flops(train=True)
+    }
+
+
+def test_widths_that_an_option_of_another_type_has_refused_are_not_refused_for_ever() -> None:
+    """Previously failed: 4 and 4.0 are equal, and what was found for the one was kept for the other."""
+    bind = structures.get("kronecker_sparse_chain").bind
+    with pytest.raises(SizeError, match=r"4\.0, not a whole number"):
+        bind(61, 61, outer=[4.0, 1.0], inner=[1, 4], width=64, pad=True)
+    assert bind(61, 61, outer=[4, 1], inner=[1, 4], width=64, pad=True).widths == (61, 61)
 
 
 def test_a_seed_may_be_an_option() -> None:

@@ -148,13 +148,18 @@ def load_inputs(file: Path, in_features: int) -> Tensor:
     if found.dim() != 2 or found.shape[1] != in_features or len(found) < LEAST_ROWS:
         wanted = f"(rows, in_features) = ({LEAST_ROWS} or more, {in_features})"
         raise UsageError(f"--inputs: {wanted} is wanted, {file} has {tuple(found.shape)}")
-    return _finite("--inputs", file, found)
+    found = _finite("--inputs", file, found)
+    spread = (found - found.mean(0)).square().mean()
+    if not 0 < spread < math.inf:
+        raise UsageError(f"--inputs: the numbers of {file} vary by {float(spread):g}: nothing can be learned from them")
+    return found
 
 
 def _finite(option: str, file: Path, found: Tensor) -> Tensor:
-    if not found.is_floating_point() or not bool(torch.isfinite(found).all()):
-        raise UsageError(f"{option}: {file} does not hold finite floating-point numbers")
-    return found.float().contiguous()
+    single = found.float()
+    if not found.is_floating_point() or not bool(torch.isfinite(single).all()):
+        raise UsageError(f"{option}: {file} does not hold finite floating-point numbers of float32's range")
+    return single.contiguous()
 
 
 def _tensors(option: str, file: Path) -> Tensor | dict[str, Tensor]:

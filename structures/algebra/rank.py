@@ -59,7 +59,7 @@ def mixing_depth(structure: Map) -> int | None:
             "to multiply; the answer depends on the options and the ratio of the widths, so ask at a smaller width"
         )
     there = support(structure)
-    if structure.in_features == structure.out_features:
+    if len(set(structure.widths)) == 1:
         layers = [there]
     else:
         back = bind(structure.spec, *reversed(structure.widths), tuple(sorted(structure.options)))

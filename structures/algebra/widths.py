@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import ast
 import functools
+import hashlib
 import itertools
+import marshal
 import math
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +42,38 @@ _ARITHMETIC: dict[object, Callable[..., NDArray[np.int64]]] = {
 }  # fmt: skip
 
 
+class _Memo:
+    """Results by the values of a table and by what else decides them, the last used of them up to a number of values.
+
+    1 and 1.0 are equal and hash alike, and only one of them is a size: the key is of the bytes of both.
+    """
+
+    MOST = 2**20  # values of all tables that are kept: about 100 MB
+
+    def __init__(self) -> None:
+        self.kept: OrderedDict[object, tuple[int, Any]] = OrderedDict()
+        self.size = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, table: tuple[Any, ...], function: Callable[..., Any], *rest: object) -> Any:
+        """function(table, *rest)."""
+        key = hashlib.blake2b(marshal.dumps(table, 2), digest_size=16).digest(), function, rest
+        with self.lock:
+            if key in self.kept:
+                self.kept.move_to_end(key)
+                return self.kept[key][1]
+        found = function(table, *rest)
+        with self.lock:
+            self.size += len(table) - self.kept.pop(key, (0, None))[0]
+            self.kept[key] = len(table), found
+            while self.size > self.MOST:
+                self.size -= self.kept.popitem(last=False)[1][0]
+        return found
+
+
+_remembered = _Memo()
+
+
 @dataclass(frozen=True)
 class Values:
     """A value at each of some pairs of widths: `table[codes]`; the code -1 where it is not defined."""
@@ -54,7 +91,7 @@ class Extents:
     @staticmethod
     def of(values: Values) -> Extents:
         """Of values that are sizes, or lists of them: in columns the length of the list, -1 for none; its elements."""
-        return Extents(values.codes, _numbers(values.table))
+        return Extents(values.codes, _remembered(values.table, _numbers))
 
     @property
     def lengths(self) -> Array:
@@ -69,7 +106,6 @@ class Extents:
         return self if len(self.codes) == 1 else Extents(self.codes[chosen], self.numbers)
 
 
-@functools.lru_cache(maxsize=256)
 def _numbers(table: tuple[Value, ...]) -> Array:
     longest = max([1, *(len(value) for value in table if isinstance(value, tuple))])
     numbers = np.full((len(table) + 1, 1 + longest), np.nan)
@@ -98,7 +134,7 @@ def least_flops(spec: Entry, given: Mapping[str, object], ins: Sequence[int], ou
     return found
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=4)
 def _of_widths(spec: Entry, ins: tuple[int, ...], outs: tuple[int, ...]) -> tuple[_Pairs, frozenset[str]]:
     """The pairs with the sizes that no option changes, which many calls in turn have in common; and their keys."""
     pairs, free = _Pairs(spec, ins, outs), set()
@@ -113,7 +149,6 @@ def _constant(value: Value) -> Values:
     return Values(np.zeros((1, 1), dtype=np.int64), (value,))
 
 
-@functools.lru_cache(maxsize=256)
 def _parts(table: tuple[Value, ...], position: int, count: int) -> tuple[Value | None, ...]:
     """The sizes that one of several names of a list gets, or the only one: whole numbers from 0, or lists of them."""
 
@@ -130,11 +165,10 @@ def _parts(table: tuple[Value, ...], position: int, count: int) -> tuple[Value |
 
 def _mapped(codes: NDArray[np.int64], made: tuple[Value | None, ...]) -> Values:
     """Of codes of a table, and what each of its values has become; None where it is not defined."""
-    kept, code = _kept(made)
+    kept, code = _remembered(made, _kept)
     return Values(code[codes], kept)
 
 
-@functools.lru_cache(maxsize=256)
 def _kept(made: tuple[Value | None, ...]) -> tuple[tuple[Value, ...], NDArray[np.int64]]:
     kept = tuple(value for value in made if value is not None)
     numbers = np.cumsum([value is not None for value in made]) - 1
@@ -164,11 +198,10 @@ def _read(node: ast.expr, names: Mapping[str, Values]) -> Values:
             values.append(part.table[at])
         rows.append(tuple(reversed(values)))
     undefined = len(kept) - len(rows)  # one code of -1, if any
-    return _mapped(codes.reshape(shape) - undefined, _evaluated(text, tuple(rows)))
+    return _mapped(codes.reshape(shape) - undefined, _remembered(tuple(rows), _evaluated, text))
 
 
-@functools.lru_cache(maxsize=256)
-def _evaluated(text: str, rows: tuple[tuple[Value, ...], ...]) -> tuple[Value | None, ...]:
+def _evaluated(rows: tuple[tuple[Value, ...], ...], text: str) -> tuple[Value | None, ...]:
     """The value of an expression of `_0`, `_1`, ... for each row of values; None where it has none."""
     made: list[Value | None] = []
     for row in rows:
@@ -255,7 +288,7 @@ class _Pairs:
         """Sizes by their expression; of several names each takes its element of a list."""
         whole, targets = self.read(text), key.split()
         for position, target in enumerate(targets):
-            self.add(target, _mapped(whole.codes, _parts(whole.table, position, len(targets))))
+            self.add(target, _mapped(whole.codes, _remembered(whole.table, _parts, position, len(targets))))
             self.sizes.append(target)
 
     def add(self, name: str, values: Values) -> None:

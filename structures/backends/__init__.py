@@ -17,6 +17,7 @@ For a structure with a gate the router is the last of `factors`; `weighted` of s
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -108,11 +109,15 @@ class _ByName:
             own: Any = _module(self.name, structure)
             return int(own.executed_flops(structure, tokens, train=train, **more))
         count = 0
-        for stage in stages.every(structure):
+        for one in itertools.chain.from_iterable(stages.stages(structure)):
+            stage = one.structure
             gated = {} if stage.gate is None else more
             name = _runs(self.name, stage, structure)
             module: Any = _module(name, stage)
             count += module.executed_flops(stage, tokens, train=train, **gated)
+            if train and name != "planned":  # a constant has no gradient; a plan may have merged it with others
+                fixed = {i for i, f in enumerate(one.factors) if f >= structure.trainable}
+                count -= 2 * tokens * sum(stage.active(step.axes) for step in stage.steps if step.factor in fixed)
             # each gated stage has counted a router of its own width; there is one, of the whole's
             count -= 2 * tokens * math.prod(stage.router_shape) * (3 if train else 1)
         return count + 2 * tokens * math.prod(structure.router_shape) * (3 if train else 1)
@@ -201,9 +206,13 @@ def plan(name: str, structure: Structure, tokens: int, *, bias: bool, **where: A
         if len(found) == len(every):  # as `_native_preferred` has it, all or none
             return found[0] if len(found) == 1 else stages.StagePlans(structure.name, tuple(found))
         name = "planned"
-    last = every[-1]
-    plans = tuple(_plan(_runs(name, s, structure), s, tokens, bias=bias and s is last, **where) for s in every)
-    return plans[0] if len(plans) == 1 else stages.StagePlans(structure.name, plans)
+    plans = []
+    for number, chain in enumerate(stages.stages(structure)):
+        for stage in chain:  # a padded one adds the bias to what it has cut off, a sum in its first chain
+            own = bias and structure.asked is None and not number and stage is chain[-1]
+            runs = _runs(name, stage.structure, structure)
+            plans.append(_plan(runs, stage.structure, tokens, bias=own, **where))
+    return plans[0] if len(plans) == 1 else stages.StagePlans(structure.name, tuple(plans))
 
 
 def _plan(name: str, stage: Structure, tokens: int, *, bias: bool, **where: Any) -> Plan:

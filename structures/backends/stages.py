@@ -51,7 +51,10 @@ Stages = tuple[tuple[Stage, ...], ...]  # chains, which are summed
 
 @dataclass(frozen=True)
 class StagePlans:
-    """What a structure runs whose links cannot be joined at its sizes: one program after another; print it."""
+    """What a structure runs whose links cannot be joined at its sizes: one program after another; print it.
+
+    Chains of a sum stand one after another, and adding them up is not shown. Gradients of constants are counted too.
+    """
 
     name: str
     plans: tuple[Any, ...]

@@ -48,6 +48,7 @@ MIXING = [  # name, options, widths, layers
     ("pixelfly", {"n_blocks": 16, "n_strides": 2, "rank": 0}, (16, 16), None),
     ("pixelfly", {"n_blocks": 16, "n_strides": 2, "rank": 1}, (16, 16), 1),
     ("kronecker_sparse", {"a": 1, "d": 4}, (24, 24), None),
+    ("dyad_it", {"n_blocks": 8, "pad": True}, (100, 101), 2),  # previously failed: padded to a square it is not
 ]
 
 # name, options, widths, dimension of the set of matrices

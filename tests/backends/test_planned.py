@@ -784,7 +784,7 @@ def test_no_name_of_the_registry_stands_in_the_code():
         assert not [n for n in NAMES if n not in ("einsum", "dense") and re.search(rf"\b{n}\b", code)], file
 
 
-def test_a_longer_run_of_tokens_is_never_predicted_to_be_faster():
+def test_a_longer_run_of_tokens_is_never_predicted_to_be_faster(no_measured_rates):
     for name in ("dense", "monarch", "dyad_dt"):
         structure = bound(name, 1024, 1024)
         seconds = [planned.plan(structure, tokens).seconds for tokens in (1, 16, 128, 1024, 4096)]

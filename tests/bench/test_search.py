@@ -441,7 +441,11 @@ def test_quality_may_be_trained_on_inputs_of_ones_own(tmp_path: Path) -> None:
     weight, low = quality.flat(24, 36, seed=0), structures.get("low_rank").bind(24, 36, rank=2)
     gaussian, own = (quality.measure("training", low, 180, weight, 0, given) for given in (None, inputs))
     assert own < 0.3 < 0.6 < gaussian
-    for wrong, text in ((rows[:99], "(2048 or more, 24) is wanted"), (rows * float("nan"), "does not hold finite")):
+    for wrong, text in (
+        (rows[:99], "(2048 or more, 24) is wanted"),
+        (rows * float("nan"), "does not hold finite"),
+        (rows * 0, "vary by 0"),
+    ):
         np.save(tmp_path / "w.npy", wrong.numpy())
         with pytest.raises(UsageError, match=re.escape(text)):
             quality.load_inputs(tmp_path / "w.npy", 24)

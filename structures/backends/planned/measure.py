@@ -25,7 +25,7 @@ SIZES = (2, 8, 32, 128, 512)  # extents of a matrix
 TOKENS, WIDTH = 128, 1024
 BUSY = 0.02  # seconds: the largest product took 0.7 ms (AMD Zen 4, two threads); among other processes any took 30
 TOTALS = (2**16, 2**21, 2**23)  # bytes read and written
-OURS = 0.8  # of its processors' time that others must leave to a product of all threads
+OURS = 0.8  # of two processors' time that others must leave to a product of all threads; more may be idle in it
 STEADY = 1.3  # times as long as before the figures that product may take after them
 FAR = 0.7  # times the rate of products whose operands lie in order, beyond the nearest cache: 0.4 to 1.2 (AMD Zen 4)
 
@@ -52,13 +52,20 @@ def calibrate(dtypes: Iterable[torch.dtype] = DTYPES, *, seconds: float | None =
         ValueError: a dtype that is not real floating point.
         BusyError: other processes take the processors.
     """
-    made = []
+    made: list[Rates] = []
+    try:
+        return _calibrated(dtypes, LONGER if seconds is None else seconds, made)
+    finally:
+        if made:
+            run.forget()
+
+
+def _calibrated(dtypes: Iterable[torch.dtype], seconds: float, made: list[Rates]) -> list[Rates]:
     for dtype in dtypes:
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(f"calibrate: {dtype} is not a real floating-point dtype; choose torch.float32 or the like")
-        made.append(measured(dtype, LONGER if seconds is None else seconds))
+        made.append(measured(dtype, seconds))
         rates.write(_key(dtype), rates.parts(made[-1]))
-    run.forget()
     return made
 
 
@@ -127,7 +134,7 @@ def _undisturbed(dtype: torch.dtype, threads: int, seconds: float) -> float:
     _best(product, 0.0)
     wall, own = time.perf_counter(), time.process_time()
     best = _best(product, seconds)
-    share = (time.process_time() - own) / (time.perf_counter() - wall) / min(threads, _processors())
+    share = (time.process_time() - own) / (time.perf_counter() - wall) / min(threads, _processors(), 2)
     if share < OURS:
         raise BusyError(f"others left {share:.0%} of the processors: other processes take this machine's processors")
     return best
