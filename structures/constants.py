@@ -26,8 +26,13 @@ def tensors(structure: Structure, like: Tensor) -> list[Tensor]:
 @lru_cache(maxsize=256)
 def _made(constant: Constant, number: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The tensor of the constant of this number: of equal ones each its own, as a compiler takes no operand twice."""
-    with torch.inference_mode(False), torch.no_grad():  # one made under inference could not be saved for a backward
-        return torch.from_numpy(values(constant).copy()).to(device=device, dtype=dtype)
+    tracing = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]  # a trace holds what was made, not its making
+    try:
+        with torch.inference_mode(False), torch.no_grad():  # one made under inference could not be saved for a backward
+            return torch.from_numpy(values(constant).copy()).to(device=device, dtype=dtype)
+    finally:
+        torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
 
 
 # Constants of graphs as attributes of a module: a compiler can guard on such a place, and sees what was added later.
