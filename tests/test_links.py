@@ -187,3 +187,19 @@ def test_a_plan_shows_every_program_that_runs_the_chain(backend: str) -> None:
     assert str(several).startswith("monarch, 2 programs\nprogram 1: 15 -> 15")
     # the bias is added by the last alone
     assert ["bias" in str(plan) or backend == "auto" for plan in several.plans] == [backend == "auto", True]
+
+
+def test_a_chain_that_is_one_program_takes_the_short_way_of_calls_without_gradients() -> None:
+    made, several = (
+        structures.StructuredLinear("monarch", n, n, n_blocks=b, bias=False, backend="native")
+        for n, b in ((64, 4), (15, 3))
+    )
+    x = torch.randn(3, 64)
+    wanted = made(x)  # with gradients: the long way, which opens the kernel
+    with torch.no_grad():
+        found = backends.plain("native", made.structure, x, made.factors, made.bias)
+        assert found is not None and torch.equal(found, wanted)
+        made.factor_0.mul_(2)
+        assert torch.equal(made(x), 2 * wanted)  # nothing of the former numbers is kept
+        assert backends.plain("native", several.structure, x[:, :15], several.factors, several.bias) is None
+    assert backends.plain("native", made.structure, x, made.factors, made.bias) is None

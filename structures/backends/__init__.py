@@ -248,9 +248,14 @@ def weighted(
 
 def plain(name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor | None:
     """y (..., out_features) of a call with nothing to choose or to check, the native kernel's; None for others."""
-    if name == AUTO or name == "native":
-        return native.plain(structure, x, factors, bias, asked=name != AUTO)
-    return None
+    if name != AUTO and name != "native":
+        return None
+    if not structure.plain:
+        only = stages.alone(structure)
+        if only is None or torch.is_grad_enabled():
+            return None
+        structure, factors = only.structure, only.held(factors)
+    return native.plain(structure, x, factors, bias, asked=name != AUTO)
 
 
 def apply(name: str, structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor:

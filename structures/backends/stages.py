@@ -83,6 +83,16 @@ def every(structure: Structure) -> tuple[Structure, ...]:
     return tuple([stage.structure for chain in stages(structure) for stage in chain])
 
 
+def alone(structure: Structure) -> Stage | None:
+    """The stage that is all of a chain: of its own widths, without constants. None where there is more to do."""
+    found: tuple[Stage | None] | None = structure.memo.get("alone")
+    if found is None:
+        chains = stages(structure)
+        simple = len(chains) == 1 and len(chains[0]) == 1 and structure.asked is None and not structure.constants
+        found = structure.memo["alone"] = (chains[0][0] if simple else None,)
+    return found[0]
+
+
 def run(structure: Structure, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, apply: Apply) -> Tensor:
     """y (tokens, out_features) by `apply`, which runs one stage; the bias is added by the last stage of one chain."""
     total = None
