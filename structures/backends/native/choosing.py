@@ -18,8 +18,9 @@ from structures.structure import Structure
 
 # What the planner's programs take, times their price, and a margin, by dtype and with gradients. By figures measured
 # alone on the machine, 16 structures at the shapes of the default sweep, two threads of an AMD Zen 4: forward no call
-# of either dtype would be below 0.9 of the planner's at any margin from 0.9 to 1.3; with gradients in float32 one of
-# 179 would be with 1.1, three with 1.3, and with 1 twenty would lose more than a tenth of what the kernel gains.
+# of either dtype would be below 0.9 of the planner's at any margin from 0.9 to 1.3. With gradients in float32, of 179
+# calls in three runs, 1, 5 and 14 would be with 1.1 and 3, 7 and 19 with 1.3; with 1, 20, 20 and 15 would lose more
+# than a tenth of what the kernel gains.
 OVER = {
     (torch.float32, False): 1.3,
     (torch.float32, True): 1.1,
