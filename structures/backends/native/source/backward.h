@@ -75,26 +75,50 @@ static Chunks chunks(const Program& p, int64_t n, int64_t threads, int64_t how) 
   return c;
 }
 
-// The units of phase 2: (step, block, cols, rows of the block). The rows are cut, so that a unit's sums stay in the L1.
-constexpr int64_t UNIT_ROWS = 192;
+// The units of phase 2: (step, block, cols, rows of the block, piece of its entries). The rows are cut, so that a unit's
+// sums stay in the L1. Where a block is shared by many entries, there may be one unit for all of a Kronecker product: its
+// entries are cut into pieces, which are summed apart and added in their order. (Cutting its rows instead turned the
+// gradient once for every cut.)
+constexpr int64_t UNIT_ROWS = 192, MANY = 32;
+struct StepUnits {
+  int64_t end;            // units up to and with the step's
+  int64_t rows, pieces;   // parts of the rows, and of the entries
+  int64_t each, at;       // numbers of the sums of a piece, and where in the memory of pieces the first one's lie
+  int64_t left;           // where its counters lie: of each (block, cols, rows), its pieces that are not done
+};
 struct Units {
-  std::vector<int64_t> end, rows;  // of each step: units up to and with it; parts of the rows
+  std::vector<StepUnits> of;
+  int64_t numbers = 0, counters = 0;  // of the memory of pieces
 
-  Units(const Program& p, const Wanted& wanted, int64_t threads) {
+  Units(const Program& p, const Wanted& wanted, int64_t threads, bool in_pieces) {
     int64_t few = 0;
-    for (size_t i = 0; i < p.tile.size(); i++)
-      if (wanted.factor[i]) few += p.tile[i].blocks * parts(p.tile[i].cols, COLS);
+    for (size_t i = 0; i < p.tile.size(); i++) {
+      const Step& s = p.tile[i];
+      const int64_t whole = s.blocks * parts(s.cols, COLS), rows = parts(s.contracted, UNIT_ROWS);
+      const int64_t pieces = in_pieces ? std::min(parts(MANY, whole * rows), s.entries / s.blocks) : 1;
+      of.push_back({0, rows, pieces, 0, 0, 0});
+      if (wanted.factor[i]) few += whole * pieces;
+    }
     int64_t all = 0;
     for (size_t i = 0; i < p.tile.size(); i++) {
       const Step& s = p.tile[i];
-      int64_t split = parts(s.contracted, UNIT_ROWS);
+      StepUnits& u = of[i];
       if (few && few < 2 * threads && threads > 1)
-        split = std::max(split, std::min(parts(2 * threads, few), s.contracted / 12));
-      rows.push_back(split);
-      if (wanted.factor[i]) all += s.blocks * parts(s.cols, COLS) * split;
-      end.push_back(all);
+        u.rows = std::max(u.rows, std::min(parts(2 * threads, few), s.contracted / 12));
+      const int64_t whole = s.blocks * parts(s.cols, COLS) * u.rows;
+      if (wanted.factor[i]) all += whole * u.pieces;
+      u.end = all, u.at = numbers, u.left = counters;
+      if (!wanted.factor[i] || u.pieces == 1) continue;
+      u.each = lines(parts(s.contracted, u.rows) * COLS * 4) / 4;
+      numbers += whole * u.pieces * u.each, counters += whole;
     }
   }
+};
+
+// The memory of pieces: their sums, and for each unit that is cut how many of its pieces are not done.
+struct Pieces {
+  float* sums;
+  std::atomic<int64_t>* left;
 };
 
 // A tile of a chunk: its activations, and `half` numbers behind them their gradients.
@@ -124,19 +148,30 @@ struct ChunkTile {
 // `first`. bfloat16 is summed in `sums`, until the tokens are the `final` ones.
 template <class E>
 static void factor_unit(const Program& p, const Units& units, int i, int64_t u, const Chunk& chunk, bool first, bool final,
-                        float* turned_g, float* sums, E* to) {
+                        float* turned_g, const Pieces& pieces, float* sums, E* to) {
   constexpr bool NARROW = sizeof(E) < 4;
   float* D = turned_g + SUMMED * COLS;
   const Step& s = p.tile[i];
-  const int64_t split = units.rows[i], col_parts = parts(s.cols, COLS);
-  const int64_t k0 = s.contracted * (u % split) / split, k1 = s.contracted * (u % split + 1) / split;
-  const int64_t m0 = u / split % col_parts * COLS, block = u / split / col_parts;
+  const StepUnits& cut = units.of[i];
+  const int64_t piece = u % cut.pieces, whole = u / cut.pieces, col_parts = parts(s.cols, COLS);
+  const int64_t k0 = s.contracted * (whole % cut.rows) / cut.rows, k1 = s.contracted * (whole % cut.rows + 1) / cut.rows;
+  const int64_t m0 = whole / cut.rows % col_parts * COLS, block = whole / cut.rows / col_parts, entries = s.entries / s.blocks;
+  const int64_t b0 = block * entries + entries * piece / cut.pieces, b1 = block * entries + entries * (piece + 1) / cut.pieces;
   const int cols = (int)std::min<int64_t>(COLS, s.cols - m0);
+  if (cut.pieces > 1) D = pieces.sums + cut.at + u * cut.each;
 #if PAIRED
-  if (NARROW) unit_sums<PairSums>(s, chunk, block, m0, cols, k0, k1, turned_g, D);
+  if (NARROW) unit_sums<PairSums>(s, chunk, b0, b1, m0, cols, k0, k1, turned_g, D);
   else
 #endif
-    unit_sums<FloatSums>(s, chunk, block, m0, cols, k0, k1, turned_g, D);
+    unit_sums<FloatSums>(s, chunk, b0, b1, m0, cols, k0, k1, turned_g, D);
+  if (cut.pieces > 1) {  // whoever does the last of them adds them, and leaves the counter as it was
+    std::atomic<int64_t>& left = pieces.left[cut.left + whole];
+    if (left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+    left.store(cut.pieces, std::memory_order_relaxed);
+    D -= piece * cut.each;
+    for (int64_t j = 1; j < cut.pieces; j++)
+      for (int64_t at = 0; at < (k1 - k0) * COLS; at += VL) store(D + at, load(D + at) + load(D + j * cut.each + at));
+  }
   if (!NARROW) write_unit(s, block, m0, cols, k0, k1, D, first, (float*)(void*)to, to);
   else if (first && final) write_unit(s, block, m0, cols, k0, k1, D, true, nullptr, to);
   else write_unit(s, block, m0, cols, k0, k1, D, first, sums, final ? to : nullptr);
@@ -149,7 +184,7 @@ static int backward(const Program& p, const void* const* factors, const char* co
   constexpr bool NARROW = sizeof(E) < 4;
   const Wanted wanted(p, dx != nullptr, (void* const*)dfactors);
   const Chunks cut = chunks(p, n, threads, how);
-  const Units units_of(p, wanted, threads);
+  const Units units_of(p, wanted, threads, true);
   const int steps = (int)p.tile.size(), last = p.last();
   const int64_t T = cut.tile, in_chunk = parts(std::min(n, cut.tokens), T), many_chunks = parts(n, cut.tokens);
   const int64_t half = p.full_features * T, stride = lines(2 * half * 4) / 4;
@@ -163,14 +198,20 @@ static int backward(const Program& p, const void* const* factors, const char* co
     if (dbias) sums_at.back() = sums_bytes, sums_bytes += lines(p.out * 4);
   }
   const int64_t formed = formed_bytes(p, T), per_thread = formed + unit_bytes(p);
-  const int64_t counters = lines(many_chunks * 8);
-  char* memory = scratch().take(counters + own_copies + sums_bytes + in_chunk * stride * 4 + threads * per_thread);
+  const int64_t counters = lines((many_chunks + units_of.counters) * 8), pieces_bytes = lines(units_of.numbers * 4);
+  char* memory = scratch().take(counters + own_copies + sums_bytes + pieces_bytes + in_chunk * stride * 4 + threads * per_thread);
   if (!memory) return NO_MEMORY;
   auto* next = (std::atomic<int64_t>*)memory;
   for (int64_t c = 0; c < many_chunks; c++) next[c] = 0;
   char* in_call = memory + counters;
   char* sums = in_call + own_copies;
-  float* tiles = (float*)(sums + sums_bytes);
+  const Pieces pieces{(float*)(sums + sums_bytes), next + many_chunks};
+  for (int i = 0; i < steps; i++) {
+    const StepUnits& cut = units_of.of[i];
+    for (int64_t w = 0, to = i + 1 < steps ? units_of.of[i + 1].left : units_of.counters; cut.left + w < to; w++)
+      pieces.left[cut.left + w] = cut.pieces;
+  }
+  float* tiles = (float*)(sums + sums_bytes + pieces_bytes);
   char* private_memory = (char*)(tiles + in_chunk * stride);
   const bool past = dx && past_cache(dx, n, p.in, caches.l3);
   const bool needs_dy = dbias || std::any_of(wanted.gradient.begin() + 1, wanted.gradient.end(), [](char c) { return c; });
@@ -247,14 +288,15 @@ static int backward(const Program& p, const void* const* factors, const char* co
       barrier(many);
 
       const bool first = c == 0, final = c + 1 == many_chunks;
-      const int64_t all = units_of.end.empty() ? 0 : units_of.end.back();
+      const int64_t all = units_of.of.empty() ? 0 : units_of.of.back().end;
       for (int64_t u; (u = next[c].fetch_add(1, std::memory_order_relaxed)) < all;) {
         int i = 0;
-        while (u >= units_of.end[i]) i++;
-        if (i) u -= units_of.end[i - 1];
+        while (u >= units_of.of[i].end) i++;
+        if (i) u -= units_of.of[i - 1].end;
         const Step& s = p.tile[i];
         const Chunk chunk{tiles, stride, T, cn, p.full[s.source] * T, half + p.full[s.target] * T};
-        factor_unit(p, units_of, i, u, chunk, first, final, turned_g, (float*)(sums + sums_at[s.factor]), dfactors[s.factor]);
+        factor_unit(p, units_of, i, u, chunk, first, final, turned_g, pieces, (float*)(sums + sums_at[s.factor]),
+                    dfactors[s.factor]);
       }
       if (dbias) {
         Share mine = share(parts(p.out, 32), me, many);

@@ -137,15 +137,16 @@ static inline void fetched(const float* const* from, const Piece* pieces, int co
       for (int t = 0; t < pieces[i].tokens; t += 16) __builtin_prefetch(from[i] + off[j] * T + t);
 }
 
-// One unit: a block of the factor, cols [m0, m0 + cols), rows [k0, k1): into D[k - k0][COLS]. g holds SUMMED x COLS.
+// One unit: entries [b0, b1) of a block of the factor, cols [m0, m0 + cols), rows [k0, k1): into D[k - k0][COLS]. g holds
+// SUMMED x COLS.
 template <class Sums>
-APART void unit_sums(const Step& s, const Chunk& chunk, int64_t block, int64_t m0, int cols, int64_t k0, int64_t k1, float* g,
-                      float* D) {
-  const int64_t rows = s.entries / s.blocks, T = chunk.T;
+APART void unit_sums(const Step& s, const Chunk& chunk, int64_t b0, int64_t b1, int64_t m0, int cols, int64_t k0, int64_t k1,
+                      float* g, float* D) {
+  const int64_t T = chunk.T;
   const int vectors = (cols + VL - 1) / VL;
   const int64_t kb = parts(k1 - k0, TR);
   bool add = false;
-  for (int64_t b = block * rows; b < (block + 1) * rows; b++) {
+  for (int64_t b = b0; b < b1; b++) {
     const int32_t *koff = s.a_offsets(b), *goff = s.c_offsets(b) + m0;
     for (int64_t t0 = 0; t0 < chunk.tokens; t0 += SUMMED) {
       Piece pieces[SUMMED / 16];
