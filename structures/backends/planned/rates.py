@@ -18,7 +18,7 @@ from structures.backends.planned.figures import COPIES, PRODUCTS, SECONDS, Curve
 VARIABLE = "STRUCTURES_CACHE"  # a folder; else the user's cache folder
 MAX_BYTES = 2**20  # of the file
 Figures = dict[str, "float | Curve"]  # by name
-VERSION = 4  # of what is measured and of the file's format
+VERSION = 5  # of what is measured and of the file's format
 
 
 def of(dtype: str, threads: int, device: str = "cpu") -> Rates:
