@@ -182,11 +182,13 @@ APART void unit_sums(const Step& s, const Chunk& chunk, int64_t b0, int64_t b1, 
 }
 
 // A unit's sums to where they belong in the factor's gradient: added to `sum` (or written, for the first chunk), and, if
-// it is not nullptr, rounded into dW.
+// it is not nullptr, rounded into dW. A vector of cols, or of rows, goes at once where its numbers lie side by side: of
+// butterfly's factors (blocks inside a radix) only runs of cols do, and one by one 256 x 256 blocks took as long as their sums.
 template <class E>
 APART void write_unit(const Step& s, int64_t block, int64_t m0, int cols, int64_t k0, int64_t k1, const float* D, bool first,
                        float* sum, E* dW) {
   const int64_t base = s.w_base[block * (s.entries / s.blocks)];
+  const int rows = (int)(k1 - k0);
   auto put = [&](int64_t at, vf v, int n) {  // n numbers side by side
     if (n == VL) {
       if (sum && !first) v += load(sum + at);
@@ -198,28 +200,29 @@ APART void write_unit(const Step& s, int64_t block, int64_t m0, int cols, int64_
       else store_part(sum + at, v, n);
     }
   };
-  if (consecutive(s.w_m + m0, cols)) {
-    for (int64_t k = k0; k < k1; k++)
-      for (int m = 0; m < cols; m += VL) put(base + s.w_k[k] + s.w_m[m0 + m], load(D + (k - k0) * COLS + m), std::min(VL, cols - m));
-  } else if (consecutive(s.w_k + k0, k1 - k0)) {
-    for (int64_t k = k0; k < k1; k += VL) {
-      const int there = (int)std::min<int64_t>(VL, k1 - k);
-      for (int m = 0; m < cols; m += VL) {
+  const bool by_cols = consecutive(s.w_m + m0, std::min(VL, cols)), by_rows = !by_cols && consecutive(s.w_k + k0, std::min(VL, rows));
+  for (int k = 0; k < rows; k += VL)
+    for (int m = 0; m < cols; m += VL) {
+      const int ks = std::min(VL, rows - k), ms = std::min(VL, cols - m);
+      const int32_t *wk = s.w_k + k0 + k, *wm = s.w_m + m0 + m;
+      const float* d = D + k * COLS + m;
+      if (by_cols && consecutive(wm, ms)) {
+        for (int i = 0; i < ks; i++) put(base + wk[i] + wm[0], load(d + i * COLS), ms);
+      } else if (by_rows && consecutive(wk, ks)) {
         vf v[VL];
-        for (int i = 0; i < VL; i++) v[i] = i < there ? load(D + (k - k0 + i) * COLS + m) : vf{};
+        for (int i = 0; i < VL; i++) v[i] = i < ks ? load(d + i * COLS) : vf{};
         transpose(v);
-        for (int i = 0; i < std::min(VL, cols - m); i++) put(base + s.w_k[k] + s.w_m[m0 + m + i], v[i], there);
+        for (int i = 0; i < ms; i++) put(base + wk[0] + wm[i], v[i], ks);
+      } else {
+        for (int i = 0; i < ms; i++)
+          for (int j = 0; j < ks; j++) {
+            const int64_t at = base + wk[j] + wm[i];
+            float v = d[j * COLS + i];
+            if (sum && !first) v += sum[at];
+            if (!dW) sum[at] = v;
+            else if constexpr (sizeof(E) == 4) dW[at] = v;
+            else dW[at] = narrow(v);
+          }
       }
     }
-  } else {
-    for (int m = 0; m < cols; m++)
-      for (int64_t k = k0; k < k1; k++) {
-        const int64_t at = base + s.w_k[k] + s.w_m[m0 + m];
-        float v = D[(k - k0) * COLS + m];
-        if (sum && !first) v += sum[at];
-        if (!dW) sum[at] = v;
-        else if constexpr (sizeof(E) == 4) dW[at] = v;
-        else dW[at] = narrow(v);
-      }
-  }
 }
