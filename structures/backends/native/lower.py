@@ -51,7 +51,13 @@ class Table:
     @property
     def consecutive(self) -> bool:
         """Whether each number is one more than the last."""
-        return bool((np.diff(self.numbers) == 1).all())
+        return self.in_runs(max(len(self), 1))
+
+    def in_runs(self, length: int) -> bool:
+        """Whether each number is one more than the last, in every run of so many."""
+        steps = np.diff(self.numbers) == 1
+        steps[length - 1 :: length] = True  # from one run to the next
+        return bool(steps.all())
 
     def __len__(self) -> int:
         return self.numbers.size

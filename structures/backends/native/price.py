@@ -144,8 +144,8 @@ class Work:
 
     def moved(self, step: Product) -> int:
         """Numbers of a factor that are moved one by one."""
-        scattered = not step.w_cols.consecutive and not step.w_contracted.consecutive
-        return self.lowered.factor_numbers[step.factor] if scattered else 0
+        by_runs = any(table.in_runs(self.kernel.vector) for table in (step.w_cols, step.w_contracted))
+        return 0 if by_runs else self.lowered.factor_numbers[step.factor]
 
     @property
     def packed(self) -> float:

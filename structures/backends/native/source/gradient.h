@@ -170,11 +170,16 @@ APART void unit_sums(const Step& s, const Chunk& chunk, int64_t b0, int64_t b1, 
         const int32_t* ko = koff + k0 + k;
         float* d = D + k * COLS;
         fetched(as, pieces, count, ko + r, std::min<int64_t>(TR, k1 - k0 - k - r), T);
-        int v = 0;
-        if (TV == 4)
-          for (; v + 4 <= vectors; v += 4) sums_of<Sums, TV>(r, pieces, count, ko, T, g + v * VL, d + v * VL, add);
-        for (; v + 2 <= vectors; v += 2) sums_of<Sums, 2>(r, pieces, count, ko, T, g + v * VL, d + v * VL, add);
-        for (; v < vectors; v++) sums_of<Sums, 1>(r, pieces, count, ko, T, g + v * VL, d + v * VL, add);
+        for (int v = 0; v < vectors; v += TV) {
+          const float* gv = g + v * VL;
+          float* dv = d + v * VL;
+          switch (std::min(TV, vectors - v)) {
+            case 1: sums_of<Sums, 1>(r, pieces, count, ko, T, gv, dv, add); break;
+            case 2: sums_of<Sums, 2>(r, pieces, count, ko, T, gv, dv, add); break;
+            case 3: sums_of<Sums, std::min(3, TV)>(r, pieces, count, ko, T, gv, dv, add); break;
+            default: sums_of<Sums, TV>(r, pieces, count, ko, T, gv, dv, add);
+          }
+        }
       }
       add = true;
     }
