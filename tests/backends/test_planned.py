@@ -896,6 +896,7 @@ def test_calibrating_keeps_figures_of_the_right_kind(folder):
     assert 0 < found.call < 1e-3
     assert all(size < more for curve in dict(found.product).values() for (size, _), (more, _) in pairwise(curve))
     assert set(dict(found.copy)) == set(figures.COPIES) and set(dict(found.product)) == set(figures.PRODUCTS)
+    assert {curve[0][0] for curve in dict(found.product).values()} == {1}, "one row has a rate of its own"
     with pytest.raises(ValueError, match=r"torch.int8 is not a real floating-point dtype"):
         structures.calibrate([torch.int8])
 
