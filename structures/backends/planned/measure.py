@@ -193,8 +193,8 @@ def _products(kind: str, dtype: torch.dtype, found: Rates, seconds: float) -> Cu
 def _one_row(dtype: torch.dtype, found: Rates, seconds: float) -> float:
     """GFLOP/s of a matrix times one row.
 
-    Not a block of one number: with the rate of blocks of 2 x 2, dense 1024 x 1024 at 1 token was predicted to take 2.6 ms
-    forward and backward, and took 0.6 (AMD Zen 4, two threads).
+    Not a block of one number: with the rate of blocks of 2 x 2, dense 1024 x 1024 at 1 token was predicted to take
+    2.6 ms forward and backward, and took 0.6 (AMD Zen 4, two threads).
     """
     x, weight = torch.ones(1, WIDTH, dtype=dtype), torch.ones(WIDTH, WIDTH, dtype=dtype)
     size = dtype.itemsize * (x.numel() + weight.numel())
