@@ -27,9 +27,10 @@ OVER = {
     (torch.bfloat16, False): 1.3,
     (torch.bfloat16, True): 1.0,
 }
-# Python around the planner's torch operators, which its price of a forward leaves out: calls of two products of 32 x 32
-# took 26 and 29 us where 8 and 10 were predicted (AMD Zen 4, 256 and 1024 features, 1 token). That of a backward has its
-# own: 84 to 97 us were predicted for dense, Kronecker, butterfly and low rank 256 x 256 at 1 token, which took 76 to 99.
+# Python around the planner's torch operators, which its price of a forward leaves out: calls of two products of
+# 32 x 32 took 26 and 29 us where 8 and 10 were predicted (AMD Zen 4, 256 and 1024 features, 1 token). That of a
+# backward has its own: 84 to 97 us were predicted for dense, Kronecker, butterfly and low rank 256 x 256 at 1 token,
+# which took 76 to 99.
 AROUND = 15e-6
 TRACED_TOKENS = 2048  # what a graph of an unknown number of tokens is decided for
 
