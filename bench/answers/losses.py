@@ -1,4 +1,4 @@
-"""Which differences of losses are more than noise, how long runs were, and what a share of trials is worth."""
+"""Which differences of losses are more than noise, and how long runs were."""
 
 import math
 from collections import Counter, defaultdict
@@ -170,10 +170,10 @@ def _ranked(several: Sequence[Result], known: Noise | None) -> list[Result]:
     return sorted(ranked, key=lambda r: (r.loss is None, r.loss or 0, r.first.series))
 
 
-def budgets(several: Sequence[Result]) -> list[tuple[str | None, str]]:
-    """Budgets and starts of structures, the budget that most of them have first, none last."""
-    counts = Counter((r.first.budget, r.first.start) for r in several if not r.first.control)
-    return sorted(counts, key=lambda own: (own[0] is None, -counts[own], own[0] or "", own[1]))
+def budgets(several: Sequence[Result]) -> list[str | None]:
+    """Budgets of structures, the one that most of them have first, none last."""
+    counts = Counter(r.first.budget for r in several if not r.first.control)
+    return sorted(counts, key=lambda budget: (budget is None, -counts[budget], budget or ""))
 
 
 def threshold(known: Noise, some: int, others: int, pairs: int) -> float:
@@ -204,7 +204,6 @@ class Length:
     steps: tuple[int, ...]  # several where a control had other steps
     tokens: float  # of one step
     fell: float | None  # as a share of the loss at half time
-    constant: bool
 
 
 def length(several: Sequence[Result]) -> Length:
@@ -212,16 +211,4 @@ def length(several: Sequence[Result]) -> Length:
     first = next((r for r in several if r.first.structure == "dense"), several[0]).first
     half = [(step, loss) for step, loss in first.curve if 0 < step <= first.steps / 2] or list(first.curve[:1])
     fell = None if first.loss is None or not half else 1 - first.loss / half[-1][1]
-    return Length(tuple(sorted({r.first.steps for r in several})), first.tokens, fell, first.constant)
-
-
-def proportion(share: float, count: int, several: int = 1) -> tuple[float, float]:
-    """Clopper and Pearson's interval for a share of `count` trials; the share may be a mean over repeated ones.
-
-    Args:
-        several: how many intervals share the level.
-    """
-    hits, tail = share * count, (1 - LEVEL) / 2 / several
-    low = float(special.betaincinv(hits, count - hits + 1, tail)) if hits > 0 else 0.0
-    high = float(special.betaincinv(hits + 1, count - hits, 1 - tail)) if hits < count else 1.0
-    return low, high
+    return Length(tuple(sorted({r.first.steps for r in several})), first.tokens, fell)

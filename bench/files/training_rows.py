@@ -8,9 +8,9 @@ from bench.files import declared
 from bench.files.declared import Key, Reader
 from bench.files.fields import Fields
 from bench.files.rows import Spread
-from structures.reading import BadFile, printable
+from structures.reading import BadFile
 
-PHASES = ("tune", "train", "time", "match", "teacher")
+PHASES = ("train", "time")
 SHARES = ("replaced_params_share", "params_share", "train_flops_share", "replaced_flops_share")
 
 
@@ -20,15 +20,6 @@ class TrainingPlace:
 
     setting: declared.Name
     width: declared.Count
-
-
-@dataclass(frozen=True)
-class Grammar:
-    """The share of minimal pairs of which the right sentence has the greater probability."""
-
-    accuracy: declared.Share
-    pairs: declared.Count
-    chance: declared.Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +63,6 @@ class TrainingRun:
     structure: declared.Name
     series: declared.Name
     control: bool
-    start: declared.Words
     budget: declared.Name | None
     options: declared.Object
     seed: Annotated[int, Reader(_seed)]
@@ -82,7 +72,6 @@ class TrainingRun:
     paired: declared.Flag = False  # the seed draws the task too, so that runs of one seed belong together
     steps: declared.Count
     tokens: _key("tokens_per_step")  # type: ignore[valid-type]
-    constant: bool  # the rate did not fall, so every point of the curve could have been an end
     loss: declared.Number | None = None  # None: it diverged
     reason: declared.Words | None = None
     curve: Annotated[tuple[tuple[int, float], ...], Reader(_curve)]
@@ -90,10 +79,7 @@ class TrainingRun:
     train_flops: declared.Number  # of one token, counted
     executed: _key("executed_train_flops")  # type: ignore[valid-type]  # of one token, as run
     shares: dict[str, float]
-    metrics: dict[str, float]
-    grammar: Grammar | None = None
-    phenomena: dict[str, Grammar]  # of the grammar test, by name
-    teacher_loss: declared.Number | None = None
+    bits_per_byte: declared.Number | None = None  # of text
 
 
 @dataclass(frozen=True)
@@ -114,7 +100,7 @@ class Time:
 
 
 def read(rows: Sequence[Fields]) -> tuple[list[TrainingRun], list[Time]]:
-    """Runs to report and times; tries of rates are left out.
+    """Runs to report, and times.
 
     Raises:
         BadFile: a field is missing or impossible.
@@ -122,8 +108,7 @@ def read(rows: Sequence[Fields]) -> tuple[list[TrainingRun], list[Time]]:
     runs, times = [], []
     keys: dict[str, str] = {}
     for fields in rows:
-        phase = fields.choice("phase", PHASES)
-        if phase == "train":
+        if fields.choice("phase", PHASES) == "train":
             runs.append(_run(fields))
             name, key = runs[-1].place.setting, fields.name("setting_key")
             if keys.setdefault(name, key) != key:
@@ -131,22 +116,16 @@ def read(rows: Sequence[Fields]) -> tuple[list[TrainingRun], list[Time]]:
                     f"{fields.where}: {name} was trained in two ways (steps, batch or the like); their losses cannot "
                     "stand beside each other"
                 )
-        elif phase == "time":
+        else:
             times.append(declared.read(Time, fields, place=declared.read(TrainingPlace, fields)))
     return runs, times
 
 
 def _run(fields: Fields) -> TrainingRun:
-    kinds = fields.inside("grammar_by_phenomenon") if "grammar_by_phenomenon" in fields else None
     return declared.read(
         TrainingRun,
         fields,
         place=declared.read(TrainingPlace, fields),
         control=fields.name("way") == "control",
-        constant=fields.name("schedule") == "constant",
         shares={key: fields.within(key, 0, 1e6) for key in SHARES},
-        metrics={key: fields.within(key, 0, 1e6) for key in ("accuracy", "bits_per_byte") if key in fields},
-        phenomena={printable(name): declared.read(Grammar, kinds.inside(name)) for name in kinds.values}
-        if kinds
-        else {},
     )

@@ -57,7 +57,6 @@ class Variant:
             "way": "control" if self.control else "structure",
             "series": self.series,
             "budget": self.budget,
-            "start": "",
         }
 
     def share(self) -> float:

@@ -23,7 +23,6 @@ class PageCell:
     value: float | None = None
     look: Style | None = None
     strong: bool = False
-    tint: str = ""  # a background, as CSS
 
 
 @dataclass(frozen=True)

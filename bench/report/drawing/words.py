@@ -68,8 +68,7 @@ def budget(value: str | None) -> str:
     if value is None:
         return "own options, unequal cost"
     kind, part = value.split("=")
-    quantity = {"params": "parameters", "flops": "FLOPs", "time": "step time"}[kind]
-    return f"{share(float(part))} of dense {quantity}"
+    return f"{share(float(part))} of dense {'parameters' if kind == 'params' else 'FLOPs'}"
 
 
 def error(value: Any) -> str:

@@ -54,7 +54,7 @@ def section(files: Sequence[File]) -> tuple[str, Figure | None]:
 
 def _budget(runs: Sequence[TrainingRun]) -> str | None:
     """The share of parameters at which most structures were trained."""
-    seen = {(r.budget, r.structure, r.place.setting) for r in runs if not r.control and not r.start}
+    seen = {(r.budget, r.structure, r.place.setting) for r in runs if not r.control}
     counts = Counter(budget for budget, _, _ in seen if budget and budget.startswith("params="))
     return max(counts, key=lambda budget: (counts[budget], budget)) if counts else None
 
@@ -62,7 +62,7 @@ def _budget(runs: Sequence[TrainingRun]) -> str | None:
 def _columns(results: Mapping[TrainingPlace, Sequence[Result]], budget: str | None) -> list[TrainingPlace]:
     """Of the tasks that tell something the width with most structures, the tasks with most of them, in their order."""
     telling = [place for place, several in results.items() if discriminates(several)]
-    sizes = {p: sum(not r.first.control for r in beside.chosen(results[p], budget, "")) for p in telling}
+    sizes = {p: sum(not r.first.control for r in beside.chosen(results[p], budget)) for p in telling}
     fullest = {p.setting: p for p in sorted(telling, key=lambda p: (sizes[p], p.width))}.values()
     ranked = sorted((p for p in fullest if sizes[p]), key=lambda p: -sizes[p])[:MOST]
     return [p for p in telling if p in ranked]
@@ -72,7 +72,7 @@ def _table(
     columns: Sequence[TrainingPlace], results: Mapping[TrainingPlace, Sequence[Result]], budget: str
 ) -> list[str]:
     """A line for each series; the order is that of the first column with most of them."""
-    kept = {p: {r.first.series: r for r in beside.chosen(results[p], budget, "")} for p in columns}
+    kept = {p: {r.first.series: r for r in beside.chosen(results[p], budget)} for p in columns}
     order = dict.fromkeys(series for p in sorted(columns, key=lambda p: -len(kept[p])) for series in kept[p])
     lines = [[code(DENSE), *("baseline" for _ in columns)]]
     for series in order:

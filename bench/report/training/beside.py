@@ -4,23 +4,19 @@ import math
 from collections.abc import Sequence
 
 from bench.answers.losses import TIE, Result
+from bench.files.vocabulary import DENSE, REMOVED
 from bench.report.drawing import words
 from bench.report.drawing.plot import Axis, Chart, Guide, PlotPoint, PlotSeries
-from bench.report.training.trained import REMOVED, Trained, look
+from bench.report.training.trained import Trained, look, within
 
 ROW = 17  # pixels of a series
 MOST = 4.0  # times dense's loss: what is further stands at the edge
 
 
-def chosen(several: Sequence[Result], budget: str | None, start: str) -> list[Result]:
+def chosen(several: Sequence[Result], budget: str | None) -> list[Result]:
     """Series at a budget and the controls, those with a difference from dense that has a known noise."""
-    known = [r for r in several if r.difference is not None and r.margin is not None and r.first.structure != "dense"]
-    return [
-        r
-        for r in known
-        if (r.first.budget, r.first.start) == (budget, start)
-        or (r.first.control and (budget is None or r.first.budget in (None, budget)))
-    ]
+    known = [r for r in several if r.difference is not None and r.margin is not None and r.first.structure != DENSE]
+    return [r for r in known if within(r, budget)]
 
 
 def chart(of: Trained, kept: Sequence[Result], title: str) -> Chart:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 
 from bench.answers.losses import Result
-from bench.files.vocabulary import NARROW
 from bench.report.drawing import style, words
 from bench.report.drawing.plot import Axis, Chart, Guide, PlotPoint, PlotSeries
 from bench.report.drawing.style import GREY
@@ -45,14 +44,12 @@ def costs(of: Trained, trained: Sequence[Result], budget: str | None) -> list[Ch
     return charts
 
 
-def curves(of: Trained, own: Sequence[Result], start: str) -> list[Chart]:
-    """Mean losses while training, with their range over seeds; of a conversion, against steps from what it started."""
+def curves(of: Trained, own: Sequence[Result]) -> list[Chart]:
+    """Mean losses while training, with their range over seeds."""
     axes: dict[str, tuple[Axis, Callable[[Result], float | None]]] = {
         "FLOPs": (Axis("FLOPs of training, as executed"), lambda r: r.first.tokens * r.first.executed),
         "time": (Axis(SECONDS, "s"), of.step_seconds),
     }
-    if start:
-        axes = {"steps": (Axis("steps", "", log=False), lambda _: 1.0)}
     coloured = _coloured(own)
     charts = []
     for name, (axis, of_step) in axes.items():
@@ -61,14 +58,10 @@ def curves(of: Trained, own: Sequence[Result], start: str) -> list[Chart]:
                        faint=r not in coloured)
             for r in sorted(own, key=lambda r: r in coloured)
             for step in [of_step(r)] if step
-            for points in [_points(of, r, step, start)]
+            for points in [_points(of, r, step)]
         ]  # fmt: skip
-        teacher = own[0].first.teacher_loss if start else None
-        ends = [p.x for s in series for p in s.points]
-        guides = [Guide([(min(ends), teacher), (max(ends), teacher)], strokeDash=(5, 3))] if teacher and ends else []
         if len(series) > 1:
-            title = f"{'Recovered loss' if start else 'Loss while training'} against {name}"
-            charts.append(Chart(title, axis, Axis("loss", "#"), series, guides))
+            charts.append(Chart(f"Loss while training against {name}", axis, Axis("loss", "#"), series))
     return charts
 
 
@@ -79,7 +72,7 @@ def _coloured(own: Sequence[Result]) -> list[Result]:
     return [*(r for r in own if r.first.control or r.first.structure == "dense"), *dyad, *others]
 
 
-def _points(of: Trained, result: Result, of_step: float, start: str) -> list[PlotPoint]:
+def _points(of: Trained, result: Result, of_step: float) -> list[PlotPoint]:
     by_step: dict[int, list[float]] = {}
     for run in result.runs:
         for step, loss in run.curve if run.loss is not None else ():
@@ -87,18 +80,8 @@ def _points(of: Trained, result: Result, of_step: float, start: str) -> list[Plo
     return [
         PlotPoint(step * of_step, math.exp(mean(map(math.log, some))), of.told(result), min(some), max(some))
         for step, some in sorted(by_step.items())
-        if step or start  # what was never trained has no place on a logarithmic axis
+        if step  # what was never trained has no place on a logarithmic axis
     ]
-
-
-def within(result: Result, budget: str | None, start: str) -> bool:
-    """Whether a series, or a control, belongs to a budget and a start."""
-    first = result.first
-    if start and first.structure == NARROW:
-        return False  # it was drawn freshly and had the steps of the network that the others start from, too
-    return (first.budget, first.start) == (budget, start) or (
-        first.control and (budget is None or first.budget in (None, budget))
-    )
 
 
 # -- DYAD's own question: what more blocks save, and what they cost
@@ -142,7 +125,7 @@ def blocks(of: Trained, several: Sequence[Result]) -> list[Chart]:
 # -- compute-optimal fronts
 
 
-def fronts(several: Sequence[Front], title: str = "Least loss against FLOPs of training") -> list[Chart]:
+def fronts(several: Sequence[Front]) -> list[Chart]:
     """Least losses for each amount of training FLOPs, with fitted power laws; and the exponents."""
     fitted = [f for f in several if f.exponent is not None]
     if not fitted:
@@ -157,8 +140,8 @@ def fronts(several: Sequence[Front], title: str = "Least loss against FLOPs of t
         for f, s in zip(several, series, strict=True)
         if f.exponent is not None and f.factor is not None
     ]
-    lines = Chart(title, Axis("FLOPs of training"), Axis("loss", "#"), series, guides, max(340, 13 * (len(series) + 1)))
-    return [lines, _exponents(fitted)]
+    title, height = "Least loss against FLOPs of training", max(340, 13 * (len(series) + 1))
+    return [Chart(title, Axis("FLOPs of training"), Axis("loss", "#"), series, guides, height), _exponents(fitted)]
 
 
 def _exponents(fitted: Sequence[Front]) -> Chart:

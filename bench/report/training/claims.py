@@ -11,7 +11,7 @@ from pathlib import Path
 from scipy import stats
 
 from bench.answers.losses import TIE, Result
-from bench.files.training_rows import Time, TrainingPlace, TrainingRun
+from bench.files.training_rows import Time, TrainingPlace
 from bench.files.vocabulary import DENSE
 from bench.report.training.fronts import Front
 
@@ -213,11 +213,6 @@ MEASURES: Mapping[str, Callable[[Found], list[str]]] = {
 }
 
 
-def plain(run: TrainingRun) -> str:
-    """A series without its start."""
-    return run.series.partition(", ")[0]
-
-
 def difference(result: Result) -> str:
     """A result's loss beside dense's, no finer than its noise."""
     if result.difference is None or result.interval is None:
@@ -234,16 +229,6 @@ def percent(share: float | None) -> str:
 def percents(ends: tuple[float, float]) -> str:
     """`-3.1 to +4.0 %`."""
     return f"{ends[0] * 100:+.1f} to {ends[1] * 100:+.1f} %"
-
-
-def exponent(front: Front) -> str | None:
-    """`...: dense: loss ~ FLOPs^-0.42 (0.40 to 0.44, 20 points, 3 widths)`."""
-    if front.exponent is None or front.low is None or front.high is None:
-        return None
-    return (
-        f"{front.setting}: {front.series}: loss ~ FLOPs^-{front.exponent:.3f} ({front.low:.3f} to {front.high:.3f}, "
-        f"{len(front.points)} points of {front.widths} widths)"
-    )
 
 
 def markdown(found: Sequence[Claim]) -> str:

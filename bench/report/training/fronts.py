@@ -35,20 +35,14 @@ class Front:
     factor: float | None = None
 
 
-def front(runs: Sequence[TrainingRun], *, executed: bool = False) -> Front:
-    """The front of one series in one setting: of whole curves where the rate was constant, else of ends of runs.
-
-    Args:
-        executed: against the FLOPs that were run, instead of those counted.
-    """
-    by_step: dict[tuple[int, int], list[tuple[float, float]]] = defaultdict(list)
+def front(runs: Sequence[TrainingRun]) -> Front:
+    """The front of one series in one setting, of the ends of its runs: before them the rate is still to fall."""
+    ends: dict[tuple[int, int], list[tuple[float, float]]] = defaultdict(list)
     for run in runs:
         if run.loss is not None:
-            cost = run.executed if executed else run.train_flops
-            for step, loss in run.curve if run.constant else run.curve[-1:]:
-                if step:
-                    by_step[run.place.width, step].append((cost * run.tokens * step, loss))
-    points = sorted((some[0][0], math.exp(mean(math.log(loss) for _, loss in some))) for some in by_step.values())
+            step, loss = run.curve[-1]
+            ends[run.place.width, step].append((run.train_flops * run.tokens * step, loss))
+    points = sorted((some[0][0], math.exp(mean(math.log(loss) for _, loss in some))) for some in ends.values())
     lower: list[tuple[float, float]] = []
     for point in points:
         if not lower or point[1] < lower[-1][1]:
@@ -61,7 +55,7 @@ def front(runs: Sequence[TrainingRun], *, executed: bool = False) -> Front:
         budget=first.budget,
         control=first.control,
         points=tuple(lower),
-        widths=len({w for w, _ in by_step}),
+        widths=len({w for w, _ in ends}),
     )
     if len(lower) < LEAST or found.widths < 2:
         return found
@@ -72,10 +66,10 @@ def front(runs: Sequence[TrainingRun], *, executed: bool = False) -> Front:
     return replace(found, exponent=slope, low=slope - half, high=slope + half, factor=math.exp(line.intercept))
 
 
-def fronts(runs: Sequence[TrainingRun], *, executed: bool = False) -> list[Front]:
+def fronts(runs: Sequence[TrainingRun]) -> list[Front]:
     """Of every series that was trained at several widths, the steepest first."""
     groups: dict[tuple[str, str], list[TrainingRun]] = defaultdict(list)
     for run in runs:
         groups[run.place.setting, run.series].append(run)
-    found = [front(some, executed=executed) for some in groups.values() if len({r.place.width for r in some}) > 1]
+    found = [front(some) for some in groups.values() if len({r.place.width for r in some}) > 1]
     return sorted((f for f in found if f.points), key=lambda f: (f.setting, -(f.exponent or 0)))

@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from bench.answers import losses
-from bench.answers.losses import Result, budgets
+from bench.answers.losses import budgets
+from bench.answers.qualities import discriminates
 from bench.files import training_rows
 from bench.files.kinds import TRAINING, File
 from bench.files.training_rows import TrainingPlace
 from bench.report.drawing import words
 from bench.report.drawing.plot import Chart, Figure
 from bench.report.drawing.sections import PageTable, Section, Sheet, measured, numbered
-from bench.report.training import beside, charts, claims, grammar, tables
+from bench.report.training import beside, charts, claims, tables
 from bench.report.training.fronts import Front, fronts
-from bench.report.training.trained import OWN, Trained
+from bench.report.training.trained import OWN, Trained, within
 from structures.reading import BadFile, printable
 
 LEAD = (
@@ -67,31 +68,33 @@ def _ordered(places: Sequence[TrainingPlace]) -> list[TrainingPlace]:
 
 
 def _sheets(of: Trained, place: TrainingPlace, counted: Sequence[Front], said: Sequence[str]) -> list[Sheet]:
-    """One for each budget and start that structures were trained at."""
+    """One for each budget that structures were trained at."""
     several = of.results[place]
     trained = [r for r in several if r.loss is not None]
     largest = place.width == max(p.width for p in of.results if p.setting == place.setting)
     found = []
-    for budget, start in budgets(several):
-        own = [r for r in trained if charts.within(r, budget, start)]
-        kept = beside.chosen(several, budget, start)
+    for budget in budgets(several):
+        own = [r for r in trained if within(r, budget)]
+        kept = beside.chosen(several, budget)
         drawn: list[Chart] = [beside.chart(of, kept, "Loss beside dense's")] if len(kept) > 1 else []
-        drawn += charts.costs(of, own, budget) + charts.curves(of, own, start)
+        drawn += charts.costs(of, own, budget) + charts.curves(of, own)
         drawn += charts.blocks(of, several) if budget is None else []
-        if largest and not start:
+        if largest:
             drawn += charts.fronts([f for f in counted if f.setting == place.setting and _within(f, budget)])
-        table = tables.table([r for r in several if charts.within(r, budget, start)], of.times)
-        at = (OWN if budget is None else words.budget(budget)) + (f", {start} start" if start else "")
         found.append(
             Sheet(
-                choices={"Task": place.setting, "Width": str(place.width), "Compared at": at},
+                choices={"Task": place.setting, "Width": str(place.width), "Compared at": _at(budget)},
                 said=[tables.how_long(several), *said],
                 warnings=tables.warnings(several),
                 charts=drawn,
-                tables=[table, *grammar.tables(several)],
+                tables=[tables.table([r for r in several if within(r, budget)], of.times)],
             )
         )
     return found
+
+
+def _at(budget: str | None) -> str:
+    return OWN if budget is None else words.budget(budget)
 
 
 def _within(front: Front, budget: str | None) -> bool:
@@ -110,21 +113,13 @@ def _claims(found: Sequence[claims.Claim]) -> PageTable:
 
 def _figure(of: Trained, said: Sequence[str]) -> Figure | None:
     """Losses beside dense's, of the tasks that tell dense from a network whose layers were removed."""
-    told = [p for p in {place.setting: place for place in of.results}.values() if tells(of.results[p])]
+    told = [p for p in {place.setting: place for place in of.results}.values() if discriminates(of.results[p])]
     drawn = []
     for place in told:
-        for budget, start in budgets(of.results[place])[:1]:
-            kept = beside.chosen(of.results[place], budget, start)
-            at = OWN if budget is None else words.budget(budget)
-            drawn += [beside.chart(of, kept, f"{place.setting}, width {place.width}, {at}")] if len(kept) > 1 else []
+        for budget in budgets(of.results[place])[:1]:
+            kept, title = beside.chosen(of.results[place], budget), f"{place.setting}, width {place.width}"
+            drawn += [beside.chart(of, kept, f"{title}, {_at(budget)}")] if len(kept) > 1 else []
     return Figure(TRAINING, "Loss after training beside dense's", said, drawn, 2, 300) if drawn else None
-
-
-def tells(several: Sequence[Result]) -> bool:
-    """Whether a task tells dense from a network whose layers were removed."""
-    from bench.answers.qualities import discriminates
-
-    return discriminates(several)
 
 
 def _data(file: File) -> list[list[str]]:
@@ -145,8 +140,8 @@ def _points(of: Trained) -> list[dict[str, Any]]:
     return [
         {
             "setting": run.place.setting, "width": run.place.width, "series": run.series, "structure": run.structure,
-            "control": run.control, "budget": run.budget or "", "start": run.start, "seed": run.seed, "lr": run.lr,
-            "step": step, "tokens": step * run.tokens, "loss": loss, "end": (step, loss) == run.curve[-1],
+            "control": run.control, "budget": run.budget or "", "seed": run.seed, "lr": run.lr, "step": step,
+            "tokens": step * run.tokens, "loss": loss, "end": (step, loss) == run.curve[-1],
             "train_flops": step * run.tokens * run.train_flops,
             "executed_train_flops": step * run.tokens * run.executed,
             "seconds": "" if seconds is None else step * seconds, "params": run.params, **run.shares,

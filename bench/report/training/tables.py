@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from statistics import mean
 
-from bench.answers.losses import BETTER, TIE, WORSE, Noise, Result, length, proportion
+from bench.answers.losses import BETTER, TIE, WORSE, Noise, Result, length
+from bench.files.vocabulary import REMOVED
 from bench.report.drawing import words
 from bench.report.drawing.sections import PageCell, PageTable
 from bench.report.training import claims
-from bench.report.training.trained import REMOVED, Times, look
+from bench.report.training.trained import Times, look
 
 FALLING = 0.01  # of the loss over the last half of the steps: from there on a run is called too short
 
@@ -27,7 +28,7 @@ def table(several: Sequence[Result], times: Times) -> PageTable:
 
 def _cells(result: Result, times: Times) -> dict[str, Cell]:
     first = result.first
-    time = times.get((first.place, first.series.partition(", ")[0]))
+    time = times.get((first.place, first.series))
     seeds = len(result.runs) - result.diverged
     reason = next((run.reason for run in result.runs if run.reason), "")
     spread = f"{result.low:.4g} to {result.high:.4g}" if seeds > 1 else "one seed" if seeds else reason
@@ -38,14 +39,13 @@ def _cells(result: Result, times: Times) -> dict[str, Cell]:
     beside = f"{(result.difference or 0) * 100:+.1f} %" if result.difference is not None else ""
     noise = f"{said}, {claims.percents(result.interval)}" if result.interval else ""
     flags = "" if time is None else " ".join(time.flags)
+    bits = [run.bits_per_byte for run in result.runs if run.bits_per_byte is not None]
     return {
         "Loss": ("diverged" if result.loss is None else f"{result.loss:.4g}", spread),
         "Seeds": (str(seeds), f"{result.diverged} diverged" if result.diverged else ""),
         "Beside dense": ("baseline", "") if first.structure == "dense" else (beside, noise),
         "Ranks it may have": (ranks, ""),
-        "Bits per byte": (_mean(result, "bits_per_byte", ".3f"), ""),
-        "Accuracy": (_mean(result, "accuracy", ".1%").replace("%", " %"), ""),
-        "Grammar": grammar(result),
+        "Bits per byte": (f"{mean(bits):.3f}" if bits else "", ""),
         "Replaced parameters": (words.share(share) if share else "0 %", "of dense"),
         "All parameters": (words.share(first.shares["params_share"]), words.prefixed(first.params)),
         "FLOPs a token": (words.prefixed(first.train_flops), f"{words.prefixed(executed)} executed"),
@@ -67,33 +67,15 @@ def neighbour(result: Result) -> str:
     return f"{lr:.2g}: {'diverged' if costs == float('inf') else f'{costs * 100:+.1f} %'}"
 
 
-def _mean(result: Result, key: str, form: str) -> str:
-    found = [run.metrics[key] for run in result.runs if key in run.metrics]
-    return f"{mean(found):{form}}" if found else ""
-
-
-def grammar(result: Result) -> Cell:
-    """The mean over seeds with its interval: all answer the same pairs, so that these alone are counted as trials."""
-    found = [run.grammar for run in result.runs if run.grammar]
-    if not found:
-        return "", ""
-    share = mean(one.accuracy for one in found)
-    low, high = proportion(share, found[0].pairs)
-    above = "above chance" if low > found[0].chance else "below chance" if high < found[0].chance else "as chance"
-    seeds = f", {len(found)} seeds" if len(found) > 1 else ""
-    return f"{share * 100:.0f} %", f"{low * 100:.0f} to {high * 100:.0f} %{seeds}: {above}"
-
-
 def how_long(several: Sequence[Result]) -> str:
     """`400 steps of 1024 tokens; over the last half of them dense's loss still fell by 7.3 %.`"""
     known = length(several)
     first = several[0].first
-    unit = "tokens" if first.task in ("language", "distil") else "samples"
+    unit = "tokens" if first.task == "language" else "samples"
     steps = " and ".join(map(str, known.steps))
     change = "" if known.fell is None else f"{-known.fell * 100:+.1f} %".replace("-", "\N{MINUS SIGN}")
     fell = f"; over the last half of them dense's loss changed by {change}" if change else ""
-    rate = "" if known.constant else ", while the rate fell to zero"
-    return f"{steps} steps of {known.tokens:.0f} {unit}{fell}{rate}."
+    return f"{steps} steps of {known.tokens:.0f} {unit}{fell}, while the rate fell to zero."
 
 
 def warnings(several: Sequence[Result]) -> list[str]:
@@ -118,6 +100,4 @@ def warnings(several: Sequence[Result]) -> list[str]:
 
 
 def noise_line(known: Noise | None) -> str:
-    if known is None:
-        return "One seed each: it is unknown how much of a difference is noise."
-    return known.words
+    return known.words if known else "One seed each: it is unknown how much of a difference is noise."

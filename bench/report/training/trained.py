@@ -12,7 +12,6 @@ from bench.report.drawing import style, words
 from bench.report.drawing.style import Style
 from bench.report.training.claims import difference
 
-REMOVED = "removed"
 OWN = "options of their own"
 Times = Mapping[tuple[TrainingPlace, str], Time]
 
@@ -25,8 +24,8 @@ class Trained:
     times: Times
 
     def time_of(self, result: Result) -> Time | None:
-        """The time of a series, whatever it started from."""
-        return self.times.get((result.first.place, result.first.series.partition(", ")[0]))
+        """The time of a series."""
+        return self.times.get((result.first.place, result.first.series))
 
     def step_seconds(self, result: Result) -> float | None:
         """Dense's step time at this place (the median of those paired with it) over the series' paired ratio."""
@@ -56,16 +55,21 @@ class Trained:
         """What a series came to: its loss, the bar of its noise, and what it took."""
         first = result.first
         assert result.loss is not None
-        total, seconds, bar = first.tokens * first.steps, self.step_seconds(result), result.bar or 0.0
+        seconds, bar = self.step_seconds(result), result.bar or 0.0
         return {
             "y": result.loss,
             "low": result.loss * math.exp(-bar),
             "high": result.loss * math.exp(bar),
-            "share": max(first.shares["replaced_params_share"], 0.0),
-            "flops": first.train_flops * total,
-            "executed": first.executed * total,
+            "share": first.shares["replaced_params_share"],
+            "executed": first.executed * first.tokens * first.steps,
             "seconds": seconds * first.steps if seconds else None,
         }
+
+
+def within(result: Result, budget: str | None) -> bool:
+    """Whether a series, or a control, belongs to a budget."""
+    own = result.first.budget
+    return own == budget or (result.first.control and (budget is None or own is None))
 
 
 def look(result: Result) -> Style:
