@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.files import kinds
-from bench.files.errors import UsageError
+from bench.files.errors import UsageError, one_of
 from bench.files.fields import load
 from bench.files.options import count, counts, share
 from bench.files.rows import read
 from bench.files.vocabulary import CLOCKS
+from bench.minilm import command as minilm
+from bench.search import command as search
+from bench.training import command as training
 from structures.reading import BadFile
 
 
@@ -64,11 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_recommend(commands.add_parser("recommend", help="rank structures for a layer by what was measured near it"))
     _add_readme(commands.add_parser("readme", help="write a README's figure and tables from results files"))
     _add_data(commands.add_parser("data", help="list the training comparisons' data sets, or fetch one"))
-    _add_minilm(commands.add_parser("minilm", help="convert a pretrained encoder to every structure and measure it"))
-    _add_train(
-        commands.add_parser("train", help="train a network with every structure, and measure what each costs in loss")
-    )
-    _add_search(commands.add_parser("search", help="search the einsum space for a layer, by measured time and quality"))
+    for name, command, said in (
+        ("minilm", minilm, "convert a pretrained encoder to every structure and measure it"),
+        ("train", training, "train a network with every structure, and measure what each costs in loss"),
+        ("search", search, "search the einsum space for a layer, by measured time and quality"),
+    ):
+        command.add_options(commands.add_parser(name, help=said))
     width_check = commands.add_parser("coordinates", help="measure activations as width grows, for every structure")
     width_check.add_argument("-o", "--output", type=Path, required=True, help="file to write")
     named = "entries and named points (btt1, l2, ...), separated by commas (all)"
@@ -80,19 +84,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_compare(compare: argparse.ArgumentParser) -> None:
-    compare.add_argument("before", type=Path)
-    compare.add_argument("after", type=Path)
-    compare.add_argument(
-        "--fail-above", type=share, metavar="SHARE", help="exit with 1 if a point got slower by more: 10%%"
-    )
-    compare.add_argument(
-        "--absolute", action="store_true", help="compare absolute times whatever differs, and judge them"
-    )
-    compare.add_argument(
-        "--by", action="append", default=[], metavar="WORD", help="sum up by structure, shape, mode, ..."
-    )
-    compare.add_argument("--list", action="store_true", help="name unchanged points and those of one file as well")
-    compare.add_argument("--json", action="store_true", help="print JSON, for programs")
+    add = compare.add_argument
+    add("before", type=Path)
+    add("after", type=Path)
+    add("--fail-above", type=share, metavar="SHARE", help="exit with 1 if a point got slower by more: 10%%")
+    add("--absolute", action="store_true", help="compare absolute times whatever differs, and judge them")
+    add("--by", action="append", default=[], metavar="WORD", help="sum up by structure, shape, mode, ...")
+    add("--list", action="store_true", help="name unchanged points and those of one file as well")
+    add("--json", action="store_true", help="print JSON, for programs")
     compare.set_defaults(run=_compare)
 
 
@@ -144,24 +143,6 @@ def _data_fetch(arguments: argparse.Namespace) -> tuple[str, int]:
     return "\n".join(summary(fetch(arguments.name))), 0
 
 
-def _add_train(train: argparse.ArgumentParser) -> None:
-    from bench.training import command
-
-    command.add_options(train)
-
-
-def _add_search(search: argparse.ArgumentParser) -> None:
-    from bench.search import command
-
-    command.add_options(search)
-
-
-def _add_minilm(minilm: argparse.ArgumentParser) -> None:
-    from bench.minilm import command
-
-    command.add_options(minilm)
-
-
 def _coordinates(arguments: argparse.Namespace) -> tuple[str, int]:
     from bench.files.run import RunRecord
 
@@ -196,7 +177,6 @@ def _merge(arguments: argparse.Namespace) -> tuple[str, int]:
 
 def _compare(arguments: argparse.Namespace) -> tuple[str, int]:
     from bench.answers import compare, compare_text
-    from bench.files.errors import one_of
 
     by = [one_of("--by", word, compare.BY) for word in arguments.by]
     found = compare.compare(read([arguments.before]), read([arguments.after]), absolute=arguments.absolute)

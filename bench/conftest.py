@@ -26,7 +26,7 @@ from bench.files.rounding import rounded  # noqa: E402
 from bench.files.terminal import many  # noqa: E402
 from bench.machine.device import clock_of  # noqa: E402
 from bench.modules import timed  # noqa: E402
-from bench.sweep import launch, output, points, progress, request  # noqa: E402
+from bench.sweep import launch, output, points, progress, request, rerun  # noqa: E402
 from bench.sweep.sweep import Sweep  # noqa: E402
 from structures.reading import BadFile  # noqa: E402
 
@@ -302,7 +302,7 @@ def _write(session: pytest.Session, sweep: Sweep) -> None:
         if kept is not None and not measured:
             kept.remove()  # it ended before its first point
         return
-    sweep.extra_facts["rerun"] = launch.rerun_command(path, sweep)
+    sweep.extra_facts["rerun"] = rerun.command(path, list(sweep.rows.values()))
     try:
         output.write(config, path)
     except OSError as error:

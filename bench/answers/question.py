@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from bench.files.rows import Row, Run
 from bench.files.vocabulary import DENSE, MODES, NEAR, RIVALS
 
+OF_ROW = ("in_features", "out_features", "tokens", "mode", "dtype", "device", "clock", "threads")  # what a place is
 PARAMS, FLOPS = "params", "flops"  # what is held equal: parameters, or the FLOPs that are executed
 USUAL, USUAL_DTYPE = 0.25, "float32"  # the share of dense and the numbers that are asked for first
 
@@ -80,20 +81,8 @@ def at_places(rows: Sequence[Row]) -> dict[Question, list[Row]]:
     names = machine_names(list({id(row.run): row.run for row in rows}.values()))
     found: dict[Question, list[Row]] = {}
     for row in rows:
-        place = Question(
-            in_features=row.in_features,
-            out_features=row.out_features,
-            tokens=row.tokens,
-            mode=row.mode,
-            dtype=row.dtype,
-            device=row.device,
-            clock=row.clock,
-            threads=row.threads,
-            machine=names[id(row.run)],
-            equal=PARAMS,
-            share=1.0,
-        )
-        found.setdefault(place, []).append(row)
+        own = {key: getattr(row, key) for key in OF_ROW}
+        found.setdefault(Question(**own, machine=names[id(row.run)], equal=PARAMS, share=1.0), []).append(row)
     return found
 
 

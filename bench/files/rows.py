@@ -4,7 +4,6 @@ A results file is pytest-benchmark's JSON with a section `structures` beside `be
 here, once, so that whoever draws or compares can rely on finite positive numbers and printable names.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
@@ -121,11 +120,6 @@ class Row:
     extra: Mapping[str, Any]  # fields this reader does not know, kept for the CSV
 
     @property
-    def width(self) -> float:
-        """sqrt(in_features * out_features): the width of the square layer with as many dense weights."""
-        return math.sqrt(self.in_features * self.out_features)
-
-    @property
     def held_bytes(self) -> float:
         """Of the parameters, and in training of what the forward pass keeps for the backward pass."""
         return self.parameter_bytes + (self.activation_bytes or 0.0)
@@ -136,28 +130,9 @@ class Row:
         return self.executed_flops / self.dense_flops
 
     @property
-    def executes_as_counted(self) -> bool:
-        """Whether the FLOPs executed are those counted, to half a percent: not where all experts run, say."""
-        return abs(self.executed_flops - self.flops) <= 0.005 * self.flops
-
-    @property
     def arrival(self) -> float | None:
         """Share of the FLOP saving that arrives as time: the speed-up over dense_flops / flops."""
         return self.speedup.median * self.flops / self.dense_flops if self.speedup else None
-
-    @property
-    def flops_per_s(self) -> float:
-        """What was executed, over the time it took."""
-        return self.executed_flops / self.time.median
-
-    @property
-    def intensity(self) -> float:
-        """FLOPs executed for each byte that has to be moved at least."""
-        return self.executed_flops / self.bytes
-
-    @property
-    def square(self) -> bool:
-        return self.in_features == self.out_features
 
     @property
     def point(self) -> tuple[Any, ...]:

@@ -12,8 +12,6 @@ shorter than that shows).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -154,21 +152,11 @@ def peak_bytes(device: str, step: Step) -> int | None:
     """The most that the device's allocator holds during one call, beyond what it held before; None on a CPU."""
     if device != CUDA:
         return None
-    with _peak() as read:
-        kept = step()
-        found = read()
-    del kept
-    return found
-
-
-@contextmanager
-def _peak() -> Iterator[Callable[[], int]]:
     runtime.synchronize()
     before = int(runtime.memory_allocated())
     runtime.reset_peak_memory_stats()
-
-    def read() -> int:
-        runtime.synchronize()
-        return int(runtime.max_memory_allocated()) - before
-
-    yield read
+    kept = step()
+    runtime.synchronize()
+    found = int(runtime.max_memory_allocated()) - before
+    del kept
+    return found

@@ -15,12 +15,8 @@ from structures.options import closest_options
 from structures.projection.project import DAMPING
 from structures.spec import SpecError
 
-SHARES, SENTENCES = (0.5, 0.25), 256
-LIMIT, AWARE_LIMIT = 3, 1  # sweeps of projections without a closed form; the aware ones start from the plain solution
-PATIENCE = 30.0  # seconds that one conversion may take; estimated from the first layer of each shape
 PLAIN, AWARE, SEQUENTIAL, CONTROL = "plain", "aware", "sequential", "control"
 WAYS = (PLAIN, AWARE, SEQUENTIAL)
-TUNED, TUNE_BEST, TUNE_ALSO = 0.0, 6, (NARROW, "dyad_it", "dyad_ot", "dyad_dt")
 
 Shape = tuple[int, int]
 Options = dict[Shape, dict[str, object]]
@@ -31,16 +27,16 @@ class ConversionRequest:
     """What to convert to, and how long projections may take."""
 
     names: tuple[str, ...]
-    shares: tuple[float, ...] = SHARES
-    limit: int = LIMIT
-    aware_limit: int = AWARE_LIMIT
-    patience: float = PATIENCE
+    shares: tuple[float, ...] = (0.5, 0.25)
+    limit: int = 3  # sweeps of projections without a closed form
+    aware_limit: int = 1  # the same of the aware ones, which start from the plain solution
+    patience: float = 30.0  # seconds that one conversion may take; estimated from the first layer of each shape
     damping: float = DAMPING
     affordable: bool = True  # leave out what needs more FLOPs than dense
     ways: tuple[str, ...] = (PLAIN, AWARE)
-    tune: float = TUNED  # minutes of one core for each conversion that is tuned; 0: none is
-    tune_best: int = TUNE_BEST  # conversions of each share, by agreement
-    tune_also: tuple[str, ...] = TUNE_ALSO  # structures that are tuned whatever their agreement
+    tune: float = 0.0  # minutes of one core for each conversion that is tuned; 0: none is
+    tune_best: int = 6  # conversions of each share, by agreement
+    tune_also: tuple[str, ...] = (NARROW, "dyad_it", "dyad_ot", "dyad_dt")  # tuned whatever their agreement
 
 
 def header(request: ConversionRequest, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,20 +93,14 @@ def _point(name: str, share: float, shapes: Iterable[Shape], affordable: bool) -
     Raises:
         SpecError: the entry does not fit, or needs more FLOPs than dense.
     """
-    options: Options = {}
-    near = True
     if name == NARROW:
-        options = {shape: {"neurons": max(1, round(share * max(shape)))} for shape in shapes}
-        return ConversionPoint(name, share, near, options)
-    for shape in shapes:
-        options[shape] = dict(closest_options(name, *shape, params=share).options)
-        structure = structures.get(name).bind(*shape, **options[shape])  # type: ignore[arg-type]
-        near &= abs(structure.params / structure.dense_params / share - 1) <= NEAR
-        flops = structure.flops() / structure.dense_flops()
-        if affordable and flops > 1 + NEAR:
-            where = f"at {shape[0]} x {shape[1]}"
-            raise SpecError(f"it takes {flops:.3g} times dense's FLOPs {where}; name it to have it measured")
-    return ConversionPoint(name, share, near, options)
+        return ConversionPoint(name, share, True, {s: {"neurons": max(1, round(share * max(s)))} for s in shapes})
+    found = {shape: closest_options(name, *shape, params=share) for shape in shapes}
+    for (i, o), fit in found.items():
+        if affordable and fit.flops > 1 + NEAR:
+            raise SpecError(f"it takes {fit.flops:.3g} times dense's FLOPs at {i} x {o}; name it to have it measured")
+    near = all(abs(fit.params / share - 1) <= NEAR for fit in found.values())
+    return ConversionPoint(name, share, near, {shape: dict(fit.options) for shape, fit in found.items()})
 
 
 def refusal(name: str, share: float, way: str | None, reason: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Both are relative: 0 is perfect, 1 is what a layer of zeros, or of the mean, wou
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +183,3 @@ def _tensors(option: str, file: Path) -> Tensor | dict[str, Tensor]:
     except Exception as error:  # each of the three readers raises its own for what it cannot read
         raise UsageError(f"{option}: {file} cannot be read: {str(error).partition(chr(10))[0]}") from None
     raise UsageError(f"{option}: a .npy, .pt or .safetensors file, found {file.name!r}")
-
-
-def halved(ranked: Sequence[str], kept: int) -> list[str]:
-    """The best half of what a rung has ranked, but no fewer than `kept`."""
-    return list(ranked[: max(kept, (len(ranked) + 1) // 2)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,7 +64,7 @@ class Search:
             if self.until != records.TIME:
                 survivors = self._quality(passed)
                 if self.until != "quality":
-                    self._final(survivors)
+                    list(self._timed(records.FINAL, survivors, LONG))  # the fastest of many short ones is partly luck
                     self.run.complete = True
         except (OutOfTime, KeyboardInterrupt):
             pass
@@ -102,7 +102,7 @@ class Search:
             if rung == len(kinds) - 1:
                 return entered
             ranked = layers([self._point(c, rung) for c in entered])
-            kept = set(quality.halved([p.name for p in ranked], self.request.finalists))
+            kept = {p.name for p in ranked[: max(self.request.finalists, (len(ranked) + 1) // 2)]}
             dropped = [c for c in entered if c.name not in kept]
             self._drop(dropped, f"dropped in favour of faster or better ones after {amount} {self.unit}")
             entered = [c for c in entered if c.name in kept]
@@ -131,11 +131,6 @@ class Search:
         self.journal.add(stage, candidate.name, value=value if math.isfinite(value) else records.WORST)
         progress.finish(1.0, f"{stage} {candidate.name:24} {value:.4f} after {amount} {self.unit}")
 
-    def _final(self, survivors: list[Candidate]) -> None:
-        """Those that are left timed once more, longer: the fastest of many short timings is partly luck."""
-        for _ in self._timed(records.FINAL, survivors, LONG):
-            pass
-
     def _timed(self, stage: str, candidates: Sequence[Candidate], effort: timing.Effort) -> Iterator[Candidate]:
         """Each candidate once its time is in the journal."""
         progress = self.run.progress(candidates)
@@ -153,10 +148,9 @@ class Search:
         if self.seconds is not None and time.perf_counter() - self.began > self.seconds:
             raise OutOfTime
 
-    def _drop(self, candidates: Iterable[Candidate], reason: str) -> None:
-        count = len(list(candidates))
-        if count:
-            self.rejected[reason] += count
+    def _drop(self, candidates: Sequence[Candidate], reason: str) -> None:
+        if candidates:
+            self.rejected[reason] += len(candidates)
 
     @cached_property
     def timer(self) -> Timer:
@@ -203,8 +197,7 @@ class Search:
 
     def _finished(self) -> list[Candidate]:
         """Those that went through every stage."""
-        done = [c for c in self.timed if "speedup" in (self.journal.get(records.FINAL, c.name) or {})]
-        return done
+        return [c for c in self.timed if "speedup" in (self.journal.get(records.FINAL, c.name) or {})]
 
     # -- writing
 

@@ -226,11 +226,6 @@ def journal_of(path: Path, sweep: Sweep, *, resume: bool) -> tuple[journal.Journ
     return opened, said
 
 
-def rerun_command(path: Path, sweep: Sweep) -> dict[str, Any] | None:
-    """What `run.rerun` holds."""
-    return rerun.command(path, list(sweep.rows.values()))
-
-
 # -- what would run
 
 

@@ -229,22 +229,17 @@ def _of_entry(
 def _fitted(name: str, shape: Shape, budget: Budget, affordable: bool) -> tuple[str, str | None]:
     """Options for a budget and None, or a reason why not."""
     try:
-        options = dict(closest_options(name, *shape, **{budget.quantity: budget.share}).options)  # type: ignore[arg-type]
-        structure = structures.get(name).bind(*shape, **options)  # type: ignore[arg-type]
+        found = closest_options(name, *shape, **{budget.quantity: budget.share})  # type: ignore[arg-type]
     except SpecError as error:
         return "", str(error)
-    params = structure.params / structure.dense_params
-    flops = structure.flops() / structure.dense_flops()
-    realised, other, word = (params, flops, "FLOPs") if budget.quantity == "params" else (flops, params, "parameters")
+    other, word = ("flops", "FLOPs") if budget.quantity == "params" else ("params", "parameters")
+    realised, beside, options = found.share(budget.quantity), found.share(other), options_text(found.options)
+    by = options or "it has no options"
     if abs(realised / budget.share - 1) > NEAR:
-        return "", f"the nearest share of dense's {budget.quantity} it can reach is {realised:.3g} ({_shown(options)})"
-    if affordable and other > 1 + NEAR:
-        return "", f"{budget} takes {other:.3g} times dense's {word} ({_shown(options)}); name it to have it measured"
-    return options_text(options), None
-
-
-def _shown(options: Mapping[str, object]) -> str:
-    return options_text(options) or "it has no options"
+        return "", f"the nearest share of dense's {budget.quantity} it can reach is {realised:.3g} ({by})"
+    if affordable and beside > 1 + NEAR:
+        return "", f"{budget} takes {beside:.3g} times dense's {word} ({by}); name it to have it measured"
+    return options, None
 
 
 def _rule(some: Sequence[Point]) -> str:

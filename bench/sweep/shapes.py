@@ -10,40 +10,24 @@ from bench.files.options import numbers, words
 
 Shape = tuple[int, int]
 
-OPT = ("opt-125m", "opt-350m", "opt-1.3b")
-PYTHIA = ("pythia-70m", "pythia-160m", "pythia-410m")
-
-# Feed-forward layers: up, then down. Llama and Mistral have two up-projections (gate and up) of one shape.
-_FEED_FORWARD: dict[str, Shape] = {
-    "opt-125m": (768, 3072),
-    "opt-350m": (1024, 4096),
-    "opt-1.3b": (2048, 8192),
-    "pythia-70m": (512, 2048),
-    "pythia-160m": (768, 3072),
-    "pythia-410m": (1024, 4096),
-    "gpt2": (768, 3072),
-    "llama-7b": (4096, 11008),
-    "mistral-7b": (4096, 14336),
-    "vit-b": (768, 3072),
+# The up-projection (Llama and Mistral have two of one shape, gate and up), then the projections of attention as
+# models have them: GPT-2, Pythia and ViT-B project to queries, keys and values at once, Mistral's keys and values
+# have 8 heads of 128.
+_LAYERS: dict[str, tuple[Shape, ...]] = {
+    "opt-125m": ((768, 3072), (768, 768)),
+    "opt-350m": ((1024, 4096), (1024, 1024)),
+    "opt-1.3b": ((2048, 8192), (2048, 2048)),
+    "pythia-70m": ((512, 2048), (512, 1536), (512, 512)),
+    "pythia-160m": ((768, 3072), (768, 2304), (768, 768)),
+    "pythia-410m": ((1024, 4096), (1024, 3072), (1024, 1024)),
+    "gpt2": ((768, 3072), (768, 2304), (768, 768)),
+    "llama-7b": ((4096, 11008), (4096, 4096)),
+    "mistral-7b": ((4096, 14336), (4096, 4096), (4096, 1024)),
+    "vit-b": ((768, 3072), (768, 2304), (768, 768)),
 }
-# Attention projections as the models have them: GPT-2, Pythia and ViT-B project to queries, keys and values at once,
-# Mistral's keys and values have 8 heads of 128.
-_ATTENTION: dict[str, tuple[Shape, ...]] = {
-    "opt-125m": ((768, 768),),
-    "opt-350m": ((1024, 1024),),
-    "opt-1.3b": ((2048, 2048),),
-    "pythia-70m": ((512, 1536), (512, 512)),
-    "pythia-160m": ((768, 2304), (768, 768)),
-    "pythia-410m": ((1024, 3072), (1024, 1024)),
-    "gpt2": ((768, 2304), (768, 768)),
-    "llama-7b": ((4096, 4096),),
-    "mistral-7b": ((4096, 4096), (4096, 1024)),
-    "vit-b": ((768, 2304), (768, 768)),
-}
-
 NAMED: dict[str, tuple[Shape, ...]] = {
-    **{name: (shape, shape[::-1]) for name, shape in _FEED_FORWARD.items()},
-    **{f"{name}-attention": shapes for name, shapes in _ATTENTION.items()},
+    **{name: (up, up[::-1]) for name, (up, *_) in _LAYERS.items()},
+    **{f"{name}-attention": tuple(attention) for name, (_, *attention) in _LAYERS.items()},
 }
 MAX_WIDTH = 2**20
 

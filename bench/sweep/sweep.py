@@ -36,7 +36,6 @@ class Done:
     seconds: float
     speedup: float | None
     disturbed: bool  # others used the machine meanwhile
-    flagged: bool = False
 
 
 @dataclass
@@ -119,8 +118,7 @@ class Sweep:
             info["candidates"] = here.candidates
         with grad_mode(point):
             speedup, seconds = self._time(settled, what, here, x, dy, info, benchmark)
-        flags = benchmark.extra_info["flags"]
-        self.done.append(Done(point, seconds, speedup and speedup.median, "load" in flags, bool(flags)))
+        self.done.append(Done(point, seconds, speedup and speedup.median, "load" in benchmark.extra_info["flags"]))
 
     def refuse(self, point: Point | UnreachableBudget, reason: str) -> None:
         """Record a point that did not run."""
@@ -295,7 +293,7 @@ class Sweep:
         self.rows[str(point)] = entry.object("row")
         self._energy.setdefault(point.device, energy.counter(point.device))
         ratio = row.speedup and row.speedup.median
-        self.done.append(Done(point, row.time.median, ratio, "load" in row.flags, bool(row.flags)))
+        self.done.append(Done(point, row.time.median, ratio, "load" in row.flags))
         self._ran[replace(point, backend=row.backend)] = point
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from bench.sweep.named import NAMED, SPACE
+
 TASKS = ("encoder", "teacher", "facts", "language")
 SCALES = ("smoke", "standard", "claims", "full")
 MODELS = {"encoder": "block", "teacher": "mlp", "facts": "mlp", "language": "gpt"}
@@ -87,14 +89,8 @@ DYAD = ("dyad_it", "dyad_ot", "dyad_dt")
 BLOCKS = tuple(f"{name}:n_blocks=2,4,16,32,64" for name in DYAD)  # 8 is a quarter
 OTHERS = ("block_diagonal", "low_rank", "monarch", "butterfly", "pixelfly")
 # members of the two-factor space over its range of omega (shared parameters) and psi (rank), as its source names them
-THETAS = {
-    "btt1": (0.5, 0, 0.5, 0, 0.5, 0.5, 0), "btt5": (0.67, 0, 0.33, 0, 0.33, 0.67, 0),
-    "btt7": (0.67, 0, 0.33, 0, 0.67, 0.33, 0), "btt11": (0.5, 0, 0.5, 0, 0.5, 0.5, 0.25),
-    "btt14": (0.67, 0, 0.33, 0, 0.33, 0.67, 0.25), "tt1": (0.5, 0.5, 0, 0.5, 0.5, 0, 0),
-    "tt3": (0.5, 0.5, 0, 0.5, 0.5, 0, 0.25), "l1": (1, 0, 0, 0, 1, 0, 0.75), "l2": (1, 0, 0, 0, 1, 0, 0.5),
-    "g1": (0.5, 0.25, 0.25, 0.25, 0.5, 0.25, 0), "g2": (0.5, 0.25, 0.25, 0.25, 0.5, 0.25, 0.25),
-}  # fmt: skip
-MEMBERS = tuple(f"einsum:theta=[{','.join(map(str, theta))}]" for theta in THETAS.values())
+THETAS = [NAMED[name] for name in "btt1 btt5 btt7 btt11 btt14 tt1 tt3 l1 l2 g1 g2".split()]
+MEMBERS = tuple(f"{SPACE}:theta=[{','.join(map(str, theta))}]" for theta in THETAS)
 _FEW: dict[str, Any] = {"structures": ("dyad_it", "low_rank"), "seeds": 2}
 
 SETTINGS: dict[str, dict[str, tuple[Setting, ...]]] = {

@@ -216,7 +216,7 @@ def test_numbers_of_blocks_and_widths_stand_in_order() -> None:
 
 def test_members_of_the_claim_are_those_that_are_trained_with_their_exponents() -> None:
     [asked] = [one["measure"] for one in json.loads(claims.FILE.read_text()) if one["measure"]["what"] == "order"]
-    wanted = {",".join(map(str, theta)): seven_axes(theta) for theta in THETAS.values()}
+    wanted = {",".join(map(str, theta)): seven_axes(theta) for theta in THETAS}
     assert asked["members"].keys() == wanted.keys()
     for theta, axes in asked["members"].items():
         assert tuple(axes.values()) == pytest.approx(wanted[theta], abs=1e-4)

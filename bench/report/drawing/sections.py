@@ -1,12 +1,11 @@
 """Sections of the page beside the sweep's: what a file of another kind says, in sentences, charts and tables."""
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.files.cells import harmless
+from bench.files import cells
 from bench.files.rows import Run
 from bench.files.vocabulary import VERSIONS
 from bench.report.drawing import words
@@ -81,10 +80,7 @@ class Section:
     def write(self, folder: Path) -> None:
         """Write ID.csv, where there is one."""
         if self.table:
-            with (folder / f"{self.id}.csv").open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, list(self.table[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows({key: harmless(value) for key, value in line.items()} for line in self.table)
+            cells.write(folder / f"{self.id}.csv", list(self.table[0]), (line.values() for line in self.table))
 
 
 def tabs(sections: Sequence[Section]) -> dict[str, list[Section]]:

@@ -3,7 +3,7 @@
 from typing import Any, Protocol
 
 from bench.files.rows import Spread
-from bench.files.terminal import digits
+from bench.files.terminal import digits, many
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
@@ -56,11 +56,11 @@ def shape(layer: Shaped) -> str:
 
 
 def threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
+    return many(count, "thread")
 
 
 def tokens(count: int) -> str:
-    return "1 token" if count == 1 else f"{count} tokens"
+    return many(count, "token")
 
 
 def budget(value: str | None) -> str:

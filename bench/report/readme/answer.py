@@ -15,6 +15,7 @@ from bench.files.terminal import percent
 from bench.files.vocabulary import DENSE, MODES, NARROW
 from bench.report.drawing import words
 from bench.report.drawing.plot import Figure
+from bench.report.readme.tables import markdown
 from bench.report.sweep import figures
 
 DYAD = "dyad"  # how the names of its variants begin
@@ -83,8 +84,7 @@ def section(results: Results, qualities: Qualities) -> tuple[str, Figure | None]
         "Best trade: the most speed-up over its loss, both beside dense's." if losses else "",
         "Agreement: cosine of a converted encoder's embeddings to its own, nothing trained.",
     ]
-    lines = [HEAD, ["---"] * 2 + ["---:"] * (len(HEAD) - 2), *(_line(role, one) for role, one in roles.items())]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = "\n".join(markdown(HEAD, [_line(role, one) for role, one in roles.items()], left=2))
     text = "\n\n".join(filter(None, [table, " ".join(filter(None, said)), narrower(results, asked.share, qualities)]))
     return text, next(iter(figures.quality(verdict(results.rows, asked, qualities))), None)
 

@@ -1,13 +1,12 @@
 """Tidy CSV: one line per point, and one per refused point with its reason."""
 
-import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from bench.files.cells import harmless
+from bench.files import cells
 from bench.files.rows import Refusal, Results, Row, Spread
 
 _SPREADS = ("time", "speedup")
@@ -20,27 +19,22 @@ def write_points(results: Results, path: Path) -> None:
     spread = [f"{name}_{part.name}" for name in _SPREADS for part in fields(Spread)]
     run = ["file", "datetime", "complete", *(f"machine.{key}" for key in results.runs[0].machine)]
     header = [*plain, *spread, "saving_arrived", "rule", *run, *(f"extra.{key}" for key in extras)]
-    _write(path, header, (_point(row, plain, extras) for row in results.rows))
+    cells.write(path, header, (_point(row, plain, extras) for row in results.rows))
 
 
 def write_refused(results: Results, path: Path) -> None:
     """Every refused point with its reason."""
     plain = [f.name for f in fields(Refusal) if f.name != "run"]
-    _write(path, [*plain, "file"], ([*(getattr(r, key) for key in plain), r.run.file] for r in results.refusals))
+    lines = (map(_cell, (*(getattr(r, key) for key in plain), r.run.file)) for r in results.refusals)
+    cells.write(path, [*plain, "file"], lines)
 
 
 def _point(row: Row, plain: Sequence[str], extras: Sequence[str]) -> list[Any]:
     spreads = [getattr(getattr(row, name), part.name, None) for name in _SPREADS for part in fields(Spread)]
     run = [row.run.file, row.run.datetime, row.run.complete, *row.run.machine.values()]
     own = [getattr(row, key) for key in plain]
-    return [*own, *spreads, row.arrival, row.run.rules.get(row.series), *run, *(row.extra.get(key) for key in extras)]
-
-
-def _write(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(map(harmless, header))
-        writer.writerows([harmless(_cell(value)) for value in line] for line in lines)
+    more = (row.arrival, row.run.rules.get(row.series), *run, *(row.extra.get(key) for key in extras))
+    return list(map(_cell, (*own, *spreads, *more)))
 
 
 def _cell(value: Any) -> Any:

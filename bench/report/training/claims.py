@@ -57,22 +57,13 @@ def claims(
     results: Mapping[TrainingPlace, Sequence[Result]], times: Sequence[Time], fronts: Sequence[Front]
 ) -> list[Claim]:
     """Every claim of the list, with lines for what was measured."""
-    listed = json.loads(FILE.read_text(encoding="utf-8"))
-    return [
-        Claim(
-            claim=one["claim"],
-            figure=one["figure"],
-            source=one["source"],
-            scale=one["scale"],
-            measured=tuple(
-                MEASURES[asked["what"]](Found(results, times, fronts, asked["structures"], asked.get("members", {})))
-            )
-            or (NOTHING,),
-            untested=one["not"],
-        )
-        for one in listed
-        for asked in [one["measure"]]
-    ]
+    made = []
+    for one in json.loads(FILE.read_text(encoding="utf-8")):
+        asked = one["measure"]
+        found = Found(results, times, fronts, asked["structures"], asked.get("members", {}))
+        measured = tuple(MEASURES[asked["what"]](found)) or (NOTHING,)
+        made.append(Claim(one["claim"], one["figure"], one["source"], one["scale"], measured, one["not"]))
+    return made
 
 
 def _by_place(lines: Iterable[tuple[TrainingPlace, str]]) -> list[str]:
@@ -235,11 +226,7 @@ def markdown(found: Sequence[Claim]) -> str:
     """A table of all claims: the papers' figures beside ours."""
     lines = ["| claim | published | here | what cannot be told here |", "| --- | --- | --- | --- |"]
     for one in found:
-        cells = (
-            f"{one.claim}<br>{one.source}",
-            f"{one.figure}<br>{one.scale}",
-            "<br>".join(one.measured),
-            one.untested,
-        )
+        here = "<br>".join(one.measured)
+        cells = f"{one.claim}<br>{one.source}", f"{one.figure}<br>{one.scale}", here, one.untested
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from scipy import stats
 
 from bench.answers.losses import quantile
 from bench.files.training_rows import TrainingRun
+from bench.report.drawing import layout
 
 LEAST = 3  # points of a front that an exponent is fitted to
 
@@ -43,10 +44,7 @@ def front(runs: Sequence[TrainingRun]) -> Front:
             step, loss = run.curve[-1]
             ends[run.place.width, step].append((run.train_flops * run.tokens * step, loss))
     points = sorted((some[0][0], math.exp(mean(math.log(loss) for _, loss in some))) for some in ends.values())
-    lower: list[tuple[float, float]] = []
-    for point in points:
-        if not lower or point[1] < lower[-1][1]:
-            lower.append(point)
+    lower = [points[i] for i in layout.front([(cost, -loss) for cost, loss in points])]
     first = runs[0]
     found = Front(
         setting=first.place.setting,

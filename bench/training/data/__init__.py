@@ -10,30 +10,14 @@ from bench.training.data.records import BadData, MissingData, Text
 from bench.training.data.sources import SOURCES
 from bench.training.data.tokens import Tokenizer, bpe, bytes_, characters
 
-__all__ = [
-    "BadData",
-    "MissingData",
-    "Text",
-    "Tokenizer",
-    "bpe",
-    "bytes_",
-    "characters",
-    "load",
-    "names",
-]
+__all__ = ["BadData", "MissingData", "Text", "Tokenizer", "bpe", "bytes_", "characters", "load"]
 
 
-def names() -> tuple[str, ...]:
-    """Every data set there is a loader for; `folder` needs a path."""
-    return tuple(SOURCES)
-
-
-def load(name: str, *, root: str | Path | None = None) -> Text:
+def load(name: str) -> Text:
     """One data set, checked against its checksums where it has known ones.
 
     Args:
-        name: one of `names()`, or `NAME:PATH` with the folder that holds it, as `folder:PATH` or `babylm:PATH`.
-        root: the folder, in place of `:PATH`; without either, the data set's own in the cache.
+        name: a key of `SOURCES`, looked for in the cache, or `NAME:PATH` with its folder, as `folder:PATH`.
     Raises:
         UsageError: no such name, or a folder for what is built in.
         MissingData: it is not there; the message names the command that fetches it, or what the folder has to hold.
@@ -41,18 +25,15 @@ def load(name: str, *, root: str | Path | None = None) -> Text:
     """
     word, colon, path = name.partition(":")
     source = SOURCES[one_of("data", word, SOURCES, "each with :PATH for a folder of your own")]
-    if colon and root is not None:
-        raise UsageError(f"data: {name!r} names a folder, and root={str(root)!r} another; give one")
-    given = root if root is not None else path
     if source.built_in:
-        if colon or root is not None:
-            raise UsageError(f"data: {word} comes with Python or a package and takes no folder, got {str(given)!r}")
+        if colon:
+            raise UsageError(f"data: {word} comes with Python or a package and takes no folder, got {path!r}")
         return source.load(word, Path())
-    if (colon or root is not None) and not str(given):
+    if colon and not path:
         raise UsageError(f"data: {name!r} names no folder; write {word}:PATH")
-    folder = Path(given).expanduser() if given else place(word)
+    folder = Path(path).expanduser() if path else place(word)
     if not folder.is_dir():
-        raise MissingData(_how(word, folder, named=bool(given)))
+        raise MissingData(_how(word, folder, named=bool(path)))
     return source.load(word, folder)
 
 
