@@ -303,12 +303,12 @@ def test_the_committed_runs_make_tables_with_published_ratios_and_whole_models(c
 
 
 def test_the_fastest_of_a_group_leads_and_so_does_what_ties_with_it():
-    def row(name: str, *speedup: float) -> Any:
+    def row(*speedup: float) -> Any:
         spread = Spread(*speedup, 5)
         measured = SimpleNamespace(speedup=spread)
-        return modules.ModuleResult("m", 64, "relu", name, 4, 0.5, {"forward": measured}, None)
+        return modules.Line({"forward": measured}, "", {})
 
-    rows = [row("first", 2.0, 1.9, 2.1), row("tied", 1.8, 1.7, 1.95), row("slower", 1.7, 1.6, 1.85)]
+    rows = [row(2.0, 1.9, 2.1), row(1.8, 1.7, 1.95), row(1.7, 1.6, 1.85)]  # the first, a tie, a slower one
     assert [modules.leads(rows, one, "forward") for one in rows] == [True, True, False]
     assert not modules.leads(rows, rows[0], "train")
 

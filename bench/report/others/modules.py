@@ -1,58 +1,26 @@
 """Sections of `bench/test_ff.py` and `bench/test_decoder.py`: whole modules and models, as tables."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.files.kinds import File
 from bench.files.vocabulary import DENSE, DEVICES, DTYPES, MODES, NEAR
-from bench.files.wholes import PLACES, REST, DecoderRow, ModuleRow, by_key
+from bench.files.wholes import PLACES, REST, DecoderRow, ModuleRow, WholeRow, by_key
 from bench.report.drawing import style, words
 from bench.report.drawing.sections import PageCell, PageTable, Section, Sheet, measured, numbered
 from bench.report.others import published
 
-
-@dataclass(frozen=True)
-class ModuleResult:
-    """A module with one kind of layer: its measured modes, and what was published of it."""
-
-    names: str
-    width: int
-    activation: str
-    structure: str
-    n_blocks: int | None
-    params_share: float
-    modes: dict[str, ModuleRow]
-    published: tuple[float, float] | None
+R = TypeVar("R", bound=WholeRow)
 
 
 @dataclass(frozen=True)
-class Decoder:
-    """A model with some of its layers of one kind."""
+class Line:
+    """A module or a model with one kind of layer: its rows by mode, and what a table says beside them."""
 
-    model: str
-    place: str
-    structure: str
-    budget: str | None
-    layers: int
-    model_layers: int
-    share: float | None  # of the parameters of dense layers in its place, realised
-    modes: dict[str, DecoderRow]
-    whole: dict[str, float]  # speed-up of the whole model in each mode, worked out from a layer's time and the rest's
-
-    @property
-    def equal(self) -> bool:
-        """Whether its parameters are those that it is compared at."""
-        if self.share is None or self.budget is None:
-            return True
-        return abs(self.share / float(self.budget.partition("=")[2]) - 1) <= NEAR
-
-    def a_layer(self, mode: str) -> float:
-        """Seconds a layer."""
-        return self.modes[mode].time.median / max(self.layers, 1)
-
-
-Rows = Sequence["ModuleResult | Decoder"]
+    modes: Mapping[str, WholeRow]
+    share: str  # of dense's parameters
+    beside: Mapping[str, float]  # by mode, a ratio that was published of it or follows from its own
 
 
 def feed_forward(file: File, number: int = 0) -> Section:
@@ -61,26 +29,20 @@ def feed_forward(file: File, number: int = 0) -> Section:
     Raises:
         BadFile: a field is missing or impossible, or a row stands twice.
     """
-    rows = []
-    for modes in by_key(file.rows, ModuleRow).values():
-        one = next(iter(modes.values()))
-        known = published.ratios(one.activation, one.width, one.structure, one.n_blocks)
-        rows.append(ModuleResult(*one.key, one.params_share, modes, known))
-    rows.sort(key=lambda row: (row.width, row.activation != "relu", row.names))
     lead = (
         f"What DYAD's authors measured: fc1, activation, fc2 of a decoder layer against dense, here {_batch(file)}. "
         "Their ratios are of a GPU that is not named, 32 x 128 tokens, without the activation: only the order compares."
     )
     tables = {}
-    for some in _grouped(rows, lambda row: row.names):
-        first = some[0]
-        caption = f"{first.names}: {first.width} → {4 * first.width} → {first.width}, {first.activation}"
-        extra = {
-            m: lambda row, mode=m: words.ratio(row.published[mode == "train"]) if row.published else "" for m in MODES
-        }
-        tables[(("network", first.names),)] = _table(
-            caption, some, "Published", extra, lambda row: words.share(row.params_share)
-        )
+    every = by_key(file.rows, ModuleRow).values()
+    for some in _grouped(every, lambda one: (one.width, one.activation != "relu", one.names)):
+        lines = []
+        for modes in some:
+            one = _any(modes)
+            known = published.ratios(one.activation, one.width, one.structure, one.n_blocks)
+            lines.append(Line(modes, words.share(one.params_share), dict(zip(MODES, known or (), strict=False))))
+        caption = f"{one.names}: {one.width} → {4 * one.width} → {one.width}, {one.activation}"
+        tables[(("network", one.names),)] = _table(caption, lines, "Published")
     return _section("feed-forward", "Feed-forward", lead, file, number, tables)
 
 
@@ -90,51 +52,51 @@ def decoders(file: File, number: int = 0) -> Section:
     Raises:
         BadFile: a field is missing or impossible, or a row stands twice.
     """
-    rows = _decoders(file)
-    rests = {row.model: row for row in rows if row.place == REST}
-    dense = {row.model: row for row in rows if row.structure == DENSE and row.place != REST}
-    for row in rows:
-        if row.structure != DENSE:
-            row.whole.update(_whole(row, dense.get(row.model), rests.get(row.model)))
-    others = [row for row in rows if row.structure != DENSE]
-    others.sort(key=lambda row: (row.model, PLACES.index(row.place), -float((row.budget or "=1").partition("=")[2])))
+    every = list(by_key(file.rows, DecoderRow).values())
+    rests = {_any(modes).model: modes for modes in every if _any(modes).place == REST}
+    others = [modes for modes in every if _any(modes).structure != DENSE]
+    dense = {_any(m).model: m for m in every if _any(m).structure == DENSE and _any(m).place != REST}
     lead = (
         f"Decoders with structured layers against dense, {_batch(file)}; train is forward, all gradients and the "
         "optimizer's step. Layers are timed on hidden states; a whole model's speed-up follows from them and the rest."
     )
     tables = {}
-    for some in _grouped(others, lambda row: (row.model, row.place, row.budget)):
-        first = some[0]
-        layers = f"{first.layers} of {first.model_layers} layers run"
-        caption = f"{first.model}: {first.place}, {words.budget(first.budget)}; {layers}"
-        extra = {m: lambda row, mode=m: words.ratio(row.whole[mode]) if mode in row.whole else "" for m in MODES}
-        asked = (("model", first.model), ("replaced", first.place), ("at", words.budget(first.budget)))
-        tables[asked] = _table(caption, some, "Whole model", extra, _decoder_share)
+    for some in _grouped(others, lambda one: (one.model, PLACES.index(one.place), -_budget(one))):
+        one = _any(some[0])
+        lines = [Line(m, _share(_any(m)), _whole(m, dense.get(one.model, {}), rests.get(one.model, {}))) for m in some]
+        at = words.budget(one.budget)
+        caption = f"{one.model}: {one.place}, {at}; {one.layers:.0f} of {one.model_layers} layers run"
+        asked = (("model", one.model), ("replaced", one.place), ("at", at))
+        tables[asked] = _table(caption, lines, "Whole model")
     return _section("decoders", "Decoders", lead, file, number, tables)
 
 
-def _decoders(file: File) -> list[Decoder]:
-    rows = []
-    for modes in by_key(file.rows, DecoderRow).values():
-        one = next(iter(modes.values()))
-        share = None if one.structure == DENSE else one.swapped_share
-        rows.append(Decoder(*one.key, int(one.layers), one.model_layers, share, modes, {}))
-    return rows
+def _any(modes: Mapping[str, R]) -> R:
+    """A row that says what the rows of all modes say."""
+    return next(iter(modes.values()))
 
 
-def _decoder_share(row: Any) -> str:
-    return f"{words.share(row.share) if row.share else ''}{'' if row.equal else ' (no option comes nearer)'}"
+def _budget(one: DecoderRow) -> float:
+    return float((one.budget or "=1").partition("=")[2])
 
 
-def _table(
-    caption: str, rows: Rows, column: str, extra: dict[str, Callable[[Any], str]], share: Callable[[Any], str]
-) -> PageTable:
+def _share(one: DecoderRow) -> str:
+    """Of the parameters of dense layers in its place, and whether that is what it is compared at."""
+    if not one.swapped_share:
+        return ""
+    near = one.budget is None or abs(one.swapped_share / _budget(one) - 1) <= NEAR
+    return f"{words.share(one.swapped_share)}{'' if near else ' (no option comes nearer)'}"
+
+
+def _table(caption: str, rows: Sequence[Line], column: str) -> PageTable:
     """A line for each row; in every mode its speed-up, another column and its time."""
     modes = [mode for mode in MODES if any(mode in row.modes for row in rows)]
     headings = ["Layer", "Parameters", *(f"{mode}: {what}" for mode in modes for what in ("speed-up", column, "time"))]
     lines = []
     for row in rows:
-        line = [PageCell(_name(row), look=style.look(row.structure)), PageCell(share(row))]
+        one = _any(row.modes)
+        blocks = f" n_blocks={one.n_blocks}" if isinstance(one, ModuleRow) and one.n_blocks else ""
+        line = [PageCell(f"{one.structure}{blocks}", look=style.look(one.structure)), PageCell(row.share)]
         for mode in modes:
             m = row.modes.get(mode)
             speed = m.speedup if m else None
@@ -148,10 +110,10 @@ def _table(
                 )
                 if speed
                 else PageCell("1" if m else ""),
-                PageCell(extra[mode](row)),
+                PageCell(words.ratio(row.beside[mode]) if mode in row.beside else ""),
                 PageCell(words.prefixed(m.time.median, "s"), value=m.time.median) if m else PageCell(""),
             ]
-        first = row.modes.get("train") or next(iter(row.modes.values()))
+        first = row.modes.get("train", one)
         line += [
             PageCell(words.prefixed(b, "B"), value=b) if b else PageCell("")
             for b in (first.activation_bytes, first.checkpoint_bytes)
@@ -160,34 +122,32 @@ def _table(
     return PageTable(caption, [*headings, "Kept for backward", "Checkpoint"], lines)
 
 
-def leads(rows: Rows, row: "ModuleResult | Decoder", mode: str) -> bool:
+def leads(rows: Sequence[Line], row: Line, mode: str) -> bool:
     """Whether it is the fastest of some in a mode, or its quartiles reach those of the fastest."""
     ratios = [m.speedup for one in rows if (m := one.modes.get(mode)) and m.speedup]
     own = row.modes[mode].speedup if mode in row.modes else None
     return own is not None and own.q3 >= max(ratios, key=lambda ratio: ratio.median).q1
 
 
-def _name(row: Any) -> str:
-    blocks = getattr(row, "n_blocks", None)
-    return f"{row.structure} n_blocks={blocks}" if blocks else str(row.structure)
-
-
-def _whole(row: Decoder, dense: Decoder | None, rest: Decoder | None) -> dict[str, float]:
+def _whole(
+    own: Mapping[str, DecoderRow], dense: Mapping[str, DecoderRow], rest: Mapping[str, DecoderRow]
+) -> dict[str, float]:
     """Dense's time over this one's for all layers and the rest, where all three were measured."""
     found = {}
-    for mode, own in row.modes.items():
-        if dense and rest and mode in dense.modes and mode in rest.modes and own.speedup:
-            layers, beside = row.model_layers * dense.a_layer(mode), rest.modes[mode].time.median
-            found[mode] = (layers + beside) / (layers / own.speedup.median + beside)
+    for mode, row in own.items():
+        if mode in dense and mode in rest and row.speedup:
+            layers = row.model_layers * dense[mode].time.median / max(dense[mode].layers, 1)
+            beside = rest[mode].time.median
+            found[mode] = (layers + beside) / (layers / row.speedup.median + beside)
     return found
 
 
-def _grouped(rows: Sequence[Any], key: Callable[[Any], Hashable]) -> list[list[Any]]:
-    """Rows of one key together, in the order in which keys first come."""
-    found: dict[Hashable, list[Any]] = {}
-    for row in rows:
-        found.setdefault(key(row), []).append(row)
-    return list(found.values())
+def _grouped(every: Iterable[Mapping[str, R]], key: Callable[[R], tuple[Any, ...]]) -> list[list[Mapping[str, R]]]:
+    """Those of one key together, in the order of the keys."""
+    found: dict[tuple[Any, ...], list[Mapping[str, R]]] = {}
+    for modes in every:
+        found.setdefault(key(_any(modes)), []).append(modes)
+    return [found[key] for key in sorted(found)]
 
 
 def _section(
