@@ -288,7 +288,7 @@ def _encoder() -> Kind:
         path.rename(journal.of(path))
         kept = Records(path, {}, encoder_run.KINDS)
         kept.close()
-        several = {stage: [one for (own, _), one in kept.found.items() if own == stage] for stage in encoder_run.STAGES}
+        several = {stage: [one for (own, _), one in kept.found.items() if own == stage] for stage in encoder_run.KINDS}
         for row in (one["row"] for one in several[encoder_run.FITS] if "row" in one):
             for its_time in several[encoder_run.TIMES]:
                 found = rounded([row | its_time])

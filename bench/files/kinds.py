@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.files.fields import Fields
-from bench.files.rows import Run, parse_run
-from bench.files.vocabulary import MIX, SCHEMA
+from bench.files.rows import Run, check_schema, parse_run
+from bench.files.vocabulary import MIX
 from structures.reading import BadFile, shown
 
 # what `kind` of a file's section says; the sweep's own files have none
@@ -46,10 +46,7 @@ def parse(name: str, document: Any, kinds: Iterable[str]) -> File:
     """
     section = Fields(name, document).inside("structures")
     kind = section.choice("kind", tuple(kinds))
-    schema = section.count("schema")
-    if schema != SCHEMA:
-        age = "newer" if schema > SCHEMA else "older"
-        raise BadFile(f"{name}: structures.schema {schema} is {age} than the {SCHEMA} this version reads")
+    check_schema(name, section)
     rows, refused = tuple(section.each("rows")), tuple(section.each("refused"))
     for fields in (*rows, *refused):
         fields.where += f" ({shown(fields.name('structure'))})"

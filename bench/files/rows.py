@@ -219,16 +219,21 @@ def parse(file: str, document: Any) -> Results:
     if "structures" not in top.values:
         raise BadFile(f"{file}: written by pytest-benchmark, but not by this sweep: it has no section 'structures'")
     section = top.inside("structures")
-    schema = section.count("schema")
-    if schema != SCHEMA:
-        age = "newer" if schema > SCHEMA else "older"
-        raise BadFile(f"{file}: structures.schema {schema} is {age} than the {SCHEMA} this version reads")
+    check_schema(file, section)
     run = parse_run(file, section)
     rows = tuple(parse_row(run, fields) for fields in top.each("benchmarks"))
     refusals = tuple(declared.read(Refusal, fields, run=run) for fields in section.each("refused"))
     if not rows and not refusals:
         raise BadFile(f"{file}: holds no points; the sweep ended before the first one")
     return Results((run,), rows, refusals)
+
+
+def check_schema(file: str, section: Fields) -> None:
+    """Raise BadFile where a file's section `structures` is of another schema than is read here."""
+    schema = section.count("schema")
+    if schema != SCHEMA:
+        age = "newer" if schema > SCHEMA else "older"
+        raise BadFile(f"{file}: structures.schema {schema} is {age} than the {SCHEMA} this version reads")
 
 
 def parse_run(file: str, section: Fields) -> Run:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, TypeVar
 
 from bench.files import declared
 from bench.files.declared import read
@@ -80,16 +80,7 @@ class DecoderRow(WholeRow):
         return self.model, self.place, self.structure, self.budget
 
 
-class Keyed(Protocol):
-    """A row that tells what it is of."""
-
-    @property
-    def key(self) -> Hashable: ...
-    @property
-    def mode(self) -> str: ...
-
-
-R = TypeVar("R", bound=Keyed)
+R = TypeVar("R", ModuleRow, DecoderRow)
 ROWS: dict[str, type[ModuleRow] | type[DecoderRow]] = {FEED_FORWARD: ModuleRow, DECODER: DecoderRow}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 
 import torch
@@ -28,18 +28,18 @@ class Roofline:
     dtype: str
     threads: int
     gemm_flops_per_s: float
-    copies: tuple[tuple[int, float], ...]  # bytes moved, bytes a second
+    copy_bytes_per_s_by_size: tuple[tuple[int, float], ...]  # bytes moved, bytes a second
     seconds_per_step: float  # one product too small to take time itself, forward
     seconds_per_train_step: float
 
     @property
     def copy_bytes_per_s(self) -> float:
         """Of the largest copy: what main memory gives."""
-        return self.copies[-1][1]
+        return self.copy_bytes_per_s_by_size[-1][1]
 
     def bandwidth(self, moved: float) -> float:
         """Bytes a second of a copy that moves so many bytes, between the sizes that were measured."""
-        (low, slow), *rest = self.copies
+        (low, slow), *rest = self.copy_bytes_per_s_by_size
         if moved <= low:
             return slow
         for high, fast in rest:
@@ -60,16 +60,7 @@ class Roofline:
         return {"bound": name, "fraction": limits[name] / seconds}
 
     def as_dict(self) -> dict[str, object]:
-        return {
-            "device": self.device,
-            "dtype": self.dtype,
-            "threads": self.threads,
-            "gemm_flops_per_s": self.gemm_flops_per_s,
-            "copy_bytes_per_s": self.copy_bytes_per_s,
-            "copy_bytes_per_s_by_size": [list(pair) for pair in self.copies],
-            "seconds_per_step": self.seconds_per_step,
-            "seconds_per_train_step": self.seconds_per_train_step,
-        }
+        return {**asdict(self), "copy_bytes_per_s": self.copy_bytes_per_s}
 
 
 def measure(device: str, dtype: str, threads: int, clock: Clock = time.perf_counter) -> Roofline:

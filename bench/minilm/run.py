@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -24,7 +26,7 @@ from bench.minilm.tuning import Tuning
 
 REMOVED = "feed-forward removed"
 FITS, TUNE, TIMES = "fits", "tune", "times"
-STAGES = (FITS, TUNE, TIMES)
+Make = Callable[[ConversionPoint, str], tuple[dict[str, Any], str]]  # a record, and what is told of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,53 +63,47 @@ class Encoder:
 
     def fit(self) -> None:
         """Every conversion of every point, into the journal."""
-        todo = [(point, way) for point in self.points for way in self.request.ways]
         for name, reason in ((r["structure"], r["reason"]) for r in self.left):
             print(f"{name}: left out: {reason}", flush=True)
-        progress = self.run.progress(todo)
-        for point, way in todo:
-            if self.journal.get(FITS, _key(point, way)) is not None:
-                progress.skip(1.0)
-                continue
-            try:
-                row = self.conversions.row(point, way)
-                self.journal.add(FITS, _key(point, way), row=row)
-                told = f"cosine {row['cosine']:.3f}, neighbour {row['neighbour']:.2f}"
-                told += f", projected in {row['projection_seconds']:.1f} s"
-                told += f", stopped after {row['sweeps']} sweeps" if row["limited"] else ""
-            except Slow as error:
-                self.journal.add(FITS, _key(point, way), refused=str(error))
-                told = f"left out: {error}"
-            progress.finish(1.0, f"{point.name:18} {point.share:<5g} {way:10} {told}")
+        self._each(FITS, [(point, way) for point in self.points for way in self.request.ways], self._fitted)
 
     def tune(self) -> None:
-        """The best conversions of each share, and those asked for by name, trained from their best fit.
+        """The best conversions of each share, and those asked for by name, trained from their best fit."""
+        if todo := self.to_tune() if self.request.tune else []:
+            tuning = Tuning(self.data.model, self.data.fit, self.conversions.layers)
+            self._each(TUNE, todo, partial(self._tuned, tuning))
 
-        By one thread, so that its CPU time is the time of one core, whatever else the machine does.
-        """
-        todo = self.to_tune() if self.request.tune else []
-        if not todo:
-            return
-        conversions, progress = self.conversions, self.run.progress(todo)
-        tuning = Tuning(self.data.model, self.data.fit, conversions.layers)
+    def _each(self, stage: str, todo: Sequence[tuple[ConversionPoint, str]], make: Make) -> None:
+        """What each conversion comes to in a stage, or why it is left out, into the journal."""
+        progress = self.run.progress(todo)
         for point, way in todo:
-            if self.journal.get(TUNE, _key(point, way)) is not None:
+            if self.journal.get(stage, _key(point, way)) is not None:
                 progress.skip(1.0)
                 continue
             try:
-                model, *_ = conversions.made(point, way)
-                torch.set_num_threads(1)
-                found = tuning.tuned(model, 60 * self.request.tune, conversions.agreement)
-                self.journal.add(TUNE, _key(point, way), **found)
-                first, last = found["curve"][0], found["curve"][-1]
-                told = f"cosine {first['cosine']:.3f} to {last['cosine']:.3f}, neighbour {first['neighbour']:.2f} to "
-                told += f"{last['neighbour']:.2f} in {found['steps']} steps at {found['rate']:g}"
+                found, told = make(point, way)
             except Slow as error:
-                self.journal.add(TUNE, _key(point, way), refused=str(error))
-                told = f"left out: {error}"
-            finally:
-                torch.set_num_threads(self.run.threads.count)
+                found, told = {"refused": str(error)}, f"left out: {error}"
+            self.journal.add(stage, _key(point, way), **found)
             progress.finish(1.0, f"{point.name:18} {point.share:<5g} {way:10} {told}")
+
+    def _fitted(self, point: ConversionPoint, way: str) -> tuple[dict[str, Any], str]:
+        row = self.conversions.row(point, way)
+        told = f"cosine {row['cosine']:.3f}, neighbour {row['neighbour']:.2f}"
+        told += f", projected in {row['projection_seconds']:.1f} s"
+        return {"row": row}, told + (f", stopped after {row['sweeps']} sweeps" if row["limited"] else "")
+
+    def _tuned(self, tuning: Tuning, point: ConversionPoint, way: str) -> tuple[dict[str, Any], str]:
+        """By one thread, so that its CPU time is the time of one core, whatever else the machine does."""
+        model, *_ = self.conversions.made(point, way)
+        torch.set_num_threads(1)
+        try:
+            found = tuning.tuned(model, 60 * self.request.tune, self.conversions.agreement)
+        finally:
+            torch.set_num_threads(self.run.threads.count)
+        first, last = found["curve"][0], found["curve"][-1]
+        told = f"cosine {first['cosine']:.3f} to {last['cosine']:.3f}, neighbour {first['neighbour']:.2f} to "
+        return found, told + f"{last['neighbour']:.2f} in {found['steps']} steps at {found['rate']:g}"
 
     def to_tune(self) -> list[tuple[ConversionPoint, str]]:
         """Share by share, by agreement, what comes near to it; each in the way that fits it best."""
@@ -146,7 +142,7 @@ class Encoder:
                 found = self._fit(point, way)
                 if "row" in found:
                     tuned = self.journal.get(TUNE, _key(point, way)) or {"refused": ""}
-                    row = found["row"] | self._time(_timed(point))
+                    row = found["row"] | self.journal.found[TIMES, _timed(point)]
                     self.run.rows.append(row if "refused" in tuned else row | {"tuned": tuned})
                 else:
                     self.run.refused.append(refusal(point.name, point.share, way, found["refused"]))
@@ -154,14 +150,7 @@ class Encoder:
         self.run.save({name: version(name) for name in ("transformers",) if find_spec(name)})
 
     def _fit(self, point: ConversionPoint, way: str) -> dict[str, Any]:
-        found = self.journal.get(FITS, _key(point, way))
-        assert found is not None
-        return found
-
-    def _time(self, name: str) -> dict[str, Any]:
-        found = self.journal.get(TIMES, name)
-        assert found is not None
-        return found
+        return self.journal.found[FITS, _key(point, way)]
 
     def _control(self, name: str, error: float) -> dict[str, Any]:
         """The dense encoder, or the one without its feed-forward blocks: the most time that can be saved."""
@@ -169,7 +158,7 @@ class Encoder:
         row: dict[str, Any] = {"structure": name, "way": CONTROL, "budget": None, "options": {}}
         row |= {"weight_error": error, "output_error": error, "projection_seconds": 0.0, "sweeps": 0, "methods": []}
         row |= {"optimal": True} | self.conversions.quality(model, 0 if error else self.conversions.feed_forward)
-        return row | self._time(name) | ({} if error else {"speedup": None})
+        return row | self.journal.found[TIMES, name] | ({} if error else {"speedup": None})
 
 
 def run_all(data: Data, request: ConversionRequest, run: RunRecord, journal: Records, until: str = TIMES) -> bool:

@@ -15,11 +15,9 @@ from torch.nn import functional
 
 from bench.files.vocabulary import BFLOAT16, FLOAT8, INT8_DYNAMIC
 from bench.machine import timing
-from bench.sweep.eight_bits import EightBits
+from bench.sweep.eight_bits import EightBits, rounded
 from bench.sweep.subject import Refused, Subject, product
 from structures.structure import Structure
-
-STEPS = 127  # of int8 on each side of zero
 
 
 class WeightOnly(nn.Module):
@@ -27,10 +25,9 @@ class WeightOnly(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        weight = linear.weight.detach()
-        scale = weight.abs().amax(1).clamp_min(torch.finfo(weight.dtype).tiny) / STEPS
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
-        self.register_buffer("scale", scale)
+        weight, scale = rounded(linear.weight.detach(), torch.int8)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale.flatten().to(linear.weight.dtype))
         self.register_buffer("bias", linear.bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 
 import structures
 from bench.files.vocabulary import DENSE, MIX, NARROW, NEAR, REMOVED
-from bench.sweep.request import options_text, read_options
+from bench.sweep.request import read_options
 from bench.training import rates
 from bench.training.models import FAMILIES, NetworkShape, remove
 from bench.training.problems import TrainingProblem
@@ -84,10 +83,15 @@ def replaced(setting: Setting, model: nn.Module) -> list[str]:
     return FAMILIES[setting.model].names(model, setting.layers)
 
 
+def empty(setting: Setting, width: int, problem: TrainingProblem) -> nn.Module:
+    """The dense network without numbers."""
+    with torch.device("meta"):
+        return FAMILIES[setting.model].build(shape(setting, width, problem))
+
+
 def base_inputs(setting: Setting, problem: TrainingProblem) -> dict[str, int]:
     """Inputs of every linear layer of the dense network at the width that rates are given for."""
-    with torch.device("meta"):
-        return rates.inputs_of(FAMILIES[setting.model].build(shape(setting, setting.base, problem)))
+    return rates.inputs_of(empty(setting, setting.base, problem))
 
 
 def build(
@@ -146,8 +150,7 @@ def options(setting: Setting, variant: Variant, width: int, problem: TrainingPro
     Raises:
         Unreachable: the budget, or the options given, do not fit.
     """
-    with torch.device("meta"):
-        model = FAMILIES[setting.model].build(shape(setting, width, problem))
+    model = empty(setting, width, problem)
     names, words = replaced(setting, model), variant.structure.split(MIX)
     rules: Rules = {}
     have, want = {"params": 0, "flops": 0}, {"params": 0, "flops": 0}
@@ -155,13 +158,15 @@ def options(setting: Setting, variant: Variant, width: int, problem: TrainingPro
     for i, name in enumerate(names):
         word, widths = words[i % len(words)], linears.widths(model.get_submodule(name))
         try:
-            chosen = _fitted(word, widths, quantity, variant.share()) if variant.budget else _own(word, widths, variant)
-            bound = structures.get(word).bind(*widths, **chosen)  # type: ignore[arg-type]
+            own = read_options(variant.options)
+            if variant.budget:
+                own = dict(closest_options(word, *widths, **{quantity: variant.share()}).options)  # type: ignore[arg-type]
+            bound = structures.get(word).bind(*widths, **own)  # type: ignore[arg-type]
         except SpecError as error:
             raise Unreachable(str(error).partition("\n")[0]) from None
         have = {"params": have["params"] + bound.params, "flops": have["flops"] + bound.flops()}
         want = {"params": want["params"] + bound.dense_params, "flops": want["flops"] + bound.dense_flops()}
-        rules[name] = word, chosen
+        rules[name] = word, own if variant.budget else dict(bound.options)
     shares = {key: have[key] / want[key] for key in have}
     if quantity and abs(shares[quantity] / variant.share() - 1) > NEAR:
         raise Unreachable(f"the nearest share of dense's {quantity} it can reach at width {width} is "
@@ -170,19 +175,6 @@ def options(setting: Setting, variant: Variant, width: int, problem: TrainingPro
     if quantity and shares[other] > 1 + NEAR:
         raise Unreachable(f"{variant.budget} takes {shares[other]:.3g} times dense's {other} at width {width}")
     return rules
-
-
-def _own(name: str, widths: tuple[int, int], variant: Variant) -> dict[str, object]:
-    return {**dict(structures.get(name).bind(*widths, **read_options(variant.options)).options)}  # type: ignore[arg-type]
-
-
-@lru_cache(maxsize=4096)
-def _fitted_text(name: str, widths: tuple[int, int], quantity: str, share: float) -> str:
-    return options_text(dict(closest_options(name, *widths, **{quantity: share}).options))  # type: ignore[arg-type]
-
-
-def _fitted(name: str, widths: tuple[int, int], quantity: str, share: float) -> dict[str, object]:
-    return read_options(_fitted_text(name, widths, quantity, share))
 
 
 def _narrow(setting: Setting, variant: Variant, width: int, problem: TrainingProblem, seed: int) -> nn.Module:
@@ -197,8 +189,7 @@ def _narrow(setting: Setting, variant: Variant, width: int, problem: TrainingPro
 
 
 def _replaced_params(setting: Setting, width: int, problem: TrainingProblem) -> int:
-    with torch.device("meta"):
-        built = FAMILIES[setting.model].build(shape(setting, width, problem))
+    built = empty(setting, width, problem)
     return sum(i * o for i, o in (linears.widths(built.get_submodule(name)) for name in replaced(setting, built)))
 
 

