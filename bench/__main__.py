@@ -165,14 +165,8 @@ def _merge(arguments: argparse.Namespace) -> tuple[str, int]:
     output = arguments.output
     if output.is_file() and not arguments.overwrite and not any(map(output.samefile, arguments.results)):
         raise UsageError(f"-o: {output} exists and is none of the files to merge; add --overwrite to replace it")
-    kind = kinds.kind_of(load(arguments.results[0]))
-    if kind is None:
-        return "\n".join(merge.merge(arguments.results, arguments.output)), 0
-    from bench.files import training_rows
-
-    readers = {kinds.TRAINING: lambda file: training_rows.read(file.rows)}
-    found = merge_tables.merge(arguments.results, arguments.output, readers.get(str(kind), lambda file: None))
-    return "\n".join(found), 0
+    of = merge if kinds.kind_of(load(arguments.results[0])) is None else merge_tables
+    return "\n".join(of.merge(arguments.results, output)), 0
 
 
 def _compare(arguments: argparse.Namespace) -> tuple[str, int]:

@@ -75,6 +75,11 @@ class Result:
         return sum(run.loss is None for run in self.runs)
 
     @property
+    def seeds(self) -> int:
+        """Those that did not diverge."""
+        return len(self.runs) - self.diverged
+
+    @property
     def neighbour(self) -> tuple[float, float] | None:
         """The better of the two rates beside the chosen one, and by what share its loss is higher."""
         rates = sorted({t.lr for run in self.runs for t in run.by_rate})
@@ -153,15 +158,15 @@ def _ranked(several: Sequence[Result], known: Noise | None) -> list[Result]:
         if result.loss is None or dense is None or dense.loss is None or known is None:
             ranked.append(result)
             continue
-        margin = threshold(known, _count(result), _count(dense), pairs)
+        margin = threshold(known, result.seeds, dense.seeds, pairs)
         log = math.log(result.loss / dense.loss)
         verdict = TIE if abs(log) <= margin else BETTER if log < 0 else WORSE
         every = len(trained) * (len(trained) - 1) // 2
-        apart = [(other, threshold(known, _count(result), _count(other), max(1, every))) for other in trained]
+        apart = [(other, threshold(known, result.seeds, other.seeds, max(1, every))) for other in trained]
         ahead = sum(math.log(result.loss / (o.loss or 1)) > m for o, m in apart if o is not result)
         behind = sum(math.log((o.loss or 1) / result.loss) > m for o, m in apart if o is not result)
         # two of one seed count meet just where they are a tie; of others a little before, by 4 % at three seeds and one
-        bar = threshold(known, _count(result), _count(result), max(1, every)) / 2
+        bar = threshold(known, result.seeds, result.seeds, max(1, every)) / 2
         told = margin * (1 + one_sided(known.freedom) / quantile(pairs, known.freedom))
         own = {"difference": math.expm1(log), "margin": margin, "verdict": verdict, "bar": bar}
         own["told"] = math.expm1(told)
@@ -191,10 +196,6 @@ def quantile(pairs: int, freedom: int) -> float:
 def one_sided(freedom: int) -> float:
     """Student's, up to which an estimate falls short of the truth in as many runs of five as POWER says."""
     return float(special.stdtrit(freedom, POWER))
-
-
-def _count(result: Result) -> int:
-    return sum(run.loss is not None for run in result.runs)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from typing import Any
 
 from bench.files.fields import Fields
 from bench.files.rows import Run, check_schema, parse_run
-from bench.files.vocabulary import MIX
 from structures.reading import BadFile, shown
 
 # what `kind` of a file's section says; the sweep's own files have none
@@ -23,13 +22,6 @@ class File:
     setup: Fields
     rows: tuple[Fields, ...]
     refused: tuple[Fields, ...]
-
-    @property
-    def structures(self) -> set[str]:
-        """Names of its structures, without controls, mixes of several, and members of a searched space."""
-        rows = [row for row in self.rows if row.values.get("named") is not False]
-        names = {fields.name("structure") for fields in rows if fields.values.get("way") != "control"}
-        return {name for name in names if MIX not in name}
 
 
 def kind_of(document: Any) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.files import wholes
+from bench.files import training_rows, wholes
 from bench.files.fields import Fields, load
 from bench.files.kinds import DECODER, FEED_FORWARD, TRAINING, File, kind_of, parse
 from bench.files.merge import write
@@ -49,17 +49,15 @@ class TableRules:
     agree: Callable[[tuple[TableFile, Row], tuple[TableFile, Row]], None]  # the same, of two rows of one key
     called: Callable[[str, Row], str]  # a row, in messages
     joined: Callable[[Sequence[TableFile], Callable[[str], None]], dict[str, Any]]  # the section, without its rows
-    read: Callable[[File], object]  # raises BadFile where a row cannot be read
+    read: Callable[[File], object]  # as all others do; raises BadFile where a row cannot be read
     text: Callable[[Any], str] | None  # makes the JSON
 
 
-def merge(paths: Sequence[Path], output: Path, check: Callable[[File], object] = lambda file: None) -> list[str]:
+def merge(paths: Sequence[Path], output: Path) -> list[str]:
     """Join files into `output`, which appears whole or not at all; a line for all that was settled on the way.
 
     A row of several files is kept once: the one with fewer flags, then the one given first.
 
-    Args:
-        check: reads the merged file as the report does, beside the reader of its kind here.
     Raises:
         BadFile: a file is bad or of a kind that has no shards, two of them must not be mixed, or the output cannot
             be written.
@@ -90,24 +88,14 @@ def merge(paths: Sequence[Path], output: Path, check: Callable[[File], object] =
     section = rules.joined(parts, said.append)
     order = {name: i for i, name in enumerate(section["setup"].get("settings", {}))}
     rows = sorted(kept.values(), key=lambda one: order.get(one[1].get("setting", ""), len(order)))
-    section |= {
-        "rows": [row for _, row, _ in rows],
-        "refused": _once([r.values for p in parts for r in p.file.refused]),
-    }
+    refused = [r.values for part in parts for r in part.file.refused]
+    section["rows"] = [row for _, row, _ in rows]
+    section["refused"] = [one for i, one in enumerate(refused) if one not in refused[:i]]
     benchmarks = {"benchmarks": [own for *_, own in rows]} if any(own for *_, own in rows) else {}
-
-    def read(made: Any) -> None:
-        file = parse(str(output), made, RULES)
-        rules.read(file)
-        check(file)
-
-    write({**documents[0], **benchmarks, "structures": section}, output, read, rules.text)
+    made = {**documents[0], **benchmarks, "structures": section}
+    write(made, output, lambda written: rules.read(parse(str(output), written, RULES)), rules.text)
     state = "complete" if section["run"]["complete"] else "not complete: rows are missing"
     return [*said, f"{output}: {many(len(rows), 'row')}, of {many(len(paths), 'file')}; {state}"]
-
-
-def _once(values: Sequence[Any]) -> list[Any]:
-    return [value for i, value in enumerate(values) if value not in values[:i]]
 
 
 # -- whole modules and models
@@ -204,7 +192,7 @@ _TRAINING = TableRules(
     agree=_same_loss,
     called=lambda _, row: f"{row.get('series')} ({row.get('phase')})",
     joined=_joined_runs,
-    read=lambda file: None,
+    read=lambda file: training_rows.read(file.rows),
     text=_row_by_row,
 )
 RULES = {FEED_FORWARD: _MODULES, DECODER: _MODULES, TRAINING: _TRAINING}

@@ -88,16 +88,16 @@ class Budget:
         return f"{self.quantity}={self.share:g}"
 
 
-def budgets(text: str, quantities: Sequence[str] = QUANTITIES) -> tuple[Budget, ...]:
+def budgets(text: str) -> tuple[Budget, ...]:
     """`"params=0.5,25% flops=0.5"` -> budgets, of parameters where none is named; `none` -> no budget.
 
     Raises:
         UsageError: not one of the quantities, or a share that is not between 0 and 1.
     """
-    found, quantity = [], quantities[0]
+    found, quantity = [], QUANTITIES[0]
     for word in words(text) if text.strip().lower() != "none" else ():
         left, equals, right = word.partition("=")
-        quantity = one_of("--budget", left, quantities) if equals else quantity
+        quantity = one_of("--budget", left, QUANTITIES) if equals else quantity
         value = typed.share(right if equals else left)
         if value is None or not 0 < value <= 1:
             raise UsageError(f"--budget: {word!r} is not a share of dense; write params=0.5,25%, flops=0.5 or none")

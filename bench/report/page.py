@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def render(results: Results, sections: Sequence[Section] = (), qualities: Qualit
     allowed = " ".join(f"'sha256-{_hash(one)}'" for one in (_vega(), script))
     shown = data(results, qualities) if results.rows else {"questions": [], "rows": []}
     charts = [chart for section in sections for chart in section.charts]
-    shown |= {"parts": plot.PARTS, "charts": [chart.json() for chart in charts]}
+    shown |= {"parts": plot.PARTS, "charts": [asdict(chart) for chart in charts]}
     numbers = {id(chart): i for i, chart in enumerate(charts)}
     return templates.get_template("page.html.j2").render(
         css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),

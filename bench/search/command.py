@@ -10,7 +10,8 @@ from bench.files import kinds
 from bench.files.errors import UsageError, one_of
 from bench.files.journal import Records
 from bench.files.options import count, share
-from bench.search.words import QUALITIES, STAGES
+from bench.search import request as requests
+from bench.search.request import QUALITIES, STAGES
 
 
 def add_options(search: argparse.ArgumentParser) -> None:
@@ -27,19 +28,12 @@ def add_options(search: argparse.ArgumentParser) -> None:
     add("--time", type=share, metavar="SHARE", help="most time of a call, of dense, as measured")
     add("--mode", default="forward", metavar="WORD", help="forward (default) or train")
     add("--dtype", "--dtypes", default="float32", metavar="WORD", help="float32 (default), bfloat16, float64")
-    add(
-        "--quality",
-        default="none",
-        metavar="WORD",
-        help=f"{', '.join(QUALITIES)} (none): what candidates are ranked by besides time",
-    )
+    ranked = f"{', '.join(QUALITIES)} (none): what candidates are ranked by besides time"
+    add("--quality", default="none", metavar="WORD", help=ranked)
     add("--weight", metavar="FILE", help=".npy, .pt or .safetensors with the weight (out, in); else one is made here")
     add("--key", metavar="NAME", help="the tensor in that file")
-    add(
-        "--inputs",
-        metavar="FILE",
-        help="likewise, what the layer reads (rows, in): trained on in place of Gaussian numbers",
-    )
+    inputs = "likewise, what the layer reads (rows, in): trained on in place of Gaussian numbers"
+    add("--inputs", metavar="FILE", help=inputs)
     add("--candidates", type=count, default=200, metavar="N", help="how many are timed (200)")
     add("--finalists", type=count, default=16, metavar="N", help="how many go through every stage (16)")
     add("--seconds", type=count, metavar="N", help="stop after so long; the same command goes on")
@@ -59,7 +53,6 @@ def run(arguments: argparse.Namespace) -> tuple[str, int]:
 
     started = RunRecord(kinds.SEARCH, arguments.output)  # before torch is loaded
     from bench.search import quality, records
-    from bench.search import request as requests
     from bench.search.run import Search
 
     request = requests.read(vars(arguments))

@@ -8,9 +8,10 @@ from typing import Any
 from bench.files.errors import UsageError, one_of
 from bench.files.options import dtype
 from bench.files.vocabulary import MODES, NEAR
-from bench.search.words import QUALITIES
 from structures.language.words import share
 
+QUALITIES = ("none", "projection", "training")
+STAGES = ("time", "quality", "final")
 WHOLE = "0-1"
 MOST_WIDTH = 2**16
 

@@ -20,8 +20,6 @@ from bench.sweep.request import read_options
 from bench.sweep.rivals import rival
 from bench.sweep.subject import Refused, Subject, subject
 
-__all__ = ["Cell", "cell", "clock_of", "grad_mode", "inputs", "timed_step"]
-
 COLD_MEMORY = 0.25  # share of the free memory that rotated copies may take
 MOST_COPIES = 1024
 SEED = 0

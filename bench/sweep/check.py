@@ -28,7 +28,7 @@ def check(subject: Subject, x: Tensor, dy: Tensor | None) -> float:
     rows = sample(x.shape[0], x.device)
     x_rows = x.detach()[rows]
     parameters = [p.detach() for p in subject.parameters]
-    exact_parameters = _double(subject.originals or parameters)
+    exact_parameters = [p.double() for p in subject.originals or parameters]
     if dy is None:
         with torch.no_grad():
             y = subject.forward(x)
@@ -97,10 +97,6 @@ def _results(
     leaves = [t.clone().requires_grad_() for t in (x, *parameters)]
     y = function(leaves[0], leaves[1:])
     return [y.detach(), *torch.autograd.grad(y, leaves, dy, materialize_grads=zeros)]
-
-
-def _double(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [t.double() for t in tensors]
 
 
 def _deviations(

@@ -104,13 +104,8 @@ def _repeated(values: Mapping[str, Any], threads: setup.Threads, argv: list[str]
     if not made.mine:
         raise UsageError(f"--rerun-flagged: this version has none of the flagged points of {path}; measure it anew")
     made.unreachable = []
-    made.effort = replace(
-        made.effort,
-        paired=REPEATED * made.effort.paired,
-        alone=REPEATED * made.effort.alone,
-        rounds=REPEATED * made.effort.rounds,
-        most=REPEATED * made.effort.most,
-    )
+    more = {key: REPEATED * getattr(made.effort, key) for key in ("paired", "alone", "rounds", "most")}
+    made.effort = replace(made.effort, **more)
     made.extra_facts["rerun_of"] = {"file": path.name, "datetime": found.run.datetime, "points": len(made.mine)}
     _limit(made, values, since)
     return made

@@ -65,9 +65,8 @@ class TimeBudget:
             self.cells[point.cell] += expected(point)
         self.decided: dict[tuple[object, ...], bool] = {}
         self.done = self.spent = 0.0
-        self._at: float | None = (
-            None  # when the last point ended; the first one sets up the machine, so it says nothing of the pace
-        )
+        # when the last point ended; the first one sets up the machine, so it says nothing of the pace
+        self._at: float | None = None
 
     @property
     def left(self) -> float:

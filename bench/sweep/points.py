@@ -146,9 +146,8 @@ def bound(point: Point) -> Structure:
     if point.structure == NARROW:
         narrow = read_options(point.options)
         return structures.get(DENSE).bind(int(narrow["in"]), int(narrow["out"]))  # type: ignore[call-overload]
-    return structures.get(DENSE if point.is_dense else point.structure).bind(
-        *point.shape, **read_options(point.options)
-    )  # type: ignore[arg-type]
+    entry = structures.get(DENSE if point.is_dense else point.structure)
+    return entry.bind(*point.shape, **read_options(point.options))  # type: ignore[arg-type]
 
 
 def rules(ran: Iterable[Point]) -> dict[str, str]:

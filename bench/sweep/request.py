@@ -262,12 +262,8 @@ def _value_text(value: object) -> str:
 def add_options(group: Any) -> None:
     """Declare the options on pytest's parser group."""
     add = group.addoption
-    add(
-        "--structures",
-        "--structure",
-        metavar="WORDS",
-        help='entries, with options or without: "dyad_it:n_blocks=2,4,8 monarch"',
-    )
+    named = 'entries, with options or without: "dyad_it:n_blocks=2,4,8 monarch"'
+    add("--structures", "--structure", metavar="WORDS", help=named)
     add("--widths", metavar="N,...", help="square layers: 256,512")
     add("--shapes", metavar="INxOUT,NAME,...", help=f"768x3072, or layers of {', '.join(shapes.NAMED)}")
     add("--tokens", metavar="N,...", help="rows of the input: 1,128,1024")

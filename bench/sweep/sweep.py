@@ -205,20 +205,12 @@ class Sweep:
             stats = benchmark.stats.stats
             seconds, margin = stats.median, timing.margin_of_error(stats.data, self.effort.confidence)
             width = width if speedup else stats.iqr / seconds
-        roof = self.rooflines[(point.device, point.dtype, point.threads)]
-        bound = (
-            None
-            if what.originals is not None
-            else roof.bound(
-                flops=info["executed_flops"],
-                moved=info["bytes"],
-                steps=len(what.structure.steps)
-                if point.clock == device.HOST
-                else 0,  # a graph has no calls of the host
-                train=point.train,
-                seconds=seconds,
-            )
-        )
+        bound = None
+        if what.originals is None:
+            roof = self.rooflines[(point.device, point.dtype, point.threads)]
+            steps = len(what.structure.steps) if point.clock == device.HOST else 0  # a graph has no calls of the host
+            work = {"flops": info["executed_flops"], "moved": info["bytes"], "steps": steps}
+            bound = roof.bound(**work, train=point.train, seconds=seconds)
         benchmark.extra_info |= info | {
             "speedup": speedup and speedup.as_dict(),
             "speedup_over_linear": speedup and here.over_linear and speedup.median * here.over_linear,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from structures import StructuredLinear, backends
 from structures.models import linears
+from structures.models.runs import calls_of
 
 
 @torch.no_grad()
@@ -60,18 +62,9 @@ def shares(own: dict[str, Any], dense: dict[str, Any]) -> dict[str, float]:
 
 def _rest(dense: nn.Module, names: Sequence[str], x: Tensor) -> tuple[dict[str, int], int]:
     """Rows that each layer of `names` sees, and the FLOPs of all else."""
-    rows: dict[str, int] = {}
-
-    def look(name: str) -> Any:
-        return lambda module, inputs: rows.__setitem__(name, inputs[0].numel() // inputs[0].shape[-1])
-
-    handles = [dense.get_submodule(name).register_forward_pre_hook(look(name)) for name in names]
-    try:
-        with FlopCounterMode(display=False) as counter:
-            dense(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    rows = {name: called.rows for name, called in calls_of(copy.deepcopy(dense), names, x).items()}
+    with FlopCounterMode(display=False) as counter:
+        dense(x)
     kinds = {name: dense.get_submodule(name) for name in names}
     own = sum(_linear(module, rows[name]) for name, module in kinds.items() if linears.kind(module) is not None)
     return rows, counter.get_total_flops() - own

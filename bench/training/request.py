@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.files.errors import UsageError, one_of
-from bench.files.options import budgets as read_budgets
-from bench.files.options import numbers, shard, words
+from bench.files.options import budgets, numbers, shard, words
 from bench.files.vocabulary import DEVICES, MIX
 from bench.sweep.request import entries, entry_words, register
 from bench.sweep.shapes import MAX_WIDTH
 from bench.training import settings
 from bench.training.settings import Setting
 
-QUANTITIES = ("params", "flops")
 LAYERS = ("ff", "all")
 BOTH, TIMES, LOSSES = "both", "times", "losses"
 TOKENIZERS = ("characters", "bytes", "bpe")
@@ -96,7 +94,7 @@ def _changes(options: Mapping[str, Any]) -> dict[str, Any]:
     if options.get("structures"):
         changes["structures"] = _structures(options["structures"])
     if options.get("budget"):
-        changes["budgets"] = tuple(str(b) for b in read_budgets(options["budget"], QUANTITIES))
+        changes["budgets"] = tuple(map(str, budgets(options["budget"])))
     if changes.get("device"):
         changes["device"] = changes["device"].lower()
     return changes

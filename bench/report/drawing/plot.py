@@ -80,9 +80,6 @@ class Chart:
     height: int = 340
     beside: bool = False
 
-    def json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Figure:

@@ -5,8 +5,7 @@ triangles; dense is thick and plain; its rivals are thin, grey and dashed. No tw
 """
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from bench.files.vocabulary import DENSE, MIX
 
@@ -38,10 +37,6 @@ class Style:
     dash: tuple[int, ...] = DASHES[0]
     width: float = 1.6
     hollow: bool = False
-
-    @property
-    def json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 PLAIN = Style("currentColor", DOT, width=3.0)

@@ -44,12 +44,8 @@ def _table(rows: Sequence[ConversionRow]) -> list[str]:
         faster = words.ratio(some.speedup.median) if some.speedup else ""
         name = f"{structure} (control)" if "control" in by_way else code(structure)
         made.append([name, words.share(some.feed_forward_share), *agreed, faster])
-    heads = [
-        "structure",
-        "feed-forward parameters, of dense",
-        *(f"nearest {models.NEAREST[way]}" for way in ways),
-        "speed-up",
-    ]
+    nearest = (f"nearest {models.NEAREST[way]}" for way in ways)
+    heads = ["structure", "feed-forward parameters, of dense", *nearest, "speed-up"]
     return markdown(heads, made, left=1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bench.answers import qualities
@@ -11,7 +11,6 @@ from bench.answers.inputs import Inputs
 from bench.files import kinds
 from bench.files.errors import UsageError
 from bench.files.fields import contents
-from bench.files.kinds import File
 from bench.report.drawing import plot
 from bench.report.drawing.plot import Figure
 from bench.report.readme import answer, encoder, tables, training
@@ -38,7 +37,7 @@ def write(readme: Path, given: Inputs, pictures: Path, run: Callable[[str], str]
             written. No file is changed then.
     """
     others = qualities.with_committed(given.others)
-    converted, trained = (_of(others, kind) for kind in (kinds.MINILM, kinds.TRAINING))
+    converted, trained = ([file for file in others if file.kind == k] for k in (kinds.MINILM, kinds.TRAINING))
     sections: dict[str, Callable[[], Made]] = {
         "answer": lambda: answer.section(given.results, qualities.read(others)),
         "results": lambda: (tables.section(given.results), None),
@@ -82,10 +81,6 @@ def replaced(readme: Path, text: str, name: str, inside: str) -> str:
     [start], [end] = starts, ends
     newline = "\r\n" if lines[start].endswith("\r\n") else "\n"
     return "".join(lines[: start + 1]) + f"\n{inside}\n\n".replace("\n", newline) + "".join(lines[end:])
-
-
-def _of(files: Sequence[File], kind: str) -> list[File]:
-    return [file for file in files if file.kind == kind]
 
 
 def _command(readme: Path, text: str) -> str:

@@ -24,14 +24,14 @@ def data(results: Results, qualities: Qualities) -> dict[str, Any]:
     place = {id(row): i for i, row in enumerate(results.rows)}
     machines = machine_names(results.runs)
     rows = [_row(row, machines[id(row.run)]) for row in results.rows]
-    looks = {shown["look"]: _look(row) for shown, row in zip(rows, results.rows, strict=True)}
+    named = {shown["look"]: row for shown, row in zip(rows, results.rows, strict=True)}
     roofs = [
         {**asdict(limit), "machine": where(machines[id(run)], limit)} for run in results.runs for limit in run.roofline
     ]
     return {
         "rows": rows,
         "questions": [_question(one, place) for one in verdicts(results.rows, qualities, results.refusals)],
-        "looks": {name: look.json for name, look in looks.items()},
+        "looks": {name: asdict(style.look(_looks_like(row), row.control)) for name, row in named.items()},
         "roofs": roofs,
         "missing": list(qualities.missing().values()),
         "refused": [_refusal(one) for one in results.refusals],
@@ -134,10 +134,6 @@ def _row(row: Row, machine: str) -> dict[str, Any]:
 def _known(found: dict[str, Any]) -> dict[str, Any]:
     """Without what there is nothing to say of; 0 is something."""
     return {key: value for key, value in found.items() if not (value is None or value is False or value in ((), ""))}
-
-
-def _look(row: Row) -> style.Style:
-    return style.look(_looks_like(row), row.control)
 
 
 def _looks_like(row: Row) -> str:

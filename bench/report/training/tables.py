@@ -29,7 +29,7 @@ def table(several: Sequence[Result], times: Times) -> PageTable:
 def _cells(result: Result, times: Times) -> dict[str, Cell]:
     first = result.first
     time = times.get((first.place, first.series))
-    seeds = len(result.runs) - result.diverged
+    seeds = result.seeds
     reason = next((run.reason for run in result.runs if run.reason), "")
     spread = f"{result.low:.4g} to {result.high:.4g}" if seeds > 1 else "one seed" if seeds else reason
     ranks = "" if result.best is None else f"{result.best}"

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from bench.answers.losses import Result
 from bench.files.training_rows import Time, TrainingPlace
-from bench.files.vocabulary import MIX
 from bench.report.drawing import style, words
 from bench.report.drawing.style import Style
 from bench.report.training.claims import difference
@@ -41,8 +40,9 @@ class Trained:
     def told(self, result: Result) -> dict[str, str]:
         """The loss with its seeds, what it says beside dense's, and the step's time."""
         assert result.loss is not None
-        seeds = len(result.runs) - result.diverged
-        spread = f", {result.low:.4g} to {result.high:.4g} over {seeds} seeds" if seeds > 1 else ", one seed"
+        spread = (
+            f", {result.low:.4g} to {result.high:.4g} over {result.seeds} seeds" if result.seeds > 1 else ", one seed"
+        )
         time = self.time_of(result)
         return {
             "title": result.first.series,
@@ -73,11 +73,8 @@ def within(result: Result, budget: str | None) -> bool:
 
 
 def look(result: Result) -> Style:
-    """As everywhere in the report; of mixes DYAD's colour and marks of their own."""
-    name = result.first.structure
-    if MIX in name and style.dyad(name):
-        return replace(style.look(name), hollow=True)
-    return style.look(name, result.first.control and name != "dense")
+    """As everywhere in the report."""
+    return style.look(result.first.structure, result.first.control and result.first.structure != "dense")
 
 
 def domain(losses: Sequence[float]) -> tuple[float, float]:

@@ -1,4 +1,0 @@
-"""Words that the command line and the search share; nothing here imports torch."""
-
-QUALITIES = ("none", "projection", "training")
-STAGES = ("time", "quality", "final")
