@@ -156,13 +156,9 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _refusal(row: Row, refusals: Sequence[Refusal]) -> Refusal | None:
-    keys = ("series", "tokens", "dtype", "device", "mode")
-    for refusal in refusals:
-        what = (refusal.structure, refusal.budget, refusal.in_features, refusal.out_features)
-        if what == (row.structure, row.budget, row.in_features, row.out_features):
-            if all(getattr(refusal, key) in (None, getattr(row, key)) for key in keys):
-                return refusal
-    return None
+    what = (row.structure, row.budget, row.in_features, row.out_features)
+    of_layer = (r for r in refusals if (r.structure, r.budget, r.in_features, r.out_features) == what)
+    return next((r for r in of_layer if r.covers(row, ("series", "tokens", "dtype", "device", "mode"))), None)
 
 
 def _change(before: Row, after: Row, measure: str) -> Change:

@@ -32,11 +32,8 @@ def text(
     if found.times:
         lines += ["", f"Absolute times ({found.absolute}):", *_changes(found.times, everything)]
     for key in by:
-        lines += [
-            "",
-            f"By {key}, geometric mean of the change in time relative to dense's:",
-            *_summed(found.ratios, key),
-        ]
+        lines += ["", f"By {key}, geometric mean of the change in time relative to dense's:"]
+        lines += _summed(found.ratios, key)
     lines += ["", *_one_sided(found, everything)]
     if limit is not None:
         failed = found.failed(limit, times=times)
@@ -133,13 +130,8 @@ def _series(row: Row) -> str:
 
 def _plain(value: float) -> str:
     """A change in percent: '+3.2', '-13', '+1.2e+03'."""
-    return (
-        f"{value * 100:+.1f}"
-        if abs(value) < 0.0995
-        else f"{value * 100:+.0f}"
-        if abs(value) < 99.5
-        else f"{value * 100:+.2g}"
-    )
+    form = "+.1f" if abs(value) < 0.0995 else "+.0f" if abs(value) < 99.5 else "+.2g"
+    return f"{value * 100:{form}}"
 
 
 def _medians(change: Change) -> tuple[str, str]:

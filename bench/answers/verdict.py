@@ -324,7 +324,7 @@ def _refused(refusals: Sequence[Refusal], question: Question, found: set[str]) -
     same = ("in_features", "out_features", "tokens", "dtype", "device", "mode")
     reasons: dict[str, str] = {}
     for one in refusals:
-        here = all(getattr(one, key) in (None, getattr(question, key)) for key in same)
+        here = one.covers(question, same)
         asked = one.budget in (None, f"{question.equal}={question.share:g}")
         if here and asked and one.structure not in found:
             reasons.setdefault(one.structure, one.reason)

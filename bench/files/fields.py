@@ -105,20 +105,16 @@ class Fields:
     def values_of(self, key: str, kinds: tuple[type, ...], count: int | None = None) -> list[Any]:
         """A list of values of some types, of so many where `count` is given."""
         values = self.get(key)
-        if (
-            not isinstance(values, list)
-            or not all(type(v) in kinds for v in values)
-            or count not in (None, len(values))
-        ):
+        good = isinstance(values, list) and all(type(v) in kinds for v in values)
+        if not good or count not in (None, len(values)):
             raise self.bad(key, f"a list of {count or 'any number'} of {' or '.join(kind.__name__ for kind in kinds)}")
         return values
 
     def pairs(self, key: str) -> list[tuple[float, float]]:
         """A list of two positive numbers each."""
         values = self.get(key)
-        if not isinstance(values, list) or not all(
-            isinstance(pair, list) and len(pair) == 2 and all(positive(number) for number in pair) for pair in values
-        ):
+        good = isinstance(values, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in values)
+        if not good or not all(positive(number) for pair in values for number in pair):
             raise self.bad(key, "a list of pairs of positive numbers")
         return [(float(a), float(b)) for a, b in values]
 

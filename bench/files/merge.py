@@ -192,10 +192,10 @@ def _refused(shards: Sequence[Shard], say: Say) -> list[Any]:
 
 
 def _measures(row: Row, refusal: Refusal) -> bool:
-    """Whether a row of another file is the point of a refusal; what the refusal leaves open stands for anything."""
+    """Whether a row of another file is the point of a refusal."""
     if row.run.file == refusal.run.file or row.budget != refusal.budget or refusal.in_features is None:
         return False
-    if not all(getattr(refusal, key) in (None, getattr(row, key)) for key in _SAME):
+    if not refusal.covers(row, _SAME):
         return False
     options = (refusal.options or {}).items()
     return refusal.backend in (*ASKED, row.backend) and all(row.options.get(key) == value for key, value in options)

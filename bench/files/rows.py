@@ -162,6 +162,10 @@ class Refusal:
     reason: declared.Words
     clock: declared.Words | None = None
 
+    def covers(self, one: Any, keys: Sequence[str]) -> bool:
+        """Whether a row or a question is what was refused, by these fields; what is left open stands for anything."""
+        return all(getattr(self, key) in (None, getattr(one, key)) for key in keys)
+
 
 @dataclass(frozen=True)
 class Results:

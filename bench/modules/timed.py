@@ -24,7 +24,7 @@ from bench.files.rounding import rounded
 from bench.files.run import section
 from bench.files.terminal import many
 from bench.machine import timing
-from bench.sweep import launch, limits, shards
+from bench.sweep import launch, limits, progress, shards
 from bench.sweep.cell import clock_of
 from bench.sweep.output import row_of
 from bench.sweep.sweep import Sweep
@@ -187,18 +187,12 @@ class Rows:
 
     def summary(self, output: Path | None) -> Iterator[str]:
         """Lines for the end of the run: what was measured, and how to go on."""
-        complete = self.sweep.complete
         flagged = sum(bool(one["whole"]["flags"]) for one in self.sweep.whole.values())
         measured = f"{many(len(self.sweep.whole), 'point')} measured, {flagged} flagged"
-        yield measured if complete else f"{measured}; not complete"
+        yield measured if self.sweep.complete else f"{measured}; not complete"
         if self.sweep.not_now:
             yield f"{len(self.sweep.not_now)} more were left out for lack of time"
-        if output is None:
-            yield "Nothing was written; add --benchmark-json=results.json"
-            return
-        if not complete and self.sweep.journalled:
-            yield f"Go on later: the same command with --resume {output}"
-        yield f"Draw the tables: python -m bench report {output} -o report/"
+        yield from progress.how_on(self.sweep, output, "tables")
 
 
 def parametrize(metafunc: pytest.Metafunc, kind: Any) -> None:

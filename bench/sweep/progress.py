@@ -75,12 +75,17 @@ def summary(sweep: Sweep, json: Path | None) -> Iterator[str]:
         return
     if again := rerun.command(json, list(sweep.rows.values())):
         yield f"{many(again['flagged'], 'point')} flagged as unsafe; to repeat: {again['command']}"
-    if json and not sweep.complete and sweep.journalled:
-        yield f"Go on later: the same command with --resume {json}"
-    if json:
-        yield f"Draw the plots: python -m bench report {json} -o report/"
-    else:
+    yield from how_on(sweep, json, "plots")
+
+
+def how_on(sweep: Sweep, json: Path | None, drawn: str) -> Iterator[str]:
+    """How to go on with a run, and to draw it."""
+    if json is None:
         yield "Nothing was written; add --benchmark-json=results.json"
+        return
+    if not sweep.complete and sweep.journalled:
+        yield f"Go on later: the same command with --resume {json}"
+    yield f"Draw the {drawn}: python -m bench report {json} -o report/"
 
 
 def _verdicts(rows: Sequence[Row]) -> list[Verdict]:

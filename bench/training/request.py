@@ -47,9 +47,8 @@ def read(options: Mapping[str, Any], *, cuda: bool) -> TrainingRequest:
     for setting in chosen:
         _check(setting, cuda=cuda)
     if not chosen:
-        raise UsageError(
-            f"--scale {scale} has no setting of {' '.join(options['tasks'])}: {_with_settings(scale)} have"
-        )
+        have = ", ".join(settings.SETTINGS[scale])
+        raise UsageError(f"--scale {scale} has no setting of {' '.join(options['tasks'])}: {have} have")
     return TrainingRequest(
         settings=tuple(dict.fromkeys(chosen)),
         scale=scale,
@@ -67,13 +66,9 @@ def _tasks(tasks: Sequence[str]) -> list[str]:
     return list(settings.TASKS) if "all" in found else list(dict.fromkeys(found))
 
 
-def _with_settings(scale: str) -> str:
-    return ", ".join(task for task, several in settings.SETTINGS[scale].items() if several)
-
-
 def _settings(task: str, scale: str, options: Mapping[str, Any]) -> list[Setting]:
     """The task's settings at a scale, with what the options change."""
-    found = list(settings.SETTINGS[scale][task])
+    found = list(settings.SETTINGS[scale].get(task, ()))
     for field in ("layers", "data", "tokenizer"):
         word = options.get(field)
         a_path = word and field == "data"  # which may have blanks

@@ -107,18 +107,14 @@ SETTINGS: dict[str, dict[str, tuple[Setting, ...]]] = {
         "encoder": (ENCODER, replace(ENCODER, data="layer:5")),
         "teacher": (TEACHER,),
         "facts": (FACTS,),
-        "language": (),
     },
     "claims": {
-        "encoder": (),
         "teacher": (
             replace(TEACHER, structures=BLOCKS),
             replace(TEACHER, widths=(64, 128), structures=(*DYAD, *OTHERS)),
             replace(TEACHER, widths=(64, 128, 256), structures=MEMBERS),
             replace(TEACHER, widths=(512,), structures=("dyad_it", "block_diagonal", "low_rank")),
         ),
-        "facts": (),
-        "language": (),
     },
     "full": {
         "encoder": tuple(replace(ENCODER, data=f"layer:{layer}", steps=4000) for layer in range(6)),

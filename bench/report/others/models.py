@@ -185,15 +185,15 @@ def _told(row: ConversionRow) -> dict[str, str]:
 
 
 def _line(row: ConversionRow) -> list[PageCell | str]:
-    speed = row.speedup
+    speed, cell = row.speedup, PageCell("1", value=1.0)
+    if speed:
+        cell = PageCell(words.ratio(speed.median), words.quartiles(speed), speed.median)
     return [
         PageCell(row.structure, look=_look(row)),
         NEAREST[row.way],
         PageCell(f"{row.cosine:.3f}", value=row.cosine),
         PageCell(f"{row.neighbour * 100:.1f} %", value=row.neighbour),
-        PageCell(words.ratio(speed.median), words.quartiles(speed), speed.median)
-        if speed
-        else PageCell("1", value=1.0),
+        cell,
         PageCell(words.share(row.feed_forward_share), value=row.feed_forward_share),
         PageCell(f"{row.weight_error:.3f}", value=row.weight_error),
         PageCell(f"{row.output_error:.3f}", value=row.output_error),

@@ -99,27 +99,19 @@ def _table(caption: str, rows: Sequence[Line], column: str) -> PageTable:
         line = [PageCell(f"{one.structure}{blocks}", look=style.look(one.structure)), PageCell(row.share)]
         for mode in modes:
             m = row.modes.get(mode)
-            speed = m.speedup if m else None
-            flagged = f" {' '.join(m.flags)}" if m and m.flags else ""
-            line += [
-                PageCell(
-                    words.ratio(speed.median),
-                    words.quartiles(speed) + flagged,
-                    speed.median,
-                    strong=leads(rows, row, mode),
-                )
-                if speed
-                else PageCell("1" if m else ""),
-                PageCell(words.ratio(row.beside[mode]) if mode in row.beside else ""),
-                PageCell(words.prefixed(m.time.median, "s"), value=m.time.median) if m else PageCell(""),
-            ]
+            cell = PageCell("1" if m else "")
+            if m and (speed := m.speedup):
+                small = " ".join([words.quartiles(speed), *m.flags])
+                cell = PageCell(words.ratio(speed.median), small, speed.median, strong=leads(rows, row, mode))
+            beside = PageCell(words.ratio(row.beside[mode]) if mode in row.beside else "")
+            line += [cell, beside, _cell(m and m.time.median, "s")]
         first = row.modes.get("train", one)
-        line += [
-            PageCell(words.prefixed(b, "B"), value=b) if b else PageCell("")
-            for b in (first.activation_bytes, first.checkpoint_bytes)
-        ]
-        lines.append(line)
+        lines.append([*line, _cell(first.activation_bytes, "B"), _cell(first.checkpoint_bytes, "B")])
     return PageTable(caption, [*headings, "Kept for backward", "Checkpoint"], lines)
+
+
+def _cell(value: float | None, unit: str) -> PageCell:
+    return PageCell(words.prefixed(value, unit), value=value) if value else PageCell("")
 
 
 def leads(rows: Sequence[Line], row: Line, mode: str) -> bool:

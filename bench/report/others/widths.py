@@ -51,10 +51,7 @@ def section(file: File, number: int = 0) -> Section:
     lines = sorted(read(file), key=lambda line: (not style.dyad(line.structure), line.structure))
     ways = [scaled for scaled in (True, False) if any(line.scaled == scaled for line in lines)]
     widths = sorted({width for line in lines for width in line.sizes})
-    headings = [
-        "Structure",
-        *(f"{WAYS[w]}: {what}" for w in ways for what in ("growth", "in the band")),
-    ]
+    headings = ["Structure", *(f"{WAYS[w]}: {what}" for w in ways for what in ("growth", "in the band"))]
     names = dict.fromkeys(line.structure for line in lines)
     table = [
         [PageCell(name, look=style.look(name)), *(cell for way in ways for cell in _cells(lines, name, way))]

@@ -78,9 +78,8 @@ def _width(several: Sequence[Verdict]) -> Axis:
 
 def _speedups(mode: str, several: Sequence[Verdict]) -> Chart:
     series = _lines(several, lambda row: row.speedup or Spread(1.0, 1.0, 1.0, 1))
-    return Chart(
-        f"{mode}", _width(several), Axis("speed-up over dense", words.TIMES), series, height=max(360, 13 * len(series))
-    )
+    y = Axis("speed-up over dense", words.TIMES)
+    return Chart(mode, _width(several), y, series, height=max(360, 13 * len(series)))
 
 
 def _dyad(several: Sequence[Verdict]) -> list[Chart]:

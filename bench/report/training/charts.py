@@ -157,9 +157,8 @@ def _exponents(fitted: Sequence[Front]) -> Chart:
     ends = (dense.low, dense.high) if dense else ()
     band = [Guide([(end, -0.7), (end, top)], GREY, (2, 2)) for end in ends if end is not None]
     x = Axis("exponent: larger falls faster", "#", log=False)
-    return Chart(
-        "Exponents", x, Axis("", log=False, domain=(-0.7, top), values=[]), series, band, 17 * len(ordered) + 8
-    )
+    y = Axis("", log=False, domain=(-0.7, top), values=[])
+    return Chart("Exponents", x, y, series, band, 17 * len(ordered) + 8)
 
 
 def _said(front: Front) -> Mapping[str, str]:

@@ -38,7 +38,10 @@ def _cells(result: Result, times: Times) -> dict[str, Cell]:
     said = {TIE: "a tie", BETTER: "better", WORSE: "worse"}.get(result.verdict, "")
     beside = f"{(result.difference or 0) * 100:+.1f} %" if result.difference is not None else ""
     noise = f"{said}, {claims.percents(result.interval)}" if result.interval else ""
-    flags = "" if time is None else " ".join(time.flags)
+    step = ("", "")
+    if time is not None:
+        quartiles = f"{time.ratio.q1:.2f} to {time.ratio.q3:.2f} {' '.join(time.flags)}"
+        step = words.ratio(time.speedup), quartiles.strip()
     bits = [run.bits_per_byte for run in result.runs if run.bits_per_byte is not None]
     return {
         "Loss": ("diverged" if result.loss is None else f"{result.loss:.4g}", spread),
@@ -49,13 +52,8 @@ def _cells(result: Result, times: Times) -> dict[str, Cell]:
         "Replaced parameters": (words.share(share) if share else "0 %", "of dense"),
         "All parameters": (words.share(first.shares["params_share"]), words.prefixed(first.params)),
         "FLOPs a token": (words.prefixed(first.train_flops), f"{words.prefixed(executed)} executed"),
-        "Step, of dense's speed": ("", "")
-        if time is None
-        else (words.ratio(time.speedup), f"{time.ratio.q1:.2f} to {time.ratio.q3:.2f} {flags}".strip()),
-        "Rate": (
-            f"{first.lr:.2g}",
-            f"{neighbour(result)}{', the end of those tried' if first.rate_at_end else ''}",
-        ),
+        "Step, of dense's speed": step,
+        "Rate": (f"{first.lr:.2g}", neighbour(result) + (", the end of those tried" if first.rate_at_end else "")),
     }
 
 
