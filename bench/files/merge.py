@@ -121,17 +121,13 @@ def _benchmarks(shards: Sequence[Shard], say: Say) -> list[Any]:
 def _better(row: Row, other: Row, again: frozenset[str]) -> bool:
     if _one_repeats(row, other, again):
         return (-len(row.flags), row.run.file in again) > (-len(other.flags), other.run.file in again)
-    return _merit(row) > _merit(other)
+    a, b = _spread(row), _spread(other)
+    return (a.rounds, -a.width) > (b.rounds, -b.width)
 
 
 def _one_repeats(row: Row, other: Row, again: frozenset[str]) -> bool:
     """One of them is of a rerun of flagged points, and the other is not."""
     return (row.run.file in again) != (other.run.file in again)
-
-
-def _merit(row: Row) -> tuple[int, float]:
-    spread = _spread(row)
-    return spread.rounds, -spread.width
 
 
 def _spread(row: Row) -> Spread:

@@ -6,6 +6,7 @@ import copy
 import re
 import time
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from torch import nn
@@ -165,15 +166,11 @@ def _record(model: nn.Module, layer: str) -> Projection:
 def _fit(records: Sequence[Projection], seconds: float) -> dict[str, Any]:
     """How well the layers of a converted encoder fit."""
     return {
-        "weight_error": _mean([r.weight_error for r in records]),
-        "output_error": _mean([r.output_error for r in records if r.output_error is not None]),
+        "weight_error": fmean(r.weight_error for r in records),
+        "output_error": fmean(r.output_error for r in records if r.output_error is not None),
         "projection_seconds": seconds,
         "sweeps": max(r.iterations for r in records),
         "methods": sorted({r.method for r in records}),
         "optimal": all(r.optimal for r in records),
         "limited": not all(r.converged for r in records),
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -18,8 +18,6 @@ from bench.sweep.named import NAMED, SPACE
 from bench.sweep.request import default_names, in_order
 from structures.models.width_check import coordinate_check
 
-WIDTHS = (128, 256, 512, 1024, 2048)
-
 
 def subjects(words: str | None = None) -> dict[str, tuple[str, Mapping[str, object]]]:
     """Label -> entry and options, of a list of words: entries, or named points such as `btt1`; all without.
@@ -39,7 +37,7 @@ def subjects(words: str | None = None) -> dict[str, tuple[str, Mapping[str, obje
     return found
 
 
-def measure(run: RunRecord, words: str | None = None, widths: Sequence[int] = WIDTHS) -> None:
+def measure(run: RunRecord, words: str | None, widths: Sequence[int]) -> None:
     """Fill the run's rows, structure by structure, and write them after each; Ctrl-C keeps what is finished.
 
     Kept are the sizes that are drawn: of the last hidden layer, before the first step and after the last.

@@ -391,7 +391,7 @@ def test_a_timer_checks_and_pairs_with_dense() -> None:
     assert set(found) == {"speedup", "seconds", "backend", "error"}
     assert 0 <= found["error"] < torch.finfo(torch.float32).eps ** 0.5  # half of the digits: no rounding takes more
     assert found["speedup"]["q1"] <= found["speedup"]["median"] <= found["speedup"]["q3"]
-    assert timer.way in ("linear", "addmm") and timer.seconds > 0
+    assert timer.dense.way in ("linear", "addmm") and timer.dense.seconds > 0
 
 
 def request_effort() -> Any:
