@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def test_a_complaint_is_heard(browser: Browser, tmp_path: Path) -> None:
 def test_the_page_makes_of_a_chart_what_the_pictures_make(beside: bool, browser: Browser, page: Path) -> None:
     browser.open(page)
     chart = a_chart("dyad_it", "monarch", "low_rank", "dense", beside=beside)
-    made = browser.run(f"spec({json.dumps(chart.json())}, 400)")
+    made = browser.run(f"spec({json.dumps(asdict(chart))}, 400)")
     wanted = json.loads(json.dumps(plot.spec(chart, 400)))
     for one in (made, wanted):
         for label in one["datasets"]["labels"]:
