@@ -1,6 +1,7 @@
 """One thread a process, and a file's tests in one process: they are small, and share what their fixtures have made."""
 
 import gc
+import math
 import os
 import sys
 import tempfile
@@ -27,7 +28,8 @@ class _All(set[str]):
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-measure._tried = _All()  # nothing is measured on the way: plans must not change from one test to the next
+# nothing is measured on the way, or again: plans must not change from one test to the next
+measure._tried, measure.AGAIN = _All(), math.inf
 
 _own = Path(tempfile.mkdtemp(prefix="structures-"))
 _objects = rates.folder().absolute() / "native"

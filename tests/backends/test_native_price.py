@@ -72,18 +72,20 @@ def test_more_tokens_wider_layers_and_slower_machines_cost_more(name, paired, gr
         assert seconds(1024, 1) < seconds(1024, 1, reads=((1 << 16, 1e8), (1 << 26, 1e8)))
 
 
-def test_the_kernel_s_figures_are_measured_once_and_kept_beside_the_planner_s(tmp_path, monkeypatch):
+def test_of_the_kernel_s_figures_the_best_ever_measured_are_kept_beside_the_planner_s(tmp_path, monkeypatch):
     monkeypatch.setenv(rates.VARIABLE, str(tmp_path))
-    measurements = []
+    flops = iter((1e11, 0.5e11, 1.01e11, 2e11))
 
-    def measured(library, dtype):
-        measurements.append(dtype)
-        return {"products": ((64, 1e11),), "passes": ((64, 3e10),), "reads": ((1 << 16, 1e11), (1 << 26, 1e10))}
+    def measured(library, dtype, seconds):
+        now = next(flops)
+        return {"products": ((64, now),), "passes": ((64, 4e21 / now),), "reads": ((1 << 16, 1e11), (1 << 26, 1e10))}
 
     monkeypatch.setattr(price, "measured", measured)
-    price.kernel.cache_clear()
-    first = price.kernel(kernel.library(), "float32")
-    price.kernel.cache_clear()
-    assert price.kernel(kernel.library(), "float32") == first and first.flops == 1e11
-    assert measurements == ["float32"] and [file.name[:6] for file in tmp_path.iterdir()] == ["rates-"]
-    price.kernel.cache_clear()
+    best = []
+    for _ in range(4):  # processes, one after another
+        monkeypatch.setattr(price, "_held", {})
+        found = price.kernel(kernel.library(), "float32")
+        assert price.kernel(kernel.library(), "float32") == found, "it is not measured again so soon"
+        best.append((found.flops, found.passes))
+        assert [file.name[:6] for file in tmp_path.iterdir()] == ["rates-"]
+    assert best == [(1e11, 4e10), (1e11, 8e10), (1e11, 8e10), (2e11, 8e10)], "but for what is within the noise"

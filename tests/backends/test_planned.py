@@ -910,6 +910,23 @@ def test_a_machine_that_others_take_is_not_measured(folder, monkeypatch):
         structures.calibrate([torch.float32])
 
 
+@pytest.mark.parametrize("share, anew", [(0.4, True), (1.0, False)])
+def test_figures_of_a_moment_that_others_took_are_measured_anew(share, anew, folder, monkeypatch):
+    key = rates.machine("float32", torch.get_num_threads())
+    built_in = figures.built_in("float32", torch.get_num_threads())
+    slow = {kind: tuple((n, r * share) for n, r in curve) for kind, curve in built_in.product}
+    rates.write(key, rates.parts(built_in.replaced({}, slow)))
+    now = dict(built_in.product)["contiguous"][-1][1]
+    monkeypatch.setattr(measure, "_product_rate", lambda *_: now)
+    monkeypatch.setattr(measure, "_looked", {})
+    monkeypatch.setattr(measure, "AGAIN", 5.0)
+    said = []
+    monkeypatch.setattr(measure, "calibrate", lambda dtypes, seconds: said.append(dtypes))
+    measure.ensure(torch.float32)
+    measure.ensure(torch.float32)  # not so soon again
+    assert said == ([[torch.float32]] if anew else [])
+
+
 def test_the_command_says_what_it_found_and_where_it_keeps_it(folder, monkeypatch, capsys):
     monkeypatch.setattr(measure, "LONGER", 0.0)
     assert command(["calibrate", "--dtype", "float32"]) == 0

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -30,7 +31,9 @@ STEADY = 1.3  # times as long as before the figures that product may take after 
 FAR = 0.7  # times the rate of products whose operands lie in order, beyond the nearest cache: 0.4 to 1.2 (AMD Zen 4)
 
 
+AGAIN = 5.0  # seconds after which `auto` looks again whether figures come from a moment that others took
 _tried: set[str] = set()  # what this process has measured
+_looked: dict[str, float] = {}  # and when it looked again
 
 
 class BusyError(ValueError):
@@ -73,15 +76,40 @@ def ensure(dtype: torch.dtype) -> None:
     """Measure this machine for a dtype and the present number of threads, unless figures of it are kept.
 
     Where others take its processors nothing is kept: built-in figures hold in this process, and the next one tries.
+    Every few seconds one product is measured again: where it is far faster than the figures say, they come from a bad
+    moment, and all are measured anew.
     """
     key = _key(dtype)
-    if key in _tried or rates.known(key):
+    if rates.known(key):
+        if time.monotonic() - _looked.get(key, -math.inf) <= AGAIN:
+            return
+        _looked[key] = time.monotonic()
+        if not _outdone(dtype):
+            return
+    elif key in _tried:
         return
     _tried.add(key)
     try:
         calibrate([dtype], seconds=SECONDS)
     except BusyError:
         return
+
+
+def _outdone(dtype: torch.dtype) -> bool:
+    """Whether a product takes far less than by the figures that are kept."""
+    threads = torch.get_num_threads()
+    found, size = rates.of(str(dtype).removeprefix("torch."), threads), SIZES[-1]
+
+    def now() -> float:
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            return _product_rate("contiguous", size, dtype, found, SECONDS)
+
+    try:
+        with ThreadPoolExecutor(1) as alone:
+            return alone.submit(now).result() > STEADY * interpolated(dict(found.product)["contiguous"], size)
+    except BusyError:
+        return False
 
 
 def measured(dtype: torch.dtype, seconds: float) -> Rates:
@@ -178,16 +206,15 @@ def _copied(dtype: torch.dtype, total: int, found: Rates, seconds: float) -> flo
 
 def _products(kind: str, dtype: torch.dtype, found: Rates, seconds: float) -> Curve:
     """GFLOP/s of `bmm` with square blocks of each size, the operand with the tokens lying as `kind` says."""
-    points = []
-    for size in SIZES:
-        blocks = WIDTH // size
-        total = dtype.itemsize * (2 * TOKENS * WIDTH + blocks * size * size)
-        over = (
-            found.call + blocks * found.item + TRAFFIC * total / (interpolated(dict(found.copy)["plain"], total) * 1e9)
-        )
-        taken = _net(_best(_product(kind, blocks, size, dtype), seconds), over)
-        points.append((size, 2e-9 * TOKENS * WIDTH * size / taken))
-    return tuple(points)
+    return tuple((size, _product_rate(kind, size, dtype, found, seconds)) for size in SIZES)
+
+
+def _product_rate(kind: str, size: int, dtype: torch.dtype, found: Rates, seconds: float) -> float:
+    blocks = WIDTH // size
+    total = dtype.itemsize * (2 * TOKENS * WIDTH + blocks * size * size)
+    over = found.call + blocks * found.item + TRAFFIC * total / (interpolated(dict(found.copy)["plain"], total) * 1e9)
+    taken = _net(_best(_product(kind, blocks, size, dtype), seconds), over)
+    return 2e-9 * TOKENS * WIDTH * size / taken
 
 
 def _one_row(dtype: torch.dtype, found: Rates, seconds: float) -> float:
