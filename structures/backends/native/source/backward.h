@@ -2,10 +2,13 @@
 //
 //   1. each tile: x and dy come in, intermediates are computed again, transposed steps take the gradient back, dx goes out;
 //      all activations and gradients of the chunk stay in one shared buffer;
-//   2. factors' gradients are shared out over (block of a factor, 64 cols, some rows), each written by one thread.
+//   2. factors' gradients are shared out over (block of a factor, 64 cols, some rows), each written by one thread. (Against
+//      sums of each thread's own, added at the end: 1024 x 128 dense 1903 -> 1282 us, DYAD 904 -> 632; AMD Zen 5, 2 threads.)
+//      Small blocks are shared out over spans of tokens too, so that a thread reads tiles of its own, and their sums are
+//      added afterwards: what another core has written comes slowly where the two share no cache. (Kronecker 1024 x 128 took
+//      293 or 644 us without, by where the host had put an AMD Zen 4's two processors.)
 //
-// No thread has sums of its own, and the bits do not depend on how many threads there are. (Against sums of each thread's
-// own, added at the end: 1024 x 128 dense 1903 -> 1282 us, DYAD 904 -> 632; AMD Zen 5, 2 threads.)
+// The spans are those of the tokens, not of the threads: the bits do not depend on how many there are.
 #pragma once
 #include "copies.h"
 #include "gradient.h"
@@ -75,50 +78,77 @@ static Chunks chunks(const Program& p, int64_t n, int64_t threads, int64_t how) 
   return c;
 }
 
-// The units of phase 2: (step, block, cols, rows of the block, piece of its entries). The rows are cut, so that a unit's
-// sums stay in the L1. Where a block is shared by many entries, there may be one unit for all of a Kronecker product: its
-// entries are cut into pieces, which are summed apart and added in their order. (Cutting its rows instead turned the
-// gradient once for every cut.)
-constexpr int64_t UNIT_ROWS = 192, MANY = 32;
+// The units of phase 2: (step, block, cols, rows of the block). The rows are cut, so that a unit's sums stay in the L1. Where
+// a block's sums are less than what they are made of, they are made apart for every span of tokens; where few units come of
+// that (one of a step of Kronecker's), for parts of the block's entries too. (Cutting its rows instead turned the gradient
+// once for every cut.)
+constexpr int64_t UNIT_ROWS = 192, MANY = 32, SPANS = 4;
 struct StepUnits {
-  int64_t end;            // units up to and with the step's
-  int64_t rows, pieces;   // parts of the rows, and of the entries
-  int64_t each, at;       // numbers of the sums of a piece, and where in the memory of pieces the first one's lie
-  int64_t left;           // where its counters lie: of each (block, cols, rows), its pieces that are not done
+  int64_t rows, whole;  // parts of the rows; units of all entries and tokens
+  int64_t parts;        // of a block's entries; 0: its sums are not made apart
+  int64_t end;          // units up to and with the step's: of those with or without sums apart, of one span
+  int64_t each, at;     // numbers of a unit's sums, and where the first one's lie
 };
 struct Units {
   std::vector<StepUnits> of;
-  int64_t numbers = 0, counters = 0;  // of the memory of pieces
+  int64_t span = 0;              // tokens
+  int64_t plain = 0, apart = 0;  // units without sums apart, and with them, of one span
+  int64_t merged = 0;            // whole units whose sums are made apart
+  int64_t numbers = 0;           // of all sums that are made apart
 
-  Units(const Program& p, const Wanted& wanted, int64_t threads, bool in_pieces) {
+  // tokens: of a chunk; 0: nothing is summed apart
+  Units(const Program& p, const Wanted& wanted, int64_t threads, int64_t tokens) {
+    span = std::max<int64_t>(SUMMED, tokens / SPANS / SUMMED * SUMMED);
+    const int64_t spans = tokens ? parts(tokens, span) : 1;
     int64_t few = 0;
     for (size_t i = 0; i < p.tile.size(); i++) {
       const Step& s = p.tile[i];
-      const int64_t whole = s.blocks * parts(s.cols, COLS), rows = parts(s.contracted, UNIT_ROWS);
-      const int64_t pieces = in_pieces ? std::min(parts(MANY, whole * rows), s.entries / s.blocks) : 1;
-      of.push_back({0, rows, pieces, 0, 0, 0});
-      if (wanted.factor[i]) few += whole * pieces;
+      const int64_t entries = s.entries / s.blocks, col_parts = parts(s.cols, COLS);
+      StepUnits u = {parts(s.contracted, UNIT_ROWS), 0, 0, 0, 0, 0};
+      if (2 * s.contracted * pitch(s) <= (s.contracted + pitch(s)) * std::min(tokens, span) * entries) {
+        u.parts = std::min(entries, parts(MANY, s.blocks * col_parts * u.rows * spans));
+        if (u.parts * spans == 1) u.parts = 0;
+      }
+      if (wanted.factor[i] && !u.parts) few += s.blocks * col_parts;
+      of.push_back(u);
     }
-    int64_t all = 0;
     for (size_t i = 0; i < p.tile.size(); i++) {
       const Step& s = p.tile[i];
       StepUnits& u = of[i];
-      if (few && few < 2 * threads && threads > 1)
+      if (!u.parts && few && few < 2 * threads && threads > 1)
         u.rows = std::max(u.rows, std::min(parts(2 * threads, few), s.contracted / 12));
-      const int64_t whole = s.blocks * parts(s.cols, COLS) * u.rows;
-      if (wanted.factor[i]) all += whole * u.pieces;
-      u.end = all, u.at = numbers, u.left = counters;
-      if (!wanted.factor[i] || u.pieces == 1) continue;
-      u.each = lines(parts(s.contracted, u.rows) * COLS * 4) / 4;
-      numbers += whole * u.pieces * u.each, counters += whole;
+      u.whole = wanted.factor[i] ? s.blocks * parts(s.cols, COLS) * u.rows : 0;
+      if (!u.parts) {
+        u.end = plain += u.whole;
+        continue;
+      }
+      u.end = apart += u.whole * u.parts;
+      merged += u.whole;
+      u.each = parts(s.contracted, u.rows) * pitch(s), u.at = numbers;
+      numbers += u.each * u.whole * u.parts * spans;
     }
   }
-};
-
-// The memory of pieces: their sums, and for each unit that is cut how many of its pieces are not done.
-struct Pieces {
-  float* sums;
-  std::atomic<int64_t>* left;
+  // The step that unit u of the plain ones or of those summed apart is of; u becomes its number there.
+  int step(int64_t& u, bool sums_apart) const {
+    int64_t begin = 0;
+    int i = 0;
+    for (;; i++) {
+      if ((of[i].parts > 0) != sums_apart) continue;
+      if (u < of[i].end) break;
+      begin = of[i].end;
+    }
+    u -= begin;
+    return i;
+  }
+  // Numbers of a row of sums that are made apart.
+  static int64_t pitch(const Step& s) { return parts(std::min<int64_t>(s.cols, COLS), VL) * VL; }
+  // A step's whole unit.
+  Unit unit(const Step& s, int i, int64_t whole, int64_t tokens) const {
+    const int64_t rows = of[i].rows, col_parts = parts(s.cols, COLS), entries = s.entries / s.blocks;
+    const int64_t k = whole % rows, m0 = whole / rows % col_parts * COLS, block = whole / rows / col_parts;
+    return {block * entries, (block + 1) * entries, m0, s.contracted * k / rows, s.contracted * (k + 1) / rows, 0, tokens,
+            (int)std::min<int64_t>(COLS, s.cols - m0)};
+  }
 };
 
 // A tile of a chunk: its activations, and `half` numbers behind them their gradients.
@@ -144,37 +174,64 @@ struct ChunkTile {
   }
 };
 
-// Unit u of step i of phase 2 for some tokens: written to the factor's gradient, or added to it if they are not the
-// `first`. bfloat16 is summed in `sums`, until the tokens are the `final` ones.
+template <class E>
+static void sums_to(const Step& s, const Chunk& chunk, const Unit& unit, float* turned_g, float* D) {
+#if PAIRED
+  if (sizeof(E) < 4) return unit_sums<PairSums>(s, chunk, unit, turned_g, D);
+#endif
+  unit_sums<FloatSums>(s, chunk, unit, turned_g, D);
+}
+// A unit's sums to the factor's gradient: written, or added to it if their tokens are not the `first`. bfloat16 is summed
+// in `sums`, until the tokens are the `final` ones.
+template <class E>
+static void sums_from(const Step& s, const Unit& unit, const float* D, bool first, bool final, float* sums, E* to) {
+  if (sizeof(E) == 4) write_unit(s, unit, D, first, (float*)(void*)to, to);
+  else if (first && final) write_unit(s, unit, D, true, nullptr, to);
+  else write_unit(s, unit, D, first, sums, final ? to : nullptr);
+}
+// Unit u of those of step i whose sums are not made apart.
 template <class E>
 static void factor_unit(const Program& p, const Units& units, int i, int64_t u, const Chunk& chunk, bool first, bool final,
-                        float* turned_g, const Pieces& pieces, float* sums, E* to) {
-  constexpr bool NARROW = sizeof(E) < 4;
+                        float* turned_g, float* sums, E* to) {
+  float* D = turned_g + SUMMED * COLS;
+  const Unit unit = units.unit(p.tile[i], i, u, chunk.tokens);
+  sums_to<E>(p.tile[i], chunk, unit, turned_g, D);
+  sums_from(p.tile[i], unit, D, first, final, sums, to);
+}
+// Unit u, of a span of tokens, of step i: its sums to their own place, rows `pitch` apart.
+template <class E>
+static void sum_apart(const Program& p, const Units& units, int i, int64_t u, int64_t span, const Chunk& chunk, float* turned_g,
+                      float* apart) {
   float* D = turned_g + SUMMED * COLS;
   const Step& s = p.tile[i];
-  const StepUnits& cut = units.of[i];
-  const int64_t piece = u % cut.pieces, whole = u / cut.pieces, col_parts = parts(s.cols, COLS);
-  const int64_t k0 = s.contracted * (whole % cut.rows) / cut.rows, k1 = s.contracted * (whole % cut.rows + 1) / cut.rows;
-  const int64_t m0 = whole / cut.rows % col_parts * COLS, block = whole / cut.rows / col_parts, entries = s.entries / s.blocks;
-  const int64_t b0 = block * entries + entries * piece / cut.pieces, b1 = block * entries + entries * (piece + 1) / cut.pieces;
-  const int cols = (int)std::min<int64_t>(COLS, s.cols - m0);
-  if (cut.pieces > 1) D = pieces.sums + cut.at + u * cut.each;
-#if PAIRED
-  if (NARROW) unit_sums<PairSums>(s, chunk, b0, b1, m0, cols, k0, k1, turned_g, D);
-  else
-#endif
-    unit_sums<FloatSums>(s, chunk, b0, b1, m0, cols, k0, k1, turned_g, D);
-  if (cut.pieces > 1) {  // whoever does the last of them adds them, and leaves the counter as it was
-    std::atomic<int64_t>& left = pieces.left[cut.left + whole];
-    if (left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
-    left.store(cut.pieces, std::memory_order_relaxed);
-    D -= piece * cut.each;
-    for (int64_t j = 1; j < cut.pieces; j++)
-      for (int64_t at = 0; at < (k1 - k0) * COLS; at += VL) store(D + at, load(D + at) + load(D + j * cut.each + at));
-  }
-  if (!NARROW) write_unit(s, block, m0, cols, k0, k1, D, first, (float*)(void*)to, to);
-  else if (first && final) write_unit(s, block, m0, cols, k0, k1, D, true, nullptr, to);
-  else write_unit(s, block, m0, cols, k0, k1, D, first, sums, final ? to : nullptr);
+  const StepUnits& of = units.of[i];
+  const int64_t part = u % of.parts, pitch = Units::pitch(s);
+  Unit unit = units.unit(s, i, u / of.parts, chunk.tokens);
+  const int64_t b0 = unit.b0, entries = unit.b1 - b0;
+  unit.b0 = b0 + entries * part / of.parts, unit.b1 = b0 + entries * (part + 1) / of.parts;
+  unit.tokens_begin = span * units.span, unit.tokens_end = std::min(chunk.tokens, unit.tokens_begin + units.span);
+  sums_to<E>(s, chunk, unit, turned_g, D);
+  float* to = apart + of.at + (span * of.whole * of.parts + u) * of.each;
+  for (int64_t k = 0; k < unit.k1 - unit.k0; k++)
+    for (int m = 0; m < unit.cols; m += VL) store(to + k * pitch + m, load(D + k * COLS + m));
+}
+// The sums of whole unit u of step i, of all spans and parts in their order, to the factor's gradient.
+template <class E>
+static void merge(const Program& p, const Units& units, int i, int64_t u, int64_t spans, const Chunk& chunk, bool first, bool final,
+                  float* D, const float* apart, float* sums, E* to) {
+  const Step& s = p.tile[i];
+  const StepUnits& of = units.of[i];
+  const Unit unit = units.unit(s, i, u, chunk.tokens);
+  const int64_t pitch = Units::pitch(s);
+  const float* from = apart + of.at + u * of.parts * of.each;
+  for (int64_t k = 0; k < unit.k1 - unit.k0; k++)
+    for (int m = 0; m < unit.cols; m += VL) {
+      vf v = load(from + k * pitch + m);
+      for (int64_t j = 1; j < spans * of.parts; j++)
+        v += load(from + (j / of.parts * of.whole * of.parts + j % of.parts) * of.each + k * pitch + m);
+      store(D + k * COLS + m, v);
+    }
+  sums_from(s, unit, D, first, final, sums, to);
 }
 static int64_t unit_bytes(const Program& p) { return lines((SUMMED + std::min(p.max_contracted, UNIT_ROWS)) * COLS * 4); }
 
@@ -184,7 +241,7 @@ static int backward(const Program& p, const void* const* factors, const char* co
   constexpr bool NARROW = sizeof(E) < 4;
   const Wanted wanted(p, dx != nullptr, (void* const*)dfactors);
   const Chunks cut = chunks(p, n, threads, how);
-  const Units units_of(p, wanted, threads, true);
+  const Units units_of(p, wanted, threads, std::min(n, cut.tokens));
   const int steps = (int)p.tile.size(), last = p.last();
   const int64_t T = cut.tile, in_chunk = parts(std::min(n, cut.tokens), T), many_chunks = parts(n, cut.tokens);
   const int64_t half = p.full_features * T, stride = lines(2 * half * 4) / 4;
@@ -198,20 +255,15 @@ static int backward(const Program& p, const void* const* factors, const char* co
     if (dbias) sums_at.back() = sums_bytes, sums_bytes += lines(p.out * 4);
   }
   const int64_t formed = formed_bytes(p, T), per_thread = formed + unit_bytes(p);
-  const int64_t counters = lines((many_chunks + units_of.counters) * 8), pieces_bytes = lines(units_of.numbers * 4);
-  char* memory = scratch().take(counters + own_copies + sums_bytes + pieces_bytes + in_chunk * stride * 4 + threads * per_thread);
+  const int64_t counters = lines(many_chunks * 8), apart_bytes = lines(units_of.numbers * 4);
+  char* memory = scratch().take(counters + own_copies + sums_bytes + apart_bytes + in_chunk * stride * 4 + threads * per_thread);
   if (!memory) return NO_MEMORY;
   auto* next = (std::atomic<int64_t>*)memory;
   for (int64_t c = 0; c < many_chunks; c++) next[c] = 0;
   char* in_call = memory + counters;
   char* sums = in_call + own_copies;
-  const Pieces pieces{(float*)(sums + sums_bytes), next + many_chunks};
-  for (int i = 0; i < steps; i++) {
-    const StepUnits& cut = units_of.of[i];
-    for (int64_t w = 0, to = i + 1 < steps ? units_of.of[i + 1].left : units_of.counters; cut.left + w < to; w++)
-      pieces.left[cut.left + w] = cut.pieces;
-  }
-  float* tiles = (float*)(sums + sums_bytes + pieces_bytes);
+  float* apart = (float*)(sums + sums_bytes);
+  float* tiles = (float*)(sums + sums_bytes + apart_bytes);
   char* private_memory = (char*)(tiles + in_chunk * stride);
   const bool past = dx && past_cache(dx, n, p.in, caches.l3);
   const bool needs_dy = dbias || std::any_of(wanted.gradient.begin() + 1, wanted.gradient.end(), [](char c) { return c; });
@@ -288,15 +340,19 @@ static int backward(const Program& p, const void* const* factors, const char* co
       barrier(many);
 
       const bool first = c == 0, final = c + 1 == many_chunks;
-      const int64_t all = units_of.of.empty() ? 0 : units_of.of.back().end;
-      for (int64_t u; (u = next[c].fetch_add(1, std::memory_order_relaxed)) < all;) {
-        int i = 0;
-        while (u >= units_of.of[i].end) i++;
-        if (i) u -= units_of.of[i - 1].end;
+      auto chunk_of = [&](const Step& s) { return Chunk{tiles, stride, T, cn, p.full[s.source] * T, half + p.full[s.target] * T}; };
+      auto sums_of_factor = [&](const Step& s) { return (float*)(sums + sums_at[s.factor]); };
+      const int64_t spans = parts(cn, units_of.span);
+      const Share of_spans = share(spans * units_of.apart, me, many);  // of whole spans, as tiles are
+      for (int64_t at = of_spans.begin; at < of_spans.end; at++) {
+        int64_t u = at % units_of.apart;
+        const int i = units_of.step(u, true);
+        sum_apart<E>(p, units_of, i, u, at / units_of.apart, chunk_of(p.tile[i]), turned_g, apart);
+      }
+      for (int64_t u; (u = next[c].fetch_add(1, std::memory_order_relaxed)) < units_of.plain;) {
+        const int i = units_of.step(u, false);
         const Step& s = p.tile[i];
-        const Chunk chunk{tiles, stride, T, cn, p.full[s.source] * T, half + p.full[s.target] * T};
-        factor_unit(p, units_of, i, u, chunk, first, final, turned_g, pieces, (float*)(sums + sums_at[s.factor]),
-                    dfactors[s.factor]);
+        factor_unit(p, units_of, i, u, chunk_of(s), first, final, turned_g, sums_of_factor(s), dfactors[s.factor]);
       }
       if (dbias) {
         Share mine = share(parts(p.out, 32), me, many);
@@ -313,6 +369,18 @@ static int backward(const Program& p, const void* const* factors, const char* co
           if constexpr (NARROW) dbias[f] = narrow(v);
           else dbias[f] = v;
         }
+      }
+      barrier(many);
+      if (!units_of.apart) continue;
+      const Share of_merged = share(units_of.merged, me, many);
+      int64_t at = of_merged.begin, before = 0;
+      for (int i = 0; i < steps; i++) {
+        const Step& s = p.tile[i];
+        const int64_t whole = units_of.of[i].parts ? units_of.of[i].whole : 0;
+        for (; at < std::min(of_merged.end, before + whole); at++)
+          merge(p, units_of, i, at - before, spans, chunk_of(s), first, final, turned_g + SUMMED * COLS, apart, sums_of_factor(s),
+                dfactors[s.factor]);
+        before += whole;
       }
       barrier(many);
     }

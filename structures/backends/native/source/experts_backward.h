@@ -99,7 +99,7 @@ static int backward_experts(const Program& p, const Routed& routed, const void* 
   const std::vector<std::vector<RoutedChunk>> work = chunked(p, routed, all);
   const std::vector<const void*> own = factors_of(p, routed, factors);
   const std::vector<E*> to = factors_of(p, routed, dfactors);
-  const Units units_of(p, wanted, threads, false);
+  const Units units_of(p, wanted, threads, 0);
   const int64_t F = (int64_t)p.numbers.size(), steps = (int64_t)p.tile.size();
   const int last = p.last();
 
@@ -197,7 +197,7 @@ static int backward_experts(const Program& p, const Routed& routed, const void* 
           int i = 0;
           int64_t each = 0;
           for (; i < steps; i++) {  // units of the steps before, once for each run where experts have their own factor
-            each = units_of.of[i].end - (i ? units_of.of[i - 1].end : 0);
+            each = units_of.of[i].whole;
             const int64_t these = each * (each && routed.own[p.tile[i].factor] ? runs : 1);
             if (u < these) break;
             u -= these;
@@ -212,7 +212,7 @@ static int backward_experts(const Program& p, const Routed& routed, const void* 
                               (p.full_features + p.full[st.target]) * T};
             const bool first = alone ? run.first : runs_done + r == 0, final = alone ? run.final : runs_done + r + 1 == many_runs;
             float* summed = (float*)(sums + sums_at[st.factor]) + (alone ? run.e * p.numbers[st.factor] : 0);
-            factor_unit(p, units_of, i, u % each, chunk, first, final, turned_g, Pieces{}, summed, to[run.e * F + st.factor]);
+            factor_unit(p, units_of, i, u % each, chunk, first, final, turned_g, summed, to[run.e * F + st.factor]);
           }
         }
         runs_done += runs;

@@ -137,23 +137,28 @@ static inline void fetched(const float* const* from, const Piece* pieces, int co
       for (int t = 0; t < pieces[i].tokens; t += 16) __builtin_prefetch(from[i] + off[j] * T + t);
 }
 
-// One unit: entries [b0, b1) of a block of the factor, cols [m0, m0 + cols), rows [k0, k1): into D[k - k0][COLS]. g holds
-// SUMMED x COLS.
-template <class Sums>
-APART void unit_sums(const Step& s, const Chunk& chunk, int64_t b0, int64_t b1, int64_t m0, int cols, int64_t k0, int64_t k1,
-                      float* g, float* D) {
-  const int64_t T = chunk.T;
+// A unit: entries [b0, b1) of one block of the factor, its cols [m0, m0 + cols), rows [k0, k1), and tokens of the chunk.
+struct Unit {
+  int64_t b0, b1, m0, k0, k1, tokens_begin, tokens_end;
+  int cols;
+};
+
+// The unit's sums to D[k - k0][COLS]. g holds SUMMED x COLS.
+template <class Sums> APART void unit_sums(const Step& s, const Chunk& chunk, const Unit& u, float* g, float* D) {
+  const int64_t T = chunk.T, m0 = u.m0, k0 = u.k0, k1 = u.k1;
+  const int cols = u.cols;
   const int vectors = (cols + VL - 1) / VL;
   const int64_t kb = parts(k1 - k0, TR);
   bool add = false;
-  for (int64_t b = b0; b < b1; b++) {
+  for (int64_t b = u.b0; b < u.b1; b++) {
     const int32_t *koff = s.a_offsets(b), *goff = s.c_offsets(b) + m0;
-    for (int64_t t0 = 0; t0 < chunk.tokens; t0 += SUMMED) {
+    for (int64_t t0 = u.tokens_begin; t0 < u.tokens_end; t0 += SUMMED) {
       Piece pieces[SUMMED / 16];
       int count = 0;
-      for (int64_t t = t0; t < std::min(t0 + SUMMED, chunk.tokens);) {
+      const int64_t end = std::min(t0 + SUMMED, u.tokens_end);
+      for (int64_t t = t0; t < end;) {
         const int64_t q = t / T, inside = t % T;
-        const int64_t n = std::min({T - inside, t0 + SUMMED - t, chunk.tokens - t});
+        const int64_t n = std::min(T - inside, end - t);
         const float* tile = chunk.first + q * chunk.stride + inside;
         pieces[count++] = {tile + chunk.activations + s.a_base[b] * T, tile + chunk.gradients + s.c_base[b] * T, (int)n};
         t += n;
@@ -190,10 +195,9 @@ APART void unit_sums(const Step& s, const Chunk& chunk, int64_t b0, int64_t b1, 
 // it is not nullptr, rounded into dW. A vector of cols, or of rows, goes at once where its numbers lie side by side: of
 // butterfly's factors (blocks inside a radix) only runs of cols do, and one by one 256 x 256 blocks took as long as their sums.
 template <class E>
-APART void write_unit(const Step& s, int64_t block, int64_t m0, int cols, int64_t k0, int64_t k1, const float* D, bool first,
-                       float* sum, E* dW) {
-  const int64_t base = s.w_base[block * (s.entries / s.blocks)];
-  const int rows = (int)(k1 - k0);
+APART void write_unit(const Step& s, const Unit& u, const float* D, bool first, float* sum, E* dW) {
+  const int64_t base = s.w_base[u.b0];
+  const int rows = (int)(u.k1 - u.k0), cols = u.cols;
   auto put = [&](int64_t at, vf v, int n) {  // n numbers side by side
     if (n == VL) {
       if (sum && !first) v += load(sum + at);
@@ -205,11 +209,12 @@ APART void write_unit(const Step& s, int64_t block, int64_t m0, int cols, int64_
       else store_part(sum + at, v, n);
     }
   };
-  const bool by_cols = consecutive(s.w_m + m0, std::min(VL, cols)), by_rows = !by_cols && consecutive(s.w_k + k0, std::min(VL, rows));
+  const bool by_cols = consecutive(s.w_m + u.m0, std::min(VL, cols));
+  const bool by_rows = !by_cols && consecutive(s.w_k + u.k0, std::min(VL, rows));
   for (int k = 0; k < rows; k += VL)
     for (int m = 0; m < cols; m += VL) {
       const int ks = std::min(VL, rows - k), ms = std::min(VL, cols - m);
-      const int32_t *wk = s.w_k + k0 + k, *wm = s.w_m + m0 + m;
+      const int32_t *wk = s.w_k + u.k0 + k, *wm = s.w_m + u.m0 + m;
       const float* d = D + k * COLS + m;
       if (by_cols && consecutive(wm, ms)) {
         for (int i = 0; i < ks; i++) put(base + wk[i] + wm[0], load(d + i * COLS), ms);
