@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from structures.backends.planned.contract import Tensor, Way, copied, ways
+from structures.backends.planned.contract import Choice, Tensor, Way, choices, copied, made
 from structures.backends.planned.forward import Growth, Partial, best_partials, breadth, combinations, finish
 from structures.backends.planned.layout import Layout, groups
 from structures.backends.planned.price import Price
@@ -67,8 +67,19 @@ def _node_backward(
     node: Node, held: Mapping[str, tuple[Tensor, ...]], partial: Partial, price: Price, needed: Mapping[str, bool]
 ) -> Iterator[Growth]:
     """Both gradients of a node from every useful order of the output's gradient."""
-    lefts, rights = held[node.left], held[node.right]
     gradient = partial.tensors(f"d{node.result}")[-1]
+    asked = node.result, gradient, held[node.left], held[node.right], needed[node.left], needed[node.right]
+    if asked not in price.known:  # partial programs that differ elsewhere, and those of other forward programs
+        price.known[asked] = list(_both(node, held, gradient, price, needed))
+    for ops, more, new in price.known[asked]:
+        yield Growth(partial.seconds + more, partial, ops, more, new)
+
+
+def _both(
+    node: Node, held: Mapping[str, tuple[Tensor, ...]], gradient: Tensor, price: Price, needed: Mapping[str, bool]
+) -> Iterator[tuple[tuple[tuple[Op, ...], ...], float, tuple[tuple[str, Tensor], ...]]]:
+    """What a partial program may be extended by, as in a `Growth`: operations, their seconds, the new tensors."""
+    lefts, rights = held[node.left], held[node.right]
     batch, rows, _, cols = groups(lefts[0][1], rights[0][1], node.axes)
     orders = _orders(gradient[1], lefts[-1][1], rights[-1][1], batch, rows, cols)
     for layout in dict.fromkeys((gradient[1], *orders)):
@@ -77,10 +88,10 @@ def _node_backward(
         ones = [None] if not needed[node.left] else _gradients(price, node.left, [(g, r) for r in rights], lefts)
         twos = [None] if not needed[node.right] else _gradients(price, node.right, [(h, g) for h in lefts], rights)
         for one, two in itertools.product(ones, twos):
-            made = [(value, way) for value, way in ((node.left, one), (node.right, two)) if way is not None]
-            more = seconds + sum(way.seconds for _, way in made)
-            new = tuple((f"d{value}", (f"d{value}", way.layout)) for value, way in made)
-            yield Growth(partial.seconds + more, partial, (copies, *(way.ops for _, way in made)), more, new)
+            both = [(value, way) for value, way in ((node.left, one), (node.right, two)) if way is not None]
+            more = seconds + sum(way.seconds for _, way in both)
+            new = tuple((f"d{value}", (f"d{value}", way.layout)) for value, way in both)
+            yield (copies, *(way.ops for _, way in both)), more, new
 
 
 def _read_back(
@@ -132,15 +143,21 @@ def _cheapest(
 ) -> Sequence[Way | None]:
     written = own[0][1]
     hints = tuple(layout for _, layout in own)
-    found: list[Way] = []
-    for one, two in pairs:
-        found += ways(price, f"d{value}", one, two, frozenset(written), hints)
-    if value.startswith("f"):
-        found = [_as_written(price, way, f"d{value}", written) for way in found]
-    best: dict[Layout, Way] = {}
-    for way in sorted(found, key=lambda w: w.seconds):
-        best.setdefault(way.layout, way)
-    return list(best.values())[:4]
+    out = frozenset(written)
+    turned = value.startswith("f")
+    found = []
+    for pair in pairs:
+        for choice in choices(price, pair[0][1], pair[1][1], out, hints):
+            seconds, layout = choice.seconds, choice.layout
+            if turned and layout != written:
+                seconds, layout = seconds + price.copy(layout, written), written
+            found.append((seconds, layout, pair, choice))
+    found.sort(key=lambda way: way[0])
+    best: dict[Layout, tuple[tuple[Tensor, Tensor], Choice]] = {}
+    for _, layout, pair, choice in found:
+        best.setdefault(layout, (pair, choice))
+    ways = (made(price, f"d{value}", *pair, out, choice) for pair, choice in itertools.islice(best.values(), 4))
+    return [_as_written(price, way, f"d{value}", written) if turned else way for way in ways]
 
 
 def _as_written(price: Price, way: Way, name: str, written: Layout) -> Way:

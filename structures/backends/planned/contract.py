@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from structures.backends.planned.layout import TOKENS, Layout, Product, groups, products
 from structures.backends.planned.price import Price
@@ -26,6 +27,17 @@ class Way:
     right: Tensor
 
 
+Reading = tuple[Layout, Layout, Product]  # the orders that both operands are copied to, and a product that reads them
+
+
+class Choice(NamedTuple):
+    """A way as far as it can be told without names: priced, not yet written out."""
+
+    seconds: float
+    layout: Layout  # of the result
+    reading: Reading | None  # by a product; None: elementwise
+
+
 def ways(
     price: Price, result: str, left: Tensor, right: Tensor, out: frozenset[str], hints: Sequence[Layout] = ()
 ) -> list[Way]:  # fmt: skip
@@ -33,31 +45,49 @@ def ways(
     asked = result, left, right, out, tuple(hints)
     known = price.known
     if asked not in known:  # the partial programs of a beam differ elsewhere: nine in ten ask what another has asked
-        known[asked] = _cheapest(price, result, left, right, out, hints)
+        found = choices(price, left[1], right[1], out, tuple(hints))
+        known[asked] = [made(price, result, left, right, out, choice) for choice in found]
     return known[asked]  # type: ignore[no-any-return]
 
 
+def choices(
+    price: Price, left: Layout, right: Layout, out: frozenset[str], hints: tuple[Layout, ...]
+) -> Sequence[Choice]:
+    """What `made` can write out as `ways`."""
+    asked = left, right, out, hints
+    if asked not in price.known:
+        price.known[asked] = _cheapest(price, left, right, out, hints)
+    return price.known[asked]  # type: ignore[no-any-return]
+
+
+def made(price: Price, result: str, left: Tensor, right: Tensor, out: frozenset[str], choice: Choice) -> Way:
+    """A choice between two layouts, for tensors that lie so."""
+    if choice.reading is not None:
+        return _product(price, result, left, right, choice.seconds, choice.reading)
+    op = _elementwise(result, left, right, out, choice.layout)
+    return Way((op,), choice.layout, choice.seconds, left, right)
+
+
 def _cheapest(
-    price: Price, result: str, left: Tensor, right: Tensor, out: frozenset[str], hints: Sequence[Layout]
-) -> list[Way]:
-    best: dict[tuple[Layout, Layout], tuple[float, Reading]] = {}
-    for one, two, readable in _readings(left[1], right[1], out):
-        copies = _copied(price, left[1], one) + _copied(price, right[1], two)
+    price: Price, left: Layout, right: Layout, out: frozenset[str], hints: tuple[Layout, ...]
+) -> list[Choice]:
+    best: dict[tuple[Layout, Layout], Choice] = {}
+    for one, two, readable in _readings(left, right, out):
+        copies = _copied(price, left, one) + _copied(price, right, two)
         for product in readable:
+            key = product.result, one
+            known = best.get(key)
+            if known is not None and known.seconds <= copies:
+                continue
             views = (two, one) if product.swapped else (one, two)
             seconds = copies + price.multiply(product, *views)
-            key = product.result, one
-            if key not in best or seconds < best[key][0]:
-                best[key] = seconds, (one, two, product)
-    found = {key: _product(price, result, left, right, *cheapest) for key, cheapest in best.items()}
-    for way in _pointwise(price, result, left, right, out, hints):
-        key = way.layout, way.left[1]
-        if key not in found or way.seconds < found[key].seconds:
-            found[key] = way
-    return sorted(found.values(), key=lambda way: way.seconds)
-
-
-Reading = tuple[Layout, Layout, Product]  # the orders that both operands are copied to, and a product that reads them
+            if known is None or seconds < known.seconds:
+                best[key] = Choice(seconds, product.result, (one, two, product))
+    for choice in _pointwise(price, left, right, out, hints):
+        key = choice.layout, left
+        if key not in best or choice.seconds < best[key].seconds:
+            best[key] = choice
+    return sorted(best.values(), key=lambda choice: choice.seconds)
 
 
 @lru_cache(maxsize=65536)  # neither names nor tokens matter
@@ -132,16 +162,20 @@ def _tokens_first(axes: Layout) -> Layout:
 
 
 def _pointwise(
-    price: Price, result: str, left: Tensor, right: Tensor, out: frozenset[str], hints: Sequence[Layout]
-) -> Iterator[Way]:
-    _, rows, contracted, cols = groups(left[1], right[1], out)
+    price: Price, left: Layout, right: Layout, out: frozenset[str], hints: Sequence[Layout]
+) -> Iterator[Choice]:
+    _, rows, contracted, cols = groups(left, right, out)
     narrow = price.extent(contracted) <= NARROW and min(price.extent(rows), price.extent(cols)) <= NARROW
     if contracted and not narrow and price.extent(rows) * price.extent(cols) > 1:
         return
     wanted = [hint for hint in hints if frozenset(hint) == out]
-    for layout in dict.fromkeys((_natural(left[1], cols, contracted), _natural(right[1], rows, contracted), *wanted)):
-        op = Pointwise(result, left[0], right[0], left[1], right[1], contracted, layout)
-        yield Way((op,), layout, price(op), left, right)
+    for layout in dict.fromkeys((_natural(left, cols, contracted), _natural(right, rows, contracted), *wanted)):
+        yield Choice(price(_elementwise("", ("", left), ("", right), out, layout)), layout, None)
+
+
+def _elementwise(result: str, left: Tensor, right: Tensor, out: frozenset[str], layout: Layout) -> Pointwise:
+    contracted = groups(left[1], right[1], out)[2]
+    return Pointwise(result, left[0], right[0], left[1], right[1], contracted, layout)
 
 
 def _natural(layout: Layout, new: Layout, contracted: Layout) -> Layout:

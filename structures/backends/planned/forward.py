@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from structures.backends.planned.contract import Tensor, copied, ways
@@ -28,7 +29,11 @@ class Partial:
 
     def tensors(self, value: str) -> tuple[Tensor, ...]:
         """All tensors that hold a value."""
-        return dict(self.held)[value]
+        return self._by_value[value]
+
+    @cached_property
+    def _by_value(self) -> dict[str, tuple[Tensor, ...]]:
+        return dict(self.held)
 
     def extended(self, ops: Iterable[Op], seconds: float, new: Iterable[tuple[str, Tensor]]) -> Partial:
         """With more operations and the tensors they made."""
