@@ -14,10 +14,12 @@ from structures import constants, reference
 from structures.algebra.links import link_map
 from structures.algebra.rank import support
 from structures.algebra.steps import Axes
-from structures.projection.views import TermView
+from structures.projection.views import TermView, contract
 from structures.structure import Structure, Term
 
 Support = NDArray[np.bool_]
+
+TOKENS = "*"  # the axis of tokens; no axis of a registry can have this name
 
 
 class ChainView:
@@ -63,7 +65,7 @@ class ChainView:
         held = dict(zip(self.positions, factors, strict=True))
         held |= dict(enumerate(constants.tensors(self.structure, like), self.structure.trainable))
         for number in links:
-            rows = reference.apply(self.links[number], rows, [held[f] for f in self.term.chain[number].factors])
+            rows = _applied(self.links[number], rows, [held[f] for f in self.term.chain[number].factors])
         return rows
 
     def pull(self, factors: Sequence[Tensor], factor: int, matrix: Tensor) -> Tensor:
@@ -102,6 +104,16 @@ class ChainView:
             len(link.factors) == 1 and not link.terms[0].gathers and TermView(link, link.terms[0]).is_mask
             for link in self.links
         )
+
+
+def _applied(link: Structure, rows: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """`reference.apply` of one link; in which order its factors are contracted is worked out once."""
+    (term,) = link.terms
+    if term.gathers:
+        return reference.apply(link, rows, factors)
+    operands = [(rows.reshape(-1, *link.shape(term.loaded)), (TOKENS, *term.loaded))]
+    operands += [(factors[f].reshape(link.shape(link.factors[f])), link.factors[f]) for f in term.factors]
+    return contract(operands, (TOKENS, *term.output)).reshape(-1, link.out_features)
 
 
 @dataclass(frozen=True)
