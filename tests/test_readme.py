@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 from bench_runs import QUICK, STILL, environment
 
@@ -68,7 +67,7 @@ def sweep(folder, *options):
 
 
 def shell(folder, *words):
-    return subprocess.run([sys.executable, *words], cwd=folder, env=environment(), capture_output=True, text=True)
+    return processes.python(folder, list(words), environment())
 
 
 def test_every_other_line_of_the_shell_is_one_that_is_run_elsewhere():

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
+import processes
 import pytest
 import torch
 from contract import SHAPES, error
@@ -344,7 +345,7 @@ assert (one - one).isnan()
 def python(code: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
     kept = {**os.environ, **environment}
     given = {k: v for k, v in kept.items() if v is not None}
-    return subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, timeout=300)
+    return processes.python(Path.cwd(), ["-c", code], given)
 
 
 def test_loading_and_calling_leave_subnormals_nan_and_inf_as_they_were():

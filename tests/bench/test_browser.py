@@ -84,6 +84,13 @@ def settled(browser: Browser) -> None:
     browser.wait("[...document.querySelectorAll('.drawing')].every((d) => d.dataset.drawn || !d.checkVisibility())")
 
 
+def at(browser: Browser, tab: str) -> None:
+    """Go to a tab by the address of the page that is open."""
+    browser.run(f"location.hash = 'tab={tab}'")
+    browser.wait(f"document.documentElement.dataset.ready === '{tab}'")
+    settled(browser)
+
+
 def names(browser: Browser) -> list[str]:
     found: list[str] = browser.run("[...document.querySelectorAll('#ranking tbody tr')].map((row) => row.dataset.name)")
     return found
@@ -295,9 +302,9 @@ def test_the_committed_results_fit_the_page_and_files_of_a_kind_share_a_tab(brow
     assert len(tabs) == 10 and browser.run(f"{WORDS}(true)") < 150
     shared = next(tab.split() for tab in tabs if " " in tab)
     for section in [one for tab in tabs for one in tab.split()]:
-        browser.open(page, f"tab={section}")
+        at(browser, section)
         assert browser.run(f"{WORDS}(false)") < 1200 and browser.complaints() == [], section
-    browser.open(page, f"tab={shared[0]}")
+    at(browser, shared[0])
     browser.run(f"document.querySelector('#{shared[0]} .files a:not([aria-current])').click()")
     settled(browser)
     assert browser.run(f"document.querySelector('#{shared[1]}').checkVisibility()")

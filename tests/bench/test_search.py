@@ -8,15 +8,13 @@ import os
 import random
 import re
 import shlex
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 from bench_runs import quick
@@ -278,17 +276,17 @@ def test_the_time_ends_a_search_and_what_is_finished_is_kept(tmp_path: Path, tim
 def test_a_search_that_is_killed_goes_on(tmp_path: Path, no_setup: None) -> None:
     path = tmp_path / "found.json"
     words = [*COMMAND, "--candidates", "14", "--finalists", "2", "-o", str(path)]
-    process = subprocess.Popen([sys.executable, "-m", "bench", *words], cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = processes.started(ROOT, ["-m", "bench", *words], os.environ)
     journal = journal_of(path)
     deadline = time.monotonic() + 120
     while (
-        process.poll() is None
+        process.is_alive()
         and time.monotonic() < deadline
         and (not journal.exists() or journal.read_text().count("\n") < 4)
     ):
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     kept = [line for line in journal.read_text().split("\n")[1:-1]]
     assert len(kept) >= 3 and not path.exists()
     assert main(words) == 0

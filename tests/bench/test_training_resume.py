@@ -6,13 +6,11 @@ import copy
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 
 from bench.__main__ import main
@@ -48,15 +46,15 @@ def under_way(path: Path) -> bool:
 def test_a_killed_run_is_taken_up_to_the_same_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [*SHORT.split(), "--steps", "80"]
     whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
-    command = [sys.executable, "-m", "bench", *words, "--checkpoint-every", "0", "-o", str(broken)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = ["-m", "bench", *words, "--checkpoint-every", "0", "-o", str(broken)]
+    process = processes.started(ROOT, command, os.environ)
     try:
-        while process.poll() is None and not (len(journalled(broken)) >= 3 and under_way(broken)):
+        while process.is_alive() and not (len(journalled(broken)) >= 3 and under_way(broken)):
             time.sleep(0.02)
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.is_alive(), "it ended before it could be killed"
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
     left = journalled(broken)
     assert not broken.exists() and main([*words, "-o", str(broken)]) == 2
     assert "a run that did not end: go on with it by --resume" in capsys.readouterr().err

@@ -95,16 +95,23 @@ def test_a_fresh_process_that_imports_both_reads_the_folder_in_any_order(tmp_pat
     net = model()
     swap(net, RULES)
     net.save_pretrained(tmp_path)
+    # each in a fork of a process that has loaded what both import, and neither of the two
     script = """
-import sys
-{imports}
-net = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
-print(sum(isinstance(m, structures.StructuredLinear) for m in net.modules()))
+import os, sys
+import huggingface_hub, safetensors.torch, torch._dynamo
+assert not {"structures", "transformers"} & set(sys.modules)
+for imports in ("import structures, transformers", "import transformers.modeling_utils, structures"):
+    child = os.fork()
+    if not child:
+        exec(imports)
+        net = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
+        print(sum(isinstance(m, structures.StructuredLinear) for m in net.modules()), flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 """
-    for imports in ("import structures, transformers", "import transformers.modeling_utils, structures"):
-        command = [sys.executable, "-c", script.format(imports=imports), str(tmp_path)]
-        run = subprocess.run(command, capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1", "PYTHONPATH": "."})
-        assert run.stdout.split() == ["8"], run.stderr
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1", "PYTHONPATH": "."})
+    assert run.stdout.split() == ["8", "8"], run.stderr
 
 
 def test_importing_structures_does_not_import_transformers():

@@ -56,7 +56,7 @@ class Browser:
         end = time.monotonic() + PATIENCE
         while not self.run(script):
             assert time.monotonic() < end, f"still not so: {script}"
-            time.sleep(0.05)
+            time.sleep(0.01)
 
     def press(self, key: str) -> None:
         """Press and release a key, by the name that KeyboardEvent.code has."""
