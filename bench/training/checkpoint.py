@@ -18,7 +18,7 @@ from bench.files.errors import UsageError
 from structures import atomic
 from structures.reading import BadFile, content
 
-VERSION = 1  # of what is kept and how it is written; whoever changes either counts it up
+VERSION = 2  # of what is kept and how it is written; whoever changes either counts it up
 MARK = re.compile(rb"structures: checkpoint of bench train, (\d{1,9})\n")  # then the SHA-256 of the rest: torch.save's
 DIGEST = hashlib.sha256().digest_size
 MOST_BYTES = 2**34

@@ -88,7 +88,6 @@ class Grid:
             try:
                 for width in setting.widths if not variant.control else ():
                     layers.append(variants.options(setting, variant, width, problem))
-                    variants.stackable(setting, variant, width, problem, 0)
             except Unreachable as error:
                 self.refuse(setting, variant, str(error))
                 continue

@@ -99,9 +99,7 @@ class Attention(nn.Module):
             layer(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, length, head)
             for layer in (self.query, self.key, self.value)
         )
-        later = x.new_full((x.shape[1], x.shape[1]), -math.inf).triu(1)
-        # not PyTorch's fused attention, which vmap runs member by member
-        y = (q @ k.transpose(2, 3) / math.sqrt(q.shape[-1]) + later).softmax(-1) @ v
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         return x + self.out(y.transpose(1, 2).flatten(2))
 
 

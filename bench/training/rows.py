@@ -16,9 +16,9 @@ from bench.files.kinds import TRAINING, kind_of
 from bench.files.vocabulary import DECIDE
 from bench.machine import setup
 from bench.training.jobs import Job
+from bench.training.members import Outcome
 from bench.training.problems import TrainingProblem
 from bench.training.settings import digest
-from bench.training.stack import Outcome
 from structures.reading import BadFile
 
 OK, DIVERGED = "ok", "diverged"

@@ -15,10 +15,9 @@ from bench.training import jobs, problems, rates, rows, timing, variants
 from bench.training.checkpoint import Checkpoint
 from bench.training.jobs import Grid, Job
 from bench.training.ledger import Ledger
+from bench.training.members import Members, Outcome
 from bench.training.request import LOSSES, TIMES, TrainingRequest
-from bench.training.stack import Outcome, Stack
 
-MOST = 1 << 22  # numbers of a stack's parameters: more run no faster, and leave the cache
 RATE = 4e10  # FLOPs a second assumed before anything has been measured: small networks on two cores
 OVERHEAD = 0.4  # seconds of a job besides its steps
 
@@ -121,38 +120,29 @@ class Session:
     def _tried(self, job: Job, held: Mapping[str, Any]) -> dict[float, list[Outcome]]:
         """Every rate at full length with all seeds; where the best lies at an end of the grid, one more beyond it."""
         done = {lr: [Outcome(**o) for o in several] for lr, several in held.get("done", {}).items()}
-        tried: dict[float, list[Outcome]] = {}
-        net = variants.dense(job.setting, job.width, self.problems[job.setting])
-        each = sum(p.numel() for p in net.parameters()) * job.setting.seeds * self.plan.costs(job)["params_share"]
-        size = max(1, int(MOST / each))
-        grid = list(job.setting.rates)
-        for some in (grid[i : i + size] for i in range(0, len(grid), size)):
-            tried |= self._stacked(job, some, tried, done, held)
+        tried = done or self._side_by_side(job, job.setting.rates, {}, held)
         further = rows.beyond(tried)
         if further is not None:
-            tried |= self._stacked(job, [further], tried, done, held)
+            tried |= self._side_by_side(job, [further], tried, held)
         return tried
 
-    def _stacked(
-        self, job: Job, some: Sequence[float], before: Mapping[float, Sequence[Outcome]],
-        done: Mapping[float, list[Outcome]], held: Mapping[str, Any],
-    ) -> dict[float, list[Outcome]]:  # fmt: skip
-        """Some rates side by side, by the rate; those that a checkpoint has are not run again."""
-        if all(lr in done for lr in some):
-            return {lr: done[lr] for lr in some}
+    def _side_by_side(
+        self, job: Job, some: Sequence[float], before: Mapping[float, Sequence[Outcome]], held: Mapping[str, Any]
+    ) -> dict[float, list[Outcome]]:
+        """Some rates with all seeds, by the rate, from where a checkpoint left them."""
         setting, problem = job.setting, self.problems[job.setting]
         members = [(seed, lr) for seed in range(setting.seeds) for lr in some]
-        nets = [variants.stackable(setting, job.variant, job.width, problem, seed) for seed, _ in members]
+        nets = [variants.trained(setting, job.variant, job.width, problem, seed) for seed, _ in members]
         scales = rates.multipliers(nets[0], variants.base_inputs(setting, problem))
-        stack = Stack(nets, members, scales, problem)
+        trained = Members(nets, members, scales, problem)
 
         def save(state: Mapping[str, Any]) -> None:
             if time.perf_counter() - self.saved >= self.request.every:
                 kept = {lr: [asdict(o) for o in several] for lr, several in before.items()}
-                self.checkpoint.save({"key": job.key(), "done": kept, "rates": list(some), "stack": state})
+                self.checkpoint.save({"key": job.key(), "done": kept, "rates": list(some), "members": state})
                 self.saved = time.perf_counter()
 
-        at = held["stack"] if held.get("rates") == list(some) else None
+        at = held["members"] if held.get("rates") == list(some) else None
         if at:
             self.progress.say(f"taken up at step {at['step']} of {setting.steps}: {job.words}")
         part = self.seconds(job) * len(some) / len(setting.rates)
@@ -160,5 +150,5 @@ class Session:
         def say(step: int) -> None:
             self.progress.within(part, step, setting.steps, job.words)
 
-        found = stack.train(setting.steps, say=say, save=save, held=at)
+        found = trained.train(setting.steps, say=say, save=save, held=at)
         return {lr: [o for (_, own), o in zip(members, found, strict=True) if own == lr] for lr in some}

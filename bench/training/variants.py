@@ -125,22 +125,14 @@ def build(
     return model
 
 
-def stackable(setting: Setting, variant: Variant, width: int, problem: TrainingProblem, seed: int) -> nn.Module:
-    """The network by a backend that `vmap` maps: plain einsums.
-
-    Raises:
-        Unreachable: it has none; the message says why.
-    """
-    words = [] if variant.control else variant.structure.split(MIX)
-    if any(structures.get(word).gate for word in words):
-        raise Unreachable("it chooses experts for every token, which cannot be stacked with other seeds and rates")
-    model = build(setting, variant, width, problem, seed=seed, backend="einsum")
-    for name, layer in model.named_modules():
+def trained(setting: Setting, variant: Variant, width: int, problem: TrainingProblem, seed: int) -> nn.Module:
+    """The network as it is trained: by the native kernel wherever it runs, so that a run comes to the same bits."""
+    model = build(setting, variant, width, problem, seed=seed)
+    for layer in model.modules():
         if isinstance(layer, StructuredLinear):
-            x = torch.empty(2, layer.in_features)
-            reason = backends.get("einsum").refuses(layer.structure, x)
-            if reason:
-                raise Unreachable(f"{name}: {reason}")
+            x = torch.empty(0, layer.in_features, device=setting.device)
+            if backends.refusal("native", layer.structure, x) is None:
+                layer.backend = "native"
     return model
 
 

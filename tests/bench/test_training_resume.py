@@ -69,7 +69,7 @@ def test_a_killed_run_is_taken_up_to_the_same_result(tmp_path: Path, capsys: pyt
 def saved(path: Path) -> Checkpoint:
     """A checkpoint as a run leaves it: of one tensor, for the sake of speed."""
     checkpoint = Checkpoint(path)
-    checkpoint.save({"key": "a", "done": {0.1: [{"tune": 0.5}]}, "stack": {"parameters": {"w": torch.ones(64)}}})
+    checkpoint.save({"key": "a", "done": {0.1: [{"tune": 0.5}]}, "members": {"networks": [torch.ones(64)]}})
     return checkpoint
 
 
@@ -77,7 +77,7 @@ def test_a_damaged_checkpoint_is_not_read(tmp_path: Path) -> None:
     checkpoint, said, dice = saved(tmp_path / "rows.json.checkpoint"), [], random.Random(0)
     whole = checkpoint.path.read_bytes()
     held = checkpoint.load(said.append)
-    assert held["done"] == {0.1: [{"tune": 0.5}]} and held["stack"]["parameters"]["w"].sum() == 64 and not said
+    assert held["done"] == {0.1: [{"tune": 0.5}]} and held["members"]["networks"][0].sum() == 64 and not said
     for _ in range(600):
         at, more = dice.randrange(len(whole)), bytes([dice.randrange(256)])
         damaged = dice.choice((whole[:at], whole[:at] + more + whole[at + 1 :], whole[:at] + more + whole[at:]))
@@ -103,11 +103,11 @@ class Evil:
 def test_a_checkpoint_of_another_version_is_refused_in_words(tmp_path: Path) -> None:
     checkpoint, said = saved(tmp_path / "rows.json.checkpoint"), []
     first, rest = checkpoint.path.read_bytes().split(b"\n", 1)
-    assert first.endswith(b", 1")
+    assert first.endswith(b", 2")
     checkpoint.path.write_bytes(first[:-1] + b"22\n" + rest)
     assert checkpoint.load(said.append) == {}
     assert said == [
-        f"{checkpoint.path}: a checkpoint of version 22, where this reads version 1; it is not used, and the run that "
+        f"{checkpoint.path}: a checkpoint of version 22, where this reads version 2; it is not used, and the run that "
         "it was of begins anew"
     ]
 

@@ -75,7 +75,7 @@ def test_steps_are_timed_beside_dense(tmp_path: Path) -> None:
     [
         ("regresion", "encoder, teacher, facts, language, all"),
         ("teacher --scale tiny", "smoke, standard, claims, full"),
-        ("language --scale standard", "has no setting of language: encoder, teacher, facts have"),
+        ("language --scale claims", "has no setting of language: teacher have"),
         ("teacher --structures monach", "did you mean 'monarch'"),
         ("teacher --structures dyad_it+nothing", "'nothing' is not known"),
         ("teacher --structures dyad_it:blocks=4", "n_blocks"),
