@@ -28,7 +28,7 @@ def add_options(train: argparse.ArgumentParser) -> None:
     named = 'entries and mixes by layer: "dyad_it:n_blocks=2,4 dyad_it+dyad_dt"'
     add("--structures", "--structure", metavar="WORDS", help=named)
     add("--budget", metavar="SHARES", help="of dense: params=0.5,0.25 flops=0.5")
-    add("--seeds", type=count, metavar="N", help="of everything, stacked with the rates")
+    add("--seeds", type=count, metavar="N", help="of everything, each at every rate")
     add("--widths", metavar="N,...", help="of the network")
     add("--layers", metavar="WORDS", help="ff (feed-forward only), all (all linear layers but the head)")
     add("--data", metavar="NAME", help="a text of `bench data list` or folder:PATH; layer:5 of encoder; keys:4096")
