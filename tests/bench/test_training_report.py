@@ -18,9 +18,10 @@ from bench.answers import losses
 from bench.files import kinds, training_rows
 from bench.files.errors import UsageError
 from bench.files.fields import Fields
+from bench.files.vocabulary import TELLS
 from bench.report.readme import training as readme_training
 from bench.report.training import claims, fronts, tables
-from bench.training.settings import THETAS
+from bench.training.settings import TASKS, THETAS
 from structures.algebra.taxonomy import seven_axes
 
 RUN = small()["structures"]["run"]
@@ -106,6 +107,19 @@ def test_pairs_remove_what_the_task_adds() -> None:
     assert paired.difference == pytest.approx(0.1, abs=1e-3) and paired.verdict == "worse"
     assert apart.difference == pytest.approx(0.1, abs=1e-3) and apart.verdict == "tie"
     assert paired.told and apart.told and paired.told < 0.1 < apart.told
+
+
+def test_a_task_says_from_which_difference_on_it_tells_and_what(tmp_path: Path) -> None:
+    runs = read(comparison(), tmp_path)
+    [results] = losses.results(runs).values()
+    noise, power, tells = tables.telling(losses.noise(runs), results)
+    narrow = next(r for r in results if r.first.structure == "dense_narrow")  # of five seeds, all others of one
+    assert narrow.told and f"of {narrow.told * 100:.2g} % is told in four runs of five" in power
+    assert "over 8 degrees" in noise and "It tells mixing and rank" in tells and "It cannot tell long" in tells
+    assert tables.telling(None, losses.results([run for run in runs if run.seed == 0]).popitem()[1])[1:] == [tells]
+    read_me = (Path(training_rows.__file__).parents[1] / "training" / "README.md").read_text()
+    assert all(f"| {told} | {cannot} |" in read_me for told, cannot in TELLS.values())
+    assert set(TELLS) == set(TASKS)
 
 
 def test_a_paired_interval_is_students_of_the_differences() -> None:

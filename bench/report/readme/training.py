@@ -18,7 +18,7 @@ from bench.report.drawing.plot import Figure
 from bench.report.readme.tables import code, markdown, text
 from bench.report.training import beside, claims, fronts
 from bench.report.training import section as on_page
-from bench.report.training.tables import how_long, noise_line, warnings
+from bench.report.training.tables import how_long, telling, warnings
 
 MOST = 5  # tasks in the table: those where most structures were trained
 
@@ -94,5 +94,5 @@ def _beside(result: Result | None) -> str:
 def _about(place: TrainingPlace, several: Sequence[Result], runs: Sequence[TrainingRun]) -> str:
     """How long the runs were, how noisy, and what else limits what they say."""
     noise = losses.noise([run for run in runs if run.place.setting == place.setting])
-    said = [how_long(several), noise_line(noise), *warnings(several)]
+    said = [how_long(several), *telling(noise, several), *warnings(several)]
     return f"{place.setting}, width {place.width}: {' '.join(said)}"

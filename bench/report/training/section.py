@@ -40,7 +40,7 @@ def section(file: File, number: int = 0) -> Section:
     sheets = [
         sheet
         for place in _ordered(list(of.results))
-        for sheet in _sheets(of, place, counted, [tables.noise_line(noise[place.setting])])
+        for sheet in _sheets(of, place, counted, tables.telling(noise[place.setting], of.results[place]))
     ]
     refused = [[f.words("setting"), f.name("series"), f.words("reason")] for f in file.refused]
     below = [
