@@ -21,7 +21,7 @@ RIVALS = {  # of structures that no registry has: dense layers that are smaller 
 }
 MIX = "+"  # joins the names of a mix of structures, which take turns layer by layer
 NEAR = 0.15  # how far, relatively, a share of dense may be from the budget that it is compared at
-TELLS = {  # what a training task tells of a structure, and what it cannot: measured on tasks with known answers
+SHOWS = {  # what a training task shows of a structure, and what it cannot
     "encoder": (
         "every pair of leaders, and mixing, as the two replaced layers meet fixed inputs and outputs",
         "a whole model's quality: it is one block of one architecture",

@@ -74,10 +74,26 @@ def _by_place(lines: Iterable[tuple[TrainingPlace, str]]) -> list[str]:
     return [f"{place.setting}, width {place.width}: {'; '.join(some)}" for place, some in found.items()]
 
 
+def _of_each(what: str, lines: Iterable[tuple[TrainingPlace, str, str]]) -> list[str]:
+    """One line for each place and budget, of place, series and what was found: `..., params=0.25: WHAT: dyad_it 1`."""
+    found: dict[tuple[TrainingPlace, str], list[str]] = {}
+    for place, series, said in lines:
+        name, _, budget = series.partition(" @ ")
+        found.setdefault((place, budget), []).append(f"{name} {said}")
+    return [
+        f"{place.setting}, width {place.width}{f', {budget}' if budget else ''}: {what}: {'; '.join(some)}"
+        for (place, budget), some in found.items()
+    ]
+
+
 def _losses(found: Found) -> list[str]:
-    """`dyad_it @ params=0.5: loss 1.1 % above dense's: a tie (-0.9 to +3.1 %)`, of what is brought to a budget."""
-    told = ((p, f"{r.first.series}: {difference(r)}") for p, _, r in found.own() if r.first.budget and r.interval)
-    return _by_place(told)
+    """`dyad_it +1.1 %, a tie (-0.9 to +3.1 %)`, of what is brought to a budget."""
+    told = (
+        (p, r.first.series, f"{percent(r.difference)}{', a tie' * (r.verdict == TIE)} ({percents(r.interval)})")
+        for p, _, r in found.own()
+        if r.first.budget and r.interval
+    )
+    return _of_each("loss beside dense's", told)
 
 
 def _quality(found: Found) -> list[str]:
@@ -86,16 +102,14 @@ def _quality(found: Found) -> list[str]:
         constant = CONSTANT.get(result.first.task)
         if constant and result.first.budget and result.loss and dense.loss:
             share = (constant - result.loss) / (constant - dense.loss)
-            lines.append((place, f"{result.first.series}: {share * 100:.0f} % of what dense learns"))
-    return _by_place(lines)
+            lines.append((place, result.first.series, f"{share * 100:.0f} %"))
+    return _of_each("of what dense learns", lines)
 
 
 def _times(found: Found) -> list[str]:
     ours = [t for t in found.times if t.structure in found.structures]
-    return _by_place(
-        (t.place, f"{t.series}: a step {t.speedup:.2f} times as fast as dense's ({t.ratio.q1:.2f} to {t.ratio.q3:.2f})")
-        for t in ours
-    )
+    told = ((t.place, t.series, f"{t.speedup:.2f} ({t.ratio.q1:.2f} to {t.ratio.q3:.2f})") for t in ours)
+    return _of_each("speed of a step beside dense's", told)
 
 
 def _equal_time(found: Found) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import mean
 
 from bench.answers.losses import BETTER, TIE, WORSE, Noise, Result, length
-from bench.files.vocabulary import DENSE, REMOVED, TELLS
+from bench.files.vocabulary import DENSE, REMOVED, SHOWS
 from bench.report.drawing import words
 from bench.report.drawing.sections import PageCell, PageTable
 from bench.report.training import claims
@@ -98,10 +98,10 @@ def warnings(several: Sequence[Result]) -> list[str]:
 
 
 def telling(known: Noise | None, several: Sequence[Result]) -> list[str]:
-    """What the comparisons of a place rest on, the smallest difference they tell, and what its task is for."""
+    """What the comparisons of a place rest on, the smallest difference they detect, and what its task shows."""
     found = [known.words if known else "One seed each: it is unknown how much of a difference is noise."]
     power = [r.told for r in several if r.told is not None and r.first.structure != DENSE]
     if power:
-        found.append(f"A difference to dense of {min(power) * 100:.2g} % is told in four runs of five.")
-    tells, cannot = TELLS.get(several[0].first.task, ("", ""))
-    return [*found, f"It tells {tells}. It cannot tell {cannot}."] if tells else found
+        found.append(f"A difference to dense of {min(power) * 100:.2g} % is detected in four runs of five.")
+    shows, cannot = SHOWS.get(several[0].first.task, ("", ""))
+    return [*found, f"The task shows {shows}; it cannot show {cannot}."] if shows else found
