@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,13 +24,17 @@ TRAIN, CONVERT = "python -m bench train all -o training.json", "python -m bench 
 
 @dataclass(frozen=True)
 class LossBeside:
-    """Held-out loss after training, beside dense's: the difference as a share, and its interval at 95 %."""
+    """Held-out loss after training, beside dense's: the difference as a share, and its interval at 95 %.
+
+    idle: it is no less, beyond noise, than that of the network without these layers.
+    """
 
     task: str
     difference: float
     low: float
     high: float
     verdict: str  # better, worse, tie
+    idle: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Qualities:
             best = next((r for r in here if not r.first.control), None)
             if narrow and best and best.first.task in REAL and discriminates(several):
                 name = best.first.structure
-                found.append((place.setting, _beside(place, narrow), name, _beside(place, best)))
+                found.append((place.setting, _beside(place, narrow, several), name, _beside(place, best, several)))
         return found
 
     def _loss(self, structure: str, share: float, asked: float) -> LossBeside | None:
@@ -104,7 +109,7 @@ class Qualities:
         if not fitting:
             return None
         result = min(fitting, key=lambda r: abs(r.first.shares["replaced_params_share"] / share - 1))
-        return _beside(place, result)
+        return _beside(place, result, several)
 
     def _agreement(self, structure: str, share: float) -> Agreement | None:
         own = [row for row in self.converted if row.structure == structure and row.feed_forward_share]
@@ -113,10 +118,14 @@ class Qualities:
         return Agreement(best.cosine, best.neighbour) if best else None
 
 
-def _beside(place: TrainingPlace, result: Result) -> LossBeside:
+def _beside(place: TrainingPlace, result: Result, several: Sequence[Result]) -> LossBeside:
     assert result.difference is not None and result.interval is not None
     low, high = result.interval
-    return LossBeside(f"{place.setting}, width {place.width}", result.difference, low, high, result.verdict)
+    without = next((r for r in several if r.first.structure == REMOVED and r is not result and r.loss), None)
+    idle = bool(without and without.loss and result.loss) and (
+        math.log(without.loss / result.loss) <= (without.bar or 0.0) + (result.bar or 0.0)
+    )
+    return LossBeside(f"{place.setting}, width {place.width}", result.difference, low, high, result.verdict, idle)
 
 
 NONE = Qualities()

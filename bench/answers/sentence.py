@@ -1,7 +1,7 @@
 """A verdict in sentences: which structure to take, what is gained, what is lost, and dense's rivals."""
 
 from bench.answers.question import PARAMS, near
-from bench.answers.verdict import STRUCTURE, Contender, Verdict
+from bench.answers.verdict import AS_NONE, STRUCTURE, Contender, Verdict
 from bench.files.rows import Spread
 from bench.files.terminal import digits, percent
 from bench.files.vocabulary import NARROW
@@ -14,12 +14,12 @@ SHOWN = 3  # named on one line
 def sentence(verdict: Verdict) -> str:
     """What to take and why; a rival of dense that wins or ties is said first."""
     best = verdict.best
-    fastest = next((one.rank for one in verdict.ranking if one.kind == STRUCTURE and one.beats_dense), None)
+    fastest = next((one.rank for one in verdict.useful), None)
     first = [_rival(one, fastest) for one in verdict.rivals]
     if best is None:
         return " ".join([*first, _dense_stays(verdict)])
     narrow = [one for one in (*verdict.ranking, *verdict.below) if one.name == NARROW and one not in verdict.rivals]
-    return " ".join([*first, _take(best, verdict), *_keeps(best, verdict), *map(_narrow, narrow)])
+    return " ".join([*first, _take(best, verdict), *_keeps(best, verdict), *map(_narrow, narrow), *_idle(verdict)])
 
 
 def brief(verdict: Verdict) -> str:
@@ -76,6 +76,13 @@ def _rival(one: Contender, fastest: int | None) -> str:
     return f"{condition[0].upper()}{condition[1:]}, take {one.label}: {said}."
 
 
+def _idle(verdict: Verdict) -> list[str]:
+    """What is faster than all that is said, and not worth it."""
+    named = " and ".join(f"{one.label} ({digits(one.speedup.median)}x)" for one in verdict.idle[:SHOWN])
+    lose = "are faster, but lose" if len(verdict.idle) > 1 else "is faster, but loses"
+    return [f"{named} {lose} {AS_NONE}."] if named else []
+
+
 def _error(one: Contender) -> str:
     """Relative, the largest where there are several."""
     error = one.row.error
@@ -95,7 +102,10 @@ def _dense_stays(verdict: Verdict) -> str:
     at = f"with {percent(verdict.question.share)} of its {held}"
     if structures:
         nearest = structures[0]
-        return f"Keep dense: no structure {at} beats it here; {nearest.label} reaches {times(nearest.speedup)}."
+        beats, but = "beats it here", ""
+        if nearest.idle:
+            beats, but = "beats it here and keeps anything", f", but loses {AS_NONE}"
+        return f"Keep dense: no structure {at} {beats}; {nearest.label} reaches {times(nearest.speedup)}{but}."
     doubted = [one for one in verdict.below if one.kind == STRUCTURE]
     if doubted:
         first = f"{doubted[0].label}: {doubted[0].doubts[0]}"

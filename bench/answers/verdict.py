@@ -11,6 +11,7 @@ README. The rules:
 4. A flagged row, one whose quartiles are more than a factor of 1.5 apart, and one faster than its FLOPs and bytes allow
    stand below, with the reason, and neither win nor tie.
 5. Dense's rivals (a narrower dense layer, dense in other numbers) are ranked among the structures.
+6. A structure that loses as much in training as the network without these layers is ranked, but never taken.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ LABELS = {
     INT8_WEIGHTS: "dense in int8 (weights alone)",
 }
 WIDE = 1.5  # quartiles a larger factor apart tell nothing
+AS_NONE = "as much as the network without these layers"  # what an idle structure loses
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,11 @@ class Contender:
         if self.kind == DENSE:
             return "the best dense layer"
         return LABELS.get(self.name, self.name)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing in its place is known to do as well."""
+        return bool(self.quality.loss and self.quality.loss.idle)
 
     @property
     def beats_dense(self) -> bool:
@@ -111,8 +118,8 @@ class Verdict:
 
     @property
     def winner(self) -> Contender | None:
-        """The first of the ranking that beats dense; None where dense stays ahead."""
-        return next((one for one in self.ranking if one.beats_dense), None)
+        """The first of the ranking that beats dense and does more than nothing; None where dense stays ahead."""
+        return next((one for one in self.ranking if one.beats_dense and not one.idle), None)
 
     @property
     def best(self) -> Contender | None:
@@ -120,20 +127,20 @@ class Verdict:
 
         Another that is no slower by its median and keeps more still is taken before it: noise wins nothing.
         """
-        known = self._known
-        found = min((one for one in known if one.rank == known[0].rank), key=_lost, default=None)
-        better = [one for one in known if found and one.speedup.median >= found.speedup.median]
+        useful = self.useful
+        found = min((one for one in useful if one.rank == useful[0].rank), key=_lost, default=None)
+        better = [one for one in useful if found and one.speedup.median >= found.speedup.median]
         return min(better, key=_lost, default=None)
 
     @property
-    def _known(self) -> list[Contender]:
-        """The structures that beat dense, the fastest first."""
-        return [one for one in self.ranking if one.kind == STRUCTURE and one.beats_dense]
+    def useful(self) -> list[Contender]:
+        """The structures that beat dense and do more than nothing, the fastest first."""
+        return [one for one in self.ranking if one.kind == STRUCTURE and one.beats_dense and not one.idle]
 
     @property
     def rivals(self) -> tuple[Contender, ...]:
         """Dense's rivals that win or tie with the fastest structure, or are all there is."""
-        first = next(iter(self._known), None)
+        first = next(iter(self.useful), None)
         return tuple(one for one in self.ranking if one.kind == RIVAL and one.beats_dense
                      and (first is None or (one.rank or 0) <= (first.rank or 0)))  # fmt: skip
 
@@ -141,13 +148,18 @@ class Verdict:
     def ties(self) -> tuple[Contender, ...]:
         """Structures that cannot be told from the one that is taken."""
         first = self.best
-        alike = [one for one in self.ranking if first and one.rank == first.rank]
-        return tuple(one for one in alike if one.kind == STRUCTURE and one is not first)
+        return tuple(one for one in self.useful if first and one.rank == first.rank and one is not first)
+
+    @property
+    def idle(self) -> tuple[Contender, ...]:
+        """Structures before the one that is taken, of which nothing is kept."""
+        first = self.best.rank if self.best else None
+        return tuple(one for one in self.ranking if one.idle and one.beats_dense and (one.rank or 0) < (first or 0))
 
     @property
     def kept(self) -> Contender | None:
         """The structure that keeps the most of those that beat dense; None without any loss."""
-        return min((one for one in self._known if one.quality.loss), key=_lost, default=None)
+        return min((one for one in self.useful if one.quality.loss), key=_lost, default=None)
 
     def record(self) -> dict[str, Any]:
         """For programs: what the page draws and `recommend --json` prints."""
@@ -226,7 +238,7 @@ def _contender(row: Row, dense: Row | None, ratio: float | None, quality: Qualit
         row.held_bytes / dense.held_bytes if dense else None,
         quality,
         doubts(row, dense),
-        _notes(row, dense),
+        _notes(row, dense, quality),
     )
 
 
@@ -270,8 +282,8 @@ def fewer_bits(row: Row) -> bool:
     return rival(row) and row.structure != NARROW
 
 
-def _notes(row: Row, dense: Row | None) -> tuple[str, ...]:
-    found = []
+def _notes(row: Row, dense: Row | None, quality: Quality) -> tuple[str, ...]:
+    found = [f"loses {AS_NONE}"] if quality.loss and quality.loss.idle else []
     if not near(row.executed_share, row.params_share):
         found.append(f"runs {percent(row.executed_share)} of dense's FLOPs")
     saved = 1 / row.executed_share

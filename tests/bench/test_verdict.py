@@ -227,6 +227,18 @@ def test_of_ties_the_one_that_keeps_most_is_taken_and_wide_quartiles_win_nothing
     assert found.best and found.best.name == "dyad_it" and sentence(found).startswith("Take dyad_it")
 
 
+def test_what_loses_as_much_as_no_layers_at_all_is_ranked_and_not_taken(tmp_path: Path) -> None:
+    losses = known(tmp_path, *comparison(), *(row("removed", 2.39, seed) for seed in range(3)))  # low_rank: 2.4
+    found = judged(tmp_path, dense(), at("low_rank", 3.0), at("dyad_it", 2.0), known=losses)
+    assert ranks(found.ranking)[:2] == [(1, "low_rank"), (2, "dyad_it")]
+    assert found.ranking[0].notes == ("loses as much as the network without these layers",)
+    assert found.best is found.winner is found.kept is found.ranking[1] and not found.ties
+    said = sentence(found)
+    assert said.startswith("Take dyad_it: ") and "low_rank (3.00x) is faster, but loses as much as the network" in said
+    alone = judged(tmp_path, dense(), at("low_rank", 3.0), known=losses)
+    assert alone.best is None and sentence(alone).startswith("Keep dense: ")
+
+
 def test_a_task_that_does_not_tell_dense_from_nothing_tells_no_loss(tmp_path: Path) -> None:
     for removed in ([], [row("removed", 2.0, seed) for seed in range(3)]):
         losses = known(tmp_path, *comparison(), *removed)

@@ -136,10 +136,10 @@ def measured(results: Results, asked: Question, qualities: Qualities) -> dict[st
 
 
 def by_role(every: Mapping[str, Measured]) -> dict[str, Measured]:
-    """What stands in the table, and why; structures that were fit to rank everywhere, and beat dense there."""
+    """What stands in the table, and why; structures that rank everywhere, beat dense there and do more than nothing."""
     most = max((len(one.cells) for one in every.values()), default=0)
     structures = [one for one in every.values() if one.first.kind == STRUCTURE and len(one.cells) == most]
-    faster = [one for one in structures if all(cell.beats_dense for cell in one.cells.values())]
+    faster = [one for one in structures if all(cell.beats_dense and not cell.idle for cell in one.cells.values())]
     known = [one for one in faster if one.lost]
     agreed = [one for one in faster if one.agreement]
     found = {"baseline": every.get(DENSE), "narrower": every.get(NARROW), "fastest": _fastest(faster)}
