@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -42,12 +43,25 @@ os.environ["STRUCTURES_CACHE"] = str(_own)  # plans must not depend on what was 
 torch.set_num_threads(1)
 
 
+# Files of few tests that take more than eight seconds. They come first: what comes last is short, so that no process
+# is left alone with a long file.
+LONG = {"test_browser", "test_compile", "test_encoder", "test_fuzz", "test_journal", "test_options",
+        "test_random_einsums", "test_readme", "test_search", "test_sequential", "test_sweep", "test_training_resume",
+        "test_training_run", "test_transformers"}  # fmt: skip
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """By files, unless `--dist` says otherwise: each process would make the runs that a module's tests look at."""
     from xdist.scheduler import LoadFileScheduling
 
+    config.option.loadscopereorder = False  # the order is that of `pytest_collection_modifyitems`
     return LoadFileScheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
+def pytest_collection_modifyitems(items):
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.stem not in LONG, -tests[item.path], item.path))
 
 
 @pytest.fixture
@@ -68,6 +82,11 @@ def nothing_added_stays():
 
 def pytest_runtest_teardown():
     torch.set_num_threads(1)
+
+
+def pytest_sessionfinish():
+    gc.collect()
+    gc.freeze()  # pytest collects five times more, and Python when it ends
 
 
 def pytest_collection_finish():

@@ -32,6 +32,8 @@ SMALL = (48, 48)
 PAIRS = {
     dtype: [(shape, TOKENS[(i + turn) % 3]) for i, shape in enumerate(SHAPES)] for turn, dtype in enumerate(DTYPES)
 }
+# the fourth dtype's pairs are again those of the first, with fewer tokens: torch's own float16 products are slow here
+PAIRS[torch.float16] = [(shape, min(tokens, 300)) for shape, tokens in PAIRS[torch.float16]]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

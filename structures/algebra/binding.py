@@ -22,6 +22,9 @@ MAX_TRIES = 240  # bindings tried for the hint of an error, over all options
 MAX_HINTED = 64  # factors, or sizes of a list, up to which an error names padded widths: hundreds of bindings
 MAX_TABLE = 2**16  # entries of a gather
 
+Axis = tuple[str, int | None]
+Chain = tuple[Expanded, ...]  # a term's links
+
 
 def check_option(spec: Entry, name: str, value: object) -> object:
     if name == PAD:
@@ -141,10 +144,18 @@ def _build(spec: Entry, in_features: int, out_features: int, given: Mapping[str,
             raise spec.error(
                 f"index: axis {axis!r} is a list of sizes; only an axis of one size is read so", "index", axis
             )
-    written = [tuple(_expanded(spec, link, lengths, number) for link in chain) for number, chain in
-               enumerate(spec.chains)]  # fmt: skip
+    written = _written(spec, tuple(lengths.items()))
     size = _axis_sizes(spec, values, written, widths)
     return _assemble(spec, widths, options, values, size, written)
+
+
+@lru_cache(maxsize=1024)  # of thousands of options that are tried most write the same
+def _written(spec: Entry, held: tuple[tuple[str, int], ...]) -> tuple[Chain, ...]:
+    """The terms with every axis written out, for lists of these lengths."""
+    lengths = dict(held)
+    return tuple(
+        tuple(_expanded(spec, link, lengths, number) for link in chain) for number, chain in enumerate(spec.chains)
+    )
 
 
 def _expanded(spec: Entry, link: Pattern, lengths: Mapping[str, int], number: int) -> Expanded:
@@ -171,10 +182,11 @@ def _evaluate_options(spec: Entry, widths: Mapping[str, int], given: Mapping[str
 
 def _evaluate_sizes(spec: Entry, names: dict[str, Value]) -> dict[str, Value]:
     values: dict[str, Value] = {}
+    known = dict(names)
     for key, text in spec.sizes:
         targets = key.split()
         try:
-            value = evaluate(text, {**names, **values})
+            value = evaluate(text, known)
         except ExpressionError as error:
             raise spec.error(f"size {key}: {error}{_at(names)}", "sizes", key, kind=SizeError) from None
         parts = value if isinstance(value, tuple) and len(targets) > 1 else (value,)
@@ -185,7 +197,7 @@ def _evaluate_sizes(spec: Entry, names: dict[str, Value]) -> dict[str, Value]:
             if not all(isinstance(n, int) and n >= 0 for n in whole):
                 raise spec.error(f"size {target} = {text} is {part}, not a whole number{_at(names)}", "sizes", key,
                                  kind=SizeError)  # fmt: skip
-            values[target] = part
+            values[target] = known[target] = part
     return values
 
 
@@ -196,10 +208,6 @@ def _at(names: Mapping[str, Value]) -> str:
 
 def _names(axes: Sequence[tuple[str, int | None]]) -> Axes:
     return tuple(label(*a) for a in axes)
-
-
-Axis = tuple[str, int | None]
-Chain = tuple[Expanded, ...]  # a term's links
 
 
 def _axis_sizes(

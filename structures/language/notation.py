@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from structures.language.expressions import ExpressionError, evaluate, names_in, nearest
 
@@ -220,15 +220,15 @@ class Expanded:
     families: tuple[int, ...]  # which written factor each factor comes from
     copies: tuple[int, ...] = ()  # which copy of it each is
 
-    @property
-    def axes(self) -> Iterator[tuple[str, int | None]]:
+    @cached_property
+    def axes(self) -> tuple[tuple[str, int | None], ...]:
         """Those of all operands, as often as they stand there."""
-        return itertools.chain(self.input, *self.factors, self.output)
+        return (*self.input, *itertools.chain(*self.factors), *self.output)
 
-    @property
-    def shared(self) -> set[tuple[str, int | None]]:
+    @cached_property
+    def shared(self) -> frozenset[tuple[str, int | None]]:
         """Axes that stand in two operands."""
-        return {axis for axis, count in Counter(self.axes).items() if count > 1}
+        return frozenset(axis for axis, count in Counter(self.axes).items() if count > 1)
 
 
 def expand(pattern: Pattern, lengths: Mapping[str, int]) -> Expanded:

@@ -29,7 +29,7 @@ def activated(function, x, parameters, in_place: bool):
 @pytest.mark.parametrize(("name", "backend", "dtype"), FAST, ids=str)
 def test_an_activation_in_place_is_the_one_out_of_place(name, backend, dtype):
     made = layer(name, SHAPES[0], dtype=dtype, backend=backend)
-    for tokens in TOKENS:
+    for tokens in TOKENS if dtype is torch.float32 else (1, 130):
         x = tensors(made, tokens, dtype)[0].requires_grad_()
         found, wanted = (activated(lambda x, p: made(x), x, list(made.parameters()), both) for both in (True, False))
         assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True)), tokens
