@@ -17,7 +17,7 @@ import numpy as np
 import processes
 import pytest
 import torch
-from bench_runs import quick
+from bench_runs import environment, quick
 from test_minilm import run_of
 from test_report import rendered
 
@@ -276,7 +276,7 @@ def test_the_time_ends_a_search_and_what_is_finished_is_kept(tmp_path: Path, tim
 def test_a_search_that_is_killed_goes_on(tmp_path: Path, no_setup: None) -> None:
     path = tmp_path / "found.json"
     words = [*COMMAND, "--candidates", "14", "--finalists", "2", "-o", str(path)]
-    process = processes.started(ROOT, ["-m", "bench", *words], os.environ)
+    process = processes.started(ROOT, ["-m", "bench", *words], environment())
     journal = journal_of(path)
     deadline = time.monotonic() + 120
     while (

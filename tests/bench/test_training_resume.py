@@ -12,6 +12,7 @@ from typing import Any
 
 import processes
 import pytest
+from bench_runs import environment
 
 from bench.__main__ import main
 from bench.files import journal
@@ -47,7 +48,7 @@ def test_a_killed_run_is_taken_up_to_the_same_result(tmp_path: Path, capsys: pyt
     words = [*SHORT.split(), "--steps", "80"]
     whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
     command = ["-m", "bench", *words, "--checkpoint-every", "0", "-o", str(broken)]
-    process = processes.started(ROOT, command, os.environ)
+    process = processes.started(ROOT, command, environment())
     try:
         while process.is_alive() and not (len(journalled(broken)) >= 3 and under_way(broken)):
             time.sleep(0.02)

@@ -28,7 +28,18 @@ STILL = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")  # which is impo
 def environment():
     # PYTEST_XDIST_*: pytest-benchmark measures nothing in what it takes for a worker of this run
     kept = {n: value for n, value in os.environ.items() if n not in setup.OPENMP and not n.startswith("PYTEST_")}
-    return kept | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/support")])}
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests/support")])
+    return kept | {"PYTHONPATH": paths, "STRUCTURES_CACHE": str(_cache())}
+
+
+def _cache() -> Path:
+    """A folder for what these processes measure: the plans of this one must not depend on it."""
+    own = Path(os.environ["STRUCTURES_CACHE"])
+    folder = own / "runs"
+    folder.mkdir(exist_ok=True)
+    if (own / "native").exists() and not (folder / "native").exists():
+        (folder / "native").symlink_to(own / "native")
+    return folder
 
 
 def command(folder, *arguments):
