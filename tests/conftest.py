@@ -91,3 +91,4 @@ def pytest_sessionfinish():
 
 def pytest_collection_finish():
     gc.freeze()  # torch and nine thousand tests are no garbage: no collection need walk them again
+    gc.set_threshold(20_000, 20, 50)  # what planners and compilers keep is no garbage either: looked at less often
