@@ -8,14 +8,13 @@ import pickle
 
 import pytest
 import torch
-from contract import SHAPES, TRACED, assert_right, layer, limits, plain, tensors, truth
+from contract import SHAPES, TRACED, assert_right, layer, limits, plain, shapes, tensors, truth
 from torch import nn
 
 import structures
 from structures import backends
 
 NAMES = structures.names()
-LONG = ("kaleidoscope", "fastfood")  # chains of as many factors as a width has bits: traced at smaller widths
 # What the compiler itself warns of; none of it concerns the graph.
 pytestmark = [
     pytest.mark.usefixtures("fresh_compiler"),
@@ -52,7 +51,7 @@ def test_every_backend_is_compiled_and_every_entry_where_auto_takes_it():
 
 @pytest.mark.parametrize(("name", "backend"), compiled_here())
 def test_it_compiles_to_one_graph_with_dynamic_tokens(name, backend):
-    made = layer(name, (12, 24) if name in LONG else SHAPES[0], backend=backend)
+    made = layer(name, shapes(name)[0], backend=backend)
     counted = []
 
     def count(graph, inputs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract import RUNS, RUNS_IN, SHAPES, error, layer, tensors
+from contract import RUNS, RUNS_IN, SHAPES, error, layer, shapes, tensors
 
 import structures
 from structures.backends.planned import rates
@@ -28,7 +28,7 @@ def activated(function, x, parameters, in_place: bool):
 
 @pytest.mark.parametrize(("name", "backend", "dtype"), FAST, ids=str)
 def test_an_activation_in_place_is_the_one_out_of_place(name, backend, dtype):
-    made = layer(name, SHAPES[0], dtype=dtype, backend=backend)
+    made = layer(name, shapes(name)[0], dtype=dtype, backend=backend)
     for tokens in TOKENS if dtype is torch.float32 else (1, 130):
         x = tensors(made, tokens, dtype)[0].requires_grad_()
         found, wanted = (activated(lambda x, p: made(x), x, list(made.parameters()), both) for both in (True, False))
@@ -37,7 +37,7 @@ def test_an_activation_in_place_is_the_one_out_of_place(name, backend, dtype):
 
 @pytest.mark.parametrize(("name", "backend"), SINGLE)
 def test_an_output_made_without_gradients_may_be_changed_in_place_with_them(name, backend):
-    made = layer(name, SHAPES[0], dtype=torch.float32, backend=backend)
+    made = layer(name, shapes(name)[0], dtype=torch.float32, backend=backend)
     scale = torch.ones((), requires_grad=True)
     for tokens in TOKENS:
         with torch.no_grad():
@@ -50,7 +50,7 @@ def test_an_output_made_without_gradients_may_be_changed_in_place_with_them(name
 @pytest.mark.parametrize("name", ONE)
 def test_every_program_that_the_search_keeps_may_be_followed_in_place(name):
     dtype = torch.float32
-    made = layer(name, SHAPES[0], dtype=dtype)
+    made = layer(name, shapes(name)[0], dtype=dtype)
     factors, bias = list(made.factors), made.bias
     for tokens in (1, 2, 8):
         x = tensors(made, tokens, dtype)[0].requires_grad_()
@@ -83,7 +83,9 @@ def test_a_term_without_factors_never_gives_the_input_itself(backend):
 @pytest.mark.parametrize("backend", ["grouped", "all_experts", "auto"])
 @pytest.mark.parametrize("name", sorted({name for name, backend in RUNS if backend == "grouped"}))
 def test_an_expert_that_a_token_did_not_choose_may_overflow(name, backend):
-    made = layer(name, SHAPES[0], dtype=torch.float16, routed=False, backend=backend, n_experts=4, experts_active=2)
+    made = layer(
+        name, shapes(name)[0], dtype=torch.float16, routed=False, backend=backend, n_experts=4, experts_active=2
+    )
     x = tensors(made, 5, torch.float16)[0] * 30
     x.requires_grad_()
     with torch.no_grad():  # a router of zeros chooses experts 0 and 1

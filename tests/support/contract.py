@@ -13,9 +13,15 @@ from structures.structure import Structure
 
 # Widths that suit every entry's default options: two rectangles and a square, none a power of two.
 SHAPES = ((48, 96), (144, 48), (240, 240))
+LONG = ("kaleidoscope", "fastfood")  # chains of as many factors as a width has bits: 14 and 17 at 48 x 96
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Of small matrices in float64, relative to their largest number: sums of well under 1000 products of up to 6 numbers.
 ROUNDING = exactness.Sums(1000, 6).share(torch.float64)
+
+
+def shapes(name: str) -> tuple[tuple[int, int], ...]:
+    """Those widths; a quarter of them for a long chain, which takes a tenth of all tests' time at the whole ones."""
+    return tuple((i // 4, o // 4) for i, o in SHAPES) if name in LONG else SHAPES
 
 
 def _runs(dtype: torch.dtype) -> list[tuple[str, str]]:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from scipy import stats
-
 from bench.answers.losses import TIE, Result
 from bench.files.training_rows import Time, TrainingPlace
 from bench.files.vocabulary import DENSE
@@ -178,6 +176,8 @@ def _blocks(found: Found) -> list[str]:
 
 def _order(found: Found) -> list[str]:
     """Exponents of members of the two-factor space by omega and psi, and how far both order them."""
+    from scipy import stats  # a second to import, for files with members alone
+
     lines = []
     for setting in dict.fromkeys(f.setting for f in found.fronts):
         fitted = [f for f in found.fronts if f.setting == setting and f.exponent is not None]
