@@ -175,6 +175,14 @@ def _ranked(several: Sequence[Result], known: Noise | None) -> list[Result]:
     return sorted(ranked, key=lambda r: (r.loss is None, r.loss or 0, r.first.series))
 
 
+def apart(one: Result, other: Result) -> float | None:
+    """The logarithm of the first's loss over the other's; 0 where they are a tie, None where their noise is unknown."""
+    if one.loss is None or other.loss is None or one.bar is None or other.bar is None:
+        return None
+    log = math.log(one.loss / other.loss)
+    return 0.0 if abs(log) <= one.bar + other.bar else log
+
+
 def budgets(several: Sequence[Result]) -> list[str | None]:
     """Budgets of structures, the one that most of them have first, none last."""
     counts = Counter(r.first.budget for r in several if not r.first.control)

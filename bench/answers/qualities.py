@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ TRAIN, CONVERT = "python -m bench train all -o training.json", "python -m bench 
 class LossBeside:
     """Held-out loss after training, beside dense's: the difference as a share, and its interval at 95 %.
 
-    idle: it is no less, beyond noise, than that of the network without these layers.
+    idle: it is worse than dense's, and not told from that of a control without these layers, of no more parameters.
     """
 
     task: str
@@ -121,10 +120,9 @@ class Qualities:
 def _beside(place: TrainingPlace, result: Result, several: Sequence[Result]) -> LossBeside:
     assert result.difference is not None and result.interval is not None
     low, high = result.interval
-    without = next((r for r in several if r.first.structure == REMOVED and r is not result and r.loss), None)
-    idle = bool(without and without.loss and result.loss) and (
-        math.log(without.loss / result.loss) <= (without.bar or 0.0) + (result.bar or 0.0)
-    )
+    share = result.first.shares["replaced_params_share"]
+    smaller = [r for r in several if r.first.structure == REMOVED and r.first.shares["replaced_params_share"] <= share]
+    idle = result.verdict == WORSE and any((losses.apart(result, r) or 0.0) >= 0 for r in smaller)
     return LossBeside(f"{place.setting}, width {place.width}", result.difference, low, high, result.verdict, idle)
 
 

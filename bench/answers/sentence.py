@@ -14,12 +14,12 @@ SHOWN = 3  # named on one line
 def sentence(verdict: Verdict) -> str:
     """What to take and why; a rival of dense that wins or ties is said first."""
     best = verdict.best
-    fastest = next((one.rank for one in verdict.useful), None)
-    first = [_rival(one, fastest) for one in verdict.rivals]
+    first = [_rival(one, verdict) for one in verdict.rivals]
     if best is None:
         return " ".join([*first, _dense_stays(verdict)])
     narrow = [one for one in (*verdict.ranking, *verdict.below) if one.name == NARROW and one not in verdict.rivals]
-    return " ".join([*first, _take(best, verdict), *_keeps(best, verdict), *map(_narrow, narrow), *_idle(verdict)])
+    rest = [*_keeps(best, verdict), *map(_narrow, narrow), *_passed_over(verdict)]
+    return " ".join([*first, _take(best, verdict), *rest])
 
 
 def brief(verdict: Verdict) -> str:
@@ -69,18 +69,24 @@ def _keeps(best: Contender, verdict: Verdict) -> list[str]:
     return [f"{kept.label} keeps more: {loss(kept)}, {digits(kept.speedup.median)} times faster."]
 
 
-def _rival(one: Contender, fastest: int | None) -> str:
+def _rival(one: Contender, verdict: Verdict) -> str:
     condition = WIDTH if one.name == NARROW else f"if {_error(one)} will do"
-    beside = "as fast as any structure" if one.rank == fastest else "faster than any structure"
+    alike = any(other.rank == one.rank for other in verdict.useful)
+    ahead = any(other.idle and (other.rank or 0) <= (one.rank or 0) for other in verdict.ranking)
+    beside = f"{'as fast as' if alike else 'faster than'} any structure{' that keeps more' if ahead else ''}"
     said = f"{digits(one.speedup.median)}x, {beside}{f', {loss(one)}' if one.name == NARROW else ''}"
     return f"{condition[0].upper()}{condition[1:]}, take {one.label}: {said}."
 
 
-def _idle(verdict: Verdict) -> list[str]:
-    """What is faster than all that is said, and not worth it."""
-    named = " and ".join(f"{one.label} ({digits(one.speedup.median)}x)" for one in verdict.idle[:SHOWN])
-    lose = "are faster, but lose" if len(verdict.idle) > 1 else "is faster, but loses"
-    return [f"{named} {lose} {AS_NONE}."] if named else []
+def _passed_over(verdict: Verdict) -> list[str]:
+    """What is faster than the one that is taken, and why it is not."""
+    several = verdict.passed_over
+    if not several:
+        return []
+    first = f"{several[0].label} ({digits(several[0].speedup.median)}x)"
+    if len(several) == 1:
+        return [f"{first} is faster, but loses {AS_NONE}."]
+    return [f"{first} and {len(several) - 1} more are faster, but lose {AS_NONE}."]
 
 
 def _error(one: Contender) -> str:
@@ -102,10 +108,8 @@ def _dense_stays(verdict: Verdict) -> str:
     at = f"with {percent(verdict.question.share)} of its {held}"
     if structures:
         nearest = structures[0]
-        beats, but = "beats it here", ""
-        if nearest.idle:
-            beats, but = "beats it here and keeps anything", f", but loses {AS_NONE}"
-        return f"Keep dense: no structure {at} {beats}; {nearest.label} reaches {times(nearest.speedup)}{but}."
+        beats, but = ("is worth its place", f", but loses {AS_NONE}") if nearest.idle else ("beats it", "")
+        return f"Keep dense: no structure {at} {beats} here; {nearest.label} reaches {times(nearest.speedup)}{but}."
     doubted = [one for one in verdict.below if one.kind == STRUCTURE]
     if doubted:
         first = f"{doubted[0].label}: {doubted[0].doubts[0]}"

@@ -11,7 +11,8 @@ README. The rules:
 4. A flagged row, one whose quartiles are more than a factor of 1.5 apart, and one faster than its FLOPs and bytes allow
    stand below, with the reason, and neither win nor tie.
 5. Dense's rivals (a narrower dense layer, dense in other numbers) are ranked among the structures.
-6. A structure that loses as much in training as the network without these layers is ranked, but never taken.
+6. A structure is ranked, but never taken, where training it ends no better than the control whose feed-forward layers
+   are removed, or are one linear map, with no more parameters than it has.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ LABELS = {
     INT8_WEIGHTS: "dense in int8 (weights alone)",
 }
 WIDE = 1.5  # quartiles a larger factor apart tell nothing
-AS_NONE = "as much as the network without these layers"  # what an idle structure loses
+AS_NONE = "at least as much as the control without these layers"  # what an idle structure loses
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class Contender:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing in its place is known to do as well."""
-        return bool(self.quality.loss and self.quality.loss.idle)
+        """Whether it is a structure that does no better than the control without these layers."""
+        return self.kind == STRUCTURE and bool(self.quality.loss and self.quality.loss.idle)
 
     @property
     def beats_dense(self) -> bool:
@@ -118,7 +119,7 @@ class Verdict:
 
     @property
     def winner(self) -> Contender | None:
-        """The first of the ranking that beats dense and does more than nothing; None where dense stays ahead."""
+        """The first of the ranking that beats dense and is not idle; None where dense stays ahead."""
         return next((one for one in self.ranking if one.beats_dense and not one.idle), None)
 
     @property
@@ -134,7 +135,7 @@ class Verdict:
 
     @property
     def useful(self) -> list[Contender]:
-        """The structures that beat dense and do more than nothing, the fastest first."""
+        """The structures that beat dense and are not idle, the fastest first."""
         return [one for one in self.ranking if one.kind == STRUCTURE and one.beats_dense and not one.idle]
 
     @property
@@ -151,10 +152,11 @@ class Verdict:
         return tuple(one for one in self.useful if first and one.rank == first.rank and one is not first)
 
     @property
-    def idle(self) -> tuple[Contender, ...]:
-        """Structures before the one that is taken, of which nothing is kept."""
-        first = self.best.rank if self.best else None
-        return tuple(one for one in self.ranking if one.idle and one.beats_dense and (one.rank or 0) < (first or 0))
+    def passed_over(self) -> tuple[Contender, ...]:
+        """Idle structures that are faster than the one that is taken."""
+        best = self.best
+        faster = [one for one in self.ranking if best and one.idle and one.speedup.median > best.speedup.median]
+        return tuple(one for one in faster if one.beats_dense)
 
     @property
     def kept(self) -> Contender | None:
@@ -162,9 +164,11 @@ class Verdict:
         return min((one for one in self.useful if one.quality.loss), key=_lost, default=None)
 
     def record(self) -> dict[str, Any]:
-        """For programs: what the page draws and `recommend --json` prints."""
+        """For programs: what `recommend --json` prints."""
         return {
             "question": asdict(self.question),
+            "winner": self.winner and self.winner.name,
+            "best": self.best and self.best.name,
             "ranking": [one.record() for one in self.ranking],
             "below": [one.record() for one in self.below],
             "refused": dict(self.refused),
@@ -283,7 +287,7 @@ def fewer_bits(row: Row) -> bool:
 
 
 def _notes(row: Row, dense: Row | None, quality: Quality) -> tuple[str, ...]:
-    found = [f"loses {AS_NONE}"] if quality.loss and quality.loss.idle else []
+    found = [f"loses {AS_NONE}"] if quality.loss and quality.loss.idle and not rival(row) else []
     if not near(row.executed_share, row.params_share):
         found.append(f"runs {percent(row.executed_share)} of dense's FLOPs")
     saved = 1 / row.executed_share

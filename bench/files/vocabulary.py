@@ -21,21 +21,3 @@ RIVALS = {  # of structures that no registry has: dense layers that are smaller 
 }
 MIX = "+"  # joins the names of a mix of structures, which take turns layer by layer
 NEAR = 0.15  # how far, relatively, a share of dense may be from the budget that it is compared at
-SHOWS = {  # what a training task shows of a structure, and what it cannot
-    "encoder": (
-        "every pair of leaders, and mixing, as the two replaced layers meet fixed inputs and outputs",
-        "a whole model's quality: it is one block of one architecture",
-    ),
-    "teacher": (
-        "capacity and rank",
-        "mixing: dense first and last layers take up any permutation, so DYAD and block-diagonal are alike",
-    ),
-    "facts": (
-        "how much is stored in so many parameters",
-        "generalisation; and in a few dozen epochs it is also the speed of memorising",
-    ),
-    "language": (
-        "mixing and rank in a whole network, of which all linear layers are replaced",
-        "long training, words, large models",
-    ),
-}

@@ -200,7 +200,7 @@ function scaling(q) {
 function map(q) {
   const cells = alike(q, ["layer", "tokens", "mode"]), by = (key, compare) => [...new Set(cells.map((one) => one.pick[key]))].sort(compare);
   const shapes = by("layer", (a, b) => size(a)[0] - size(b)[0] || size(a)[1] - size(b)[1]), counts = by("tokens", (a, b) => a - b);
-  $("layers-note").textContent = `The fastest at each layer, ${q.pick.held}, ${q.pick.dtype}. Ties with dense are dense's. Where a rival of dense is ahead, the best structure stands below it. A press opens the ranking.`;
+  $("layers-note").textContent = `The fastest at each layer, ${q.pick.held}, ${q.pick.dtype}. Ties with dense are dense's; what loses at least as much as the control without these layers is left out. Where a rival of dense is ahead, the best structure stands below it. A press opens the ranking.`;
   const said = (one) => `${one.speed}×${one.tied ? ", tie" : ""}`;
   const cell = (mode, count, shape) => {
     const found = cells.find((one) => one.pick.layer === shape && one.pick.tokens === count && one.pick.mode === mode);

@@ -88,6 +88,7 @@ class Grid:
             try:
                 for width in setting.widths if not variant.control else ():
                     layers.append(variants.options(setting, variant, width, problem))
+                    variants.build(setting, variant, width, problem)
             except Unreachable as error:
                 self.refuse(setting, variant, str(error))
                 continue
@@ -119,7 +120,7 @@ class Grid:
         key = job.setting, job.variant, job.width
         if key not in self._costs:
             setting, problem = job.setting, self.problems[job.setting]
-            x, _ = problem.batch(0, 0)  # as in training: backends are chosen by the number of rows
+            x, _ = problem.batch(0, 0)  # backends are chosen by the number of rows, as for a user
             model = variants.build(setting, job.variant, job.width, problem)
             same = job.variant.structure in (DENSE, NARROW)
             plain = model if same else variants.dense(setting, job.width, problem)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -136,10 +136,10 @@ class Session:
         scales = rates.multipliers(nets[0], variants.base_inputs(setting, problem))
         trained = Members(nets, members, scales, problem)
 
-        def save(state: Mapping[str, Any]) -> None:
+        def save(state: Callable[[], Mapping[str, Any]]) -> None:
             if time.perf_counter() - self.saved >= self.request.every:
                 kept = {lr: [asdict(o) for o in several] for lr, several in before.items()}
-                self.checkpoint.save({"key": job.key(), "done": kept, "rates": list(some), "members": state})
+                self.checkpoint.save({"key": job.key(), "done": kept, "rates": list(some), "members": state()})
                 self.saved = time.perf_counter()
 
         at = held["members"] if held.get("rates") == list(some) else None

@@ -94,15 +94,7 @@ def base_inputs(setting: Setting, problem: TrainingProblem) -> dict[str, int]:
     return rates.inputs_of(empty(setting, setting.base, problem))
 
 
-def build(
-    setting: Setting,
-    variant: Variant,
-    width: int,
-    problem: TrainingProblem,
-    *,
-    seed: int = 0,
-    backend: str = backends.AUTO,
-) -> nn.Module:
+def build(setting: Setting, variant: Variant, width: int, problem: TrainingProblem, *, seed: int = 0) -> nn.Module:
     """The network of a variant. Networks of one seed share the parameters of layers that are not replaced.
 
     Raises:
@@ -119,7 +111,7 @@ def build(
         rules = options(setting, variant, width, problem)
         torch.manual_seed(seed + 1)
         try:
-            swap(model, rules, init="spectral", skip=(), backend=backend)
+            swap(model, rules, init="spectral", skip=())
         except ValueError as error:
             raise Unreachable(str(error).partition("\n")[0]) from None
     return model
@@ -156,6 +148,8 @@ def options(setting: Setting, variant: Variant, width: int, problem: TrainingPro
             bound = structures.get(word).bind(*widths, **own)  # type: ignore[arg-type]
         except SpecError as error:
             raise Unreachable(str(error).partition("\n")[0]) from None
+        if bound.gate is not None and bound.gate.active == 1 < bound.gate.experts:
+            raise Unreachable("each token has one expert, so that the loss gives the router no gradient")
         have = {"params": have["params"] + bound.params, "flops": have["flops"] + bound.flops()}
         want = {"params": want["params"] + bound.dense_params, "flops": want["flops"] + bound.dense_flops()}
         rules[name] = word, own if variant.budget else dict(bound.options)

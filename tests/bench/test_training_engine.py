@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from bench.__main__ import main  # noqa: E402
 from bench.training import costs, jobs, members, problems, rates, rows, settings, variants  # noqa: E402
 from bench.training.members import Members, Outcome  # noqa: E402
-from bench.training.variants import Variant  # noqa: E402
+from bench.training.variants import Unreachable, Variant  # noqa: E402
 from structures import StructuredLinear  # noqa: E402
 from structures.backends.native import kernel  # noqa: E402
 from structures.models.rates import multiplier, param_groups  # noqa: E402
@@ -66,6 +66,11 @@ def test_every_network_takes_structures_and_controls(setting: settings.Setting) 
 
 
 def test_costs_are_what_pytorch_counts() -> None:
+    text, [width] = problems.load(TEXT), TEXT.widths
+    decoder, (ids, _) = variants.dense(TEXT, width, text), text.batch(0, 0)
+    linear = 12 * width**2 * TEXT.depth + width * text.outputs
+    found = costs.costs(decoder, variants.replaced(TEXT, decoder), ids, ids.numel())
+    assert found["flops"] == 2 * linear + 4 * TEXT.length * width * TEXT.depth  # attention's two products, in full
     problem = problems.load(TEACHER)
     x, _ = problem.batch(0, 0)
     for variant in (Variant("dense"), Variant("low_rank", "params=0.25"), Variant("block_diagonal", "params=0.25")):
@@ -137,6 +142,19 @@ def test_a_network_is_trained_by_the_kernel_where_it_runs(compiled: bool) -> Non
         kernel.use(before)
     ran = {layer.ran for layer in net.modules() if isinstance(layer, StructuredLinear)}
     assert ran == {"native"} if compiled else "native" not in ran
+
+
+def test_experts_of_which_each_token_has_one_are_refused_with_the_reason() -> None:
+    with pytest.raises(Unreachable, match="the loss gives the router no gradient"):
+        variants.options(
+            TEACHER, Variant("dense_moe", None, "n_experts=2,experts_active=1"), 64, problems.load(TEACHER)
+        )
+
+
+def test_settings_of_one_scale_that_are_not_compared_have_names_of_their_own() -> None:
+    for tasks in settings.SETTINGS.values():
+        every = [setting for several in tasks.values() for setting in several]
+        assert len({s.name for s in every}) == len({settings.digest(s.decides) for s in every})
 
 
 def test_dyad_cat_is_dyad_it_in_one_product() -> None:

@@ -18,7 +18,6 @@ from bench.answers import losses
 from bench.files import kinds, training_rows
 from bench.files.errors import UsageError
 from bench.files.fields import Fields
-from bench.files.vocabulary import SHOWS
 from bench.report.readme import training as readme_training
 from bench.report.training import claims, fronts, tables
 from bench.training.settings import TASKS, THETAS
@@ -114,12 +113,13 @@ def test_a_task_says_what_it_shows_and_from_which_difference_on(tmp_path: Path) 
     [results] = losses.results(runs).values()
     noise, power, shows = tables.telling(losses.noise(runs), results)
     narrow = next(r for r in results if r.first.structure == "dense_narrow")  # of five seeds, all others of one
-    assert narrow.told and f"of {narrow.told * 100:.2g} % is detected in four runs of five" in power
-    assert "over 8 degrees" in noise and "shows mixing and rank" in shows and "cannot show long" in shows
+    assert narrow.told and "or more would be detected four times in five" in power
+    assert f"{narrow.told * 100:.2g} %" not in power
+    assert "over 8 degrees" in noise and "rank and mixing in a whole" in shows and "does not show how longer" in shows
     assert tables.telling(None, losses.results([run for run in runs if run.seed == 0]).popitem()[1])[1:] == [shows]
     read_me = (Path(training_rows.__file__).parents[1] / "training" / "README.md").read_text()
-    assert all(f"| {shown} | {cannot} |" in read_me for shown, cannot in SHOWS.values())
-    assert set(SHOWS) == set(TASKS)
+    assert all(f"| {shown} | {hidden} |" in read_me for shown, hidden in tables.SHOWS.values())
+    assert set(tables.SHOWS) == set(TASKS)
 
 
 def test_a_paired_interval_is_students_of_the_differences() -> None:
@@ -194,7 +194,7 @@ def claimed(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
 def test_claims_say_what_was_measured_and_no_more() -> None:
     said = claimed([*comparison(), time_row("dyad_it", 1.07)])
     [line] = said["time"]
-    assert line == f"{SETTING}, width 128, params=0.25: speed of a step beside dense's: dyad_it 1.07 (1.05 to 1.09)"
+    assert line == f"{SETTING}, width 128, params=0.25: speed of a step beside dense's: dyad_it 1.07x (1.05 to 1.09)"
     assert said["quality"] == said["widths"] == said["blocks"] == said["order"] == [claims.NOTHING]
 
 
@@ -215,7 +215,7 @@ def test_variants_whose_steps_take_the_same_time_are_compared_at_equal_time() ->
 def test_quality_is_what_is_learned_beyond_the_best_constant() -> None:
     own = {"setting": "teacher", "task": "teacher"}
     rows = [row("dense", 0.2, seed, **own) for seed in range(2)] + [row("dyad_it", 0.4, **own)]
-    assert claimed(rows)["quality"] == ["teacher, width 128, params=0.25: of what dense learns: dyad_it 75 %"]
+    assert claimed(rows)["quality"] == ["teacher, width 128, params=0.25: share of what dense learns: dyad_it 75 %"]
 
 
 def test_numbers_of_blocks_and_widths_stand_in_order() -> None:

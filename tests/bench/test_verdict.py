@@ -231,12 +231,22 @@ def test_what_loses_as_much_as_no_layers_at_all_is_ranked_and_not_taken(tmp_path
     losses = known(tmp_path, *comparison(), *(row("removed", 2.39, seed) for seed in range(3)))  # low_rank: 2.4
     found = judged(tmp_path, dense(), at("low_rank", 3.0), at("dyad_it", 2.0), known=losses)
     assert ranks(found.ranking)[:2] == [(1, "low_rank"), (2, "dyad_it")]
-    assert found.ranking[0].notes == ("loses as much as the network without these layers",)
+    assert found.ranking[0].notes == ("loses at least as much as the control without these layers",)
     assert found.best is found.winner is found.kept is found.ranking[1] and not found.ties
     said = sentence(found)
-    assert said.startswith("Take dyad_it: ") and "low_rank (3.00x) is faster, but loses as much as the network" in said
+    assert (
+        said.startswith("Take dyad_it: ")
+        and "low_rank (3.00x) is faster, but loses at least as much as the control" in said
+    )
     alone = judged(tmp_path, dense(), at("low_rank", 3.0), known=losses)
-    assert alone.best is None and sentence(alone).startswith("Keep dense: ")
+    assert alone.best is None and "is worth its place here; low_rank reaches 3.00x" in sentence(alone)
+    assert found.record()["best"] == "dyad_it" and alone.record()["winner"] is None
+    beside = judged(tmp_path, dense(), at("low_rank", 4.0), narrow(3.0), at("dyad_it", 2.0), known=losses)
+    assert "faster than any structure that keeps more" in sentence(beside)
+    larger = known(tmp_path, *comparison(), *(row("removed", 2.39, s, replaced_params_share=0.3) for s in range(3)))
+    assert (
+        judged(tmp_path, dense(), at("low_rank", 3.0), known=larger).best is not None
+    )  # a larger control shows nothing
 
 
 def test_a_task_that_does_not_tell_dense_from_nothing_tells_no_loss(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def measured(results: Results, asked: Question, qualities: Qualities) -> dict[st
 
 
 def by_role(every: Mapping[str, Measured]) -> dict[str, Measured]:
-    """What stands in the table, and why; structures that rank everywhere, beat dense there and do more than nothing."""
+    """What stands in the table, and why; structures that rank everywhere, beat dense there and are not idle."""
     most = max((len(one.cells) for one in every.values()), default=0)
     structures = [one for one in every.values() if one.first.kind == STRUCTURE and len(one.cells) == most]
     faster = [one for one in structures if all(cell.beats_dense and not cell.idle for cell in one.cells.values())]

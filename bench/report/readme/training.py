@@ -61,11 +61,11 @@ def _budget(runs: Sequence[TrainingRun]) -> str | None:
 
 def _columns(results: Mapping[TrainingPlace, Sequence[Result]], budget: str | None) -> list[TrainingPlace]:
     """Of the tasks that tell something the width with most structures, the tasks with most of them, in their order."""
-    telling = [place for place, several in results.items() if discriminates(several)]
-    sizes = {p: sum(not r.first.control for r in beside.chosen(results[p], budget)) for p in telling}
-    fullest = {p.setting: p for p in sorted(telling, key=lambda p: (sizes[p], p.width))}.values()
+    shown = [place for place, several in results.items() if discriminates(several)]
+    sizes = {p: sum(not r.first.control for r in beside.chosen(results[p], budget)) for p in shown}
+    fullest = {p.setting: p for p in sorted(shown, key=lambda p: (sizes[p], p.width))}.values()
     ranked = sorted((p for p in fullest if sizes[p]), key=lambda p: -sizes[p])[:MOST]
-    return [p for p in telling if p in ranked]
+    return [p for p in shown if p in ranked]
 
 
 def _table(

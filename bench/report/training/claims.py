@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from bench.answers.losses import TIE, Result
+from scipy import stats
+
+from bench.answers.losses import TIE, Result, apart
 from bench.files.training_rows import Time, TrainingPlace
 from bench.files.vocabulary import DENSE
 from bench.report.training.fronts import Front
@@ -101,12 +103,12 @@ def _quality(found: Found) -> list[str]:
         if constant and result.first.budget and result.loss and dense.loss:
             share = (constant - result.loss) / (constant - dense.loss)
             lines.append((place, result.first.series, f"{share * 100:.0f} %"))
-    return _of_each("of what dense learns", lines)
+    return _of_each("share of what dense learns", lines)
 
 
 def _times(found: Found) -> list[str]:
     ours = [t for t in found.times if t.structure in found.structures]
-    told = ((t.place, t.series, f"{t.speedup:.2f} ({t.ratio.q1:.2f} to {t.ratio.q3:.2f})") for t in ours)
+    told = ((t.place, t.series, f"{t.speedup:.2f}x ({t.ratio.q1:.2f} to {t.ratio.q3:.2f})") for t in ours)
     return _of_each("speed of a step beside dense's", told)
 
 
@@ -128,14 +130,10 @@ def _beside(one: Result, other: Result, own: Time, others: Time) -> str:
     Equal steps are equal time where the times' quartiles meet. Each was timed beside dense alone, so that the ends are
     those of both quartiles together.
     """
-    assert one.loss and other.loss
-    apart = math.log(one.loss / other.loss)
-    if one.bar is None or other.bar is None:
-        loss = "of unknown noise beside"
-    elif abs(apart) <= one.bar + other.bar:
-        loss = "a tie with"
-    else:
-        loss = f"{percent(math.expm1(apart))} beside"
+    found = apart(one, other)
+    loss = "a tie with" if found == 0 else "of unknown noise beside"
+    if found:
+        loss = f"{percent(math.expm1(found))} beside"
     ratio = others.speedup / own.speedup
     low, high = others.ratio.q1 / own.ratio.q3, others.ratio.q3 / own.ratio.q1
     took = f"its step takes {ratio:.2f} times as long, {low:.2f} to {high:.2f}"
@@ -176,8 +174,6 @@ def _blocks(found: Found) -> list[str]:
 
 def _order(found: Found) -> list[str]:
     """Exponents of members of the two-factor space by omega and psi, and how far both order them."""
-    from scipy import stats  # a second to import, for files with members alone
-
     lines = []
     for setting in dict.fromkeys(f.setting for f in found.fronts):
         fitted = [f for f in found.fronts if f.setting == setting and f.exponent is not None]
