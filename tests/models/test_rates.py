@@ -23,7 +23,7 @@ from structures.models.swap import swap
 from structures.models.width_check import coordinate_check
 
 NAMES = structures.names()
-WIDTHS = (64, 256, 1024)
+WIDTHS = (128, 512, 2048)
 
 
 def layer(name: str, *shape: int, **options) -> StructuredLinear:
