@@ -72,7 +72,7 @@ def _keeps(best: Contender, verdict: Verdict) -> list[str]:
 def _rival(one: Contender, verdict: Verdict) -> str:
     condition = WIDTH if one.name == NARROW else f"if {_error(one)} will do"
     alike = any(other.rank == one.rank for other in verdict.useful)
-    ahead = any(other.idle and (other.rank or 0) <= (one.rank or 0) for other in verdict.ranking)
+    ahead = any(other.idle and (other.rank or 0) < (one.rank or 0) for other in verdict.ranking)
     beside = f"{'as fast as' if alike else 'faster than'} any structure{' that keeps more' if ahead else ''}"
     said = f"{digits(one.speedup.median)}x, {beside}{f', {loss(one)}' if one.name == NARROW else ''}"
     return f"{condition[0].upper()}{condition[1:]}, take {one.label}: {said}."

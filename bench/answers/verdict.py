@@ -153,10 +153,10 @@ class Verdict:
 
     @property
     def passed_over(self) -> tuple[Contender, ...]:
-        """Idle structures that are faster than the one that is taken."""
+        """Idle structures that are faster than the one that is taken, by rank and median."""
         best = self.best
-        faster = [one for one in self.ranking if best and one.idle and one.speedup.median > best.speedup.median]
-        return tuple(one for one in faster if one.beats_dense)
+        idle = [one for one in self.ranking if best and one.idle and one.speedup.median > best.speedup.median]
+        return tuple(one for one in idle if best and (one.rank or 0) < (best.rank or 0))
 
     @property
     def kept(self) -> Contender | None:
