@@ -45,7 +45,7 @@ torch.set_num_threads(1)
 
 # Files of few tests that take more than eight seconds. They come first: what comes last is short, so that no process
 # is left alone with a long file.
-LONG = {"test_browser", "test_compile", "test_encoder", "test_fuzz", "test_journal", "test_options",
+FIRST = {"test_browser", "test_compile", "test_encoder", "test_fuzz", "test_journal", "test_options",
         "test_random_einsums", "test_readme", "test_search", "test_sequential", "test_sweep", "test_training_resume",
         "test_training_run", "test_transformers"}  # fmt: skip
 
@@ -61,7 +61,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     tests = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path.stem not in LONG, -tests[item.path], item.path))
+    items.sort(key=lambda item: (item.path.stem not in FIRST, -tests[item.path], item.path))
 
 
 @pytest.fixture

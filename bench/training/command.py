@@ -24,7 +24,11 @@ def add_options(train: argparse.ArgumentParser) -> None:
     add = train.add_argument
     add("tasks", nargs="+", metavar="TASK", help="encoder, teacher, facts, language, or all of the scale")
     add("-o", "--output", type=Path, metavar="FILE", help="rows to write, after every variant")
-    add("--scale", metavar="WORD", help="smoke (a minute), standard and claims (over an hour on two cores), full (a GPU)")
+    add(
+        "--scale",
+        metavar="WORD",
+        help="smoke (a minute), standard and claims (over an hour on two cores), full (a GPU)",
+    )
     named = 'entries and mixes by layer: "dyad_it:n_blocks=2,4 dyad_it+dyad_dt"'
     add("--structures", "--structure", metavar="WORDS", help=named)
     add("--budget", metavar="SHARES", help="of dense: params=0.5,0.25 flops=0.5")
