@@ -65,7 +65,7 @@ class Qualities:
 
     def of(self, structure: str, share: float, asked: float) -> Quality:
         """Of a structure with a share of dense's parameters, on the task that tells most at the share asked for."""
-        return Quality(self._loss(structure, share, asked), self._agreement(structure, share))
+        return Quality(self._loss(structure, share, asked), self._agreement(structure, share, asked))
 
     def missing(self) -> dict[str, str]:
         """What is not there -> the command that measures it."""
@@ -103,25 +103,25 @@ class Qualities:
         if found is None:
             return None
         place, several = found
-        fitting = [r for r in several if r.first.structure == structure and (structure == DENSE or _fits(r, share))]
+        own = [r for r in several if r.first.structure == structure]
+        fitting = own if structure == DENSE else [r for r in own if _fits(r, share) or _alike(_share(r), share, asked)]
         fitting = [r for r in fitting if r.difference is not None and r.interval is not None]
         if not fitting:
             return None
-        result = min(fitting, key=lambda r: abs(r.first.shares["replaced_params_share"] / share - 1))
+        result = min(fitting, key=lambda r: abs(_share(r) / share - 1))
         return _beside(place, result, several)
 
-    def _agreement(self, structure: str, share: float) -> Agreement | None:
-        own = [row for row in self.converted if row.structure == structure and row.feed_forward_share]
-        fitting = [row for row in own if near(row.feed_forward_share, share)]
-        best = max(fitting, key=lambda row: row.cosine, default=None)
+    def _agreement(self, structure: str, share: float, asked: float) -> Agreement | None:
+        own = [row for row in self.converted if row.structure == structure and (found := row.feed_forward_share)
+               and (near(found, share) or _alike(found, share, asked))]  # fmt: skip
+        best = max(own, key=lambda row: row.cosine, default=None)
         return Agreement(best.cosine, best.neighbour) if best else None
 
 
 def _beside(place: TrainingPlace, result: Result, several: Sequence[Result]) -> LossBeside:
     assert result.difference is not None and result.interval is not None
     low, high = result.interval
-    share = result.first.shares["replaced_params_share"]
-    smaller = [r for r in several if r.first.structure == REMOVED and r.first.shares["replaced_params_share"] <= share]
+    smaller = [r for r in several if r.first.structure == REMOVED and _share(r) <= _share(result)]
     idle = result.verdict == WORSE and any((losses.apart(result, r) or 0.0) >= 0 for r in smaller)
     return LossBeside(f"{place.setting}, width {place.width}", result.difference, low, high, result.verdict, idle)
 
@@ -168,5 +168,14 @@ def discriminates(several: Sequence[Result]) -> bool:
 
 def _fits(result: Result, share: float) -> bool:
     """Whether it was trained at about this share of the replaced layers' parameters."""
-    own = result.first.shares["replaced_params_share"]
-    return own > 0 and near(own, share)
+    return _share(result) > 0 and near(_share(result), share)
+
+
+def _share(result: Result) -> float:
+    """Of the replaced layers' parameters."""
+    return result.first.shares["replaced_params_share"]
+
+
+def _alike(one: float, other: float, asked: float) -> bool:
+    """Whether two shares are both what a structure has where a share is asked for, a little more and a little less."""
+    return near(one, asked) and near(other, asked)

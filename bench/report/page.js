@@ -92,11 +92,11 @@ function answer(q) {
     ["speed-up", (one) => one.speed], ...(has("linear") ? [["vs nn.Linear", (one) => one.linear ?? ""]] : []),
     ["FLOPs %", (one) => share(rows[one.i].shares[2]).slice(0, -2)], ["memory %", (one) => (one.memory ? share(one.memory).slice(0, -2) : "")],
     ...(has("loss") ? [["loss %", (one) => one.loss && (one.kind === "dense" ? "0" : one.loss.verdict === "tie" ? "tie" : signed(one.loss.difference)),
-      (one) => one.loss && `${signed(one.loss.low)} to ${signed(one.loss.high)} %, ${one.loss.task}`]] : []),
+      (one) => one.loss && `${signed(one.loss.low)} to ${signed(one.loss.high)} %, ${one.loss.task}${one.loss.idle ? "; no less than the control without layers" : ""}`]] : []),
     ...(has("agrees") ? [["agrees", (one) => one.agrees && one.agrees.cosine.toFixed(2), () => "mean cosine of a converted encoder's embeddings"]] : []),
     ...(every(q).some((one) => rows[one.i].mixes !== undefined) ? [["mixes", (one) => rows[one.i].mixes && String(rows[one.i].mixes) || (rows[one.i].mixes === 0 ? "never" : "\u2013"),
       () => "layers until every output depends on every input"]] : []),
-    ["", (one) => [...(one.doubts ?? []), ...(one.notes ?? []).filter((note) => !note.startsWith("runs "))].join("; ")]];
+    ["", (one) => [...(one.doubts ?? []), ...(one.notes ?? []).filter((note) => !/^(runs|loses) /.test(note))].join("; ")]];
   const line = (one) => {
     const row = rows[one.i], look = looks[row.look], [median, q1, q3] = row.speedup ?? [1, 1, 1];
     const dots = el("td", { class: "dots", style: `--one: ${at(1)}` },
@@ -200,7 +200,7 @@ function scaling(q) {
 function map(q) {
   const cells = alike(q, ["layer", "tokens", "mode"]), by = (key, compare) => [...new Set(cells.map((one) => one.pick[key]))].sort(compare);
   const shapes = by("layer", (a, b) => size(a)[0] - size(b)[0] || size(a)[1] - size(b)[1]), counts = by("tokens", (a, b) => a - b);
-  $("layers-note").textContent = `The fastest at each layer, ${q.pick.held}, ${q.pick.dtype}. Ties with dense are dense's; what loses at least as much as the control without these layers is left out. Where a rival of dense is ahead, the best structure stands below it. A press opens the ranking.`;
+  $("layers-note").textContent = `The fastest at each layer, ${q.pick.held}, ${q.pick.dtype}. Ties with dense are dense's; what loses no less than the control without layers is left out. Where a rival of dense is ahead, the best structure stands below it. A press opens the ranking.`;
   const said = (one) => `${one.speed}×${one.tied ? ", tie" : ""}`;
   const cell = (mode, count, shape) => {
     const found = cells.find((one) => one.pick.layer === shape && one.pick.tokens === count && one.pick.mode === mode);
