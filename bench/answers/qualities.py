@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from bench.answers import conversions, losses
 from bench.answers.conversions import ConversionRow
-from bench.answers.losses import TIE, WORSE, Result
+from bench.answers.losses import BETTER, TIE, WORSE, Result
 from bench.answers.question import near
 from bench.files import kinds, training_rows
 from bench.files.fields import load
 from bench.files.kinds import File
 from bench.files.training_rows import TrainingPlace
-from bench.files.vocabulary import DENSE, NARROW, REMOVED
+from bench.files.vocabulary import DENSE, FEWER_BITS, NARROW, REMOVED
 
 REAL = ("language", "encoder")  # tasks on real data; the others are made up
 TRAIN, CONVERT = "python -m bench train all -o training.json", "python -m bench minilm -o minilm.json"
@@ -103,6 +105,8 @@ class Qualities:
         if found is None:
             return None
         place, several = found
+        if structure in FEWER_BITS:
+            return _rounded(place, several, structure)
         own = [r for r in several if r.first.structure == structure]
         fitting = own if structure == DENSE else [r for r in own if _fits(r, share) or _alike(_share(r), share, asked)]
         fitting = [r for r in fitting if r.difference is not None and r.interval is not None]
@@ -124,6 +128,21 @@ def _beside(place: TrainingPlace, result: Result, several: Sequence[Result]) -> 
     smaller = [r for r in several if r.first.structure == REMOVED and _share(r) <= _share(result)]
     idle = result.verdict == WORSE and any((losses.apart(result, r) or 0.0) >= 0 for r in smaller)
     return LossBeside(f"{place.setting}, width {place.width}", result.difference, low, high, result.verdict, idle)
+
+
+def _rounded(place: TrainingPlace, several: Sequence[Result], form: str) -> LossBeside | None:
+    """What the trained dense network loses when its layers are rounded: of each seed beside itself, by Student's."""
+    logs = [
+        math.log(run.rounded[form] / run.loss)
+        for result in several if result.first.structure == DENSE
+        for run in result.runs if run.loss and form in run.rounded
+    ]  # fmt: skip
+    if len(logs) < 2:
+        return None
+    middle, margin = mean(logs), losses.quantile(1, len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
+    verdict = TIE if abs(middle) <= margin else WORSE if middle > 0 else BETTER
+    low, high = math.expm1(middle - margin), math.expm1(middle + margin)
+    return LossBeside(f"{place.setting}, width {place.width}", math.expm1(middle), low, high, verdict)
 
 
 NONE = Qualities()

@@ -1,13 +1,14 @@
 """What a file of `bench train` holds, read and checked: runs with their curves, and ratios of steps' times."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from bench.files import declared
 from bench.files.declared import Key, Reader
 from bench.files.fields import Fields
 from bench.files.rows import Spread
+from bench.files.vocabulary import FEWER_BITS
 from structures.reading import BadFile
 
 PHASES = ("train", "time")
@@ -41,6 +42,11 @@ def _curve(fields: Fields, key: str) -> tuple[tuple[int, float], ...]:
     if not good or not all(isinstance(s, int) and isinstance(v, int | float) and v > 0 for s, v in points):
         raise fields.bad(key, "a list of [step, positive loss]")
     return tuple((step, float(loss)) for step, loss in points)
+
+
+def _rounded(fields: Fields, key: str) -> dict[str, float]:
+    own = fields.inside(key)
+    return {form: own.number(form) for form in own.values if form in FEWER_BITS}
 
 
 def _seed(fields: Fields, key: str) -> int:
@@ -80,6 +86,7 @@ class TrainingRun:
     executed: _key("executed_train_flops")  # type: ignore[valid-type]  # of one token, as run
     shares: dict[str, float]
     bits_per_byte: declared.Number | None = None  # of text
+    rounded: Annotated[Mapping[str, float], Reader(_rounded)] = field(default_factory=dict)  # losses in fewer bits
 
 
 @dataclass(frozen=True)

@@ -19,5 +19,6 @@ RIVALS = {  # of structures that no registry has: dense layers that are smaller 
     INT8_WEIGHTS: "weights in int8 with a scale for each row, inputs as they are",
     FLOAT8: "on CUDA: weights in float8 with a scale for each row, inputs rounded to float8 in each call",
 }
+FEWER_BITS = (BFLOAT16, INT8_DYNAMIC, INT8_WEIGHTS)  # those that every CPU runs
 MIX = "+"  # joins the names of a mix of structures, which take turns layer by layer
 NEAR = 0.15  # how far, relatively, a share of dense may be from the budget that it is compared at

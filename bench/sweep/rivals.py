@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,30 @@ def rival(structure: Structure, form: str, x: Tensor, dtype: torch.dtype) -> Sub
         state=layer.state_dict,
         originals=(linear.weight.detach(), linear.bias.detach()),
     )
+
+
+class Between(nn.Module):
+    """A layer of another dtype where inputs and outputs are of one."""
+
+    def __init__(self, layer: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.layer, self.dtype = layer, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.to(self.dtype)).to(x.dtype)  # type: ignore[no-any-return]
+
+
+def lowered(model: nn.Module, names: Sequence[str], form: str) -> nn.Module:
+    """The model with its dense layers of these names in fewer bits, in place; for the forward pass alone."""
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as in `rival`
+            made, _, _ = _made(linear, form, torch.empty(0, linear.in_features))
+        setattr(model.get_submodule(parent), child, Between(made, torch.bfloat16) if form == BFLOAT16 else made)
+    return model
 
 
 def _made(linear: nn.Linear, form: str, x: Tensor) -> tuple[nn.Module, tuple[Tensor, ...], str]:

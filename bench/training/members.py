@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.files.vocabulary import FEWER_BITS
+from bench.sweep.rivals import lowered
 from bench.training.problems import TrainingProblem
 
 WARM_UP = 0.05  # share of the steps over which the rate rises; then it falls linearly to zero
@@ -21,11 +24,15 @@ Save = Callable[[Callable[[], Mapping[str, Any]]], None]
 
 @dataclass
 class Outcome:
-    """What one member came to: a curve of (step, reported loss), its loss on the tune part, or why it has none."""
+    """What one member came to: a curve of (step, reported loss), its loss on the tune part, or why it has none.
+
+    rounded: the reported loss with dense layers in fewer bits, by the name of the rival.
+    """
 
     curve: list[tuple[int, float]] = field(default_factory=list)
     tune: float | None = None
     reason: str | None = None
+    rounded: dict[str, float] = field(default_factory=dict)
 
     @property
     def loss(self) -> float | None:
@@ -95,6 +102,17 @@ class Members:
         for net in self.nets:
             net.train()
         return (total / count).tolist()
+
+    def rounded(self, names: Sequence[str]) -> list[dict[str, float]]:
+        """Every member's reported loss with the dense layers of these names in fewer bits."""
+        nets, found = self.nets, []
+        try:
+            for form in FEWER_BITS:
+                self.nets = [lowered(copy.deepcopy(net), names, form) for net in nets]
+                found.append(self.held("report"))
+        finally:
+            self.nets = nets
+        return [dict(zip(FEWER_BITS, each, strict=True)) for each in zip(*found, strict=True)]
 
     def train(
         self, steps: int, *, say: Callable[[int], None], save: Save | None = None, held: Mapping[str, Any] | None = None

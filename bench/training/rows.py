@@ -59,6 +59,7 @@ def of_run(
         "reason": outcome.reason,
         "loss": loss,
         **bits,
+        **({"rounded": outcome.rounded} if outcome.rounded else {}),
         "curve": [list(point) for point in outcome.curve],
         **more,
         "device": setting.device,

@@ -11,6 +11,7 @@ import torch
 
 from bench.files.progress import Progress
 from bench.files.run import RunRecord
+from bench.files.vocabulary import DENSE
 from bench.training import jobs, problems, rates, rows, timing, variants
 from bench.training.checkpoint import Checkpoint
 from bench.training.jobs import Grid, Job
@@ -151,4 +152,7 @@ class Session:
             self.progress.within(part, step, setting.steps, job.words)
 
         found = trained.train(setting.steps, say=say, save=save, held=at)
+        if job.variant.structure == DENSE and setting.device == "cpu":
+            for outcome, rounded in zip(found, trained.rounded(variants.replaced(setting, nets[0])), strict=True):
+                outcome.rounded = {} if outcome.reason else rounded
         return {lr: [o for (_, own), o in zip(members, found, strict=True) if own == lr] for lr in some}
