@@ -133,9 +133,9 @@ def _beside(place: TrainingPlace, result: Result, several: Sequence[Result]) -> 
 def _rounded(place: TrainingPlace, several: Sequence[Result], form: str) -> LossBeside | None:
     """What the trained dense network loses when its layers are rounded: of each seed beside itself, by Student's."""
     logs = [
-        math.log(run.rounded[form] / run.loss)
+        math.log(dict(run.rounded)[form] / run.loss)
         for result in several if result.first.structure == DENSE
-        for run in result.runs if run.loss and form in run.rounded
+        for run in result.runs if run.loss and form in dict(run.rounded)
     ]  # fmt: skip
     if len(logs) < 2:
         return None

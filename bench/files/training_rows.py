@@ -1,7 +1,7 @@
 """What a file of `bench train` holds, read and checked: runs with their curves, and ratios of steps' times."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from bench.files import declared
@@ -44,9 +44,9 @@ def _curve(fields: Fields, key: str) -> tuple[tuple[int, float], ...]:
     return tuple((step, float(loss)) for step, loss in points)
 
 
-def _rounded(fields: Fields, key: str) -> dict[str, float]:
+def _rounded(fields: Fields, key: str) -> tuple[tuple[str, float], ...]:
     own = fields.inside(key)
-    return {form: own.number(form) for form in own.values if form in FEWER_BITS}
+    return tuple((form, own.number(form)) for form in FEWER_BITS if form in own)
 
 
 def _seed(fields: Fields, key: str) -> int:
@@ -86,7 +86,7 @@ class TrainingRun:
     executed: _key("executed_train_flops")  # type: ignore[valid-type]  # of one token, as run
     shares: dict[str, float]
     bits_per_byte: declared.Number | None = None  # of text
-    rounded: Annotated[Mapping[str, float], Reader(_rounded)] = field(default_factory=dict)  # losses in fewer bits
+    rounded: Annotated[tuple[tuple[str, float], ...], Reader(_rounded)] = ()  # losses of dense in fewer bits
 
 
 @dataclass(frozen=True)

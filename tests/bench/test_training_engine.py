@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -14,6 +15,8 @@ torch = pytest.importorskip("torch")
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from bench.__main__ import main  # noqa: E402
+from bench.files.vocabulary import FEWER_BITS  # noqa: E402
+from bench.sweep import rivals  # noqa: E402
 from bench.training import costs, jobs, members, problems, rates, rows, settings, variants  # noqa: E402
 from bench.training.members import Members, Outcome  # noqa: E402
 from bench.training.variants import Unreachable, Variant  # noqa: E402
@@ -142,6 +145,20 @@ def test_a_network_is_trained_by_the_kernel_where_it_runs(compiled: bool) -> Non
         kernel.use(before)
     ran = {layer.ran for layer in net.modules() if isinstance(layer, StructuredLinear)}
     assert ran == {"native"} if compiled else "native" not in ran
+
+
+def test_rounded_layers_are_those_that_are_named_and_the_network_stays() -> None:
+    problem = problems.load(TEACHER)
+    net = variants.dense(TEACHER, 64, problem)
+    one = Members([net], [(0, 0.003)], rates.multipliers(net, {}), problem)
+    [before], names = one.held("report"), variants.replaced(TEACHER, net)
+    [found] = one.rounded(names)
+    assert set(found) == set(FEWER_BITS) and len(set(found.values()) | {before}) == 4
+    assert all(loss == pytest.approx(before, rel=0.02) for loss in found.values())
+    assert one.held("report") == [before] and one.nets == [net]
+    low = rivals.lowered(copy.deepcopy(net), names, "dense_int8_weights")
+    assert type(low.get_submodule("first")) is torch.nn.Linear
+    assert {type(low.get_submodule(name)) for name in names} == {rivals.WeightOnly}
 
 
 def test_experts_of_which_each_token_has_one_are_refused_with_the_reason() -> None:

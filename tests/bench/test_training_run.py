@@ -12,6 +12,7 @@ import pytest
 from bench.__main__ import main
 from bench.answers import losses
 from bench.files import encoder, kinds, training_rows
+from bench.files.vocabulary import FEWER_BITS
 
 torch = pytest.importorskip("torch")
 
@@ -50,6 +51,8 @@ def test_every_task_trains_and_says_what_it_took(
         assert len(row["data_sha256"]) == 64 and row["versions"]["torch"] == torch.__version__
         assert row["config"]["seed"] == row["seed"] and row["key"] and row["lr"] > 0
         assert len(row["by_rate"]) >= 2 and row["loss"] in [tried["loss"] for tried in row["by_rate"]]
+        assert set(row.get("rounded", ())) == (set(FEWER_BITS) if row["structure"] == "dense" else set())
+        assert all(loss == pytest.approx(row["loss"], rel=0.02) for loss in row.get("rounded", {}).values())
         share = row["replaced_params_share"]
         assert share == 1 if row["structure"] == "dense" else share < 0.62
         assert row["params"] >= row["replaced_params"] and row["train_flops"] == pytest.approx(

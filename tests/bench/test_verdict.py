@@ -263,6 +263,19 @@ def test_a_loss_holds_for_the_share_that_was_trained(tmp_path: Path) -> None:
     assert losses.of("blast", 0.284, 0.25).loss and losses.of("blast", 0.284, 0.3).loss is None
 
 
+def test_a_rival_in_fewer_bits_loses_what_rounding_costs_the_trained_dense_network(tmp_path: Path) -> None:
+    off = (1.03, 1.05, 1.04)
+    rounded = [{"dense_int8_dynamic": 2.0 * by, "dense_bfloat16": 2.0} for by in off]
+    rows = [row("dense", 2.0, seed, rounded=one) for seed, one in enumerate(rounded)]
+    rows += [row("low_rank", 2.4, seed) for seed in range(3)] + [row("removed", 2.6, seed) for seed in range(3)]
+    losses = known(tmp_path, *rows)
+    eight, sixteen = (losses.of(name, 1.0, 0.25).loss for name in ("dense_int8_dynamic", "dense_bfloat16"))
+    assert eight and eight.difference == pytest.approx(0.04, abs=1e-4) and eight.verdict == "worse"
+    assert 0 < eight.low < eight.difference < eight.high
+    assert sixteen and sixteen.difference == 0 and sixteen.verdict == "tie"
+    assert losses.of("dense_int8_weights", 1.0, 0.25).loss is None  # not measured
+
+
 def test_agreement_is_that_of_the_best_conversion_at_the_share(tmp_path: Path) -> None:
     from test_minilm import encoder
 
