@@ -85,8 +85,8 @@ def _passed_over(verdict: Verdict) -> list[str]:
         return []
     first = f"{several[0].label} ({digits(several[0].speedup.median)}x)"
     if len(several) == 1:
-        return [f"{first} is faster, but loses {AS_NONE}."]
-    return [f"{first} and {len(several) - 1} more are faster, but lose {AS_NONE}."]
+        return [f"{first} loses {AS_NONE}."]
+    return [f"{first} and {len(several) - 1} more lose {AS_NONE}."]
 
 
 def _error(one: Contender) -> str:

@@ -37,7 +37,7 @@ LABELS = {
     INT8_WEIGHTS: "dense in int8 (weights alone)",
 }
 WIDE = 1.5  # quartiles a larger factor apart tell nothing
-AS_NONE = "no less than the control without layers"  # what an idle structure loses
+AS_NONE = "no less than without layers"  # what an idle structure loses
 
 
 @dataclass(frozen=True)

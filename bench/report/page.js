@@ -92,7 +92,7 @@ function answer(q) {
     ["speed-up", (one) => one.speed], ...(has("linear") ? [["vs nn.Linear", (one) => one.linear ?? ""]] : []),
     ["FLOPs %", (one) => share(rows[one.i].shares[2]).slice(0, -2)], ["memory %", (one) => (one.memory ? share(one.memory).slice(0, -2) : "")],
     ...(has("loss") ? [["loss %", (one) => one.loss && (one.kind === "dense" ? "0" : one.loss.verdict === "tie" ? "tie" : signed(one.loss.difference)),
-      (one) => one.loss && `${signed(one.loss.low)} to ${signed(one.loss.high)} %, ${one.loss.task}${one.loss.idle ? "; no less than the control without layers" : ""}`]] : []),
+      (one) => one.loss && `${signed(one.loss.low)} to ${signed(one.loss.high)} %, ${one.loss.task}${one.loss.idle ? "; no less than without layers" : ""}`]] : []),
     ...(has("agrees") ? [["agrees", (one) => one.agrees && one.agrees.cosine.toFixed(2), () => "mean cosine of a converted encoder's embeddings"]] : []),
     ...(every(q).some((one) => rows[one.i].mixes !== undefined) ? [["mixes", (one) => rows[one.i].mixes && String(rows[one.i].mixes) || (rows[one.i].mixes === 0 ? "never" : "\u2013"),
       () => "layers until every output depends on every input"]] : []),
@@ -136,7 +136,7 @@ const flat = (points, color = "currentColor") => ({ points, color, strokeDash: [
 const single = (one, point, named) => ({ label: one.label, look: looks[rows[one.i].look], line: false, named, faint: false, points: [{ told: told(one), ...point }] });
 
 function quality(q) {
-  const has = every(q).filter((one) => one.loss && one.kind !== "dense" && rows[one.i].speedup);
+  const has = every(q).filter((one) => one.loss && one.kind !== "dense" && rows[one.i].speedup && (one.kind === "structure" || rows[one.i].speedup[1] > 1)); // slower rivals are in the ranking
   $("quality").hidden = !has.length;
   const missing = embedded.missing.length ? `Not measured: run ${embedded.missing.join(" and ")}, and give the file to report.` : "No loss was measured at this share.";
   $("no-quality").textContent = has.length ? `Held-out loss beside dense's, ${has[0].loss.task}.` : missing;
@@ -200,7 +200,7 @@ function scaling(q) {
 function map(q) {
   const cells = alike(q, ["layer", "tokens", "mode"]), by = (key, compare) => [...new Set(cells.map((one) => one.pick[key]))].sort(compare);
   const shapes = by("layer", (a, b) => size(a)[0] - size(b)[0] || size(a)[1] - size(b)[1]), counts = by("tokens", (a, b) => a - b);
-  $("layers-note").textContent = `The fastest at each layer, ${q.pick.held}, ${q.pick.dtype}. Ties with dense are dense's; what loses no less than the control without layers is left out. Where a rival of dense is ahead, the best structure stands below it. A press opens the ranking.`;
+  $("layers-note").textContent = `The fastest at each layer, ${q.pick.held}, ${q.pick.dtype}. Ties with dense are dense's; what loses no less than without layers is left out. Where a rival of dense is ahead, the best structure stands below it. A press opens the ranking.`;
   const said = (one) => `${one.speed}×${one.tied ? ", tie" : ""}`;
   const cell = (mode, count, shape) => {
     const found = cells.find((one) => one.pick.layer === shape && one.pick.tokens === count && one.pick.mode === mode);

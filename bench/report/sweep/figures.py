@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from bench.answers.qualities import Qualities
 from bench.answers.question import Question, questions
-from bench.answers.verdict import DENSE, Contender, Verdict, verdict
+from bench.answers.verdict import DENSE, STRUCTURE, Contender, Verdict, verdict
 from bench.files.rows import Results, Row, Run, Spread
 from bench.files.vocabulary import MODES, NARROW, VERSIONS
 from bench.report.drawing import style, words
@@ -99,6 +99,7 @@ def _dyad(several: Sequence[Verdict]) -> list[Chart]:
 def quality(found: Verdict) -> list[Figure]:
     """Loss beside dense's against speed-up, at most six names; nothing where no loss was measured."""
     known = [one for one in found.ranking if one.quality.loss and one.kind != DENSE]
+    known = [one for one in known if one.kind == STRUCTURE or one.beats_dense]  # slower rivals are in the ranking
     if len(known) < 2:
         return []
     dyad = [one for one in known if style.dyad(one.name)][:1]
